@@ -1,0 +1,138 @@
+"""One thin wrapper round the terminal: results to stdout, everything else to stderr."""
+
+from __future__ import annotations
+
+import json
+import time
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console as RichConsole
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as RichProgress
+from rich.table import Table
+
+_PLAIN_LINE_EVERY_S = 10.0
+
+
+class Console:
+    """Notes, warnings, progress, tables; a listener for `virchow_st.progress.Progress`.
+
+    On a terminal, progress is a bar with rate and time left; elsewhere plain lines, the first,
+    the last and one every ten seconds.
+
+    Args:
+        quiet: say nothing but warnings, errors and results.
+    """
+
+    def __init__(self, quiet: bool = False) -> None:
+        self.quiet = quiet
+        # Paths and names are shown as they are: "[" is no markup and ":cat:" no picture.
+        plain: dict[str, Any] = {"highlight": False, "soft_wrap": True}
+        plain |= {"markup": False, "emoji": False}
+        self._out = RichConsole(**plain)
+        self._err = RichConsole(stderr=True, **plain)
+        self._bar: RichProgress | None = None
+        self._started = 0.0
+        self._first = 0
+        self._last_line = 0.0
+        self._last_done = 0
+
+    # --- what a job says ------------------------------------------------------------------------
+
+    def note(self, text: str) -> None:
+        """One line of information."""
+        if not self.quiet:
+            self._err.print(text)
+
+    def warn(self, text: str) -> None:
+        """One line that should not be overlooked; shown even when quiet."""
+        self._err.print(f"warning: {_one_line(text)}", style="yellow")
+
+    def error(self, text: str) -> None:
+        """One line that says what went wrong."""
+        self._err.print(f"error: {_one_line(text)}", style="bold red")
+
+    def step(self, done: int, total: int, unit: str, detail: str = "") -> None:
+        """Progress of the job at hand; a smaller ``done`` than before begins a new job."""
+        now = time.monotonic()
+        if self._last_done == 0 or done <= self._last_done:
+            self._started, self._first = now, done - 1
+            self._last_line = 0.0
+        self._last_done = 0 if done >= total else done
+        if self.quiet:
+            return
+        if self._err.is_terminal:
+            self._step_bar(done, total, unit, detail)
+        elif done >= total or now - self._last_line >= _PLAIN_LINE_EVERY_S:
+            self._last_line = now
+            rate = (done - self._first) / max(now - self._started, 1e-3)
+            left = "" if done >= total or rate > 1e3 else f", {(total - done) / rate:.0f} s left"
+            self._err.print(f"  {done}/{total} {unit}{left}  {detail}".rstrip())
+
+    def _step_bar(self, done: int, total: int, unit: str, detail: str) -> None:
+        if self._bar is None:
+            self._bar = RichProgress(
+                TextColumn("  {task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[rate]}"),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[detail]}"),
+                console=self._err,
+            )
+            self._bar.add_task(unit, total=total, rate="", detail="")
+            self._bar.start()
+        elapsed = time.monotonic() - self._started
+        rate = f"{(done - self._first) / elapsed:.1f}/s" if elapsed > 0.5 else ""
+        task = self._bar.tasks[0].id
+        self._bar.update(task, total=total, completed=done, rate=rate, detail=detail)
+        if done >= total:
+            self.close()
+
+    def close(self) -> None:
+        """End a progress bar, so that what follows starts on a line of its own."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def __enter__(self) -> Console:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    # --- what a command answers -----------------------------------------------------------------
+
+    def result(self, text: str) -> None:
+        """A line of the answer, to stdout."""
+        self._out.print(text)
+
+    def table(
+        self,
+        title: str,
+        columns: list[str],
+        rows: list[list[str]],
+        sections: tuple[int, ...] = (),
+        caption: str = "",
+    ) -> None:
+        """A table, to stdout; numbers stand right, a rule follows each row index in sections."""
+        table = Table(title=title, title_justify="left", caption=caption, caption_justify="left")
+        for i, column in enumerate(columns):
+            table.add_column(column, justify="left" if i == 0 else "right", overflow="fold")
+        for i, row in enumerate(rows):
+            table.add_row(*row, end_section=i in sections)
+        self._out.print(table)
+
+    def json(self, content: Any) -> None:
+        """JSON, to stdout, for programs."""
+        self._out.print(json.dumps(content, indent=1, ensure_ascii=False))
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())

@@ -1,0 +1,117 @@
+"""``vst demo``: the whole way on simulated slides, in minutes on a laptop."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+import xxhash
+from virchow_st_cli.console import Console
+from virchow_st_cli.options import with_console
+from virchow_st_cli.scores import print_scores
+
+import virchow_st
+from virchow_st.config import ExtractConfig, SimulateConfig, TrainConfig
+from virchow_st.errors import ConfigError
+from virchow_st.files import write_json
+
+_MARK = "demo.json"
+_PARTS = ("cohort", "poisson", "mse")
+_TEST_PATIENT = "P5"
+_COHORT = SimulateConfig()
+_EXTRACT = ExtractConfig(encoder="stain", device="cpu")
+# A demo has some forty training patches where the default recipe expects a thousand: smaller steps
+# of the optimiser, more of them. Both losses get the same.
+_TRAIN = TrainConfig(test_patient=_TEST_PATIENT, batch_size=4, accumulate=1, lr=5e-4, device="cpu")
+
+
+@click.command()
+@click.argument("out", type=click.Path(path_type=Path), default=Path("demo"))
+@with_console
+def demo(console: Console, out: Path) -> None:
+    """Simulate three patients, extract, train with Poisson and with MSE, evaluate, draw.
+
+    Goes on where it was stopped, and starts anew when the program has changed.
+    """
+    from virchow_st.cohort import extract_cohort
+    from virchow_st.simulate import simulate_cohort
+
+    started = time.monotonic()
+    _claim(out)
+    console.note(f"1/5 simulate {', '.join(_COHORT.patients)}")
+    simulate_cohort(out / "cohort", _COHORT, console.note)
+    console.note("2/5 extract with the stain encoder")
+    for outcome in extract_cohort(out / "cohort" / "slides.csv", _EXTRACT, console):
+        if outcome.n_patches is None:
+            raise ConfigError(outcome.text)
+    stores = tuple(str((out / "cohort" / f"{p}.vst").resolve()) for p in _COHORT.patients)
+    console.note(f"3/5 train on {_trainers()}, test on {_TEST_PATIENT}")
+    metrics = {}
+    for loss, title in (("poisson", "Poisson"), ("mse", "MSE")):
+        console.note(f"{title}:")
+        metrics[title] = _train_and_evaluate(
+            console, out / loss, replace(_TRAIN, stores=stores, loss=loss)
+        )
+    console.note("5/5 draw")
+    pictures = _draw(out)
+    print_scores(console, metrics)
+    console.result(f"picture: {pictures[0]}")
+    console.note(f"all pictures in {out / 'poisson' / 'figures'}")
+    console.note(f"{time.monotonic() - started:.0f} s")
+
+
+def _claim(out: Path) -> None:
+    """Keep what an earlier demo of the same program left; never touch a folder of anyone else."""
+    mark = {"format": "virchow_st.demo/1", "program": _program_digest()}
+    if (out / _MARK).is_file():
+        found = json.loads((out / _MARK).read_text("utf-8"))
+        if found == mark:
+            return
+        if found.get("format") != mark["format"]:
+            raise ConfigError(f"{out / _MARK}: is not of this demo; give another folder")
+        for name in _PARTS:
+            shutil.rmtree(out / name, ignore_errors=True)
+    elif out.exists() and any(out.iterdir()):
+        raise ConfigError(f"{out}: expected a new folder or an earlier demo; give another folder")
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(out / _MARK, mark)
+
+
+def _program_digest() -> str:
+    hasher = xxhash.xxh64(virchow_st.__version__)
+    for folder in (Path(virchow_st.__file__).parent, Path(__file__).parent):
+        for file in sorted(folder.rglob("*.py")):
+            hasher.update(file.read_bytes())
+    return hasher.hexdigest()
+
+
+def _trainers() -> str:
+    return "+".join(p for p in _COHORT.patients if p != _TEST_PATIENT)
+
+
+def _train_and_evaluate(console: Console, run: Path, config: TrainConfig) -> dict[str, Any]:
+    """The run's metrics, made unless they are there."""
+    from virchow_st.evaluate import evaluate
+    from virchow_st.training import train
+
+    if not (run / "best_metrics.json").is_file():
+        is_begun = (run / "checkpoints" / "last").is_dir()
+        if run.exists() and not is_begun:
+            shutil.rmtree(run)
+        train(run, config, resume=is_begun, progress=console)
+    if not (run / "metrics.json").is_file():
+        console.note("4/5 evaluate")
+        evaluate(run, config.device, console)
+    return dict(json.loads((run / "metrics.json").read_text("utf-8")))
+
+
+def _draw(out: Path) -> list[Path]:
+    from virchow_st.figures import draw_figures
+
+    pictures = draw_figures(out / "poisson", None)
+    return [picture for picture in pictures if picture.suffix == ".png"]

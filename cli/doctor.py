@@ -1,0 +1,62 @@
+"""``vst doctor``: what is installed, what is missing and how to get it."""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, version
+
+import click
+from virchow_st_cli.console import Console
+from virchow_st_cli.options import with_console
+
+_PACKAGES = (
+    "virchow_st", "torch", "torchvision", "timm", "torch-geometric", "huggingface_hub", "lmdb",
+    "numpy", "numba", "scipy", "scikit-image", "opencv-python-headless", "openslide-python",
+    "tifffile", "h5py", "pyarrow",
+)  # fmt: skip
+_VIRCHOW2 = "paige-ai/Virchow2"
+
+
+@click.command()
+@with_console
+def doctor(console: Console) -> int:
+    """Show versions, devices and access to the gated model; exit code 1 if a package is missing."""
+    rows, is_whole = [], True
+    for name in _PACKAGES:
+        try:
+            rows.append([name, version(name)])
+        except PackageNotFoundError:
+            rows.append([name, "missing: run `pip install virchow_st` again"])
+            is_whole = False
+    rows.append(["device", _device()])
+    rows.append(["Virchow2", _gated_access()])
+    console.table("virchow_st", ["", "found"], rows)
+    return int(not is_whole)
+
+
+def _device() -> str:
+    try:
+        import torch
+    except ImportError as e:
+        return f"torch cannot be imported ({e})"
+    if not torch.cuda.is_available():
+        return f"cpu, {torch.get_num_threads()} threads; no CUDA device"
+    gib = torch.cuda.get_device_properties(0).total_memory / 2**30
+    return f"cuda, {torch.cuda.get_device_name(0)}, {gib:.0f} GiB"
+
+
+def _gated_access() -> str:
+    """Whether the hub would let us download the weights, asked with a bounded wait."""
+    from huggingface_hub import HfApi, get_token
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError
+
+    how = f"accept the licence at https://huggingface.co/{_VIRCHOW2}, then `hf auth login`"
+    if get_token() is None:
+        return f"not logged in to the hub: {how}; or give --weights FILE"
+    try:
+        HfApi().model_info(_VIRCHOW2, timeout=5)
+        HfApi().auth_check(_VIRCHOW2)
+    except GatedRepoError:
+        return f"no access yet: {how}"
+    except (HfHubHTTPError, OSError) as e:
+        return f"the hub cannot be asked ({type(e).__name__}); --weights FILE works without it"
+    return "access granted"

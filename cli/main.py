@@ -1,0 +1,97 @@
+"""``vst``: the entry point; every error ends in one line and an exit code.
+
+2 for a user's mistake, 1 for a check that failed or a fault of ours, 130 for Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import errno
+import sys
+import warnings
+
+import click
+from virchow_st_cli.console import Console
+from virchow_st_cli.demo import demo
+from virchow_st_cli.doctor import doctor
+from virchow_st_cli.runs import evaluate, figures, train
+from virchow_st_cli.slides import extract, simulate
+from virchow_st_cli.stores import inspect, verify
+
+from virchow_st import __version__
+from virchow_st.errors import VirchowSTError
+
+# What writing says of a full disk, a folder that is not ours, or a file where a folder has to be.
+_UNUSABLE_PLACE = (
+    errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST,
+    errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG,
+)  # fmt: skip
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="vst")
+def cli() -> None:
+    """Predict gene expression at 2 µm from H&E.
+
+    `vst extract` once per slide, `vst train` many times, `vst evaluate`, `vst figures`.
+    `vst demo` shows all of it on simulated slides.
+    """
+
+
+for _command in (
+    doctor,
+    simulate,
+    extract,
+    inspect,
+    verify,
+    train,
+    evaluate,
+    figures,
+    demo,
+):
+    cli.add_command(_command)
+
+
+def main() -> None:
+    """Run the command line."""
+    # timm and torch-geometric still compile a few functions in a way that torch has deprecated.
+    warnings.filterwarnings("ignore", message=r"`torch\.jit\.", category=FutureWarning)
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command and return its exit code."""
+    console = Console()
+    try:
+        arguments = arguments or ["--help"]
+        return cli.main(args=arguments, prog_name="vst", standalone_mode=False) or 0
+    except click.ClickException as e:
+        if isinstance(e, click.UsageError) and e.ctx is not None:
+            console.note(e.ctx.get_usage())
+        console.error(e.format_message())
+        return e.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        console.error(
+            "stopped; what was finished is kept, the same command goes on from there "
+            "(vst train with --resume)"
+        )
+        return 130
+    except VirchowSTError as e:
+        if "--debug" in arguments:
+            raise
+        console.error(str(e))
+        return 2
+    except Exception as e:
+        if "--debug" in arguments:
+            raise
+        if isinstance(e, OSError) and e.errno in _UNUSABLE_PLACE:
+            console.error(
+                f"{e.filename or 'output'}: {e.strerror}; make room or give another place"
+            )
+            return 2
+        name = type(e).__name__
+        console.error(f"{name}: {e}; this is a fault of virchow_st, --debug shows where")
+        return 1
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,101 @@
+"""Options of a command, made from the fields of its configuration."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+from click.core import ParameterSource
+from virchow_st_cli.console import Console
+
+from virchow_st.config import from_toml
+from virchow_st.errors import ConfigError
+
+C = TypeVar("C")
+Command = Callable[..., Any]
+
+
+def config_options(cls: type, skip: tuple[str, ...] = ()) -> Callable[[Command], Command]:
+    """Add ``--name`` for every field of a configuration but those in ``skip``."""
+
+    def decorate(command: Command) -> Command:
+        for f in reversed(fields(cls)):
+            if f.name in skip:
+                continue
+            default = f.default if f.default is not MISSING else None
+            choices = f.metadata.get("choices")
+            is_list = isinstance(default, tuple)
+            kind: Any = str if is_list else type(default)
+            if choices and not is_list and kind is str:
+                kind = click.Choice(choices)
+            command = click.option(
+                "--" + f.name.replace("_", "-"),
+                f.name,
+                type=kind,
+                default=",".join(map(str, default)) if isinstance(default, tuple) else default,
+                show_default=default not in ("", ()),
+                help=f.metadata["help"],
+            )(command)
+        return command
+
+    return decorate
+
+
+def build_config(cls: type[C], values: dict[str, Any], file: Path | None = None, **fixed: Any) -> C:
+    """Configuration from option values; a TOML file gives what the command line left out.
+
+    Args:
+        cls: a dataclass of `virchow_st.config`.
+        values: option values by field name, as click parsed them.
+        file: ``--config``, written by an earlier run.
+        fixed: fields that are not options.
+    """
+    context = click.get_current_context()
+    by_name = {f.name: f for f in fields(cls)}  # type: ignore[arg-type]
+    chosen = {name: _parse(by_name[name], value) for name, value in values.items()}
+    if file is None:
+        return cls(**chosen, **fixed)
+    base = from_toml(cls, file)  # type: ignore[type-var]
+    given = {
+        name: value
+        for name, value in chosen.items()
+        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+    }
+    kept = {f: getattr(base, f) for f in by_name}
+    return cls(**{**kept, **given, **{k: v for k, v in fixed.items() if v}})
+
+
+def _parse(f: Any, value: Any) -> Any:
+    if not isinstance(f.default, tuple):
+        return value
+    items = [item.strip() for item in str(value).split(",") if item.strip()]
+    if f.default and isinstance(f.default[0], int):
+        try:
+            return tuple(int(item) for item in items)
+        except ValueError:
+            raise ConfigError(
+                f"{f.name}: expected whole numbers with commas; got {value}"
+            ) from None
+    return tuple(items)
+
+
+def with_console(command: Command) -> Command:
+    """Add ``--quiet``, ``--verbose`` and ``--debug``, and pass a `Console` as first argument."""
+
+    @click.option("--quiet", "-q", is_flag=True, help="say nothing but warnings and the result")
+    @click.option("--verbose", "-v", is_flag=True, help="also show what libraries log")
+    @click.option("--debug", is_flag=True, help="show the traceback of an error")
+    @functools.wraps(command)
+    def wrapped(quiet: bool, verbose: bool, debug: bool, **kwargs: Any) -> Any:
+        if verbose:
+            import logging
+
+            logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
+        with Console(quiet=quiet) as console:
+            return command(console, **kwargs)
+
+    return wrapped

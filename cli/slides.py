@@ -1,0 +1,81 @@
+"""``vst simulate`` and ``vst extract``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+from virchow_st_cli.console import Console
+from virchow_st_cli.options import build_config, config_options, with_console
+
+from virchow_st.config import ExtractConfig, SimulateConfig
+from virchow_st.errors import ConfigError
+
+
+@click.command()
+@click.argument("out", type=click.Path(path_type=Path))
+@config_options(SimulateConfig)
+@with_console
+def simulate(console: Console, out: Path, **options: Any) -> None:
+    """Draw Visium HD slides whose true rates are known, as Space Ranger writes them."""
+    from virchow_st.simulate import simulate_cohort
+
+    config = build_config(SimulateConfig, options)
+    for folder in simulate_cohort(out, config, console.note):
+        console.result(str(folder))
+
+
+@click.command()
+@click.argument("outs", type=click.Path(path_type=Path), required=False)
+@click.option("--image", type=click.Path(path_type=Path), help="the microscope image, full size")
+@click.option("--store", type=click.Path(path_type=Path), help="store to write, NAME.vst")
+@click.option("--patient", help="whose slide it is")
+@click.option(
+    "--manifest",
+    type=click.Path(path_type=Path),
+    help="CSV with the columns patient,outs,image,store: a whole cohort",
+)
+@config_options(ExtractConfig)
+@with_console
+def extract(
+    console: Console,
+    outs: Path | None,
+    image: Path | None,
+    store: Path | None,
+    patient: str | None,
+    manifest: Path | None,
+    **options: Any,
+) -> int:
+    """Encode a slide's patches and put tokens and counts into a store. Resumes by itself.
+
+    OUTS is Space Ranger's outs/, binned_outputs/ or square_002um/.
+    """
+    config = build_config(ExtractConfig, options)
+    if manifest is not None:
+        if outs or image or store or patient:
+            raise ConfigError("--manifest names the slides; leave out OUTS and the other options")
+        return _extract_cohort(console, manifest, config)
+    if not (outs and image and store and patient):
+        raise ConfigError("expected OUTS, --image, --store and --patient, or --manifest")
+    from virchow_st.extract import extract as run_extract
+
+    finished = run_extract(outs, image, store, patient, config, console)
+    console.result(f"{finished.path}: {len(finished)} patches, {len(finished.genes)} genes")
+    return 0
+
+
+def _extract_cohort(console: Console, manifest: Path, config: ExtractConfig) -> int:
+    """Every slide of the list; a failing one does not stop the others."""
+    from virchow_st.cohort import extract_cohort
+
+    outcomes = extract_cohort(manifest, config, console)
+    console.table(
+        "Slides",
+        ["patient", "store", "patches", "outcome"],
+        [
+            [o.patient, str(o.store), "" if o.n_patches is None else str(o.n_patches), o.text]
+            for o in outcomes
+        ],
+    )
+    return int(any(o.n_patches is None for o in outcomes))

@@ -1,0 +1,60 @@
+"""A tiny simulated cohort and its stores, made once a session; the command line in process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from virchow_st.cohort import extract_cohort
+from virchow_st.config import ExtractConfig, SimulateConfig
+from virchow_st.simulate import simulate_cohort
+
+TINY = SimulateConfig(bins=384, genes=120)
+STAIN = ExtractConfig(encoder="stain", device="cpu")
+
+
+class Answer(NamedTuple):
+    """What a command left: exit code, standard output and standard error."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture(scope="session")
+def simulated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with simulated slides of P1, P2 and P5 (9 patches each) and slides.csv; read only."""
+    out = tmp_path_factory.mktemp("simulated")
+    simulate_cohort(out, TINY)
+    return out
+
+
+@pytest.fixture(scope="session")
+def stores(simulated: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Each patient's store, made with the stain encoder; read only."""
+    folder = tmp_path_factory.mktemp("stores")
+    lines = ["patient,outs,image,store"]
+    for patient in TINY.patients:
+        slide = simulated / patient
+        store = folder / f"{patient}.vst"
+        lines.append(f"{patient},{slide / 'outs'},{slide / 'tissue_image.tif'},{store}")
+    (folder / "slides.csv").write_text("\n".join(lines) + "\n")
+    outcomes = extract_cohort(folder / "slides.csv", STAIN)
+    assert [o.n_patches for o in outcomes] == [9, 9, 9], outcomes
+    return {outcome.patient: outcome.store for outcome in outcomes}
+
+
+@pytest.fixture
+def vst(capfd: pytest.CaptureFixture[str]) -> Callable[..., Answer]:
+    """Run a command in this process: ``vst("inspect", store)`` → `Answer`."""
+    from virchow_st_cli.main import run
+
+    def call(*arguments: object) -> Answer:
+        capfd.readouterr()
+        code = run([str(a) for a in arguments])
+        return Answer(code, *capfd.readouterr())
+
+    return call

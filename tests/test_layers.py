@@ -1,0 +1,227 @@
+"""Imports go down only, heavy libraries load late, and every package is installed."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+HEAVY = {"torch", "torchvision", "torch_geometric", "timm", "numba", "cv2", "matplotlib", "scipy",
+         "skimage", "h5py", "pyarrow", "lmdb", "tifffile", "openslide", "zarr", "safetensors",
+         "huggingface_hub", "imagecodecs"}  # fmt: skip
+
+# Layer by layer from the ground up: who is in it, and which layers below it may import. A module
+# may always import its own layer, if the layer is marked as one that is built of parts.
+GROUND = {"ground"}
+LAYERS: dict[str, tuple[set[str], set[str]]] = {
+    "ground": ({"types", "errors", "config", "files", "progress", "devices"}, set()),
+    "kernels": ({"kernels"}, {"ground"}),
+    "slide": ({"slide"}, {"ground", "kernels"}),
+    "patches": ({"patches"}, {"ground", "slide"}),
+    "store": ({"store"}, {"ground"}),
+    "encoders": ({"encoders"}, {"ground"}),
+    "decoders": ({"decoders"}, {"ground"}),
+    "losses": ({"losses"}, {"ground"}),
+    "metrics": ({"metrics"}, {"ground", "kernels"}),
+    "simulate": ({"simulate"}, {"ground", "geometry"}),
+    "figures": ({"figures"}, {"ground"}),
+    "panel": ({"panel"}, {"ground", "store"}),
+    "folds": ({"folds"}, {"ground", "store"}),
+    "checkpoint": ({"checkpoint"}, {"ground"}),
+    "maps": ({"maps"}, {"ground", "store", "panel"}),
+    "extract": (
+        {"extract", "cohort"},
+        {"ground", "slide", "patches", "store", "encoders"},
+    ),
+    # Of the encoders, the dataset knows how channels turn with the patch (encoders.base), no more.
+    "dataset": (
+        {"dataset"},
+        {"ground", "kernels", "store", "panel", "folds", "encoders.base"},
+    ),
+    "training": (
+        {"training"},
+        {"ground", "kernels", "store", "panel", "folds", "dataset", "decoders", "losses",
+         "metrics", "checkpoint"},
+    ),
+    "predict": (
+        {"predict"},
+        {"ground", "store", "panel", "folds", "decoders", "losses", "checkpoint"},
+    ),
+    "evaluate": (
+        {"evaluate"},
+        {"ground", "kernels", "store", "panel", "folds", "dataset", "metrics", "maps", "predict"},
+    ),
+}  # fmt: skip
+LAYER_OF = {module: layer for layer, (modules, _) in LAYERS.items() for module in modules}
+
+# What a part may load from outside the package beside the standard library.
+OUTSIDE = {
+    "ground": {"numpy", "tomli_w", "torch"},  # torch: `devices` alone, see below
+    "kernels": {"numpy", "numba", "scipy", "skimage"},  # the last two: reference code
+    "store": {"numpy", "scipy", "lmdb", "xxhash", "cv2"},
+    "encoders": {"numpy", "cv2", "torch", "timm", "huggingface_hub", "safetensors", "xxhash"},
+    "decoders": {"torch", "torch_geometric"},
+    "losses": {"torch"},
+    "metrics": {"numpy", "scipy"},
+    "figures": {"numpy", "h5py", "matplotlib"},
+    "panel": {"numpy"},
+    "folds": {"numpy", "xxhash"},
+}
+
+Import = tuple[str, str]  # (module that imports, module imported), dotted, absolute
+
+
+def modules_of(folder: Path, package: str) -> dict[str, Path]:
+    """Every module of a package by its dotted name."""
+    found = {}
+    for file in sorted(folder.rglob("*.py")):
+        parts = [package, *file.relative_to(folder).with_suffix("").parts]
+        found[".".join(parts).removesuffix(".__init__")] = file
+    return found
+
+
+def imports_of(file: Path, name: str, known: set[str]) -> set[str]:
+    """Modules a file imports, anywhere in it: within functions and for type checks alike."""
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}: expected absolute imports"
+            for alias in node.names:
+                whole = f"{node.module}.{alias.name}"
+                found.add(whole if whole in known else str(node.module))
+    return found - {name}
+
+
+PACKAGE = modules_of(ROOT / "virchow_st", "virchow_st")
+COMMANDS = modules_of(ROOT / "cli", "virchow_st_cli")
+KNOWN = set(PACKAGE) | set(COMMANDS)
+IMPORTS = {name: imports_of(file, name, KNOWN) for name, file in (PACKAGE | COMMANDS).items()}
+
+
+def layer(module: str) -> str:
+    return LAYER_OF[module.split(".")[1]]
+
+
+def outside(module: str) -> set[str]:
+    """Third-party packages that a module imports."""
+    tops = {name.split(".")[0] for name in IMPORTS[module]}
+    return tops - set(sys.stdlib_module_names) - {"virchow_st", "virchow_st_cli"}
+
+
+INNER = sorted(name for name in PACKAGE if name != "virchow_st")
+
+
+def test_every_module_has_a_layer() -> None:
+    assert {name.split(".")[1] for name in INNER} == set(LAYER_OF)
+
+
+def test_layers_name_only_layers_before_them() -> None:
+    before = {"encoders.base", "geometry"}  # single modules of a layer
+    for name, (_, allowed) in LAYERS.items():
+        assert allowed <= before, f"{name} may import what comes after it"
+        before.add(name)
+
+
+@pytest.mark.parametrize("module", INNER)
+def test_imports_go_down_only(module: str) -> None:
+    own = layer(module)
+    allowed = LAYERS[own][1] | {own}
+    for target in sorted(t for t in IMPORTS[module] if t.startswith("virchow_st.")):
+        is_single = target in ("virchow_st.encoders.base", "virchow_st.slide.geometry")
+        names = {layer(target)}
+        if is_single:
+            names |= {"encoders.base" if "encoders" in target else "geometry"}
+        assert names & allowed, f"{module} imports {target}"
+
+
+@pytest.mark.parametrize("module", INNER)
+def test_parts_load_what_they_are_for_and_nothing_else(module: str) -> None:
+    if (allowed := OUTSIDE.get(layer(module))) is not None:
+        assert outside(module) <= allowed
+
+
+def test_torch_is_known_where_it_has_to_be() -> None:
+    users = {name for name in INNER if "torch" in outside(name)}
+    tops = {name.split(".")[1] for name in users}
+    assert tops <= {"devices", "encoders", "decoders", "losses", "checkpoint", "training",
+                    "predict"}  # fmt: skip
+    assert "virchow_st.encoders.base" not in users
+    assert "virchow_st.encoders.stain" not in users
+
+
+@pytest.mark.parametrize("module", INNER)
+def test_no_module_is_in_a_circle(module: str) -> None:
+    seen: set[str] = set()
+    waiting = [t for t in IMPORTS[module] if t in PACKAGE]
+    while waiting:
+        target = waiting.pop()
+        if target not in seen:
+            seen.add(target)
+            # A package's __init__ names its parts; that parts are reached by way of it is no loop.
+            if PACKAGE[target].name != "__init__.py":
+                waiting += [t for t in IMPORTS[target] if t in PACKAGE]
+    assert module not in seen
+
+
+def test_nothing_imports_the_command_line() -> None:
+    for module in PACKAGE:
+        assert not any(t.startswith("virchow_st_cli") for t in IMPORTS[module]), module
+
+
+def loaded(code: str) -> set[str]:
+    """Top-level packages that a fresh Python has loaded after running ``code``."""
+    code += "\nimport sys, json; print(json.dumps(sorted({m.split('.')[0] for m in sys.modules})))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return set(json.loads(done.stdout.splitlines()[-1]))
+
+
+def test_importing_the_package_is_light() -> None:
+    assert not loaded("import virchow_st") & (HEAVY | {"numpy", "click", "rich"})
+
+
+@pytest.mark.parametrize("command", ["", "simulate", "extract", "train", "evaluate", "demo"])
+def test_help_is_light(command: str) -> None:
+    arguments = [command, "--help"] if command else ["--help"]
+    code = f"from virchow_st_cli.main import run; assert run({arguments!r}) == 0"
+    assert not loaded(code) & HEAVY
+
+
+def test_opening_a_store_loads_no_torch(stores: dict[str, Path]) -> None:
+    code = f"import virchow_st; virchow_st.open_store({str(stores['P1'])!r})[0].tokens"
+    assert "torch" not in loaded(code)
+
+
+def test_drawing_loads_no_torch() -> None:
+    assert not loaded("from virchow_st.figures import draw_figures") & {"torch", "lmdb", "numba"}
+
+
+def test_every_folder_is_installed() -> None:
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["setuptools"]
+    there = {
+        ".".join(file.parent.relative_to(ROOT).parts)
+        for file in (ROOT / "virchow_st").rglob("__init__.py")
+    }
+    holding_code = {
+        ".".join(file.parent.relative_to(ROOT).parts)
+        for file in (ROOT / "virchow_st").rglob("*.py")
+    }
+    assert holding_code == there, "a folder has no __init__.py"
+    assert sorted(listed["packages"]) == sorted(there | {"virchow_st_cli"})
+    assert listed["package-dir"]["virchow_st_cli"] == "cli"
+
+
+def test_public_names_are_there() -> None:
+    import virchow_st
+
+    for name in virchow_st.__all__:
+        assert getattr(virchow_st, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = virchow_st.nothing

@@ -1,0 +1,129 @@
+"""Settings of a job as frozen dataclasses, checked on creation; TOML in and out.
+
+A setting exists once, here: the command line makes its ``--option`` and help text from the field,
+and a run's ``config.toml`` is the same dataclass written out.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+from virchow_st.errors import ConfigError
+from virchow_st.types import SCALES_UM
+
+
+def setting(
+    default: Any,
+    help: str,
+    *,
+    choices: tuple[Any, ...] | None = None,
+    at_least: float | None = None,
+    at_most: float | None = None,
+) -> Any:
+    """Declare a dataclass field with its help text and the values it may take."""
+    limits = {"choices": choices, "at_least": at_least, "at_most": at_most}
+    return field(default=default, metadata={"help": help, **limits})
+
+
+class _Checked:
+    """Check every field of a dataclass against the limits it declares."""
+
+    def __post_init__(self) -> None:
+        for f in fields(self):  # type: ignore[arg-type]
+            value, limits = getattr(self, f.name), f.metadata
+            for item in value if isinstance(value, tuple) else (value,):
+                _check(f.name, item, limits)
+
+
+def _check(name: str, value: Any, limits: Any) -> None:
+    choices, low, high = limits.get("choices"), limits.get("at_least"), limits.get("at_most")
+    if choices is not None and value not in choices:
+        allowed = ", ".join(map(str, choices))
+        raise ConfigError(f"{name}: expected one of {allowed}; got {value!r}")
+    if low is not None and value < low:
+        raise ConfigError(f"{name}: expected at least {low}; got {value}")
+    if high is not None and value > high:
+        raise ConfigError(f"{name}: expected at most {high}; got {value}")
+
+
+@dataclass(frozen=True)
+class SimulateConfig(_Checked):
+    """Settings of ``vst simulate``."""
+
+    patients: tuple[str, ...] = setting(("P1", "P2", "P5"), "patients to draw, a slide each")
+    bins: int = setting(640, "side of the capture area, 2 µm bins", at_least=128, at_most=3350)
+    genes: int = setting(1000, "number of genes", at_least=60, at_most=40_000)
+    seed: int = setting(0, "seed of the random numbers", at_least=0)
+
+
+@dataclass(frozen=True)
+class ExtractConfig(_Checked):
+    """Settings of ``vst extract``."""
+
+    encoder: str = setting("virchow2", "virchow2, stain, or the hub id of a timm ViT")
+    weights: str = setting("", "local weights file, .safetensors or .bin, instead of the hub")
+    token_um: int = setting(16, "side of a token, µm", choices=(16,))
+    token_dtype: str = setting("float16", "how tokens are stored", choices=("float16",))
+    matrix: str = setting("filtered", "which count matrix to read", choices=("filtered", "raw"))
+    min_tissue: float = setting(
+        0.5, "smallest share of tissue bins in a patch", at_least=0.0, at_most=1.0
+    )
+    device: str = setting("auto", "auto, cpu, cuda or cuda:N")
+
+
+@dataclass(frozen=True)
+class TrainConfig(_Checked):
+    """Settings of ``vst train``."""
+
+    stores: tuple[str, ...] = setting((), "stores to train on and to test on")
+    test_patient: str = setting("", "patient held out for vst evaluate")
+    panel: str = setting("top50", "top50, top:N, or a file of gene ids or symbols")
+    decoder: str = setting("hist2st", "decoder", choices=("hist2st", "linear"))
+    loss: str = setting("poisson", "loss", choices=("poisson", "mse"))
+    scales: tuple[int, ...] = setting(SCALES_UM, "supervised scales, µm", choices=SCALES_UM)
+    balance: str = setting("gradnorm", "how the scales are balanced", choices=("gradnorm", "equal"))
+    epochs: int = setting(30, "passes over the training patches", at_least=1)
+    batch_size: int = setting(8, "patches a batch", at_least=1)
+    accumulate: int = setting(4, "batches an optimiser step", at_least=1)
+    lr: float = setting(5e-5, "peak learning rate of AdamW", at_least=0.0)
+    warmup_epochs: int = setting(2, "epochs of linear warm-up", at_least=0)
+    patience: int = setting(10, "epochs without a better validation before stopping", at_least=1)
+    seed: int = setting(0, "seed of weights, order and orientations", at_least=0)
+    device: str = setting("auto", "auto, cpu, cuda or cuda:N")
+
+
+C = TypeVar("C", bound=_Checked)
+
+
+def to_toml(config: _Checked) -> str:
+    """Write a configuration as TOML, every field in full."""
+    import tomli_w
+
+    values = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(config).items()}  # type: ignore[call-overload]
+    return tomli_w.dumps(values)
+
+
+def from_toml(cls: type[C], path: Path) -> C:
+    """Read what `to_toml` wrote; unknown keys and bad values raise `ConfigError`."""
+    try:
+        values = tomllib.loads(path.read_text("utf-8"))
+    except OSError as e:
+        raise ConfigError(f"{path}: cannot be read ({e.strerror}); give a TOML file") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
+        raise ConfigError(f"{path}: expected TOML; {e}") from None
+    known = {f.name: f for f in fields(cls)}  # type: ignore[arg-type]
+    if unknown := sorted(set(values) - set(known)):
+        raise ConfigError(f"{path}: unknown keys {', '.join(unknown)}; known: {', '.join(known)}")
+    for name, value in values.items():
+        default = known[name].default
+        if isinstance(default, tuple) and isinstance(value, list):
+            value = values[name] = tuple(value)
+        elif isinstance(default, float) and isinstance(value, int):
+            value = values[name] = float(value)
+        if type(value) is not type(default):
+            want = type(default).__name__
+            raise ConfigError(f"{path}: {name}: expected {want}; got {value!r}")
+    return cls(**values)

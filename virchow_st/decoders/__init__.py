@@ -1,0 +1,60 @@
+"""Decoders: tokens, and for some the patch image, to what a loss reads as rates.
+
+The contract is `virchow_st.decoders.base.Decoder`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from virchow_st.decoders.base import Decoder
+    from virchow_st.types import Array, UInt8Array
+
+
+def build_decoder(
+    name: str, grid: int, token_mean: Tensor, token_std: Tensor, initial_bias: Tensor
+) -> Decoder:
+    """Decoder by the name that ``--decoder`` takes.
+
+    Args:
+        name: ``hist2st`` or ``linear``.
+        grid: tokens a side, T.
+        token_mean, token_std: (D,) of the training tokens.
+        initial_bias: (G,) bias of the output.
+    """
+    if name == "hist2st":
+        from virchow_st.decoders.hist2st import Hist2ST
+
+        return Hist2ST(grid, token_mean, token_std, initial_bias)
+    if name == "linear":
+        from virchow_st.decoders.linear import LinearDecoder
+
+        return LinearDecoder(grid, token_mean, token_std, initial_bias)
+    raise ValueError(f"decoder: expected hist2st or linear, got {name!r}")
+
+
+def decode(
+    decoder: Decoder, tokens: Array, image: UInt8Array | None, device: torch.device
+) -> Tensor:
+    """Run a decoder on NumPy arrays.
+
+    Args:
+        decoder: any decoder, on ``device``.
+        tokens: (B, T, T, D), any float dtype.
+        image: (B, 256, 256, 3) uint8, or None where the decoder does not want it.
+        device: where to compute.
+
+    Returns:
+        (B, G, 128, 128) on ``device``.
+    """
+    import torch
+
+    tokens_BTTD = torch.from_numpy(tokens).to(device).float()
+    image_B3HW = None
+    if image is not None:
+        image_B3HW = torch.from_numpy(image).to(device).permute(0, 3, 1, 2).float() / 255
+    return decoder(tokens_BTTD, image_B3HW)

@@ -1,0 +1,253 @@
+"""``vst extract``: one slide and its image → one store. The encoder sees every patch once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xxhash
+
+from virchow_st.config import ExtractConfig
+from virchow_st.encoders import load_encoder
+from virchow_st.encoders.base import Encoder, Tokens
+from virchow_st.errors import ConfigError, StoreError
+from virchow_st.patches import (
+    PatchTable,
+    bin_validity,
+    lay_patches,
+    leftover_tissue_bins,
+    render_patch,
+)
+from virchow_st.progress import SILENT, Progress
+from virchow_st.slide.counts import PatchCounts
+from virchow_st.slide.image import SlideImage
+from virchow_st.slide.visium_hd import VisiumHDSlide
+from virchow_st.store.format import MAX_GENES, PatchInfo
+from virchow_st.store.reader import Store, open_store
+from virchow_st.store.writer import PatchRecord, StoreWriter, finished_job
+from virchow_st.types import BIN_UM, PATCH_BINS, STORED_IMAGE_PX, BoolArray, UInt8Array
+
+# Patches encoded and committed together. Resuming starts at a multiple of it, so that the encoder
+# sees the same batches as in an uninterrupted run and gives the same bytes.
+_BATCH_PATCHES = 16
+_SOFTWARE = ("virchow_st", "numpy", "opencv-python-headless", "lmdb", "torch", "timm")
+
+
+def extract(
+    outs: Path,
+    image_path: Path,
+    store_path: Path,
+    patient: str,
+    config: ExtractConfig,
+    progress: Progress = SILENT,
+) -> Store:
+    """Write the store of a slide, or finish the one that an earlier run began.
+
+    Args:
+        outs: Space Ranger's ``outs/``, ``binned_outputs/`` or ``square_002um/``.
+        image_path: the microscope image that Space Ranger was given.
+        store_path: folder to write.
+        patient: whose slide it is.
+        config: encoder and options.
+        progress: who listens.
+
+    Returns:
+        The finished store.
+
+    Raises:
+        SlideError, StoreError, ConfigError: with nothing written where the input is at fault.
+    """
+    if not patient:
+        raise ConfigError("patient: expected a name; give --patient")
+    slide = VisiumHDSlide.open(outs, config.matrix)
+    if len(slide.genes.ids) > MAX_GENES:
+        raise StoreError(
+            f"{slide.matrix_path}: expected at most {MAX_GENES} genes; got {len(slide.genes.ids)}"
+        )
+    with SlideImage.open(image_path) as image:
+        slide.check_image(image)
+        patches = lay_patches(slide.tissue_mask, config.min_tissue)
+        leftover = leftover_tissue_bins(slide.tissue_mask, patches)
+        n_tissue = int(slide.tissue_mask.sum())
+        progress.note(
+            f"{slide.folder}: {slide.grid_shape[0]}×{slide.grid_shape[1]} bins, "
+            f"{slide.mpp:.3f} µm/px, homography within {slide.homography.residual_px:.1e} px"
+        )
+        progress.note(
+            f"{len(patches)} patches hold {1 - leftover / n_tissue:.1%} of {n_tissue:,} tissue "
+            f"bins; {leftover:,} at the border or in thin tissue are left out"
+        )
+        encoder = load_encoder(config.encoder, weights=config.weights, device=config.device)
+        if encoder.licence:
+            progress.warn(f"{encoder.name}: {encoder.licence}")
+        job = _job(slide, image, patches, patient, encoder, config)
+        if (finished := finished_job(store_path)) is not None:
+            if finished != job:
+                raise StoreError(
+                    f"{store_path}: is finished, but was made from other inputs or options; "
+                    f"delete it or give another --store"
+                )
+            progress.note(f"{store_path}: already complete")
+            return open_store(store_path)
+        counts = slide.read_counts(patches)  # before the store is begun: a bad matrix leaves none
+        with StoreWriter(store_path, job) as writer:
+            if writer.next_index:
+                progress.note(f"{store_path}: resuming after {writer.next_index} patches")
+            _write_patches(writer, slide, image, patches, counts, encoder, progress)
+            slide_id = store_path.name.removesuffix(".vst")
+            manifest = _manifest(slide, counts, encoder, n_tissue, n_tissue - leftover)
+            writer.finish({"patient": patient, "slide": slide_id, **manifest})
+    return open_store(store_path)
+
+
+def _write_patches(
+    writer: StoreWriter,
+    slide: VisiumHDSlide,
+    image: SlideImage,
+    patches: PatchTable,
+    counts: PatchCounts,
+    encoder: Encoder,
+    progress: Progress,
+) -> None:
+    """Render a batch while the one before is encoded, and commit batch by batch."""
+    starts = range(writer.next_index, len(patches), _BATCH_PATCHES)
+    batches = [range(s, min(s + _BATCH_PATCHES, len(patches))) for s in starts]
+    with ThreadPoolExecutor(1) as renderer:  # one thread: an image handle belongs to one
+        for batch, rendered in _ahead(
+            renderer, batches, lambda batch: _render(slide, image, patches, batch, encoder)
+        ):
+            tokens = encoder.encode(rendered.encoder_images)
+            writer.append(
+                [
+                    _record(slide, patches, counts, index, rendered, tokens, place)
+                    for place, index in enumerate(batch)
+                ]
+            )
+            progress.step(writer.next_index, len(patches), "patches")
+
+
+@dataclass(frozen=True)
+class _Rendered:
+    """Images of a batch: for the store, for the encoder, and which bins they show."""
+
+    stored_images: UInt8Array  # (B, 256, 256, 3)
+    encoder_images: UInt8Array  # (B, S, S, 3)
+    validity_masks: BoolArray  # (B, 128, 128)
+
+
+def _render(
+    slide: VisiumHDSlide, image: SlideImage, patches: PatchTable, batch: range, encoder: Encoder
+) -> _Rendered:
+    stored, encoded, valid = [], [], []
+    for i in batch:
+        sizes = (STORED_IMAGE_PX, encoder.image_px)
+        (rgb, on_image), (rgb_encoder, _) = render_patch(
+            image, slide.homography, int(patches.row0[i]), int(patches.col0[i]), sizes
+        )
+        stored.append(rgb)
+        encoded.append(rgb_encoder)
+        valid.append(bin_validity(on_image))
+    return _Rendered(np.stack(stored), np.stack(encoded), np.stack(valid))
+
+
+def _record(
+    slide: VisiumHDSlide,
+    patches: PatchTable,
+    counts: PatchCounts,
+    index: int,
+    rendered: _Rendered,
+    tokens: Tokens,
+    place: int,
+) -> PatchRecord:
+    row0, col0 = int(patches.row0[index]), int(patches.col0[index])
+    gene, position, count = counts[index]
+    return PatchRecord(
+        info=PatchInfo(
+            row0=row0,
+            col0=col0,
+            corners_px=slide.homography.patch_corners_px(row0, col0),
+            tissue_fraction=float(patches.tissue_fraction[index]),
+            total_umi=int(count.sum(dtype=np.int64)),
+        ),
+        tissue_mask=slide.tissue_mask[row0 : row0 + PATCH_BINS, col0 : col0 + PATCH_BINS],
+        validity_mask=rendered.validity_masks[place],
+        gene=gene,
+        position=position,
+        count=count,
+        image=rendered.stored_images[place],
+        class_token=tokens.cls[place],
+        tokens=tokens.tokens[place],
+    )
+
+
+def _ahead(
+    pool: ThreadPoolExecutor, batches: Sequence[range], render: Any
+) -> Iterator[tuple[range, _Rendered]]:
+    """Each batch with its rendering, the next one already under way."""
+    coming: Future[_Rendered] | None = pool.submit(render, batches[0]) if batches else None
+    for i, batch in enumerate(batches):
+        assert coming is not None
+        rendered = coming.result()
+        coming = pool.submit(render, batches[i + 1]) if i + 1 < len(batches) else None
+        yield batch, rendered
+
+
+def _job(
+    slide: VisiumHDSlide,
+    image: SlideImage,
+    patches: PatchTable,
+    patient: str,
+    encoder: Encoder,
+    config: ExtractConfig,
+) -> dict[str, Any]:
+    """What decides the bytes of the records; a store is resumed only under the same."""
+    options = {k: v for k, v in asdict(config).items() if k not in ("device", "weights")}
+    return {
+        "patient": patient,
+        "options": options,
+        "encoder": _encoder_id(encoder),
+        "inputs": {
+            "matrix": {"name": slide.matrix_path.name, "fingerprint": slide.fingerprint()},
+            "image": {"name": image.path.name, "fingerprint": image.fingerprint()},
+            "homography": slide.homography.matrix.tolist(),
+            "tissue_mask": xxhash.xxh64(np.packbits(slide.tissue_mask).data).hexdigest(),
+            "n_patches": len(patches),
+        },
+    }
+
+
+def _encoder_id(encoder: Encoder) -> dict[str, str]:
+    return {"name": encoder.name, "weights": encoder.weights_hash, "licence": encoder.licence}
+
+
+def _manifest(
+    slide: VisiumHDSlide, counts: PatchCounts, encoder: Encoder, n_tissue: int, n_covered: int
+) -> dict[str, Any]:
+    totals = np.zeros(len(slide.genes.ids), np.int64)
+    for gene, _, count in counts:
+        totals += np.bincount(gene, count, len(totals)).astype(np.int64)  # exact below 2⁵³
+    return {
+        "grid": encoder.grid,
+        "dim": encoder.dim,
+        "token_dtype": "float16",
+        "token_um": PATCH_BINS * BIN_UM // encoder.grid,
+        "token_layout": [list(block) for block in encoder.layout],
+        "genes": {
+            "id": list(slide.genes.ids),
+            "symbol": list(slide.genes.symbols),
+            "total": totals.tolist(),
+        },
+        "homography": slide.homography.matrix.tolist(),
+        "mpp": float(slide.mpp),
+        "bin_um": BIN_UM,
+        "patch_bins": PATCH_BINS,
+        "grid_shape": list(slide.grid_shape),
+        "tissue_bins": {"slide": n_tissue, "patches": n_covered},
+        "encoder": _encoder_id(encoder),
+        "software": {name: version(name) for name in _SOFTWARE},
+    }

@@ -1,0 +1,143 @@
+"""Patients → test and training; training patches → training and validation blocks."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import xxhash
+
+from virchow_st.errors import ConfigError
+from virchow_st.store.reader import Store
+from virchow_st.types import PATCH_BINS
+
+VALIDATION_SHARE = 0.15
+_BLOCK_PATCHES = 2  # a validation block is 2×2 patches, 512 µm: wider than tissue texture repeats
+
+
+@dataclass(frozen=True, order=True)
+class Member:
+    """A patch of a run: which of the run's stores, and which patch in it."""
+
+    store: int
+    patch: int
+
+
+@dataclass(frozen=True)
+class Split:
+    """Which patches train, validate and test; no patient is in both training and test."""
+
+    train: tuple[Member, ...]
+    validation: tuple[Member, ...]
+    test: tuple[Member, ...]
+
+    def write(self, path: Path, stores: Sequence[Store]) -> None:
+        """Write as JSON, by patient and store, with a hash over all of it."""
+        parts = {name: _by_store(getattr(self, name), stores) for name in _PARTS}
+        digest = _digest(parts)
+        content = {"format": "virchow_st.split/1", **parts, "xxh64": digest}
+        path.write_text(json.dumps(content, indent=1) + "\n", "utf-8")
+
+    @classmethod
+    def read(cls, path: Path) -> Split:
+        """Read what `write` wrote; raises `ConfigError` when the hash does not match."""
+        content = json.loads(path.read_text("utf-8"))
+        parts = {name: content[name] for name in _PARTS}
+        if _digest(parts) != content["xxh64"]:
+            raise ConfigError(f"{path}: does not match its hash; the split was changed, train anew")
+        return cls(
+            *(
+                tuple(Member(s["store"], p) for s in parts[name] for p in s["patches"])
+                for name in _PARTS
+            )
+        )
+
+
+_PARTS = ("train", "validation", "test")
+
+
+def _by_store(members: Sequence[Member], stores: Sequence[Store]) -> list[dict[str, object]]:
+    return [
+        {
+            "store": i,
+            "patient": store.patient,
+            "patches": sorted(m.patch for m in members if m.store == i),
+        }
+        for i, store in enumerate(stores)
+        if any(m.store == i for m in members)
+    ]
+
+
+def _digest(parts: dict[str, list[dict[str, object]]]) -> str:
+    return xxhash.xxh64(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def split_patients(stores: Sequence[Store], test_patient: str, seed: int) -> Split:
+    """Hold one patient out for the test, and blocks of the others for validation.
+
+    Args:
+        stores: of all patients, several slides a patient allowed.
+        test_patient: the patient whose stores are the test.
+        seed: which blocks validate.
+
+    Raises:
+        ConfigError: the patient is not there, no other patient is, or a slide is too small.
+    """
+    patients = sorted({store.patient for store in stores})
+    if test_patient not in patients:
+        raise ConfigError(
+            f"test patient: expected one of {', '.join(patients)}; got {test_patient!r}"
+        )
+    if len(patients) == 1:
+        raise ConfigError(
+            f"test patient: all stores are of {test_patient}; give those of another patient too"
+        )
+    _check_no_slide_twice(stores)
+    train: list[Member] = []
+    validation: list[Member] = []
+    test: list[Member] = []
+    for i, store in enumerate(stores):
+        members = [Member(i, p) for p in range(len(store))]
+        if store.patient == test_patient:
+            test += members
+            continue
+        held_out = _validation_patches(store, np.random.default_rng([seed, i]))
+        train += [m for m in members if m.patch not in held_out]
+        validation += [m for m in members if m.patch in held_out]
+    if not train or not validation:
+        raise ConfigError("stores: expected at least two training patches; give larger slides")
+    return Split(tuple(train), tuple(validation), tuple(test))
+
+
+def _check_no_slide_twice(stores: Sequence[Store]) -> None:
+    """A slide given twice would be in two parts of the split at once."""
+    seen: dict[str, Store] = {}
+    for store in stores:
+        other = seen.setdefault(store.manifest["records_xxh64"], store)
+        if other is not store:
+            raise ConfigError(f"{store.path}: holds the same slide as {other.path}; give it once")
+
+
+def _validation_patches(store: Store, rng: np.random.Generator) -> set[int]:
+    """Whole spatial blocks, drawn until they hold the validation share of the slide's patches."""
+    blocks: dict[tuple[int, int], list[int]] = {}
+    for size in (_BLOCK_PATCHES, 1):  # a slide too small for several blocks is cut finer
+        side = size * PATCH_BINS
+        blocks = {}
+        for index, info in enumerate(store.patch_table):
+            blocks.setdefault((info.row0 // side, info.col0 // side), []).append(index)
+        if len(blocks) >= 4:
+            break
+    if len(blocks) < 2:
+        return set()
+    order = rng.permutation(len(blocks))
+    names = sorted(blocks)
+    held_out: set[int] = set()
+    for i in order[:-1]:
+        if len(held_out) >= VALIDATION_SHARE * len(store):
+            break
+        held_out.update(blocks[names[i]])
+    return held_out

@@ -1,0 +1,1 @@
+"""numba kernels, each beside a plain reference: `reference` and `sparse_reference`."""

@@ -1,0 +1,104 @@
+"""The predicted and observed maps of a test slide, in one HDF5 file that figures read.
+
+``maps/PATIENT.h5``: attributes ``format``, ``patient``, ``row0``, ``col0`` (array_row and array_col
+of the first bin) and ``bin_um``; datasets ``rate`` (G, R, C) float16, expected UMIs per 2 µm bin in
+every bin of an evaluated patch; ``counts`` (G, R, C) uint16, in tissue; ``scored_mask`` (R, C)
+bool, the tissue bins of those patches; ``image`` (2R, 2C, 3) uint8 at 1 µm/px; ``gene_id``,
+``gene_symbol``.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from virchow_st.panel import Panel
+from virchow_st.store.format import PatchInfo
+from virchow_st.store.reader import Store
+from virchow_st.types import (
+    BIN_UM,
+    PATCH_BINS,
+    STORED_IMAGE_PX,
+    Array,
+    BoolArray,
+    Float32Array,
+    UInt8Array,
+)
+
+FORMAT = "virchow_st.maps/1"
+_IMAGE_PX_PER_BIN = STORED_IMAGE_PX // PATCH_BINS
+_MOST_COUNTS = np.iinfo(np.uint16).max
+
+
+class SlideMaps:
+    """Maps of one slide, patch by patch; made by `write_maps`."""
+
+    def __init__(self, file: h5py.File, store: Store, panel: Panel) -> None:
+        infos = store.patch_table
+        self.row0 = min(info.row0 for info in infos)
+        self.col0 = min(info.col0 for info in infos)
+        rows = max(info.row0 for info in infos) + PATCH_BINS - self.row0
+        cols = max(info.col0 for info in infos) + PATCH_BINS - self.col0
+        self._file = file
+        file.attrs.update(
+            format=FORMAT, patient=store.patient, row0=self.row0, col0=self.col0, bin_um=BIN_UM
+        )
+        genes = {"shape": (len(panel), rows, cols), "chunks": (1, PATCH_BINS, PATCH_BINS)}
+        packed: dict[str, Any] = {"compression": "gzip", "compression_opts": 1, "shuffle": True}
+        file.create_dataset("rate", dtype="f2", **genes, **packed)
+        file.create_dataset("counts", dtype="u2", **genes, **packed)
+        file.create_dataset("scored_mask", (rows, cols), "?", **packed)
+        side = _IMAGE_PX_PER_BIN
+        file.create_dataset(
+            "image", (side * rows, side * cols, 3), "u1", fillvalue=255, chunks=(256, 256, 3),
+            **packed,
+        )  # fmt: skip
+        file["gene_id"] = list(panel.ids)
+        file["gene_symbol"] = list(panel.symbols)
+
+    def write(
+        self,
+        info: PatchInfo,
+        rate: Float32Array,
+        counts: Array,
+        tissue_mask: BoolArray,
+        image: UInt8Array,
+    ) -> None:
+        """Put one patch in its place; (G, 128, 128) twice, (128, 128) and (256, 256, 3)."""
+        rows, cols = self._place(info)
+        self._file["rate"][:, rows, cols] = rate
+        self._file["counts"][:, rows, cols] = np.minimum(counts, _MOST_COUNTS) * tissue_mask
+        self._file["scored_mask"][rows, cols] = tissue_mask
+        side = _IMAGE_PX_PER_BIN
+        self._file["image"][
+            side * rows.start : side * rows.stop, side * cols.start : side * cols.stop
+        ] = image
+
+    def read_rate(self, info: PatchInfo) -> Float32Array:
+        """Rates of one patch as they were written, (G, 128, 128) float32."""
+        rows, cols = self._place(info)
+        return self._file["rate"][:, rows, cols].astype(np.float32)
+
+    def _place(self, info: PatchInfo) -> tuple[slice, slice]:
+        row, col = info.row0 - self.row0, info.col0 - self.col0
+        return slice(row, row + PATCH_BINS), slice(col, col + PATCH_BINS)
+
+
+@contextmanager
+def write_maps(path: Path, store: Store, panel: Panel) -> Iterator[SlideMaps]:
+    """Write the maps of a store's slide; the file appears under its name when it is whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(path.name + ".part")
+    try:
+        with h5py.File(aside, "w") as file:
+            yield SlideMaps(file, store, panel)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
+    os.replace(aside, path)

@@ -1,0 +1,173 @@
+"""The patch lattice, which of its patches hold tissue, and a patch's image.
+
+A patch is 128×128 bins on the bin grid, from bin (0, 0) on, so counts are never resampled; the
+image is warped to the grid instead, and comes out in bin orientation whatever way the slide lay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from virchow_st.errors import SlideError
+from virchow_st.slide.geometry import Homography
+from virchow_st.slide.image import SlideImage
+from virchow_st.types import PATCH_BINS, Array, BoolArray, Float32Array, Float64Array, UInt8Array
+
+_OVERSAMPLE = 2
+_MARGIN_PX = 2  # bilinear sampling looks one pixel beyond the patch
+_WHITE = (255, 255, 255)
+
+
+@dataclass(frozen=True, eq=False)
+class PatchTable:
+    """Patches in row-major order.
+
+    Attributes:
+        row0, col0: (P,) int32 array_row and array_col of each patch's first bin.
+        tissue_fraction: (P,) float32 share of its bins that are tissue.
+    """
+
+    row0: Array
+    col0: Array
+    tissue_fraction: Float32Array
+
+    def __len__(self) -> int:
+        return len(self.row0)
+
+
+def lay_patches(tissue_mask: BoolArray, min_tissue: float) -> PatchTable:
+    """Lay whole patches from bin (0, 0) on and keep those with enough tissue.
+
+    Args:
+        tissue_mask: (rows, cols) bool.
+        min_tissue: smallest share of tissue bins in a patch; one without any is never kept.
+
+    Raises:
+        SlideError: the grid holds no whole patch, or no patch has enough tissue.
+    """
+    rows, cols = (n // PATCH_BINS for n in tissue_mask.shape)
+    if rows == 0 or cols == 0:
+        height, width = tissue_mask.shape
+        raise SlideError(
+            f"bin grid: expected at least {PATCH_BINS}×{PATCH_BINS} bins; got {height}×{width}; "
+            "give a whole capture area"
+        )
+    whole = tissue_mask[: rows * PATCH_BINS, : cols * PATCH_BINS]
+    fraction = whole.reshape(rows, PATCH_BINS, cols, PATCH_BINS).mean(axis=(1, 3))
+    row, col = np.nonzero((fraction >= min_tissue) & (fraction > 0))
+    if len(row) == 0:
+        raise SlideError(
+            f"tissue: expected a patch with at least {min_tissue:.0%} tissue; the best has "
+            f"{fraction.max():.0%}; lower --min-tissue or check the tissue detection"
+        )
+    return PatchTable(
+        row0=(row * PATCH_BINS).astype(np.int32),
+        col0=(col * PATCH_BINS).astype(np.int32),
+        tissue_fraction=fraction[row, col].astype(np.float32),
+    )
+
+
+def leftover_tissue_bins(tissue_mask: BoolArray, table: PatchTable) -> int:
+    """Tissue bins in no patch of the table: at the border, or where tissue is too thin."""
+    left = tissue_mask.copy()
+    for row0, col0 in zip(table.row0, table.col0, strict=True):
+        left[row0 : row0 + PATCH_BINS, col0 : col0 + PATCH_BINS] = False
+    return int(np.count_nonzero(left))
+
+
+def render_patch(
+    image: SlideImage, homography: Homography, row0: int, col0: int, sizes: Sequence[int]
+) -> list[tuple[UInt8Array, BoolArray]]:
+    """Warp the slide image to a patch, at several sizes from one region read.
+
+    The region is read averaged to about the finest target pixel, sampled bilinearly at twice the
+    target's fineness and averaged by two.
+
+    Args:
+        image: the slide image.
+        homography: bins to its full-resolution px.
+        row0: array_row of the patch's first bin.
+        col0: array_col of the patch's first bin.
+        sizes: sides of the wanted images, px.
+
+    Returns:
+        For each size, (size, size, 3) uint8 RGB with rows along array_row and columns along
+        array_col, white off the slide image, and (size, size) bool, True for pixels on it.
+
+    Raises:
+        SlideError: the image file is damaged.
+    """
+    corners = homography.patch_corners_px(row0, col0)
+    side_px = np.sqrt(_area(corners))
+    downsample = max(1.0, float(side_px) / max(sizes))
+    step = image.level_factor(downsample)
+    margin = _MARGIN_PX * int(downsample)
+    low = np.floor((corners.min(axis=0) - margin) / step).astype(int) * step
+    high = np.ceil(corners.max(axis=0) + margin).astype(int)
+    x0, y0 = int(low[0]), int(low[1])
+    region, on_image, scale = image.read_region(
+        x0, y0, int(high[0]) - x0, int(high[1]) - y0, downsample
+    )
+    rendered = []
+    for size in sizes:
+        fine = size * _OVERSAMPLE
+        to_region = homography.patch_affine(row0, col0, fine)
+        to_region[:, 2] -= x0, y0
+        to_region /= scale
+        rgb = _warp(region, to_region, fine, _WHITE)
+        rgb = cv2.resize(rgb, (size, size), interpolation=cv2.INTER_AREA)
+        if on_image.all():
+            valid = np.ones((size, size), bool)
+        else:
+            share = _warp(on_image.astype(np.uint8) * 255, to_region, fine, (0,))
+            valid = _all_in_blocks(share == 255, _OVERSAMPLE)
+        rendered.append((rgb, valid))
+    return rendered
+
+
+def bin_validity(valid: BoolArray) -> BoolArray:
+    """Which bins of a patch lie wholly on the slide image.
+
+    Args:
+        valid: (S, S) bool of `render_patch`, S a multiple of 128.
+
+    Returns:
+        (128, 128) bool.
+    """
+    per_bin, rest = divmod(valid.shape[0], PATCH_BINS)
+    if valid.shape[0] != valid.shape[1] or per_bin < 1 or rest:
+        raise ValueError(f"expected sides that are a multiple of {PATCH_BINS}; got {valid.shape}")
+    return _all_in_blocks(valid, per_bin)
+
+
+def _warp(
+    pixels: Array, target_to_source: Float64Array, size: int, border: tuple[int, ...]
+) -> Array:
+    """Sample at (size, size) points; the (2, 3) affine is between corner-based coordinates."""
+    # OpenCV's pixel centres are integers, ours lie at ½: p_cv = A (q_cv + ½) − ½.
+    affine = target_to_source.copy()
+    affine[:, 2] += affine[:, :2].sum(axis=1) * 0.5 - 0.5
+    return cv2.warpAffine(
+        pixels,
+        affine,
+        (size, size),
+        flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+        borderMode=cv2.BORDER_CONSTANT,
+        borderValue=border,
+    )
+
+
+def _all_in_blocks(mask: BoolArray, side: int) -> BoolArray:
+    """(S/side, S/side) bool: True where all of a block of an (S, S) mask is."""
+    n = mask.shape[0] // side
+    return np.asarray(mask.reshape(n, side, n, side).all(axis=(1, 3)), bool)
+
+
+def _area(corners: Float64Array) -> float:
+    """Area of a quadrilateral (shoelace formula)."""
+    x, y = corners.T
+    return float(abs(np.dot(x, np.roll(y, -1)) - np.dot(y, np.roll(x, -1))) / 2)

@@ -1,0 +1,26 @@
+"""Synthetic Visium HD slides whose H&E image and counts come from one known tissue.
+
+The public names load on first use, so that importing the package stays light.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from virchow_st.simulate.cohort import simulate_cohort
+    from virchow_st.simulate.truth import true_rate
+
+__all__ = ["simulate_cohort", "true_rate"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "simulate_cohort":
+        from virchow_st.simulate.cohort import simulate_cohort
+
+        return simulate_cohort
+    if name == "true_rate":
+        from virchow_st.simulate.truth import true_rate
+
+        return true_rate
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,172 @@
+"""Simulated cohorts: Visium HD slides with an H&E image, counts, and the rates behind them."""
+
+from __future__ import annotations
+
+import csv
+import os
+import re
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from zlib import crc32
+
+import numpy as np
+
+from virchow_st.config import SimulateConfig
+from virchow_st.errors import ConfigError
+from virchow_st.simulate.counts import draw_counts, draw_depth
+from virchow_st.simulate.frame import draw_frame
+from virchow_st.simulate.programmes import (
+    PROGRAMMES,
+    Genes,
+    draw_genes,
+    nuclear_map,
+    patient_loadings,
+    programme_maps,
+    tissue_map,
+)
+from virchow_st.simulate.spaceranger import (
+    write_matrix,
+    write_positions,
+    write_pyramid,
+    write_spatial_images,
+)
+from virchow_st.simulate.stain import draw_laboratory, photograph, stain_density
+from virchow_st.simulate.tissue import grow_tissue
+from virchow_st.simulate.truth import Truth, read_origin, write_truth
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+_MANIFEST_COLUMNS = ("patient", "outs", "image", "store")
+
+
+def simulate_cohort(
+    out: Path, config: SimulateConfig, on_slide: Callable[[str], None] | None = None
+) -> list[Path]:
+    """Simulate a slide for every patient; return the patients' folders in the config's order.
+
+    ``out/PATIENT/`` holds ``outs/`` as Space Ranger 3.x writes it, ``tissue_image.tif`` and
+    ``truth.h5`` (see `true_rate`); ``out/slides.csv`` lists the slides for ``vst extract``, beside
+    any it listed before. A slide depends on the seed, the patient's name, ``bins`` and ``genes``
+    alone. A folder appears whole or not at all; one that holds this very slide is kept as it is.
+    ``on_slide`` is called with the patient's name when its folder stands.
+
+    Raises `ConfigError` for unusable names, for a patient's folder that holds something else and
+    for a ``slides.csv`` with other columns.
+    """
+    _check_patients(config.patients)
+    folders = [out / patient for patient in config.patients]
+    origins = [_origin(patient, config) for patient in config.patients]
+    standing = [_stands(folder, o) for folder, o in zip(folders, origins, strict=True)]
+    out.mkdir(parents=True, exist_ok=True)
+    genes = draw_genes(np.random.default_rng(config.seed), config.genes)
+    for folder, origin, stands in zip(folders, origins, standing, strict=True):
+        if not stands:
+            # The scratch folder vanishes whatever happens; the rename is the last step.
+            with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=out) as scratch:
+                slide = Path(scratch) / folder.name
+                _write_slide(slide, folder.name, config, genes, origin)
+                os.rename(slide, folder)
+        _list_slide(out / "slides.csv", folder.name)
+        if on_slide is not None:
+            on_slide(folder.name)
+    return folders
+
+
+def _write_slide(
+    folder: Path,
+    patient: str,
+    config: SimulateConfig,
+    genes: Genes,
+    origin: dict[str, str | int],
+) -> None:
+    """Draw one patient's slide and write its files."""
+    name = crc32(patient.encode())
+    # A generator for each part: a change in one leaves the others' numbers as they are.
+    grow, stain, camera, pose, loading, deep, draw, order = (
+        np.random.default_rng(s) for s in np.random.SeedSequence([config.seed, name]).spawn(8)
+    )
+    tissue = grow_tissue(grow, config.bins)
+    frame = draw_frame(pose, config.bins, mirrored=name % 2 == 0, overhang=name % 3 == 0)
+    laboratory = draw_laboratory(stain)
+    image = photograph(camera, stain_density(stain, tissue), frame, laboratory)
+
+    programmes, mask = programme_maps(tissue), tissue_map(tissue)
+    loadings = patient_loadings(loading, genes).astype(np.float32)
+    depth = draw_depth(deep, programmes, loadings, mask)
+    counts = draw_counts(draw, programmes, loadings, depth)
+
+    square = folder / "outs" / "binned_outputs" / "square_002um"
+    (square / "spatial").mkdir(parents=True)
+    every, within = np.arange(mask.size), np.flatnonzero(mask)
+    for matrix, bins in (("raw", every), ("filtered", within)):
+        path = square / f"{matrix}_feature_bc_matrix.h5"
+        write_matrix(path, counts, order.permutation(bins), config.bins, genes)
+    positions = square / "spatial" / "tissue_positions.parquet"
+    write_positions(positions, order.permutation(every), mask, frame)
+    write_spatial_images(square / "spatial", image, frame)
+    write_pyramid(folder / "tissue_image.tif", image, frame.mpp)
+    truth = Truth(
+        programmes=programmes,
+        loadings=loadings,
+        depth=depth,
+        nuclei=nuclear_map(tissue),
+        homography=frame.homography,
+        gene_ids=genes.ids,
+        gene_symbols=genes.symbols,
+        programme_names=PROGRAMMES,
+    )
+    write_truth(folder / "truth.h5", truth, origin)
+
+
+def _origin(patient: str, config: SimulateConfig) -> dict[str, str | int]:
+    """What makes a slide the slide it is."""
+    return {"patient": patient, "seed": config.seed, "bins": config.bins, "genes": config.genes}
+
+
+def _stands(folder: Path, origin: dict[str, str | int]) -> bool:
+    """Whether the folder holds this very slide; refuse one that holds anything else."""
+    if not folder.exists():
+        return False
+    found = read_origin(folder / "truth.h5")
+    if found == origin:
+        return True
+    came = ", ".join(f"{k}={found.get(k)}" for k in origin) if found else "no simulated slide"
+    want = ", ".join(f"{k}={v}" for k, v in origin.items())
+    raise ConfigError(
+        f"{folder}: expected to be absent or to hold {want}; it holds {came}; "
+        "remove it or choose another output folder"
+    )
+
+
+def _check_patients(patients: Sequence[str]) -> None:
+    if not patients:
+        raise ConfigError("patients: expected at least one name; got none")
+    for patient in patients:
+        if not _NAME.fullmatch(patient):
+            raise ConfigError(
+                f"patients: expected names of letters, digits, - and _; got {patient!r}"
+            )
+    if len(set(patients)) < len(patients):
+        raise ConfigError(f"patients: expected different names; got {', '.join(patients)}")
+
+
+def _list_slide(path: Path, patient: str) -> None:
+    """Add a patient to ``slides.csv`` (paths relative to it); rows that stand there remain."""
+    rows = {}
+    if path.exists():
+        with path.open(newline="", encoding="utf-8") as f:
+            reader = csv.DictReader(f)
+            if tuple(reader.fieldnames or ()) != _MANIFEST_COLUMNS:
+                raise ConfigError(
+                    f"{path}: expected the columns {','.join(_MANIFEST_COLUMNS)}; "
+                    f"got {','.join(reader.fieldnames or ())}; remove it or choose another folder"
+                )
+            rows = {row["patient"]: row for row in reader}
+    values = (patient, f"{patient}/outs", f"{patient}/tissue_image.tif", f"{patient}.vst")
+    rows[patient] = dict(zip(_MANIFEST_COLUMNS, values, strict=True))
+    partial = path.with_suffix(".csv.partial")
+    with partial.open("w", newline="", encoding="utf-8") as f:
+        writer = csv.DictWriter(f, _MANIFEST_COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows.values())
+    os.replace(partial, path)

@@ -1,0 +1,106 @@
+"""``truth.h5``: the factors from which the exact rate of every count is rebuilt."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from virchow_st.errors import SlideError
+from virchow_st.types import Array, Float32Array, Float64Array
+
+TRUTH_FORMAT = "virchow_st.truth/1"
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What a simulated slide was drawn from.
+
+    ``programmes`` (K, R, C) float32, diffused; ``loadings`` (G, K) float32; ``depth`` (R, C)
+    float32; ``nuclei`` (R, C) float32, share of the bin that is nucleus; ``homography`` (3, 3)
+    float64, (col, row, 1) to full-res px; ``gene_ids``, ``gene_symbols`` (G,);
+    ``programme_names`` (K,).
+    """
+
+    programmes: Float32Array
+    loadings: Float32Array
+    depth: Float32Array
+    nuclei: Float32Array
+    homography: Float64Array
+    gene_ids: Sequence[str]
+    gene_symbols: Sequence[str]
+    programme_names: Sequence[str]
+
+
+def write_truth(path: Path, truth: Truth, origin: dict[str, str | int]) -> None:
+    """Write ``truth.h5``; ``origin`` (patient, seed ...) becomes attributes of the file."""
+    side = min(128, *truth.depth.shape)
+    maps = {"compression": "gzip", "compression_opts": 1, "shuffle": True}
+    with h5py.File(path, "w") as f:
+        f.attrs["format"] = TRUTH_FORMAT
+        for name, value in origin.items():
+            f.attrs[name] = value
+        f.create_dataset("programmes", data=truth.programmes, chunks=(1, side, side), **maps)
+        f.create_dataset("depth", data=truth.depth, chunks=(side, side), **maps)
+        f.create_dataset("nuclei", data=truth.nuclei, chunks=(side, side), **maps)
+        f["loadings"] = truth.loadings
+        f["homography"] = truth.homography
+        for name in ("gene_ids", "gene_symbols", "programme_names"):
+            strings = np.array(getattr(truth, name), dtype=object)
+            f.create_dataset(name.removesuffix("s"), data=strings, dtype=h5py.string_dtype())
+
+
+def read_origin(path: Path) -> dict[str, str | int]:
+    """The origin that `write_truth` was given; empty where the file is absent or something else."""
+    try:
+        with h5py.File(path, "r") as f:
+            attrs = dict(f.attrs)
+    except OSError:
+        return {}
+    if attrs.pop("format", None) != TRUTH_FORMAT:
+        return {}
+    return {k: v if isinstance(v, str) else int(v) for k, v in attrs.items()}
+
+
+def true_rate(
+    truth_path: Path, gene_ids: Sequence[str], row0: int, col0: int, n_rows: int, n_cols: int
+) -> Float32Array:
+    """The rates that a simulated slide's counts were drawn from.
+
+    Returns (len(gene_ids), n_rows, n_cols) float32, expected UMIs per 2 µm bin, for the window
+    whose first bin is ``(row0, col0)``. Raises `SlideError` for another kind of file, an unknown
+    gene or a window that leaves the slide.
+    """
+    try:
+        f = h5py.File(truth_path, "r")
+    except OSError as e:
+        raise SlideError(
+            f"{truth_path}: expected the truth.h5 of a simulated slide; {e}; run vst simulate"
+        ) from None
+    with f:
+        if f.attrs.get("format") != TRUTH_FORMAT:
+            got = f.attrs.get("format")
+            raise SlideError(
+                f"{truth_path}: expected format {TRUTH_FORMAT}; got {got}; run vst simulate anew"
+            )
+        known = {gene: i for i, gene in enumerate(f["gene_id"].asstr()[:])}
+        if missing := [gene for gene in gene_ids if gene not in known]:
+            raise SlideError(
+                f"{truth_path}: expected gene ids of this slide; got {missing[0]}; "
+                "see gene_id in the file"
+            )
+        shape = f["depth"].shape
+        window: Array = np.array([row0, col0, row0 + n_rows, col0 + n_cols])
+        if (window[:2] < 0).any() or (window[2:] > shape).any() or n_rows < 0 or n_cols < 0:
+            raise SlideError(
+                f"{truth_path}: expected a window within {shape[0]} x {shape[1]} bins; "
+                f"got rows {row0}-{row0 + n_rows}, columns {col0}-{col0 + n_cols}"
+            )
+        rows, cols = slice(row0, row0 + n_rows), slice(col0, col0 + n_cols)
+        loadings = f["loadings"][:][[known[gene] for gene in gene_ids]]
+        rate: Float32Array = np.tensordot(loadings, f["programmes"][:, rows, cols], axes=1)
+        rate *= f["depth"][rows, cols]
+    return rate

@@ -1,0 +1,155 @@
+"""A slide image, read region by region at about the wanted fineness, never the whole of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import TracebackType
+
+import cv2
+import numpy as np
+
+from virchow_st.slide.backends import Pixels, open_pixels
+from virchow_st.slide.layout import fingerprint
+from virchow_st.types import BoolArray, UInt8Array
+
+_BAND_BYTES = 64 << 20  # of pixels held at once while a region is averaged
+
+
+class SlideImage:
+    """An RGB slide image in full-resolution px, corner-based: pixel ``i`` spans ``[i, i+1)``.
+
+    A handle belongs to one thread of one process: open one per worker.
+
+    Attributes:
+        path: the file.
+        width, height: of the finest level, px.
+        backend: ``"openslide"``, ``"tifffile"`` or ``"opencv"``, whichever reads it.
+    """
+
+    def __init__(self, path: Path, pixels: Pixels) -> None:
+        self.path = path
+        self.backend = pixels.name
+        self.width, self.height = pixels.level_sizes[0]
+        self._pixels = pixels
+        self._level_of_factor = _exact_levels(pixels.level_sizes)
+
+    @classmethod
+    def open(cls, path: str | Path) -> SlideImage:
+        """Open a TIFF (tiled or striped, pyramid or not), a vendor's format, a PNG or a JPEG.
+
+        Raises:
+            SlideError: missing, damaged, of an unknown format, or not 8-bit RGB.
+        """
+        path = Path(path)
+        return cls(path, open_pixels(path))
+
+    def close(self) -> None:
+        """Close the file."""
+        self._pixels.close()
+
+    def __enter__(self) -> SlideImage:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def fingerprint(self) -> str:
+        """Fingerprint of the file: see `virchow_st.slide.layout.fingerprint`."""
+        return fingerprint(self.path)
+
+    def level_factor(self, downsample: float) -> int:
+        """Full-resolution px a side of a pixel in the coarsest level not beyond ``downsample``.
+
+        A region whose corner is a multiple of it is read from that level.
+        """
+        return max(k for k in self._level_of_factor if k <= max(1.0, downsample))
+
+    def read_region(
+        self, x0: int, y0: int, width: int, height: int, downsample: float = 1.0
+    ) -> tuple[UInt8Array, BoolArray, float]:
+        """Read a region, averaged over squares of ``scale`` px.
+
+        It comes from the coarsest pyramid level not beyond ``downsample`` that has a pixel corner
+        at ``(x0, y0)``; memory is that of the result and 64 MiB or one row of it.
+
+        Args:
+            x0: left edge of the region, full-resolution px; may lie off the image.
+            y0: its top edge, likewise.
+            width: its size, full-resolution px.
+            height: likewise.
+            downsample: the most that ``scale`` may be, at least 1.
+
+        Returns:
+            (h, w, 3) uint8 RGB, white off the image; (h, w) bool, True for pixels wholly on it;
+            and ``scale``, a whole number of full-resolution px: pixel ``i`` spans
+            ``[x0 + i * scale, x0 + (i + 1) * scale)``, likewise down. The last row and column
+            may reach past the region.
+
+        Raises:
+            SlideError: the file is damaged.
+        """
+        if width < 1 or height < 1 or downsample < 1:
+            raise ValueError(f"expected a region and downsample >= 1; got {width}×{height}")
+        factor = max(
+            k for k in self._level_of_factor if k <= downsample and x0 % k == 0 and y0 % k == 0
+        )
+        block = int(downsample / factor)
+        scale = factor * block
+        w, h = -(-width // scale), -(-height // scale)
+        rgb = np.empty((h, w, 3), np.uint8)
+        there = np.empty((h, w), bool)
+        band = max(1, _BAND_BYTES // (w * block * block * 4))
+        for top in range(0, h, band):
+            rows = slice(top, min(top + band, h))
+            corner = x0 // factor, y0 // factor + top * block
+            rgb[rows], there[rows] = self._read_averaged(factor, *corner, w, rows.stop - top, block)
+        on_x, on_y = _wholly_on(x0, w, scale, self.width), _wholly_on(y0, h, scale, self.height)
+        return rgb, there & on_y[:, None] & on_x, float(scale)
+
+    def _read_averaged(
+        self, factor: int, x: int, y: int, w: int, h: int, block: int
+    ) -> tuple[UInt8Array, BoolArray]:
+        """(h, w) averages over blocks of level pixels from level pixel (x, y) on."""
+        level = self._level_of_factor[factor]
+        level_width, level_height = self._pixels.level_sizes[level]
+        pixels = np.full((h * block, w * block, 3), 255, np.uint8)
+        there = np.ones((h, w), bool)
+        left, right = max(x, 0), min(x + w * block, level_width)
+        top, bottom = max(y, 0), min(y + h * block, level_height)
+        if left < right and top < bottom:
+            rgb, opaque = self._pixels.read(level, left, top, right - left, bottom - top)
+            inside = slice(top - y, bottom - y), slice(left - x, right - x)
+            pixels[inside] = rgb
+            if opaque is not None:
+                holes = np.zeros(pixels.shape[:2], bool)
+                holes[inside] = ~opaque
+                there &= ~holes.reshape(h, block, w, block).any(axis=(1, 3))
+        if block > 1:
+            # By a whole factor INTER_AREA is the plain mean of each block.
+            pixels = cv2.resize(pixels, (w, h), interpolation=cv2.INTER_AREA)
+        return pixels, there
+
+
+def _exact_levels(sizes: list[tuple[int, int]]) -> dict[int, int]:
+    """Levels by whole factor: those whose size is the finest's over it, rounded up or down.
+
+    A level of another size has no exact mapping to full-resolution px, and is left out.
+    """
+    levels: dict[int, int] = {}
+    width, height = sizes[0]
+    for level, (w, h) in enumerate(sizes):
+        factor = round(width / w)
+        exact = all(abs(full - factor * part) < factor for full, part in ((width, w), (height, h)))
+        if exact:
+            levels.setdefault(factor, level)
+    return levels
+
+
+def _wholly_on(start: int, n: int, scale: int, size: int) -> BoolArray:
+    edges = start + scale * np.arange(n + 1)
+    return (edges[:-1] >= 0) & (edges[1:] <= size)

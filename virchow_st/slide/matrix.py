@@ -1,0 +1,216 @@
+"""A feature-barcode matrix in HDF5: its genes, its columns' bins, its entries block by block.
+
+The matrix is CSC under ``/matrix``, features by barcodes. Integer widths, string kinds and
+compression differ between Space Ranger versions, so none is assumed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from virchow_st.errors import SlideError
+from virchow_st.slide.layout import reading
+from virchow_st.types import BIN_UM, Array, Int64Array
+
+_WHAT = "a feature-barcode matrix in HDF5"
+_ENTRIES_A_BLOCK = 1 << 22
+_BARCODES_A_BLOCK = 1 << 19
+_CHUNK_CACHE_BYTES = 16 << 20  # a chunk that two blocks share is decompressed once
+
+# s_002um_RRRRR_CCCCC-1: a byte that is zero here is a digit of row or column.
+_BARCODE = np.frombuffer(f"s_{BIN_UM:03d}um_\0\0\0\0\0_\0\0\0\0\0-1".encode(), np.uint8)
+_ROW_DIGITS, _COL_DIGITS = slice(8, 13), slice(14, 19)
+
+
+@dataclass(frozen=True)
+class GeneTable:
+    """The genes of a slide, in the order of the matrix; symbols may repeat, ids do not."""
+
+    ids: tuple[str, ...]
+    symbols: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+@dataclass(frozen=True, eq=False)
+class CountMatrix:
+    """An opened and checked matrix file; the counts stay on disk.
+
+    Attributes:
+        path: the HDF5 file.
+        genes: the features of type Gene Expression, G of them.
+        gene_of_feature: (F,) int32 row in ``genes``, -1 for other features.
+        n_columns: number of barcodes C.
+        nnz: number of entries.
+    """
+
+    path: Path
+    genes: GeneTable
+    gene_of_feature: Array
+    n_columns: int
+    nnz: int
+
+    @classmethod
+    def open(cls, path: Path) -> CountMatrix:
+        """Check the parts against each other and read the genes.
+
+        Raises:
+            SlideError: damaged, parts that disagree, no genes, or barcodes of another assay.
+        """
+        with reading(path, _WHAT), h5py.File(path, "r") as file:
+            matrix = file["matrix"]
+            n_features, n_columns = (int(n) for n in matrix["shape"][:])
+            nnz = matrix["data"].shape[0]
+            lengths = {
+                "indices": (matrix["indices"].shape[0], nnz),
+                "indptr": (matrix["indptr"].shape[0], n_columns + 1),
+                "barcodes": (matrix["barcodes"].shape[0], n_columns),
+                "features/id": (matrix["features/id"].shape[0], n_features),
+                "features/name": (matrix["features/name"].shape[0], n_features),
+                "features/feature_type": (matrix["features/feature_type"].shape[0], n_features),
+            }
+            for name, (came, expected) in lengths.items():
+                if came != expected:
+                    raise _disagree(path, f"{name}: expected {expected} values; got {came}")
+            names = ("id", "name", "feature_type")
+            ids, symbols, kinds = (_text(matrix[f"features/{name}"][:]) for name in names)
+            head = matrix["barcodes"][:1000]
+        _parse_barcodes(path, head)  # the wrong assay shows at once, not after the whole file
+
+        is_gene = np.array([kind == "Gene Expression" for kind in kinds], bool)
+        gene_of_feature = np.where(is_gene, np.cumsum(is_gene) - 1, -1).astype(np.int32)
+        genes = GeneTable(
+            ids=tuple(i for i, keep in zip(ids, is_gene, strict=True) if keep),
+            symbols=tuple(s for s, keep in zip(symbols, is_gene, strict=True) if keep),
+        )
+        if not len(genes):
+            raise SlideError(
+                f"{path}: expected features of type Gene Expression; found none; "
+                "give a Visium HD gene expression run"
+            )
+        if len(set(genes.ids)) != len(genes):
+            raise _disagree(path, "features/id: expected every gene id once; some come again")
+        return cls(path, genes, gene_of_feature, n_columns, nnz)
+
+    def read_indptr(self) -> Int64Array:
+        """(C+1,) int64: where each column's entries begin.
+
+        Raises:
+            SlideError: not rising from 0 to the number of entries.
+        """
+        with reading(self.path, _WHAT), h5py.File(self.path, "r") as file:
+            indptr = file["matrix/indptr"][:].astype(np.int64, copy=False)
+        if indptr[0] != 0 or indptr[-1] != self.nnz or (indptr[1:] < indptr[:-1]).any():
+            raise _disagree(self.path, f"indptr: expected values rising from 0 to {self.nnz}")
+        return indptr
+
+    def read_bins(self) -> Iterator[tuple[int, Array, Array]]:
+        """Yield blocks of columns: the first column's number, array_row and array_col (n,) int32.
+
+        Raises:
+            SlideError: a barcode that names no 2 µm bin.
+        """
+        with reading(self.path, _WHAT), h5py.File(self.path, "r") as file:
+            barcodes = file["matrix/barcodes"]
+            for start in range(0, self.n_columns, _BARCODES_A_BLOCK):
+                block = barcodes[start : start + _BARCODES_A_BLOCK]
+                yield start, *_parse_barcodes(self.path, block)
+
+    def read_entries(self) -> Iterator[tuple[int, Array, Array]]:
+        """Yield blocks of entries: the first one's number, features (n,) int64, counts (n,) uint32.
+
+        Raises:
+            SlideError: a feature out of range, or a count that is no natural number below 2³².
+        """
+        n_features = len(self.gene_of_feature)
+        with (
+            reading(self.path, _WHAT),
+            h5py.File(self.path, "r", rdcc_nbytes=_CHUNK_CACHE_BYTES) as file,
+        ):
+            data, indices = file["matrix/data"], file["matrix/indices"]
+            for start in range(0, self.nnz, _ENTRIES_A_BLOCK):
+                block = slice(start, start + _ENTRIES_A_BLOCK)
+                features, counts = indices[block], data[block]
+                if features.min() < 0 or features.max() >= n_features:
+                    raise _disagree(
+                        self.path,
+                        f"indices: expected 0 to {n_features - 1}; "
+                        f"got {features.min()} to {features.max()}",
+                    )
+                _check_counts(self.path, counts)
+                yield (
+                    start,
+                    features.astype(np.int64, copy=False),
+                    counts.astype(np.uint32, copy=False),
+                )
+
+
+def _check_counts(path: Path, counts: Array) -> None:
+    if counts.dtype.kind not in "iuf":
+        came = f"values of type {counts.dtype}"
+    elif counts.dtype.kind == "f" and not (np.isfinite(counts) & (counts % 1 == 0)).all():
+        came = "fractions"
+    elif counts.min() < 0 or counts.max() >= 1 << 32:
+        came = f"{counts.min()} to {counts.max()}"
+    else:
+        return
+    raise SlideError(
+        f"{path}: data: expected UMI counts, whole and not negative; got {came}; "
+        "give the matrix as Space Ranger wrote it, not a normalised one"
+    )
+
+
+def _parse_barcodes(path: Path, barcodes: Array) -> tuple[Array, Array]:
+    """array_row and array_col, (n,) int32 each, of barcodes in fixed-width or variable strings."""
+    if len(barcodes) == 0:
+        return np.zeros(0, np.int32), np.zeros(0, np.int32)
+    if barcodes.dtype.kind != "S":
+        barcodes = np.array([b if isinstance(b, bytes) else str(b).encode() for b in barcodes])
+    width = len(_BARCODE)
+    padding = max(0, width - barcodes.dtype.itemsize)
+    letters = np.ascontiguousarray(barcodes).view(np.uint8).reshape(len(barcodes), -1)
+    letters = np.pad(letters, ((0, 0), (0, padding)))
+    digits = _BARCODE == 0
+    fits = (letters[:, :width] == _BARCODE)[:, ~digits].all(axis=1)
+    numbers = letters[:, :width][:, digits] - np.uint8(ord("0"))  # wraps to 10 or more, if none
+    fits &= (numbers < 10).all(axis=1) & (letters[:, width:] == 0).all(axis=1)
+    if not fits.all():
+        raise _other_barcode(path, barcodes[np.argmin(fits)].decode("ascii", "replace"))
+
+    def value(columns: slice) -> Array:
+        total = np.zeros(len(letters), np.int32)
+        for column in range(columns.start, columns.stop):
+            total = total * 10 + (letters[:, column] - np.uint8(ord("0")))
+        return total
+
+    return value(_ROW_DIGITS), value(_COL_DIGITS)
+
+
+def _other_barcode(path: Path, barcode: str) -> SlideError:
+    expected = f"{path}: expected barcodes such as s_{BIN_UM:03d}um_00012_00345-1; got {barcode!r}"
+    if size := re.match(r"s_0*(\d+)um_", barcode):
+        if int(size[1]) == BIN_UM:
+            return SlideError(f"{expected}; give the matrix of one slide as Space Ranger wrote it")
+        return SlideError(f"{expected}, bins of {size[1]} µm; give the square_002um folder")
+    if re.match(r"[ACGT]{14,}", barcode):
+        return SlideError(f"{expected}, of Visium v1 or v2; give the output of a Visium HD run")
+    if barcode.startswith("cellid_"):
+        return SlideError(f"{expected}, a segmented cell; give binned_outputs/square_002um")
+    return SlideError(f"{expected}; give the output of a Visium HD run")
+
+
+def _disagree(path: Path, what: str) -> SlideError:
+    return SlideError(
+        f"{path}: {what}; the file is damaged: copy it again from the Space Ranger output"
+    )
+
+
+def _text(values: Array) -> list[str]:
+    return [v.decode("utf-8") if isinstance(v, bytes) else str(v) for v in values]

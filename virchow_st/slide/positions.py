@@ -1,0 +1,108 @@
+"""Reads ``tissue_positions.parquet``: the grid, the tissue mask and the homography."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from virchow_st.errors import SlideError
+from virchow_st.slide.geometry import Homography
+from virchow_st.slide.layout import reading
+from virchow_st.types import Array, BoolArray
+
+_COLUMNS = ("in_tissue", "array_row", "array_col", "pxl_row_in_fullres", "pxl_col_in_fullres")
+_LARGEST_SIDE = 100_000  # barcodes write rows and columns in five digits
+_LARGEST_PX = 1e7  # beyond any scan
+_LARGEST_RESIDUAL_PX = 0.1
+
+
+@dataclass(frozen=True, eq=False)
+class BinPositions:
+    """The bins of a slide.
+
+    Attributes:
+        listed: (rows, cols) bool, bins that the file lists (all of them, normally).
+        tissue_mask: (rows, cols) bool, bins with ``in_tissue == 1``.
+        homography: bins to full-resolution px, fitted on all listed bins.
+    """
+
+    listed: BoolArray
+    tissue_mask: BoolArray
+    homography: Homography
+
+
+def read_positions(path: Path) -> BinPositions:
+    """Read the bins, listed in any order and with any integer width.
+
+    Raises:
+        SlideError: damaged, columns missing, values that cannot be, bins listed twice, no tissue,
+            or pixel positions that lie more than 0.1 px off a homography.
+    """
+    with reading(path, "the bin positions as Parquet"):
+        file = pq.ParquetFile(path)
+        names = file.schema_arrow.names
+    if missing := [c for c in _COLUMNS if c not in names]:
+        raise SlideError(
+            f"{path}: expected the columns {', '.join(_COLUMNS)}; {', '.join(missing)} missing; "
+            "give the square_002um folder as Space Ranger wrote it"
+        )
+    with reading(path, "the bin positions as Parquet"):
+        # The barcodes, half of the file, are not needed: row and column say the same.
+        table = file.read(columns=list(_COLUMNS))
+        tissue, row, col, y_px, x_px = (table.column(name).to_numpy() for name in _COLUMNS)
+    del table
+
+    _check_values(path, tissue, row, col, x_px, y_px)
+    shape = (int(row.max()) + 1, int(col.max()) + 1)
+    listed, tissue_mask = np.zeros(shape, bool), np.zeros(shape, bool)
+    listed[row, col] = True
+    tissue_mask[row, col] = tissue.astype(bool)
+    if (n_listed := np.count_nonzero(listed)) != len(row):
+        raise SlideError(
+            f"{path}: expected every bin once; {len(row) - n_listed} come again; "
+            "copy the file again from the Space Ranger output"
+        )
+    if not tissue_mask.any():
+        raise SlideError(
+            f"{path}: expected bins in tissue; in_tissue is 0 for all {len(row)}; check the tissue "
+            "detection in Space Ranger's web_summary.html"
+        )
+    return BinPositions(listed, tissue_mask, _fit(path, row, col, x_px, y_px))
+
+
+def _check_values(path: Path, tissue: Array, row: Array, col: Array, x: Array, y: Array) -> None:
+    remedy = "copy the file again from the Space Ranger output"
+    if len(row) == 0:
+        raise SlideError(f"{path}: expected bins; the file lists none; {remedy}")
+    for name, values in (("array_row", row), ("array_col", col)):
+        # Nulls would have made floats of the integers.
+        if values.dtype.kind not in "iu" or values.min() < 0 or values.max() >= _LARGEST_SIDE:
+            raise SlideError(
+                f"{path}: {name}: expected integers from 0 to {_LARGEST_SIDE - 1}; got "
+                f"{values.dtype} from {values.min()} to {values.max()}; {remedy}"
+            )
+    if tissue.dtype.kind not in "iub" or not np.isin([tissue.min(), tissue.max()], [0, 1]).all():
+        raise SlideError(f"{path}: in_tissue: expected 0 or 1; got others; {remedy}")
+    for name, values in (("pxl_col_in_fullres", x), ("pxl_row_in_fullres", y)):
+        if values.dtype.kind not in "iuf" or not np.abs(values).max() < _LARGEST_PX:
+            raise SlideError(f"{path}: {name}: expected numbers below 1e7; got others; {remedy}")
+
+
+def _fit(path: Path, row: Array, col: Array, x: Array, y: Array) -> Homography:
+    try:
+        homography = Homography.fit(col, row, x, y)
+    except (ValueError, np.linalg.LinAlgError) as e:
+        raise SlideError(
+            f"{path}: expected bins that fix the geometry; {e}; "
+            "copy the file again from the Space Ranger output"
+        ) from None
+    if homography.residual_px > _LARGEST_RESIDUAL_PX:
+        raise SlideError(
+            f"{path}: expected pixel positions within {_LARGEST_RESIDUAL_PX} px of a homography of "
+            f"the grid; the worst is {homography.residual_px:.3g} px off; use the positions as "
+            "Space Ranger wrote them, in full-resolution pixels"
+        )
+    return homography

@@ -1,0 +1,160 @@
+"""A Visium HD slide as Space Ranger 3.x and 4.x write it: bins, tissue, geometry, counts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from virchow_st.errors import SlideError
+from virchow_st.slide.counts import PatchCounts, PatchOrigins, read_patch_counts
+from virchow_st.slide.geometry import Homography
+from virchow_st.slide.image import SlideImage
+from virchow_st.slide.layout import (
+    SlideFiles,
+    find_files,
+    fingerprint,
+    read_png_size,
+    read_scalefactors,
+)
+from virchow_st.slide.matrix import CountMatrix, GeneTable
+from virchow_st.slide.positions import BinPositions, read_positions
+from virchow_st.types import BoolArray, Mpp
+
+_COARSEST_MPP = 1.0
+_SIZE_TOLERANCE = 0.01
+_CYTASSIST_PX = 4500  # CytAssist images are about 3000 px a side
+_LEAST_INSIDE = 0.5
+_GIVE_THE_MICROSCOPE_IMAGE = (
+    "give the microscope image that Space Ranger got as --image, not cytassist_image.tiff "
+    "or a picture from spatial"
+)
+
+
+@dataclass(frozen=True, eq=False)
+class VisiumHDSlide:
+    """One slide at 2 µm; its counts stay on disk until `read_counts`.
+
+    Attributes:
+        files: where its parts lie.
+        scalefactors: the numbers of ``scalefactors_json.json``.
+        bins: the listed bins, tissue mask and homography.
+        matrix: the opened count matrix.
+    """
+
+    files: SlideFiles
+    scalefactors: dict[str, float]
+    bins: BinPositions
+    matrix: CountMatrix
+
+    @classmethod
+    def open(cls, outs: str | Path, matrix: str = "filtered") -> VisiumHDSlide:
+        """Open ``outs/``, ``binned_outputs/`` or ``square_002um/``, prefixed names or not.
+
+        Args:
+            outs: the folder.
+            matrix: ``"filtered"`` (the probe panel, bins in tissue) or ``"raw"`` (everything).
+
+        Raises:
+            SlideError: a part is missing, damaged, not at 2 µm, or of another assay.
+        """
+        files = find_files(Path(outs), matrix)
+        scalefactors = read_scalefactors(files.scalefactors)
+        count_matrix = CountMatrix.open(files.matrix)
+        return cls(files, scalefactors, read_positions(files.positions), count_matrix)
+
+    @property
+    def folder(self) -> Path:
+        """The ``square_002um`` folder."""
+        return self.files.folder
+
+    @property
+    def matrix_path(self) -> Path:
+        """The HDF5 file with the counts."""
+        return self.files.matrix
+
+    @property
+    def grid_shape(self) -> tuple[int, int]:
+        """Rows and columns of the bin grid."""
+        rows, cols = self.bins.tissue_mask.shape
+        return rows, cols
+
+    @property
+    def tissue_mask(self) -> BoolArray:
+        """(rows, cols) bool, True where ``in_tissue`` is 1."""
+        return self.bins.tissue_mask
+
+    @property
+    def homography(self) -> Homography:
+        """Bins to full-resolution px."""
+        return self.bins.homography
+
+    @property
+    def mpp(self) -> Mpp:
+        """µm per full-resolution pixel at the middle of the grid."""
+        rows, cols = self.grid_shape
+        return self.homography.mpp_at((cols - 1) / 2, (rows - 1) / 2)
+
+    @property
+    def genes(self) -> GeneTable:
+        """The genes, in the order of the matrix."""
+        return self.matrix.genes
+
+    def fingerprint(self) -> str:
+        """Fingerprint of the count matrix file: see `virchow_st.slide.layout.fingerprint`."""
+        return fingerprint(self.matrix_path)
+
+    def read_counts(self, patches: PatchOrigins) -> PatchCounts:
+        """Stream the matrix once: UMIs of tissue bins in ``patches``, and every gene's total.
+
+        Raises:
+            SlideError: the matrix is damaged or disagrees with the bins.
+        """
+        return read_patch_counts(self.matrix, self.bins, patches)
+
+    def check_image(self, image: SlideImage) -> None:
+        """Refuse an image that is not the one the bins' pixel positions refer to.
+
+        Raises:
+            SlideError: another image by its size, the CytAssist image, an image that the tissue
+                does not lie on, or one coarser than 1 µm/px.
+        """
+        if (hires := self.files.hires_png) and (
+            scale := self.scalefactors.get("tissue_hires_scalef")
+        ):
+            width, height = (side / scale for side in read_png_size(hires))
+            self._check_size(image, width, height)
+        else:
+            self._check_inside(image)
+        if self.mpp > _COARSEST_MPP:
+            raise SlideError(
+                f"{image.path}: expected {_COARSEST_MPP:g} µm/px or finer; the bins lie "
+                f"{self.mpp:.2f} µm/px apart on it; run Space Ranger with a scan at 20x or 40x"
+            )
+
+    def _check_size(self, image: SlideImage, width: float, height: float) -> None:
+        if _near(image.width, width) and _near(image.height, height):
+            return
+        came = f"{image.path}: expected about {width:.0f}×{height:.0f} px, the size of "
+        came += f"{self.files.hires_png} at full resolution; got {image.width}×{image.height} px"
+        if _near(image.width, height) and _near(image.height, width):
+            raise SlideError(f"{came}, a quarter turn of it; give the image that Space Ranger got")
+        if max(image.width, image.height) < min(_CYTASSIST_PX, max(width, height)):
+            came += ", as small as a CytAssist or thumbnail image"
+        raise SlideError(f"{came}; {_GIVE_THE_MICROSCOPE_IMAGE}")
+
+    def _check_inside(self, image: SlideImage) -> None:
+        row, col = np.nonzero(self.tissue_mask)
+        step = max(1, len(row) // 100_000)
+        x, y = self.homography.to_px(col[::step], row[::step])
+        inside = float(((x >= 0) & (x < image.width) & (y >= 0) & (y < image.height)).mean())
+        if inside < _LEAST_INSIDE:
+            raise SlideError(
+                f"{image.path}: expected the tissue bins to lie on the image; {inside:.0%} do, of "
+                f"{image.width}×{image.height} px; {_GIVE_THE_MICROSCOPE_IMAGE}"
+            )
+
+
+def _near(came: float, expected: float) -> bool:
+    return abs(came - expected) <= _SIZE_TOLERANCE * expected

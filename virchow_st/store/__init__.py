@@ -1,0 +1,1 @@
+"""The feature store: one slide's tokens, counts and images in an LMDB folder."""

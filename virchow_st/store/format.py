@@ -1,0 +1,260 @@
+"""Bytes ↔ records of a store, as docs/store-format.md specifies them; no files and no LMDB here."""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from enum import IntEnum
+
+import cv2
+import numpy as np
+import xxhash
+
+from virchow_st.errors import StoreError
+from virchow_st.types import (
+    PATCH_BINS,
+    PATCH_POSITIONS,
+    STORED_IMAGE_PX,
+    Array,
+    BoolArray,
+    Float64Array,
+    Int64Array,
+    UInt8Array,
+)
+
+FORMAT = "virchow_st.store/1"
+JPEG_QUALITY = 90
+MAX_GENES = 65_535
+
+_CHECKSUM_BYTES = 8
+_KEY = struct.Struct(">IB")
+_CHECKSUM = struct.Struct("<Q")
+_PATCH = struct.Struct("<ii8dfIQ")
+_COUNTS_HEADER = struct.Struct("<III")
+_POSITION_BITS = 14
+_POSITION_MASK = (1 << _POSITION_BITS) - 1
+_LARGEST_INLINE_COUNT = 3
+
+
+class Kind(IntEnum):
+    """The records of a patch, in key order."""
+
+    PATCH = 1
+    TISSUE_MASK = 2
+    VALIDITY_MASK = 3
+    COUNTS = 4
+    IMAGE = 5
+    CLASS_TOKEN = 6
+    TOKENS = 7
+
+
+@dataclass(frozen=True)
+class PatchInfo:
+    """Where a patch lies and what it holds.
+
+    Attributes:
+        row0, col0: array_row and array_col of the first bin.
+        corners_px: (4, 2) float64, (x, y) in full-resolution px; top left, top right, bottom
+            right, bottom left in the bin frame.
+        tissue_fraction: share of tissue bins, 0 to 1.
+        total_umi: sum of all counts.
+    """
+
+    row0: int
+    col0: int
+    corners_px: Float64Array
+    tissue_fraction: float
+    total_umi: int
+
+
+@dataclass(frozen=True)
+class SparseCounts:
+    """The non-zero counts of a patch, sorted by (gene, position).
+
+    Attributes:
+        genes: (P,) int64 gene indices that are present, strictly increasing.
+        indptr: (P + 1,) int64, where each gene's entries start.
+        positions: (N,) uint16, row * 128 + col within the patch.
+        counts: (N,) uint32 UMIs.
+    """
+
+    genes: Int64Array
+    indptr: Int64Array
+    positions: Array
+    counts: Array
+
+
+def key(index: int, kind: Kind) -> bytes:
+    """Key of a record: big-endian patch index and the kind."""
+    return _KEY.pack(index, kind)
+
+
+def unpack_key(raw: bytes) -> tuple[int, Kind]:
+    """Patch index and kind of a key; raises `StoreError` for any other bytes."""
+    try:
+        index, kind = _KEY.unpack(raw)
+        return index, Kind(kind)
+    except (struct.error, ValueError):
+        raise StoreError(f"unknown record key {raw.hex()}; expected 4 + 1 bytes") from None
+
+
+def seal(record_key: bytes, payload: bytes) -> bytes:
+    """Put the checksum of key and payload before the payload."""
+    return _CHECKSUM.pack(digest(record_key, payload)) + payload
+
+
+def unseal(record_key: bytes, value: memoryview) -> memoryview:
+    """Payload of a value whose checksum holds; raises `StoreError` where it does not."""
+    if len(value) < _CHECKSUM_BYTES:
+        raise StoreError(f"record {record_key.hex()}: {len(value)} bytes, too short for a checksum")
+    payload = value[_CHECKSUM_BYTES:]
+    if checksum(value) != digest(record_key, payload):
+        raise StoreError(f"record {record_key.hex()}: checksum does not match, the bytes changed")
+    return payload
+
+
+def checksum(value: memoryview) -> int:
+    """The checksum a value claims."""
+    return int(_CHECKSUM.unpack_from(value)[0])
+
+
+def digest(record_key: bytes, payload: bytes | memoryview) -> int:
+    """XXH64 of key and payload."""
+    hasher = xxhash.xxh64(record_key)
+    hasher.update(payload)
+    return hasher.intdigest()
+
+
+# --- patch ------------------------------------------------------------------------------------
+
+
+def pack_patch(info: PatchInfo) -> bytes:
+    """88 bytes of kind PATCH."""
+    corners = np.asarray(info.corners_px, np.float64).reshape(8)
+    return _PATCH.pack(info.row0, info.col0, *corners, info.tissue_fraction, 0, info.total_umi)
+
+
+def unpack_patch(payload: memoryview) -> PatchInfo:
+    """Inverse of `pack_patch`."""
+    if len(payload) != _PATCH.size:
+        raise StoreError(f"patch record: expected {_PATCH.size} bytes, got {len(payload)}")
+    row0, col0, *corners, tissue_fraction, _, total_umi = _PATCH.unpack(payload)
+    return PatchInfo(row0, col0, np.array(corners).reshape(4, 2), tissue_fraction, total_umi)
+
+
+# --- masks ------------------------------------------------------------------------------------
+
+
+def pack_mask(mask: BoolArray) -> bytes:
+    """(128, 128) bool to 2,048 bytes, least significant bit first."""
+    if mask.shape != (PATCH_BINS, PATCH_BINS):
+        raise ValueError(f"mask: expected shape (128, 128), got {mask.shape}")
+    return np.packbits(mask.ravel(), bitorder="little").tobytes()
+
+
+def unpack_mask(payload: memoryview) -> BoolArray:
+    """Inverse of `pack_mask`."""
+    if len(payload) * 8 != PATCH_POSITIONS:
+        raise StoreError(f"mask record: expected {PATCH_POSITIONS // 8} bytes, got {len(payload)}")
+    bits = np.unpackbits(np.frombuffer(payload, np.uint8), bitorder="little")
+    return bits.astype(bool).reshape(PATCH_BINS, PATCH_BINS)
+
+
+# --- counts -----------------------------------------------------------------------------------
+
+
+def pack_counts(gene: Array, position: Array, count: Array) -> bytes:
+    """Non-zero counts of one patch to bytes.
+
+    Args:
+        gene: (N,) gene indices, sorted.
+        position: (N,) row * 128 + col, sorted within a gene.
+        count: (N,) UMIs, at least 1.
+    """
+    genes, sizes = np.unique(gene, return_counts=True)
+    n = len(gene)
+    inline = np.where(count <= _LARGEST_INLINE_COUNT, count, 0).astype(np.uint16)
+    entries = position.astype("<u2") | (inline << _POSITION_BITS)
+    at = np.flatnonzero(inline == 0)
+    escapes = np.stack([at, count[at]], axis=1).astype("<u4")
+    return b"".join(
+        [
+            _COUNTS_HEADER.pack(len(genes), n, len(at)),
+            genes.astype("<u2").tobytes(),
+            sizes.astype("<u2").tobytes(),
+            entries.astype("<u2").tobytes(),
+            bytes(2 * (n % 2)),
+            escapes.tobytes(),
+        ]
+    )
+
+
+def unpack_counts(payload: memoryview, n_genes: int) -> SparseCounts:
+    """Inverse of `pack_counts`; every number is checked before it is used."""
+    if len(payload) < _COUNTS_HEADER.size:
+        raise StoreError(f"counts record: {len(payload)} bytes, too short for its header")
+    n_present, n, n_escapes = _COUNTS_HEADER.unpack_from(payload)
+    expected = _COUNTS_HEADER.size + 4 * n_present + 2 * (n + n % 2) + 8 * n_escapes
+    if len(payload) != expected:
+        raise StoreError(f"counts record: header says {expected} bytes, there are {len(payload)}")
+    u16 = np.frombuffer(payload, "<u2", 2 * n_present + n, _COUNTS_HEADER.size)
+    genes, sizes, entries = np.split(u16, [n_present, 2 * n_present])
+    escapes = np.frombuffer(payload, "<u4", 2 * n_escapes, len(payload) - 8 * n_escapes)
+    at, large = escapes.reshape(-1, 2).T.astype(np.int64)
+
+    counts = (entries >> _POSITION_BITS).astype(np.uint32)
+    ordered = bool((np.diff(genes.astype(np.int64)) > 0).all())
+    if not ordered or (n_present and genes[-1] >= n_genes):
+        raise StoreError("counts record: gene indices out of order or beyond the gene list")
+    indptr = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
+    if indptr[-1] != n or (n_present and not sizes.all()):
+        raise StoreError("counts record: the genes' sizes do not add up to the number of entries")
+    positions = entries & _POSITION_MASK
+    rises = positions[1:] > positions[:-1]
+    rises[indptr[1:-1] - 1] = True  # from a gene's last entry to the next gene's first
+    if not rises.all():
+        raise StoreError("counts record: the positions of a gene are out of order")
+    if not np.array_equal(at, np.flatnonzero(counts == 0)):
+        raise StoreError("counts record: escapes do not match the entries they stand for")
+    if (large <= _LARGEST_INLINE_COUNT).any():
+        raise StoreError("counts record: an escape holds a count below 4")
+    counts[at] = large
+    return SparseCounts(genes.astype(np.int64), indptr, positions, counts)
+
+
+# --- image and tokens ---------------------------------------------------------------------------
+
+
+def pack_image(image: UInt8Array) -> bytes:
+    """(256, 256, 3) RGB to a JPEG file."""
+    ok, jpeg = cv2.imencode(
+        ".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]
+    )
+    if not ok:
+        raise StoreError("patch image: the JPEG encoder failed")
+    return jpeg.tobytes()
+
+
+def unpack_image(payload: memoryview) -> UInt8Array:
+    """JPEG file to (256, 256, 3) RGB uint8."""
+    bgr = cv2.imdecode(np.frombuffer(payload, np.uint8), cv2.IMREAD_COLOR)
+    if bgr is None or bgr.shape != (STORED_IMAGE_PX, STORED_IMAGE_PX, 3):
+        raise StoreError("image record: expected a JPEG of 256 x 256 px")
+    return np.asarray(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), np.uint8)
+
+
+def pack_tokens(tokens: Array) -> bytes:
+    """Tokens, or the class token, to float16 bytes; refuses what float16 cannot hold."""
+    with np.errstate(over="ignore"):  # what overflows becomes infinite and is refused below
+        half = np.ascontiguousarray(tokens, "<f2")
+    if not np.isfinite(half).all():
+        raise StoreError("tokens: not finite in float16; the encoder's output is out of range")
+    return half.tobytes()
+
+
+def unpack_tokens(payload: memoryview, shape: tuple[int, ...]) -> Array:
+    """Bytes to a float16 array of ``shape`` that owns its memory."""
+    expected = 2 * int(np.prod(shape))
+    if len(payload) != expected:
+        raise StoreError(f"token record: expected {expected} bytes, got {len(payload)}")
+    return np.frombuffer(payload, "<f2").reshape(shape).copy()

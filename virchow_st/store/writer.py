@@ -1,0 +1,216 @@
+"""Append patches to a store, survive being killed, and finish it with a manifest."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TextIO
+
+import lmdb
+import xxhash
+
+from virchow_st.errors import StoreError
+from virchow_st.files import write_json
+from virchow_st.store import format as fmt
+from virchow_st.store.format import Kind, PatchInfo
+from virchow_st.store.manifest import JOB, MANIFEST, is_finished, read_manifest
+from virchow_st.types import Array, BoolArray, UInt8Array
+
+_LOCK = "writer.lock"
+_MAP_STEP = 1 << 30  # the map grows by this much, bytes; the file itself only by what is written
+
+
+@dataclass(frozen=True)
+class PatchRecord:
+    """Everything the store keeps of one patch.
+
+    Attributes:
+        info: where it lies.
+        tissue_mask, validity_mask: (128, 128) bool.
+        gene, position, count: (N,) the non-zero counts, sorted by (gene, position).
+        image: (256, 256, 3) uint8 RGB, 1 µm/px.
+        class_token: (D,) and tokens: (T, T, D), any float dtype; kept as float16.
+    """
+
+    info: PatchInfo
+    tissue_mask: BoolArray
+    validity_mask: BoolArray
+    gene: Array
+    position: Array
+    count: Array
+    image: UInt8Array
+    class_token: Array
+    tokens: Array
+
+    def payloads(self) -> list[tuple[Kind, bytes]]:
+        """Kind and payload of every record, in key order."""
+        return [
+            (Kind.PATCH, fmt.pack_patch(self.info)),
+            (Kind.TISSUE_MASK, fmt.pack_mask(self.tissue_mask)),
+            (Kind.VALIDITY_MASK, fmt.pack_mask(self.validity_mask)),
+            (Kind.COUNTS, fmt.pack_counts(self.gene, self.position, self.count)),
+            (Kind.IMAGE, fmt.pack_image(self.image)),
+            (Kind.CLASS_TOKEN, fmt.pack_tokens(self.class_token)),
+            (Kind.TOKENS, fmt.pack_tokens(self.tokens)),
+        ]
+
+
+def finished_job(path: Path) -> dict[str, Any] | None:
+    """The job a finished store was written by, or None where the store is not finished."""
+    return read_manifest(path).get("job") if is_finished(path) else None
+
+
+class StoreWriter:
+    """The one writer of a store; a context manager.
+
+    Args:
+        path: folder of the store, made if it is not there.
+        job: what is being extracted (inputs, options, encoder). An unfinished store made by
+            another job is refused, so that a resumed store is the one that was begun.
+
+    Raises:
+        StoreError: the folder is something else, belongs to another job, has another writer, or
+            cannot be written.
+    """
+
+    def __init__(self, path: Path, job: dict[str, Any]) -> None:
+        self.path = path
+        self.job = job
+        is_new = not path.exists()
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            self._lock = _lock(path)
+        except OSError as e:
+            raise StoreError(f"{path}: cannot be written ({e.strerror})") from None
+        try:
+            self._claim()
+            self._env = lmdb.open(str(path), map_size=_MAP_STEP, meminit=False, max_dbs=0)
+        except (lmdb.Error, OSError, StoreError) as e:
+            self._unlock()
+            if is_new:
+                with contextlib.suppress(OSError):
+                    path.rmdir()
+            if isinstance(e, StoreError):
+                raise
+            raise StoreError(f"{path}: cannot be opened for writing ({e})") from None
+        self.next_index = self._count_committed()
+
+    def _claim(self) -> None:
+        """Take an empty folder for this job, or check that an unfinished one is the same job's."""
+        job_file = self.path / JOB
+        if is_finished(self.path):
+            raise StoreError(f"{self.path}: is finished and never written again; delete it first")
+        if job_file.is_file():
+            try:
+                begun = json.loads(job_file.read_text("utf-8"))
+            except ValueError as e:
+                raise StoreError(f"{job_file}: cannot be read as JSON ({e}); delete it") from None
+            if begun != self.job:
+                raise StoreError(
+                    f"{self.path}: was begun with other inputs or options; "
+                    f"delete it or give another --store"
+                )
+        elif any(p.name not in (_LOCK, JOB + ".part") for p in self.path.iterdir()):
+            raise StoreError(
+                f"{self.path}: expected a new folder or an unfinished store, found other files; "
+                f"give another --store"
+            )
+        else:
+            write_json(job_file, self.job)
+
+    def _count_committed(self) -> int:
+        with self._env.begin() as txn, txn.cursor() as cursor:
+            return fmt.unpack_key(cursor.key())[0] + 1 if cursor.last() else 0
+
+    def append(self, records: Sequence[PatchRecord]) -> None:
+        """Commit patches ``next_index``, ``next_index + 1``, …; all of them or none."""
+        sealed = []
+        for index, record in enumerate(records, self.next_index):
+            for kind, payload in record.payloads():
+                key = fmt.key(index, kind)
+                sealed.append((key, fmt.seal(key, payload)))
+        self._make_room(sum(len(value) + 8192 for _, value in sealed))
+        try:
+            with self._env.begin(write=True) as txn:
+                for key, value in sealed:
+                    txn.put(key, value, append=True)
+        except lmdb.Error as e:
+            raise StoreError(
+                f"{self.path}: writing failed ({e}); free disk space and run the same command "
+                f"again, the first {self.next_index} patches are safe"
+            ) from None
+        self.next_index += len(records)
+
+    def _make_room(self, n_bytes: int) -> None:
+        info, stat = self._env.info(), self._env.stat()
+        used = (info["last_pgno"] + 1) * stat["psize"]
+        while info["map_size"] < used + n_bytes + (1 << 20):
+            self._env.set_mapsize(info["map_size"] + _MAP_STEP)
+            info = self._env.info()
+
+    def finish(self, manifest: dict[str, Any]) -> None:
+        """Sync the records, then write the manifest; from now on the store is finished."""
+        hasher = xxhash.xxh64()
+        with self._env.begin(buffers=True) as txn, txn.cursor() as cursor:
+            for _, value in cursor:
+                hasher.update(value[:8])
+        self._env.sync(True)
+        self._env.close()
+        write_json(
+            self.path / MANIFEST,
+            {
+                "format": fmt.FORMAT,
+                "n_patches": self.next_index,
+                **manifest,
+                "job": self.job,
+                "records_xxh64": hasher.hexdigest(),
+            },
+        )
+        for name in (JOB, "lock.mdb"):
+            (self.path / name).unlink(missing_ok=True)
+
+    def __enter__(self) -> StoreWriter:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._env.close()
+        self._unlock()
+
+    def _unlock(self) -> None:
+        (self.path / _LOCK).unlink(missing_ok=True)
+        self._lock.close()
+
+
+def _lock(path: Path) -> TextIO:
+    """Hold an advisory lock for as long as the writer lives; the kernel drops it on any exit."""
+    file = open(path / _LOCK, "a+", encoding="utf-8")  # noqa: SIM115
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        holder = file.read().strip() or "another process"
+        file.close()
+        raise StoreError(f"{path}: being written by {holder}; wait for it to end") from None
+    try:  # the last writer removes the file: what was opened may no longer be what others see
+        is_current = os.path.samestat(os.fstat(file.fileno()), os.stat(path / _LOCK))
+    except FileNotFoundError:
+        is_current = False
+    if not is_current:
+        file.close()
+        return _lock(path)
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}")
+    file.flush()
+    return file
