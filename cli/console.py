@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console as RichConsole
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
@@ -57,7 +57,7 @@ class Console:
         """Progress of the job at hand; a smaller ``done`` than before begins a new job."""
         now = time.monotonic()
         if self._last_done == 0 or done <= self._last_done:
-            self._started, self._first = now, done - 1
+            self._started, self._first = now, done
             self._last_line = 0.0
         self._last_done = 0 if done >= total else done
         if self.quiet:
@@ -66,8 +66,10 @@ class Console:
             self._step_bar(done, total, unit, detail)
         elif done >= total or now - self._last_line >= _PLAIN_LINE_EVERY_S:
             self._last_line = now
-            rate = (done - self._first) / max(now - self._started, 1e-3)
-            left = "" if done >= total or rate > 1e3 else f", {(total - done) / rate:.0f} s left"
+            since_first, left = done - self._first, ""
+            if since_first and done < total:  # the first report says nothing of the rate yet
+                seconds = (now - self._started) / since_first * (total - done)
+                left = f", {seconds:.0f} s left"
             self._err.print(f"  {done}/{total} {unit}{left}  {detail}".rstrip())
 
     def _step_bar(self, done: int, total: int, unit: str, detail: str) -> None:
@@ -120,11 +122,20 @@ class Console:
         rows: list[list[str]],
         sections: tuple[int, ...] = (),
         caption: str = "",
+        justify: Literal["left", "right"] = "right",
     ) -> None:
-        """A table, to stdout; numbers stand right, a rule follows each row index in sections."""
+        """A table, to stdout.
+
+        Args:
+            title, caption: above and below.
+            columns: heads; the first column stands left, the others as ``justify`` says.
+            rows: of texts.
+            sections: indices of rows that a rule follows.
+            justify: right for numbers, left for words.
+        """
         table = Table(title=title, title_justify="left", caption=caption, caption_justify="left")
         for i, column in enumerate(columns):
-            table.add_column(column, justify="left" if i == 0 else "right", overflow="fold")
+            table.add_column(column, justify="left" if i == 0 else justify, overflow="fold")
         for i, row in enumerate(rows):
             table.add_row(*row, end_section=i in sections)
         self._out.print(table)

@@ -30,7 +30,7 @@ _EXTRACT = ExtractConfig(encoder="stain", device="cpu")
 _TRAIN = TrainConfig(test_patient=_TEST_PATIENT, batch_size=4, accumulate=1, lr=5e-4, device="cpu")
 
 
-@click.command()
+@click.command(short_help="The whole way on simulated slides, in minutes.")
 @click.argument("out", type=click.Path(path_type=Path), default=Path("demo"))
 @with_console
 def demo(console: Console, out: Path) -> None:
@@ -83,7 +83,7 @@ def _claim(out: Path) -> None:
 
 
 def _program_digest() -> str:
-    hasher = xxhash.xxh64(virchow_st.__version__)
+    hasher = xxhash.xxh64(virchow_st.__version__.encode())
     for folder in (Path(virchow_st.__file__).parent, Path(__file__).parent):
         for file in sorted(folder.rglob("*.py")):
             hasher.update(file.read_bytes())

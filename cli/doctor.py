@@ -16,7 +16,7 @@ _PACKAGES = (
 _VIRCHOW2 = "paige-ai/Virchow2"
 
 
-@click.command()
+@click.command(short_help="Show versions, devices and model access.")
 @with_console
 def doctor(console: Console) -> int:
     """Show versions, devices and access to the gated model; exit code 1 if a package is missing."""
@@ -29,7 +29,7 @@ def doctor(console: Console) -> int:
             is_whole = False
     rows.append(["device", _device()])
     rows.append(["Virchow2", _gated_access()])
-    console.table("virchow_st", ["", "found"], rows)
+    console.table("virchow_st", ["", "found"], rows, justify="left")
     return int(not is_whole)
 
 

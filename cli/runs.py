@@ -16,7 +16,7 @@ from virchow_st.errors import ConfigError
 _RUN = click.argument("run", type=click.Path(path_type=Path))
 
 
-@click.command()
+@click.command(short_help="Train a decoder on stores.")
 @click.argument("stores", nargs=-1, type=click.Path(path_type=Path))
 @click.option("--run", required=True, type=click.Path(path_type=Path), help="directory to write")
 @config_options(TrainConfig, skip=("stores",))
@@ -48,7 +48,7 @@ def train(
     console.result(f"{run}: trained; next: vst evaluate {run}")
 
 
-@click.command()
+@click.command(short_help="Score a run on its test patient.")
 @_RUN
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N")
 @with_console
@@ -61,7 +61,7 @@ def evaluate(console: Console, run: Path, device: str) -> None:
     console.result(f"{run / 'metrics.json'}; next: vst figures {run}")
 
 
-@click.command()
+@click.command(short_help="Draw genes and training curves of a run.")
 @_RUN
 @click.option("--genes", help="symbols or ids with commas; the best predicted ones if left out")
 @with_console

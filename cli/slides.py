@@ -13,7 +13,7 @@ from virchow_st.config import ExtractConfig, SimulateConfig
 from virchow_st.errors import ConfigError
 
 
-@click.command()
+@click.command(short_help="Draw Visium HD slides with known rates.")
 @click.argument("out", type=click.Path(path_type=Path))
 @config_options(SimulateConfig)
 @with_console
@@ -26,7 +26,7 @@ def simulate(console: Console, out: Path, **options: Any) -> None:
         console.result(str(folder))
 
 
-@click.command()
+@click.command(short_help="Encode a slide into a store.")
 @click.argument("outs", type=click.Path(path_type=Path), required=False)
 @click.option("--image", type=click.Path(path_type=Path), help="the microscope image, full size")
 @click.option("--store", type=click.Path(path_type=Path), help="store to write, NAME.vst")
@@ -77,5 +77,6 @@ def _extract_cohort(console: Console, manifest: Path, config: ExtractConfig) -> 
             [o.patient, str(o.store), "" if o.n_patches is None else str(o.n_patches), o.text]
             for o in outcomes
         ],
+        justify="left",
     )
     return int(any(o.n_patches is None for o in outcomes))

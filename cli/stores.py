@@ -12,7 +12,7 @@ from virchow_st_cli.options import with_console
 _STORE = click.argument("store", type=click.Path(path_type=Path))
 
 
-@click.command()
+@click.command(short_help="Say what a store holds.")
 @_STORE
 @click.option("--json", "as_json", is_flag=True, help="the manifest without the gene list, as JSON")
 @with_console
@@ -47,6 +47,7 @@ def inspect(console: Console, store: Path, as_json: bool) -> None:
             ["size on disk", f"{summary['bytes'] / 2**20:.1f} MiB"],
             ["written by", f"virchow_st {manifest['software']['virchow_st']}"],
         ],
+        justify="left",
     )
 
 
@@ -74,7 +75,7 @@ def _summary(store: Any) -> dict[str, Any]:
     }
 
 
-@click.command()
+@click.command(short_help="Compare every checksum of a store.")
 @_STORE
 @with_console
 def verify(console: Console, store: Path) -> int:

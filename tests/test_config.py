@@ -49,7 +49,7 @@ def test_limits_themselves_are_allowed_and_defaults_keep_them(cls) -> None:
 @pytest.mark.parametrize("cls", CLASSES)
 def test_every_setting_says_what_it_is(cls) -> None:
     for f in fields(cls):
-        assert len(f.metadata["help"]) >= 5, f.name
+        assert f.metadata["help"].strip(), f.name
 
 
 def test_settings_cannot_be_changed() -> None:
@@ -113,7 +113,7 @@ def test_bad_files_are_refused(tmp_path: Path, text: str, message: str) -> None:
 
 
 def test_files_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="none.toml: cannot be read"):
+    with pytest.raises(ConfigError, match=r"none\.toml: cannot be read"):
         from_toml(TrainConfig, tmp_path / "none.toml")
     with pytest.raises(ConfigError, match="cannot be read"):
         from_toml(TrainConfig, tmp_path)

@@ -18,7 +18,6 @@ HEAVY = {"torch", "torchvision", "torch_geometric", "timm", "numba", "cv2", "mat
 
 # Layer by layer from the ground up: who is in it, and which layers below it may import. A module
 # may always import its own layer, if the layer is marked as one that is built of parts.
-GROUND = {"ground"}
 LAYERS: dict[str, tuple[set[str], set[str]]] = {
     "ground": ({"types", "errors", "config", "files", "progress", "devices"}, set()),
     "kernels": ({"kernels"}, {"ground"}),

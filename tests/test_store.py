@@ -1,3 +1,4 @@
+import contextlib
 import json
 import multiprocessing
 import os
@@ -17,6 +18,7 @@ from tiny_store import JOB, checksum_of_all, make_manifest, make_records, write_
 
 from virchow_st.errors import StoreError
 from virchow_st.store import format as fmt
+from virchow_st.store import reader
 from virchow_st.store.format import Kind, PatchInfo
 from virchow_st.store.reader import open_store, verify
 from virchow_st.store.writer import StoreWriter
@@ -195,6 +197,7 @@ def test_forbidden_counts_are_refused(payload, reason):
     [
         (fmt.unpack_patch, bytes(87), "expected 88 bytes, got 87"),
         (fmt.unpack_patch, bytes(89), "expected 88 bytes, got 89"),
+        (fmt.unpack_patch, bytes(76) + b"\1" + bytes(11), "expected zero at offset 76, got 1"),
         (fmt.unpack_mask, bytes(2047), "expected 2048 bytes, got 2047"),
         (fmt.unpack_mask, bytes(2049), "expected 2048 bytes, got 2049"),
         (fmt.unpack_image, b"", "expected a JPEG of 256 x 256 px"),
@@ -292,6 +295,17 @@ def test_read_in_workers(store, method):
         assert list(pool.map(checksum_of_all, [store] * 2)) == [expected] * 2
 
 
+def test_fork_while_another_thread_opens_a_store(store):
+    copy = shutil.copytree(store.path, store.path.with_name("B.vst"))  # not yet open here
+    with reader._opening:
+        process = multiprocessing.get_context("fork").Process(target=open_store, args=(copy,))
+        process.start()
+        process.join(20)
+        process.kill()  # of no effect on one that has ended
+    process.join()
+    assert process.exitcode == 0
+
+
 def test_read_in_threads_that_open_it_all_at_once(store):
     expected = checksum_of_all(store)
     copy = shutil.copytree(store.path, store.path.with_name("B.vst"))  # not yet open here
@@ -314,6 +328,12 @@ def test_a_store_written_anew_is_read_anew(tmp_path):
     new = write_store(tmp_path / "A.vst", seed=2)
     assert checksum_of_all(new) != old
     assert verify(new) == []
+
+
+def test_a_store_that_was_moved_is_read_at_its_new_place(store):
+    expected = checksum_of_all(store)
+    moved = open_store(store.path.rename(store.path.with_name("moved.vst")))
+    assert checksum_of_all(moved) == expected
 
 
 def alter(path, change):
@@ -441,6 +461,12 @@ def all_records(path):
         return list(txn.cursor())
 
 
+def append_and_fail(path, records):
+    with contextlib.suppress(KeyboardInterrupt), StoreWriter(path, JOB) as writer:
+        writer.append(records)
+        raise KeyboardInterrupt
+
+
 def append_and_die(path, records):
     writer = StoreWriter(path, JOB)
     writer.append(records)
@@ -455,9 +481,7 @@ def test_resumed_store_is_the_uninterrupted_one_byte_for_byte(tmp_path, way):
         writer.append(records)
         writer.finish(make_manifest(records, 6))
     if way == "error":
-        with pytest.raises(KeyboardInterrupt), StoreWriter(path, JOB) as writer:
-            writer.append(records[:2])
-            raise KeyboardInterrupt
+        append_and_fail(path, records[:2])
     else:
         process = multiprocessing.get_context("fork").Process(
             target=append_and_die, args=(path, records[:2])

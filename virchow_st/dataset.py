@@ -14,7 +14,7 @@ from virchow_st.errors import ConfigError
 from virchow_st.folds import Member
 from virchow_st.kernels.pooling import sum_pool
 from virchow_st.panel import Panel
-from virchow_st.store.reader import Store
+from virchow_st.store.reader import Patch, Store
 from virchow_st.types import (
     BIN_UM,
     PATCH_BINS,
@@ -83,7 +83,7 @@ class PatchDataset:
             tissue_mask=np.stack([turn(self._patch(m).tissue_mask, o) for m, o in pairs]),
         )
 
-    def _patch(self, member: Member) -> Any:
+    def _patch(self, member: Member) -> Patch:
         return self.stores[member.store][member.patch]
 
     def _tokens(self, member: Member, orientation: int) -> Array:

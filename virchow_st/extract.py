@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -186,7 +186,9 @@ def _record(
 
 
 def _ahead(
-    pool: ThreadPoolExecutor, batches: Sequence[range], render: Any
+    pool: ThreadPoolExecutor,
+    batches: Sequence[range],
+    render: Callable[[range], _Rendered],
 ) -> Iterator[tuple[range, _Rendered]]:
     """Each batch with its rendering, the next one already under way."""
     coming: Future[_Rendered] | None = pool.submit(render, batches[0]) if batches else None

@@ -54,6 +54,8 @@ def train(
         ConfigError, StoreError: before anything is written, wherever possible.
     """
     device = pick_device(config.device)
+    if repeated := [path for path in config.stores if config.stores.count(path) > 1]:
+        raise ConfigError(f"stores: expected each once; {repeated[0]} comes twice")
     stores = [open_store(path) for path in config.stores]
     split = split_patients(stores, config.test_patient, config.seed)
     trainers = [s for s in stores if s.patient != config.test_patient]
@@ -64,7 +66,7 @@ def train(
     else:
         if run.exists():
             raise ConfigError(f"{run}: is already there; give another --run, or --resume it")
-        panel = choose_panel(config.panel, trainers, testers)
+        panel = choose_panel(config.panel, trainers, testers, progress)
     dataset = PatchDataset(stores, panel)
     progress.note(
         f"{len(split.train)} patches to train on, {len(split.validation)} to validate, "
@@ -85,7 +87,7 @@ def train(
 
 def _check_resumable(run: Path, config: TrainConfig) -> None:
     if not whole(run / "checkpoints" / "last").exists():
-        raise ConfigError(f"{run}: nothing to resume there; train without --resume")
+        raise ConfigError(f"{run}: nothing to resume there; delete it and train without --resume")
     if from_toml(TrainConfig, run / "config.toml") != config:
         raise ConfigError(
             f"{run}: was begun with other options; repeat those, or give another --run"

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from torch_geometric.nn import SAGEConv
 
 from virchow_st.decoders.base import Decoder, GeneHead
-from virchow_st.decoders.parts import TokenNorm, Upsampler
+from virchow_st.decoders.parts import PADDING, TokenNorm, Upsampler, unfold_tokens
 
 _BINS = 128
+_DETAIL_CHANNELS = 8
 
 
 class ConvBlock(nn.Module):
@@ -25,7 +26,9 @@ class ConvBlock(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.space = nn.Sequential(
-            nn.Conv2d(width, width, 5, padding=2, groups=width), nn.GELU(), nn.GroupNorm(8, width)
+            nn.Conv2d(width, width, 5, padding=2, groups=width, padding_mode=PADDING),
+            nn.GELU(),
+            nn.GroupNorm(8, width),
         )
         self.channels = nn.Sequential(nn.Conv2d(width, width, 1), nn.GELU(), nn.GroupNorm(8, width))
 
@@ -90,12 +93,15 @@ class Hist2ST(Decoder):
         self.fuse = nn.Sequential(nn.LayerNorm(4 * width), nn.Linear(4 * width, width))
 
         self.upsample = Upsampler(width, bin_channels, (_BINS // grid).bit_length() - 1)
-        self.head = GeneHead(bin_channels, initial_bias_G)
+        # What a token knows of its own bins goes straight to them, past the paths that mix tokens.
+        self.detail = unfold_tokens(len(token_mean_D), _DETAIL_CHANNELS, _BINS // grid)
+        self.head = GeneHead(bin_channels + _DETAIL_CHANNELS, initial_bias_G)
 
     def forward(self, tokens_BTTD: Tensor, image_B3PP: Tensor | None = None) -> Tensor:
         """See `Decoder`; the image is not used."""
         T = tokens_BTTD.shape[1]
-        x_BTTC = self.embed(self.normalise(tokens_BTTD))
+        tokens_BTTD = self.normalise(tokens_BTTD)
+        x_BTTC = self.embed(tokens_BTTD)
         x_BNC = x_BTTC.flatten(1, 2)
 
         conv_BCTT = x_BTTC.permute(0, 3, 1, 2)
@@ -111,7 +117,8 @@ class Hist2ST(Decoder):
         paths_BNC4 = [x_BNC, conv_BCTT.flatten(2).transpose(1, 2), attended_BNC, graph_BNC]
         fused_BNC = x_BNC + self.fuse(torch.cat(paths_BNC4, dim=-1))
         grid_BCTT = fused_BNC.transpose(1, 2).unflatten(2, (T, T))
-        return self.head(self.upsample(grid_BCTT))
+        detail_BCHW = self.detail(tokens_BTTD.permute(0, 3, 1, 2))
+        return self.head(torch.cat([self.upsample(grid_BCTT), detail_BCHW], dim=1))
 
 
 def grid_neighbours(side: int) -> Tensor:

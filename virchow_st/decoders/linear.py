@@ -5,10 +5,10 @@ Shape suffixes: B patches, T tokens a side, D token channels, G genes.
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from virchow_st.decoders.base import Decoder, GeneHead
-from virchow_st.decoders.parts import TokenNorm
+from virchow_st.decoders.parts import TokenNorm, unfold_tokens
 
 _BINS = 128
 
@@ -32,11 +32,8 @@ class LinearDecoder(Decoder):
         bin_channels: int = 16,
     ) -> None:
         super().__init__()
-        side = _BINS // grid
         self.normalise = TokenNorm(token_mean_D, token_std_D)
-        self.unfold = nn.Sequential(
-            nn.Conv2d(len(token_mean_D), bin_channels * side * side, 1), nn.PixelShuffle(side)
-        )
+        self.unfold = unfold_tokens(len(token_mean_D), bin_channels, _BINS // grid)
         self.head = GeneHead(bin_channels, initial_bias_G)
 
     def forward(self, tokens_BTTD: Tensor, image_B3PP: Tensor | None = None) -> Tensor:

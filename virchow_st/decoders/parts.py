@@ -5,7 +5,13 @@ Shape suffixes: B patches, T tokens a side, D token channels, C width.
 
 from __future__ import annotations
 
+from typing import Literal
+
+import torch
 from torch import Tensor, nn
+
+# Rates do not end where a patch ends: zeros around it would darken the seams of a stitched slide.
+PADDING: Literal["replicate"] = "replicate"
 
 
 class TokenNorm(nn.Module):
@@ -29,7 +35,7 @@ class TokenNorm(nn.Module):
 
 
 class Upsampler(nn.Module):
-    """Sub-pixel convolution (Shi et al. 2016), doubling the grid until it is ``n_bins`` wide.
+    """Sub-pixel convolution (Shi et al. 2016, arXiv:1609.05158), doubling the grid step by step.
 
     A token holds what its 8×8 bins look like; sub-pixel convolution unfolds channels into bins,
     where interpolation would blur them.
@@ -47,15 +53,42 @@ class Upsampler(nn.Module):
         for i in reversed(range(n_doublings)):
             narrower = out_channels * 2**i
             layers += [
-                nn.Conv2d(channels, 4 * narrower, 1),
+                _unfolding(channels, narrower),
                 nn.PixelShuffle(2),
                 nn.GELU(),
-                nn.Conv2d(narrower, narrower, 3, padding=1),
+                nn.Conv2d(narrower, narrower, 3, padding=1, padding_mode=PADDING),
                 nn.GELU(),
             ]
             channels = narrower
         self.layers = nn.Sequential(*layers)
 
     def forward(self, grid_BCTT: Tensor) -> Tensor:
-        """(B, C, T, T) to (B, out_channels, n_bins, n_bins)."""
+        """(B, C, T, T) to (B, out_channels, T·2ⁿ, T·2ⁿ) after n doublings."""
         return self.layers(grid_BCTT)
+
+
+def unfold_tokens(dim: int, channels: int, side: int) -> nn.Sequential:
+    """Linear map of each token to ``channels`` maps of its own ``side``×``side`` bins.
+
+    Args:
+        dim: D.
+        channels: maps at bin resolution.
+        side: bins a side of a token.
+
+    Returns:
+        A module from (B, D, T, T) to (B, channels, T·side, T·side).
+    """
+    return nn.Sequential(nn.Conv2d(dim, channels * side * side, 1), nn.PixelShuffle(side))
+
+
+def _unfolding(channels: int, narrower: int) -> nn.Conv2d:
+    """1×1 convolution before a pixel shuffle, its four sub-pixels equal at first.
+
+    Else their different random weights show as a checkerboard (Aitken et al. 2017,
+    arXiv:1707.02937).
+    """
+    conv = nn.Conv2d(channels, 4 * narrower, 1)
+    with torch.no_grad():
+        conv.weight.copy_(conv.weight[::4].repeat_interleave(4, dim=0))
+        conv.bias.copy_(conv.bias[::4].repeat_interleave(4))  # type: ignore[union-attr, index]
+    return conv

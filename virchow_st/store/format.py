@@ -138,7 +138,9 @@ def unpack_patch(payload: memoryview) -> PatchInfo:
     """Inverse of `pack_patch`."""
     if len(payload) != _PATCH.size:
         raise StoreError(f"patch record: expected {_PATCH.size} bytes, got {len(payload)}")
-    row0, col0, *corners, tissue_fraction, _, total_umi = _PATCH.unpack(payload)
+    row0, col0, *corners, tissue_fraction, zero, total_umi = _PATCH.unpack(payload)
+    if zero:
+        raise StoreError(f"patch record: expected zero at offset 76, got {zero}")
     return PatchInfo(row0, col0, np.array(corners).reshape(4, 2), tissue_fraction, total_umi)
 
 
@@ -197,8 +199,8 @@ def unpack_counts(payload: memoryview, n_genes: int) -> SparseCounts:
     expected = _COUNTS_HEADER.size + 4 * n_present + 2 * (n + n % 2) + 8 * n_escapes
     if len(payload) != expected:
         raise StoreError(f"counts record: header says {expected} bytes, there are {len(payload)}")
-    u16 = np.frombuffer(payload, "<u2", 2 * n_present + n, _COUNTS_HEADER.size)
-    genes, sizes, entries = np.split(u16, [n_present, 2 * n_present])
+    u16 = np.frombuffer(payload, "<u2", 2 * n_present + n + n % 2, _COUNTS_HEADER.size)
+    genes, sizes, entries, padding = np.split(u16, [n_present, 2 * n_present, 2 * n_present + n])
     escapes = np.frombuffer(payload, "<u4", 2 * n_escapes, len(payload) - 8 * n_escapes)
     at, large = escapes.reshape(-1, 2).T.astype(np.int64)
 
@@ -218,6 +220,8 @@ def unpack_counts(payload: memoryview, n_genes: int) -> SparseCounts:
         raise StoreError("counts record: escapes do not match the entries they stand for")
     if (large <= _LARGEST_INLINE_COUNT).any():
         raise StoreError("counts record: an escape holds a count below 4")
+    if padding.any():
+        raise StoreError("counts record: the padding is not zero")
     counts[at] = large
     return SparseCounts(genes.astype(np.int64), indptr, positions, counts)
 
@@ -237,7 +241,8 @@ def pack_image(image: UInt8Array) -> bytes:
 
 def unpack_image(payload: memoryview) -> UInt8Array:
     """JPEG file to (256, 256, 3) RGB uint8."""
-    bgr = cv2.imdecode(np.frombuffer(payload, np.uint8), cv2.IMREAD_COLOR)
+    encoded = np.frombuffer(payload, np.uint8)
+    bgr = cv2.imdecode(encoded, cv2.IMREAD_COLOR) if len(encoded) else None
     if bgr is None or bgr.shape != (STORED_IMAGE_PX, STORED_IMAGE_PX, 3):
         raise StoreError("image record: expected a JPEG of 256 x 256 px")
     return np.asarray(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), np.uint8)

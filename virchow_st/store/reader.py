@@ -22,18 +22,22 @@ from virchow_st.store.manifest import DATA, read_manifest
 from virchow_st.types import PATCH_POSITIONS, Array, BoolArray, Int64Array, UInt8Array
 
 # An LMDB environment must be opened once in a process and never carried across a fork; so
-# environments live here, by process and folder, and a `Store` holds only its path. Beside each
-# is what file it maps.
-_environments: dict[tuple[int, Path], tuple[lmdb.Environment, os.stat_result]] = {}
+# environments live here, by the device and inode of their file, and a `Store` holds only its path.
+# By path would not do: folders are moved, and deleted and written anew.
+_environments: dict[tuple[int, int], lmdb.Environment] = {}
 _opening = threading.Lock()
 
 
-def _renew_lock() -> None:
+def _start_afresh() -> None:
+    """In a forked child: give up the parent's environments, and a lock it may have held."""
     global _opening
     _opening = threading.Lock()
+    for environment in _environments.values():
+        environment.close()
+    _environments.clear()
 
 
-os.register_at_fork(after_in_child=_renew_lock)  # another thread may have held it at the fork
+os.register_at_fork(after_in_child=_start_afresh)
 
 
 @dataclass(frozen=True)
@@ -72,7 +76,7 @@ class Store:
             tuple(genes["id"]), tuple(genes["symbol"]), np.asarray(genes["total"], np.int64)
         )
         self._folder = self.path.resolve()  # stays the same when the working directory changes
-        _forget_replaced(self._folder)
+        self._file = _file_identity(self._folder / DATA)
         n_records = self._environment().stat()["entries"]
         if n_records != len(self) * len(Kind):
             raise StoreError(
@@ -130,45 +134,38 @@ class Store:
             raise StoreError(f"{self.path}: patch {index}: {e}; see `vst verify`") from None
 
     def _environment(self) -> lmdb.Environment:
-        name = os.getpid(), self._folder
-        if name not in _environments:
+        if self._file not in _environments:
             with _opening:
-                if name not in _environments:
-                    _environments[name] = _open_environment(self._folder)
-        return _environments[name][0]
+                if self._file not in _environments:
+                    _environments[self._file] = _open_environment(self._folder)
+        return _environments[self._file]
 
 
-def _forget_replaced(folder: Path) -> None:
-    """Close an environment whose file was deleted or replaced since, so that it is read anew."""
-    with _opening:
-        name = os.getpid(), folder
-        if name not in _environments:
-            return
-        environment, mapped = _environments[name]
-        try:
-            is_same = os.path.samestat(mapped, (folder / DATA).stat())
-        except OSError:
-            is_same = False
-        if not is_same:
-            del _environments[name]
-            environment.close()
-
-
-def _open_environment(path: Path) -> tuple[lmdb.Environment, os.stat_result]:
-    data = path / DATA
+def _file_identity(data: Path) -> tuple[int, int]:
     try:
         file = data.stat()
+    except OSError as e:
+        raise StoreError(
+            f"{data}: cannot be opened ({e.strerror}); copy or extract it again"
+        ) from None
+    return file.st_dev, file.st_ino
+
+
+def _open_environment(path: Path) -> lmdb.Environment:
+    data = path / DATA
+    try:
+        size = data.stat().st_size
         environment = lmdb.open(str(path), readonly=True, lock=False, readahead=True, max_dbs=0)
     except (lmdb.Error, OSError) as e:
         raise StoreError(f"{data}: cannot be opened ({e}); copy or extract it again") from None
     expected = (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
-    if file.st_size < expected:  # reading past the end of a mapped file would kill the process
+    if size < expected:  # reading past the end of a mapped file would kill the process
         environment.close()
         raise StoreError(
-            f"{data}: expected at least {expected} bytes, got {file.st_size}; the copy is not whole, "
+            f"{data}: expected at least {expected} bytes, got {size}; the copy is not whole, "
             f"copy or extract it again"
         )
-    return environment, file
+    return environment
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,316 @@
+"""The whole way through the command line on a tiny simulated cohort."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+
+import virchow_st
+from virchow_st.kernels.pooling import pool_mask, sum_pool
+
+SCALES = ("2", "4", "8", "16")
+FIGURES = {
+    "coverage", "pcc", "pcc_fisher", "pcc_median", "pcc_pooled", "pcc_ceiling", "pcc_of_ceiling",
+    "pcc_shuffled", "ssim", "ssim_shuffled", "ssim_all_zero", "d2_poisson", "calibration",
+}  # fmt: skip
+EPOCHS = {"linear": 4, "hist2st": 1}
+
+
+@pytest.fixture(scope="module")
+def runs(stores: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A run of each decoder, trained and evaluated as a user does it."""
+    from virchow_st_cli.main import run as vst
+
+    folder, made = tmp_path_factory.mktemp("runs"), {}
+    for decoder, epochs in EPOCHS.items():
+        made[decoder] = folder / decoder
+        arguments = [
+            "train", *stores.values(), "--run", made[decoder], "--test-patient", "P5",
+            "--panel", "top:20", "--decoder", decoder, "--epochs", epochs, "--lr", "1e-3",
+            "--batch-size", 4, "--accumulate", 1, "--device", "cpu",
+        ]  # fmt: skip
+        assert vst([str(a) for a in arguments]) == 0
+        assert vst(["evaluate", str(made[decoder]), "--device", "cpu"]) == 0
+    return made
+
+
+@pytest.fixture(scope="module", params=sorted(EPOCHS))
+def run(request: pytest.FixtureRequest, runs: dict[str, Path]) -> Path:
+    return runs[request.param]
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text("utf-8"))
+
+
+@pytest.fixture
+def metrics(run: Path) -> dict[str, Any]:
+    return read_json(run / "metrics.json")
+
+
+def test_run_directory_is_whole(run: Path, stores: dict[str, Path]) -> None:
+    assert {p.name for p in run.iterdir()} - {"figures"} == {
+        "config.toml", "split.json", "panel.tsv", "history.jsonl", "checkpoints",
+        "best_metrics.json", "metrics.json", "per_gene.csv", "maps",
+    }  # fmt: skip
+    assert not [p for p in run.rglob("*") if p.name.endswith((".part", ".old"))]
+    config = tomllib.loads((run / "config.toml").read_text("utf-8"))
+    assert config["stores"] == [str(s.resolve()) for s in stores.values()]
+    assert (config["decoder"], config["epochs"]) == (run.name, EPOCHS[run.name])
+    assert config["lr"] == 1e-3
+    for checkpoint in ("last", "best"):
+        assert {p.name for p in (run / "checkpoints" / checkpoint).iterdir()} == {
+            "state.json", "tensors.safetensors",
+        }  # fmt: skip
+    panel = [line.split("\t") for line in (run / "panel.tsv").read_text("utf-8").splitlines()]
+    assert panel[0][:2] == ["gene_id", "symbol"]
+    assert len(panel) == 21
+
+
+def test_no_patch_is_in_two_parts_of_the_split(run: Path) -> None:
+    split = read_json(run / "split.json")
+    members = {
+        part: {(s["store"], s["patient"], p) for s in split[part] for p in s["patches"]}
+        for part in ("train", "validation", "test")
+    }
+    assert {patient for _, patient, _ in members["test"]} == {"P5"}
+    assert len(members["test"]) == 9
+    others = members["train"] | members["validation"]
+    assert {patient for _, patient, _ in others} == {"P1", "P2"}
+    assert not members["train"] & members["validation"]
+    assert len(others) == 18
+
+
+def test_history_has_a_line_an_epoch(run: Path) -> None:
+    lines = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines] == list(range(1, EPOCHS[run.name] + 1))
+    for line in lines:
+        assert set(line["train"]["loss"]) == set(line["weights"]) == set(SCALES)
+        assert set(line["validation"]["loss"]) == set(line["validation"]["pcc"]) == set(SCALES)
+        assert sum(line["weights"].values()) == pytest.approx(4, abs=1e-4)
+        assert all(w > 0 for w in line["weights"].values())
+        assert line["patches_per_s"] > 0
+    best = read_json(run / "best_metrics.json")
+    assert best["epoch"] == max(line["epoch"] for line in lines if line["best"])
+    scores = [line["validation"]["score"] for line in lines]
+    assert best["score"] == min(scores) == scores[best["epoch"] - 1]
+
+
+def test_metrics_are_all_there_and_in_range(metrics: dict[str, Any]) -> None:
+    assert metrics["format"] == "virchow_st.metrics/1"
+    assert metrics["test_patients"] == ["P5"]
+    assert (metrics["n_patches"], metrics["n_genes"]) == (9, 20)
+    assert set(metrics["scales"]) == set(metrics["baselines"]["gene_mean"]) == set(SCALES)
+    for figures in (*metrics["scales"].values(), *metrics["baselines"]["gene_mean"].values()):
+        assert set(figures) >= FIGURES
+        assert figures["coverage"] is not None
+        assert 0 < figures["coverage"] <= 1
+        assert 0 <= figures["pcc_ceiling"] <= 1
+    for figures in metrics["scales"].values():
+        assert all(figures[name] is not None and math.isfinite(figures[name]) for name in FIGURES)
+        assert -1 <= figures["pcc"] <= figures["pcc_ceiling"]
+        assert figures["pcc_of_ceiling"] == pytest.approx(figures["pcc"] / figures["pcc_ceiling"])
+    assert metrics["scales"]["2"]["coverage"] == 1.0  # 384 bins: every tissue bin is in a patch
+
+
+def test_shuffled_null_is_near_zero(metrics: dict[str, Any]) -> None:
+    for scale, figures in metrics["scales"].items():
+        assert abs(figures["pcc_shuffled"]) < 0.1, scale
+
+
+def test_decoder_beats_the_gene_mean(runs: dict[str, Path]) -> None:
+    metrics = read_json(runs["linear"] / "metrics.json")
+    for scale in SCALES:
+        came, mean = metrics["scales"][scale], metrics["baselines"]["gene_mean"][scale]
+        assert came["d2_poisson"] > (mean["d2_poisson"] or 0.0) + 0.01, scale
+        assert came["pcc"] > abs(came["pcc_shuffled"]) + 0.05, scale
+    assert metrics["scales"]["8"]["pcc"] > 0.15
+
+
+def test_gene_mean_explains_nothing(metrics: dict[str, Any]) -> None:
+    for figures in metrics["baselines"]["gene_mean"].values():
+        assert figures["pcc"] == pytest.approx(0, abs=1e-6)
+
+
+def test_per_gene_table_averages_to_the_metrics(run: Path, metrics: dict[str, Any]) -> None:
+    rows = list(csv.DictReader((run / "per_gene.csv").read_text("utf-8").splitlines()))
+    assert len(rows) == 20 * 4
+    assert list(rows[0]) == [
+        "gene_id", "symbol", "scale_um", "mean", "nonzero", "pcc", "pcc_ceiling", "pcc_shuffled",
+        "ssim", "ssim_shuffled", "ssim_all_zero", "d2_poisson", "calibration",
+    ]  # fmt: skip
+    panel = [line.split("\t")[0] for line in (run / "panel.tsv").read_text().splitlines()[1:]]
+    assert list(dict.fromkeys(row["gene_id"] for row in rows)) == panel
+    for scale in SCALES:
+        of_scale = [row for row in rows if row["scale_um"] == scale]
+        for name in ("pcc", "pcc_shuffled", "ssim"):
+            mean = np.mean([float(row[name]) for row in of_scale])
+            assert mean == pytest.approx(metrics["scales"][scale][name], rel=1e-4, abs=1e-6)
+
+
+def test_maps_give_the_metrics_anew(run: Path, metrics: dict[str, Any]) -> None:
+    """PCC and calibration from the maps file with NumPy alone."""
+    with h5py.File(run / "maps" / "P5.h5") as f:
+        rate, counts = f["rate"][:].astype(np.float64), f["counts"][:].astype(np.float64)
+        mask = f["scored_mask"][:]
+    for scale in SCALES:
+        k = int(scale) // 2
+        g, r, c = rate.shape
+
+        def pooled(x: np.ndarray, k: int = k, g: int = g, r: int = r, c: int = c) -> np.ndarray:
+            return x.reshape(g, r // k, k, c // k, k).sum(axis=(2, 4))
+
+        whole = mask.reshape(r // k, k, c // k, k).all(axis=(1, 3))
+        p, o = pooled(rate)[:, whole], pooled(counts)[:, whole]
+        pcc = [np.corrcoef(a, b)[0, 1] for a, b in zip(p, o, strict=True)]
+        figures = metrics["scales"][scale]
+        assert np.mean(pcc) == pytest.approx(figures["pcc"], abs=1e-6)
+        assert p.sum() / o.sum() == pytest.approx(figures["calibration"], rel=1e-6)
+        assert whole.sum() * k * k / mask.sum() == pytest.approx(figures["coverage"])
+
+
+def test_counts_are_conserved_at_every_scale(run: Path, stores: dict[str, Path]) -> None:
+    store = virchow_st.open_store(stores["P5"])
+    panel = [line.split("\t")[0] for line in (run / "panel.tsv").read_text().splitlines()[1:]]
+    indices = [store.genes.ids.index(gene) for gene in panel]
+    with h5py.File(run / "maps" / "P5.h5") as f:
+        assert dict(f.attrs)["format"] == "virchow_st.maps/1"
+        assert [s.decode() for s in f["gene_id"][:]] == panel
+        row0, col0 = int(f.attrs["row0"]), int(f.attrs["col0"])
+        counts, rate, mask = f["counts"][:], f["rate"][:], f["scored_mask"][:]
+        image = f["image"][:]
+    assert image.shape == (2 * mask.shape[0], 2 * mask.shape[1], 3)
+    assert mask.sum() == store.manifest["tissue_bins"]["patches"]
+    np.testing.assert_array_equal(counts.sum(axis=(1, 2)), store.genes.totals[indices])
+    assert (counts[:, ~mask] == 0).all()
+    for patch in store:
+        r, c = patch.row0 - row0, patch.col0 - col0
+        window = np.s_[r : r + 128, c : c + 128]
+        dense = patch.counts(indices).toarray().reshape(-1, 128, 128)
+        np.testing.assert_array_equal(counts[(slice(None), *window)], dense)
+        np.testing.assert_array_equal(mask[window], patch.tissue_mask)
+        np.testing.assert_array_equal(image[2 * r : 2 * r + 256, 2 * c : 2 * c + 256], patch.image)
+        fine = np.ascontiguousarray(dense, np.float32)
+        for factor in (2, 4, 8):
+            coarse = sum_pool(fine, factor)
+            assert coarse.shape == (20, 128 // factor, 128 // factor)
+            np.testing.assert_array_equal(coarse.sum(axis=(1, 2)), dense.sum(axis=(1, 2)))
+            whole = pool_mask(patch.tissue_mask, factor)
+            again = patch.tissue_mask.reshape(128 // factor, factor, 128 // factor, factor)
+            np.testing.assert_array_equal(whole, again.all(axis=(1, 3)))
+    assert np.isfinite(rate).all()
+    assert (rate >= 0).all()
+
+
+def test_evaluating_again_gives_the_same(vst, runs: dict[str, Path]) -> None:
+    run = runs["linear"]
+    before = [(run / name).read_bytes() for name in ("metrics.json", "per_gene.csv")]
+    answer = vst("evaluate", run, "--device", "cpu")
+    assert answer.code == 0
+    assert [(run / name).read_bytes() for name in ("metrics.json", "per_gene.csv")] == before
+    pcc = read_json(run / "metrics.json")["scales"]["8"]["pcc"]
+    assert f"{pcc:.3f}" in answer.out
+    assert "…" not in answer.out
+    assert "\x1b" not in answer.out + answer.err
+
+
+def test_figures_are_drawn_from_results_alone(
+    vst, runs: dict[str, Path], tmp_path: Path, stores: dict[str, Path]
+) -> None:
+    run = tmp_path / "moved"
+    run.mkdir()
+    for name in ("metrics.json", "per_gene.csv", "history.jsonl"):
+        (run / name).write_bytes((runs["linear"] / name).read_bytes())
+    (run / "maps").mkdir()
+    (run / "maps" / "P5.h5").write_bytes((runs["linear"] / "maps" / "P5.h5").read_bytes())
+    symbol = (runs["linear"] / "panel.tsv").read_text().splitlines()[1].split("\t")[1]
+    answer = vst("figures", run, "--genes", symbol)
+    assert answer.code == 0, answer.err
+    named = [Path(line) for line in answer.out.splitlines()]
+    assert sorted(named) == sorted((run / "figures").iterdir())
+    assert {p.stem for p in named} == {f"multiscale_P5_{symbol}", "training_curves"}
+    for path in named:
+        start = b"\x89PNG" if path.suffix == ".png" else b"%PDF"
+        assert path.read_bytes().startswith(start)
+    unknown = vst("figures", run, "--genes", "NOGENE")
+    assert unknown.code == 2
+    assert "NOGENE" in unknown.err
+
+
+def test_training_again_refuses_and_a_config_repeats_it(
+    vst, runs: dict[str, Path], stores: dict[str, Path], tmp_path: Path
+) -> None:
+    run = runs["linear"]
+    config = run / "config.toml"
+    again = vst("train", "--config", config, "--run", run)
+    assert again.code == 2
+    assert "already there" in again.err
+    repeat = tmp_path / "repeat"
+    answer = vst("train", "--config", config, "--run", repeat, "--epochs", 1)
+    assert answer.code == 0, answer.err
+    assert (repeat / "split.json").read_bytes() == (run / "split.json").read_bytes()
+    assert (repeat / "panel.tsv").read_bytes() == (run / "panel.tsv").read_bytes()
+    kept = tomllib.loads((repeat / "config.toml").read_text("utf-8"))
+    assert kept == {**tomllib.loads(config.read_text("utf-8")), "epochs": 1}
+
+
+def test_python_face(run: Path, stores: dict[str, Path]) -> None:
+    store = virchow_st.open_store(stores["P5"])
+    assert len(store) == 9
+    assert store.patient == "P5"
+    patch = store[0]
+    t, _, d = store.token_shape
+    assert patch.tokens.shape == (t, t, d)
+    assert patch.tokens.dtype == np.float16
+    assert patch.cls.shape == (d,)
+    assert patch.image.shape == (256, 256, 3)
+    assert patch.image.dtype == np.uint8
+    assert patch.tissue_mask.shape == (128, 128)
+    assert patch.counts().shape == (120, 128 * 128)
+    loaded = virchow_st.load_run(run, "cpu")
+    assert len(loaded.panel) == 20
+    one = loaded.predict(patch)
+    assert one.shape == (20, 128, 128)
+    assert one.dtype == np.float32
+    assert (one >= 0).all()
+    every = list(loaded.predict(store))
+    assert len(every) == 9
+    np.testing.assert_allclose(every[0], one, rtol=1e-4, atol=1e-6)
+    with h5py.File(run / "maps" / "P5.h5") as f:
+        row0, col0 = int(f.attrs["row0"]), int(f.attrs["col0"])
+        for patch, rate in zip(store, every, strict=True):
+            r, c = patch.row0 - row0, patch.col0 - col0
+            mapped = f["rate"][:, r : r + 128, c : c + 128].astype(np.float32)
+            np.testing.assert_allclose(mapped, rate, rtol=2e-3, atol=1e-6)
+
+
+def test_results_are_independent_of_the_test_patient(
+    vst, runs: dict[str, Path], stores: dict[str, Path], tmp_path: Path
+) -> None:
+    """Training with the test patient's store absent of its counts would be the same: no leak."""
+    arguments = [
+        "train", stores["P1"], stores["P2"], stores["P5"], "--run", tmp_path / "r",
+        "--test-patient", "P5", "--panel", "top:20", "--decoder", "linear", "--epochs", 1,
+        "--lr", "1e-3", "--batch-size", 4, "--accumulate", 1, "--device", "cpu",
+    ]  # fmt: skip
+    from virchow_st.store.reader import Patch
+
+    read: set[str] = set()
+    unpack = Patch._unpack
+
+    def watched(self: Patch, *rest: Any) -> Any:
+        read.add(self.store.patient)
+        return unpack(self, *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Patch, "_unpack", watched)
+        assert vst(*arguments).code == 0
+    assert read == {"P1", "P2"}
