@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib.metadata import PackageNotFoundError, version
 
 import click
+
 from virchow_st_cli.console import Console
 from virchow_st_cli.options import with_console
 

@@ -10,15 +10,15 @@ import sys
 import warnings
 
 import click
+
+from virchow_st import __version__
+from virchow_st.errors import VirchowSTError
 from virchow_st_cli.console import Console
 from virchow_st_cli.demo import demo
 from virchow_st_cli.doctor import doctor
 from virchow_st_cli.runs import evaluate, figures, train
 from virchow_st_cli.slides import extract, simulate
 from virchow_st_cli.stores import inspect, verify
-
-from virchow_st import __version__
-from virchow_st.errors import VirchowSTError
 
 # What writing says of a full disk, a folder that is not ours, or a file where a folder has to be.
 _UNUSABLE_PLACE = (

@@ -10,10 +10,10 @@ from typing import Any, TypeVar
 
 import click
 from click.core import ParameterSource
-from virchow_st_cli.console import Console
 
 from virchow_st.config import from_toml
 from virchow_st.errors import ConfigError
+from virchow_st_cli.console import Console
 
 C = TypeVar("C")
 Command = Callable[..., Any]

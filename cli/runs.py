@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import click
-from virchow_st_cli.console import Console
-from virchow_st_cli.options import build_config, config_options, with_console
-from virchow_st_cli.scores import print_scores
 
 from virchow_st.config import TrainConfig
 from virchow_st.errors import ConfigError
+from virchow_st_cli.console import Console
+from virchow_st_cli.options import build_config, config_options, with_console
+from virchow_st_cli.scores import print_scores
 
 _RUN = click.argument("run", type=click.Path(path_type=Path))
 

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import click
-from virchow_st_cli.console import Console
-from virchow_st_cli.options import build_config, config_options, with_console
 
 from virchow_st.config import ExtractConfig, SimulateConfig
 from virchow_st.errors import ConfigError
+from virchow_st_cli.console import Console
+from virchow_st_cli.options import build_config, config_options, with_console
 
 
 @click.command(short_help="Draw Visium HD slides with known rates.")

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+
 from virchow_st_cli.console import Console
 from virchow_st_cli.options import with_console
 

@@ -66,9 +66,8 @@ def test_command_line_is_frozen() -> None:
 def test_every_setting_has_one_option() -> None:
     from dataclasses import fields
 
-    from virchow_st_cli.main import cli
-
     from virchow_st.config import ExtractConfig, SimulateConfig, TrainConfig
+    from virchow_st_cli.main import cli
 
     for name, cls in (
         ("simulate", SimulateConfig), ("extract", ExtractConfig), ("train", TrainConfig),

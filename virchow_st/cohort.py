@@ -8,7 +8,7 @@ from pathlib import Path
 
 from virchow_st.config import ExtractConfig
 from virchow_st.errors import ConfigError, VirchowSTError
-from virchow_st.extract import extract
+from virchow_st.extract import extract, open_encoder
 from virchow_st.progress import SILENT, Progress
 
 COLUMNS = ("patient", "outs", "image", "store")
@@ -65,11 +65,14 @@ def read_cohort(path: Path) -> list[CohortSlide]:
 
 def extract_cohort(path: Path, config: ExtractConfig, progress: Progress = SILENT) -> list[Outcome]:
     """Extract every slide of the list; one that fails is reported and the others go on."""
-    outcomes = []
-    for slide in read_cohort(path):
+    slides, outcomes = read_cohort(path), []
+    encoder = open_encoder(config, progress)
+    for slide in slides:
         progress.note(f"{slide.patient}: {slide.outs}")
         try:
-            store = extract(slide.outs, slide.image, slide.store, slide.patient, config, progress)
+            store = extract(
+                slide.outs, slide.image, slide.store, slide.patient, config, progress, encoder
+            )
         except VirchowSTError as e:
             progress.warn(str(e))
             outcomes.append(Outcome(slide.patient, slide.store, None, str(e)))

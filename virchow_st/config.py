@@ -6,6 +6,7 @@ and a run's ``config.toml`` is the same dataclass written out.
 
 from __future__ import annotations
 
+import math
 import tomllib
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -34,6 +35,8 @@ class _Checked:
     def __post_init__(self) -> None:
         for f in fields(self):  # type: ignore[arg-type]
             value, limits = getattr(self, f.name), f.metadata
+            if value == () and limits.get("choices"):
+                raise ConfigError(f"{f.name}: expected at least one of {_list(limits['choices'])}")
             for item in value if isinstance(value, tuple) else (value,):
                 _check(f.name, item, limits)
 
@@ -41,12 +44,17 @@ class _Checked:
 def _check(name: str, value: Any, limits: Any) -> None:
     choices, low, high = limits.get("choices"), limits.get("at_least"), limits.get("at_most")
     if choices is not None and value not in choices:
-        allowed = ", ".join(map(str, choices))
-        raise ConfigError(f"{name}: expected one of {allowed}; got {value!r}")
+        raise ConfigError(f"{name}: expected one of {_list(choices)}; got {value!r}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"{name}: expected a finite number; got {value}")
     if low is not None and value < low:
         raise ConfigError(f"{name}: expected at least {low}; got {value}")
     if high is not None and value > high:
         raise ConfigError(f"{name}: expected at most {high}; got {value}")
+
+
+def _list(choices: tuple[Any, ...]) -> str:
+    return ", ".join(map(str, choices))
 
 
 @dataclass(frozen=True)
@@ -81,8 +89,12 @@ class TrainConfig(_Checked):
     stores: tuple[str, ...] = setting((), "stores to train on and to test on")
     test_patient: str = setting("", "patient held out for vst evaluate")
     panel: str = setting("top50", "top50, top:N, or a file of gene ids or symbols")
-    decoder: str = setting("hist2st", "decoder", choices=("hist2st", "linear"))
-    loss: str = setting("poisson", "loss", choices=("poisson", "mse"))
+    decoder: str = setting(
+        "hist2st", "how tokens become rates (docs/decoders.md)", choices=("hist2st", "linear")
+    )
+    loss: str = setting(
+        "poisson", "Poisson on raw counts, or squared error on z-scores", choices=("poisson", "mse")
+    )
     scales: tuple[int, ...] = setting(SCALES_UM, "supervised scales, µm", choices=SCALES_UM)
     balance: str = setting("gradnorm", "how the scales are balanced", choices=("gradnorm", "equal"))
     epochs: int = setting(30, "passes over the training patches", at_least=1)

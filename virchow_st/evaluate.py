@@ -45,6 +45,7 @@ def evaluate(run_path: Path, device: str = "auto", progress: Progress = SILENT) 
     stores = [open_store(path) for path in run.config.stores]
     for store in stores:
         run.check_store(store)
+    run.split.check_stores(stores)
     (run_path / "metrics.json").unlink(missing_ok=True)
     n_genes, rate = len(run.panel), run.train_rate
     scores = {s: ScaleAccumulator(n_genes, s, rate) for s in SCALES_UM}

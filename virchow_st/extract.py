@@ -45,6 +45,7 @@ def extract(
     patient: str,
     config: ExtractConfig,
     progress: Progress = SILENT,
+    encoder: Encoder | None = None,
 ) -> Store:
     """Write the store of a slide, or finish the one that an earlier run began.
 
@@ -55,12 +56,14 @@ def extract(
         patient: whose slide it is.
         config: encoder and options.
         progress: who listens.
+        encoder: the loaded encoder of ``config``, for several slides in one go.
 
     Returns:
         The finished store.
 
     Raises:
-        SlideError, StoreError, ConfigError: with nothing written where the input is at fault.
+        SlideError, StoreError, ConfigError: nothing is written before slide, image, counts and
+            encoder have been found sound; damage met later leaves a store that can be resumed.
     """
     if not patient:
         raise ConfigError("patient: expected a name; give --patient")
@@ -82,9 +85,8 @@ def extract(
             f"{len(patches)} patches hold {1 - leftover / n_tissue:.1%} of {n_tissue:,} tissue "
             f"bins; {leftover:,} at the border or in thin tissue are left out"
         )
-        encoder = load_encoder(config.encoder, weights=config.weights, device=config.device)
-        if encoder.licence:
-            progress.warn(f"{encoder.name}: {encoder.licence}")
+        if encoder is None:
+            encoder = open_encoder(config, progress)
         job = _job(slide, image, patches, patient, encoder, config)
         if (finished := finished_job(store_path)) is not None:
             if finished != job:
@@ -103,6 +105,14 @@ def extract(
             manifest = _manifest(slide, counts, encoder, n_tissue, n_tissue - leftover)
             writer.finish({"patient": patient, "slide": slide_id, **manifest})
     return open_store(store_path)
+
+
+def open_encoder(config: ExtractConfig, progress: Progress) -> Encoder:
+    """Load the encoder and show what its licence asks."""
+    encoder = load_encoder(config.encoder, weights=config.weights, device=config.device)
+    if encoder.licence:
+        progress.warn(f"{encoder.name}: {encoder.licence}")
+    return encoder
 
 
 def _write_patches(

@@ -6,11 +6,13 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import xxhash
 
 from virchow_st.errors import ConfigError
+from virchow_st.files import write_json
 from virchow_st.store.reader import Store
 from virchow_st.types import PATCH_BINS
 
@@ -28,38 +30,62 @@ class Member:
 
 @dataclass(frozen=True)
 class Split:
-    """Which patches train, validate and test; no patient is in both training and test."""
+    """Which patches train, validate and test; no patient is in both training and test.
+
+    Attributes:
+        train, validation, test: patches.
+        slides: the hash of all records of each of the run's stores, so that a store that was
+            written anew in between is noticed.
+    """
 
     train: tuple[Member, ...]
     validation: tuple[Member, ...]
     test: tuple[Member, ...]
+    slides: tuple[str, ...]
 
     def write(self, path: Path, stores: Sequence[Store]) -> None:
-        """Write as JSON, by patient and store, with a hash over all of it."""
-        parts = {name: _by_store(getattr(self, name), stores) for name in _PARTS}
-        digest = _digest(parts)
-        content = {"format": "virchow_st.split/1", **parts, "xxh64": digest}
-        path.write_text(json.dumps(content, indent=1) + "\n", "utf-8")
+        """Write as JSON, by store and patient, with a hash over all of it."""
+        content: dict[str, Any] = {
+            "slides": [
+                {"store": i, "patient": store.patient, "records_xxh64": slide}
+                for i, (store, slide) in enumerate(zip(stores, self.slides, strict=True))
+            ],
+            **{name: _by_store(getattr(self, name), stores) for name in _PARTS},
+        }
+        write_json(path, {"format": _FORMAT, **content, "xxh64": _digest(content)})
 
     @classmethod
     def read(cls, path: Path) -> Split:
-        """Read what `write` wrote; raises `ConfigError` when the hash does not match."""
-        content = json.loads(path.read_text("utf-8"))
-        parts = {name: content[name] for name in _PARTS}
-        if _digest(parts) != content["xxh64"]:
-            raise ConfigError(f"{path}: does not match its hash; the split was changed, train anew")
-        return cls(
-            *(
-                tuple(Member(s["store"], p) for s in parts[name] for p in s["patches"])
+        """Read what `write` wrote; raises `ConfigError` for anything else."""
+        try:
+            content = json.loads(path.read_text("utf-8"))
+            file_format, digest = content.pop("format"), content.pop("xxh64")
+            train, validation, test = (
+                tuple(Member(s["store"], p) for s in content[name] for p in s["patches"])
                 for name in _PARTS
             )
-        )
+            slides = tuple(slide["records_xxh64"] for slide in content["slides"])
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as e:
+            raise ConfigError(f"{path}: cannot be read as a split ({e}); train anew") from None
+        if file_format != _FORMAT or digest != _digest(content):
+            raise ConfigError(f"{path}: does not match its hash; the split was changed, train anew")
+        return cls(train, validation, test, slides)
+
+    def check_stores(self, stores: Sequence[Store]) -> None:
+        """Raise `ConfigError` unless these are the stores that the split was made of."""
+        for store, slide in zip(stores, self.slides, strict=True):
+            if store.manifest["records_xxh64"] != slide:
+                raise ConfigError(
+                    f"{store.path}: is not the store the run was trained with, its records differ; "
+                    f"train anew"
+                )
 
 
+_FORMAT = "virchow_st.split/1"
 _PARTS = ("train", "validation", "test")
 
 
-def _by_store(members: Sequence[Member], stores: Sequence[Store]) -> list[dict[str, object]]:
+def _by_store(members: Sequence[Member], stores: Sequence[Store]) -> list[dict[str, Any]]:
     return [
         {
             "store": i,
@@ -71,8 +97,8 @@ def _by_store(members: Sequence[Member], stores: Sequence[Store]) -> list[dict[s
     ]
 
 
-def _digest(parts: dict[str, list[dict[str, object]]]) -> str:
-    return xxhash.xxh64(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+def _digest(content: dict[str, Any]) -> str:
+    return xxhash.xxh64(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def split_patients(stores: Sequence[Store], test_patient: str, seed: int) -> Split:
@@ -109,7 +135,8 @@ def split_patients(stores: Sequence[Store], test_patient: str, seed: int) -> Spl
         validation += [m for m in members if m.patch in held_out]
     if not train or not validation:
         raise ConfigError("stores: expected at least two training patches; give larger slides")
-    return Split(tuple(train), tuple(validation), tuple(test))
+    slides = tuple(store.manifest["records_xxh64"] for store in stores)
+    return Split(tuple(train), tuple(validation), tuple(test), slides)
 
 
 def _check_no_slide_twice(stores: Sequence[Store]) -> None:
@@ -135,9 +162,13 @@ def _validation_patches(store: Store, rng: np.random.Generator) -> set[int]:
         return set()
     order = rng.permutation(len(blocks))
     names = sorted(blocks)
+    share = VALIDATION_SHARE * len(store)
     held_out: set[int] = set()
     for i in order[:-1]:
-        if len(held_out) >= VALIDATION_SHARE * len(store):
+        block = blocks[names[i]]
+        if held_out and len(held_out) + len(block) > 2 * share:
+            continue  # on a small slide, one more whole block may take half of it
+        held_out.update(block)
+        if len(held_out) >= share:
             break
-        held_out.update(blocks[names[i]])
     return held_out

@@ -57,10 +57,15 @@ class Panel:
     @classmethod
     def read(cls, path: Path) -> Panel:
         """Read what `write` wrote."""
-        with open(path, newline="", encoding="utf-8") as f:
-            rows = list(csv.reader(f, delimiter="\t"))
+        try:
+            with open(path, newline="", encoding="utf-8") as f:
+                rows = list(csv.reader(f, delimiter="\t"))
+        except (OSError, UnicodeDecodeError, csv.Error) as e:
+            raise ConfigError(f"{path}: cannot be read as a panel ({e}); train anew") from None
         if len(rows) < 2 or rows[0] != _COLUMNS:
             raise ConfigError(f"{path}: expected a panel with the columns {', '.join(_COLUMNS)}")
+        if {len(row) for row in rows} != {len(_COLUMNS)}:
+            raise ConfigError(f"{path}: expected {len(_COLUMNS)} columns in every line; train anew")
         ids, symbols, keys = zip(*rows[1:], strict=True)
         return cls(ids, symbols, keys[0])
 

@@ -7,6 +7,7 @@ import math
 import os
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,7 @@ def train(
     trainers = [s for s in stores if s.patient != config.test_patient]
     testers = [s for s in stores if s.patient == config.test_patient]
     if resume:
-        _check_resumable(run, config)
+        _check_resumable(run, config, split)
         panel = Panel.read(run / "panel.tsv")
     else:
         if run.exists():
@@ -85,13 +86,16 @@ def train(
     trainer.fit(run, progress)
 
 
-def _check_resumable(run: Path, config: TrainConfig) -> None:
+def _check_resumable(run: Path, config: TrainConfig, split: Split) -> None:
     if not whole(run / "checkpoints" / "last").exists():
         raise ConfigError(f"{run}: nothing to resume there; delete it and train without --resume")
-    if from_toml(TrainConfig, run / "config.toml") != config:
+    begun = from_toml(TrainConfig, run / "config.toml")
+    if replace(begun, device=config.device) != config:
         raise ConfigError(
             f"{run}: was begun with other options; repeat those, or give another --run"
         )
+    if Split.read(run / "split.json") != split:
+        raise ConfigError(f"{run}: a store was written anew since it was begun; train anew")
 
 
 class Trainer:
@@ -256,9 +260,10 @@ class Trainer:
     def _out_of_patience(self) -> bool:
         return self.epoch - self.best_epoch >= self.config.patience
 
-    def _by_scale(self, values: Tensor) -> dict[str, float]:
+    def _by_scale(self, values: Tensor) -> dict[str, float | None]:
+        """Values by scale; null in JSON for one that is undefined, such as a constant's PCC."""
         return {
-            str(scale): round(float(v), 6)
+            str(scale): round(float(v), 6) if math.isfinite(v) else None
             for scale, v in zip(self.objective.scales_um, values, strict=True)
         }
 

@@ -8,6 +8,7 @@ from pickle import UnpicklingError
 import torch
 import xxhash
 from huggingface_hub import HfApi, hf_hub_download, try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
@@ -73,7 +74,12 @@ def parameters_hash(model: torch.nn.Module) -> str:
 def cached_weights(repo: str) -> Path | None:
     """The weights file of a hub repository where the local cache already has it."""
     for name in HUB_FILES:
-        path = try_to_load_from_cache(repo, name)
+        try:
+            path = try_to_load_from_cache(repo, name)
+        except HFValidationError:
+            raise ConfigError(
+                f"encoder: expected virchow2, stain or a hub id such as owner/name; got {repo!r}"
+            ) from None
         if isinstance(path, str):
             return Path(path)
     return None

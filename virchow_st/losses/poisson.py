@@ -56,8 +56,9 @@ class _HalfDeviance(torch.autograd.Function):
     """The loss and its gradient in closed form.
 
     ``∂L_s/∂log λ = λ·(1 - K_s/Λ_s)/n_s`` with K_s, Λ_s the sums of the coarse bin that holds the
-    bin. Logarithms are taken only where counts are, one bin in twenty, and the gradient of each
-    scale alone, which GradNorm asks for, costs no pass through the pyramid.
+    bin; beyond the clamp too, so that a rate that ran away is still pulled back. Logarithms are
+    taken only where counts are, one bin in twenty, and the gradient of each scale alone, which
+    GradNorm asks for, costs no pass through the pyramid.
     """
 
     @staticmethod
