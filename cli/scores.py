@@ -60,7 +60,8 @@ def print_scores(console: Console, runs: dict[str, dict[str, Any]], title: str =
 
 def _cells(scales: dict[str, Any], key: str) -> list[str]:
     values = [scales[scale][key] for scale in _SCALES]
-    return ["–" if value is None else f"{value:.3f}" for value in values]
+    # Adding 0.0 after rounding turns a negative zero into zero.
+    return ["–" if value is None else f"{round(value, 3) + 0.0:.3f}" for value in values]
 
 
 def _below_baseline(metrics: dict[str, Any]) -> list[str]:
