@@ -43,21 +43,20 @@ def demo(console: Console, out: Path) -> None:
 
     started = time.monotonic()
     _claim(out)
-    console.note(f"1/5 simulate {', '.join(_COHORT.patients)}")
+    console.note(f"1/4 simulate {', '.join(_COHORT.patients)}")
     simulate_cohort(out / "cohort", _COHORT, console.note)
-    console.note("2/5 extract with the stain encoder")
+    console.note("2/4 extract with the stain encoder")
     for outcome in extract_cohort(out / "cohort" / "slides.csv", _EXTRACT, console):
         if outcome.n_patches is None:
             raise ConfigError(outcome.text)
     stores = tuple(str((out / "cohort" / f"{p}.vst").resolve()) for p in _COHORT.patients)
-    console.note(f"3/5 train on {_trainers()}, test on {_TEST_PATIENT}")
     metrics = {}
     for loss, title in (("poisson", "Poisson"), ("mse", "MSE")):
-        console.note(f"{title}:")
+        console.note(f"3/4 train on {_trainers()} with {title}, evaluate on {_TEST_PATIENT}")
         metrics[title] = _train_and_evaluate(
             console, out / loss, replace(_TRAIN, stores=stores, loss=loss)
         )
-    console.note("5/5 draw")
+    console.note("4/4 draw")
     pictures = _draw(out)
     print_scores(console, metrics)
     console.result(f"picture: {pictures[0]}")
@@ -105,7 +104,6 @@ def _train_and_evaluate(console: Console, run: Path, config: TrainConfig) -> dic
             shutil.rmtree(run)
         train(run, config, resume=is_begun, progress=console)
     if not (run / "metrics.json").is_file():
-        console.note("4/5 evaluate")
         evaluate(run, config.device, console)
     return dict(json.loads((run / "metrics.json").read_text("utf-8")))
 

@@ -97,7 +97,9 @@ class TrainConfig(_Checked):
     )
     scales: tuple[int, ...] = setting(SCALES_UM, "supervised scales, µm", choices=SCALES_UM)
     balance: str = setting("gradnorm", "how the scales are balanced", choices=("gradnorm", "equal"))
-    epochs: int = setting(30, "passes over the training patches", at_least=1)
+    epochs: int = setting(
+        30, "passes over the training patches; on few patches several make an epoch", at_least=1
+    )
     batch_size: int = setting(8, "patches a batch", at_least=1)
     accumulate: int = setting(4, "batches an optimiser step", at_least=1)
     lr: float = setting(5e-5, "peak learning rate of AdamW", at_least=0.0)
