@@ -10,74 +10,79 @@ import click
 from virchow_st_cli.console import Console
 from virchow_st_cli.options import with_console
 
-_STORE = click.argument("store", type=click.Path(path_type=Path))
 
-
-@click.command(short_help="Say what a store holds.")
-@_STORE
-@click.option("--json", "as_json", is_flag=True, help="the manifest without the gene list, as JSON")
+@click.command(short_help="Say what stores hold.")
+@click.argument("stores", type=click.Path(path_type=Path), nargs=-1, required=True)
+@click.option(
+    "--json",
+    "as_json",
+    is_flag=True,
+    help="all of it and the manifest without the gene list, as JSON; a list for several stores",
+)
 @with_console
-def inspect(console: Console, store: Path, as_json: bool) -> None:
-    """Say what a store holds and where it came from."""
+def inspect(console: Console, stores: tuple[Path, ...], as_json: bool) -> None:
+    """Say what stores hold and where it came from, a column each."""
     from virchow_st.store.reader import open_store
+    from virchow_st.store.summary import summarise
 
-    opened = open_store(store)
-    summary = _summary(opened)
+    summaries = [summarise(store) for store in [open_store(path) for path in stores]]
     if as_json:
-        brief = {k: v for k, v in opened.manifest.items() if k != "genes"}
-        console.json({**brief, **summary})
+        console.json(summaries[0] if len(summaries) == 1 else summaries)
         return
-    manifest = opened.manifest
-    licence = manifest["encoder"]["licence"] or "no restriction noted"
+    columns = [_column(summary) for summary in summaries]
+    labels = list(dict.fromkeys(label for column in columns for label in column))
     console.table(
-        str(store),
-        ["", "value"],
-        [
-            ["patient, slide", f"{opened.patient}, {manifest['slide']}"],
-            ["patches", f"{len(opened)} of 256 µm"],
-            ["tissue in patches", f"{summary['tissue_covered']:.1%}"],
-            ["genes", f"{len(opened.genes):,}"],
-            ["UMIs", f"{summary['total_umi']:,}"],
-            ["non-zero, top 50 genes", f"{summary['nonzero_top50']:.2%} of tissue bins"],
-            ["bytes a non-zero count", f"{summary['bytes_per_nonzero']:.2f}"],
-            ["tokens", f"{manifest['grid']}×{manifest['grid']}×{manifest['dim']} float16"],
-            ["encoder", f"{manifest['encoder']['name']} {manifest['encoder']['weights']}"],
-            ["licence", licence],
-            ["image", f"{manifest['job']['inputs']['image']['name']}, {manifest['mpp']:.3f} µm/px"],
-            ["matrix", manifest["job"]["inputs"]["matrix"]["name"]],
-            ["size on disk", f"{summary['bytes'] / 2**20:.1f} MiB"],
-            ["written by", f"virchow_st {manifest['software']['virchow_st']}"],
-        ],
+        str(stores[0]) if len(stores) == 1 else "Stores",
+        ["", "value"] if len(stores) == 1 else ["", *map(str, stores)],
+        [[label, *(column.get(label, "") for column in columns)] for label in labels],
         justify="left",
     )
 
 
-def _summary(store: Any) -> dict[str, Any]:
-    """Figures that need a look at the records."""
-    import numpy as np
-
-    from virchow_st.store.format import Kind
-
-    top = np.argsort(-store.genes.totals, kind="stable")[:50]
-    nonzero = n_entries = n_bytes = n_tissue = 0
-    for patch in store:
-        counts = patch.counts()
-        nonzero += counts[top].nnz
-        n_entries += counts.nnz
-        n_bytes += len(store.record(patch.index, Kind.COUNTS))
-        n_tissue += int(patch.tissue_mask.sum())
-    tissue = store.manifest["tissue_bins"]
-    return {
-        "total_umi": int(store.genes.totals.sum()),
-        "tissue_covered": tissue["patches"] / max(tissue["slide"], 1),
-        "nonzero_top50": nonzero / max(n_tissue * len(top), 1),
-        "bytes_per_nonzero": n_bytes / max(n_entries, 1),
-        "bytes": sum(f.stat().st_size for f in store.path.iterdir()),
+def _column(summary: dict[str, Any]) -> dict[str, str]:
+    """Label → text of everything that the table says of a store."""
+    encoder = summary["encoder"]
+    rows = {
+        "patient": summary["patient"],
+        "slide": summary["slide"],
+        "patches": f"{summary['n_patches']} of 256 µm",
+        "tissue in patches": f"{summary['tissue_covered']:.1%}",
+        "genes": f"{summary['n_genes']:,}",
+        "UMIs": f"{summary['total_umi']:,}",
+        "non-zero": f"{summary['nonzero']:.2%} of genes × tissue bins",
+        "non-zero, top 50 genes": f"{summary['nonzero_top50']:.2%}",
+        "bytes a non-zero count": f"{summary['bytes_per_nonzero']:.2f}",
+        "token grid": f"{summary['grid']}×{summary['grid']}×{summary['dim']}, "
+        f"{summary['token_um']} µm, {summary['token_dtype']}",
+        "size on disk": _size(summary["bytes"]),
     }
+    for name, n_bytes in summary["record_bytes"].items():
+        rows[f"  {name.replace('_', ' ')}"] = _size(n_bytes)
+    rows |= {
+        "encoder": f"{encoder['name']} {encoder['weights']}",
+        "licence": encoder["licence"] or "no restriction noted",
+        "image scale": f"{summary['mpp']:.3f} µm/px",
+    }
+    for name, source in summary["job"]["inputs"].items():
+        if isinstance(source, dict):  # a file: its name and fingerprint
+            rows[name] = ", ".join(map(str, source.values()))
+    rows["options"] = _listed(summary["job"]["options"])
+    if "registration" in summary:
+        rows["registration check"] = _listed(summary["registration"])
+    rows["written by"] = _listed(summary["software"])
+    return rows
+
+
+def _listed(values: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in values.items())
+
+
+def _size(n_bytes: int) -> str:
+    return f"{n_bytes / 2**20:.1f} MiB" if n_bytes >= 2**20 else f"{n_bytes / 2**10:.1f} KiB"
 
 
 @click.command(short_help="Compare every checksum of a store.")
-@_STORE
+@click.argument("store", type=click.Path(path_type=Path))
 @with_console
 def verify(console: Console, store: Path) -> int:
     """Compare every checksum and unpack every record; exit code 1 if any is damaged."""

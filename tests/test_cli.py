@@ -429,7 +429,7 @@ def test_runs_that_are_none(vst, place: Place, command: str) -> None:
 
 def test_unknown_commands(vst, place: Place) -> None:
     assert "'bogus'" in refused(vst, place, ["bogus"])
-    assert "extra" in refused(vst, place, ["inspect", "a", "b"])
+    assert "extra" in refused(vst, place, ["verify", "a", "b"])
 
 
 # --- what is said -------------------------------------------------------------------------------
@@ -451,10 +451,43 @@ def test_inspect_says_what_the_store_holds(vst, stores: dict[str, Path]) -> None
     assert said["nonzero_top50"] == pytest.approx(
         (dense[:, top] > 0).sum() / (tissue.sum() * 50), rel=1e-12
     )
+    assert said["n_nonzero"] == np.count_nonzero(dense)
+    assert said["nonzero"] == pytest.approx(
+        np.count_nonzero(dense) / (tissue.sum() * 120), rel=1e-12
+    )
+    by_kind = dict.fromkeys(range(1, 8), 0)
+    for key, value in records(stores["P1"]).items():
+        by_kind[key[4]] += len(value)
+    assert said["record_bytes"] == {
+        "tokens": by_kind[7] + by_kind[6], "counts": by_kind[4], "images": by_kind[5],
+        "masks": by_kind[2] + by_kind[3], "patch_table": by_kind[1],
+    }  # fmt: skip
+    assert said["bytes_per_nonzero"] == pytest.approx(by_kind[4] / said["n_nonzero"], rel=1e-12)
+    for source in ("image", "matrix"):
+        assert said["job"]["inputs"][source]["fingerprint"]
     table = vst("inspect", stores["P1"]).out
-    assert f"{said['total_umi']:,}" in table
+    for text in (f"{said['total_umi']:,}", "float16", "min_tissue 0.5", "filtered_feature_bc"):
+        assert text in table
+    assert "registration" not in table
     assert "…" not in table
     assert "\x1b" not in table
+
+
+def test_inspect_of_several_stores_has_a_column_each(vst, stores: dict[str, Path]) -> None:
+    paths = [stores["P1"], stores["P5"]]
+    said = json.loads(vst("inspect", *paths, "--json").out)
+    assert said == [json.loads(vst("inspect", path, "--json").out) for path in paths]
+    table = vst("inspect", *paths).out
+    (line,) = [line for line in table.splitlines() if line.startswith("│ UMIs")]
+    assert re.findall(r"[\d,]+", line) == [f"{s['total_umi']:,}" for s in said]
+
+
+def test_inspect_shows_a_registration_check(vst, place: Place) -> None:
+    store = Path(shutil.copytree(place.stores["P1"], place.folder / "copy.vst"))
+    manifest = json.loads((store / "store.json").read_text("utf-8"))
+    manifest["registration"] = {"shift_um": 1.5, "passed": True}
+    (store / "store.json").write_text(json.dumps(manifest), "utf-8")
+    assert "shift_um 1.5, passed True" in vst("inspect", store).out
 
 
 def test_paths_are_printed_as_they_are(vst, place: Place) -> None:

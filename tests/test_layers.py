@@ -23,7 +23,7 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
     "kernels": ({"kernels"}, {"ground"}),
     "slide": ({"slide"}, {"ground", "kernels"}),
     "patches": ({"patches"}, {"ground", "slide"}),
-    "store": ({"store"}, {"ground"}),
+    "store": ({"store"}, {"ground", "kernels"}),
     "encoders": ({"encoders"}, {"ground"}),
     "decoders": ({"decoders"}, {"ground"}),
     "losses": ({"losses"}, {"ground"}),

@@ -18,9 +18,9 @@ from tiny_store import JOB, checksum_of_all, make_manifest, make_records, write_
 
 from virchow_st.errors import StoreError
 from virchow_st.store import format as fmt
-from virchow_st.store import reader
 from virchow_st.store.format import Kind, PatchInfo
 from virchow_st.store.reader import open_store, verify
+from virchow_st.store.tokens import pack_tokens, unpack_tokens
 from virchow_st.store.writer import StoreWriter
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -85,10 +85,10 @@ def test_golden_counts():
 
 
 def test_golden_tokens():
-    assert fmt.pack_tokens(TOKENS) == golden("tokens")
-    np.testing.assert_array_equal(fmt.unpack_tokens(golden("tokens"), (2, 2, 1)), TOKENS)
-    assert fmt.pack_tokens(np.array([0.5, -2, 65504])) == golden("class_token")
-    assert fmt.unpack_tokens(golden("class_token"), (3,)).tolist() == [0.5, -2, 65504]
+    assert pack_tokens(TOKENS) == golden("tokens")
+    np.testing.assert_array_equal(unpack_tokens(golden("tokens"), (2, 2, 1)), TOKENS)
+    assert pack_tokens(np.array([0.5, -2, 65504])) == golden("class_token")
+    assert unpack_tokens(golden("class_token"), (3,)).tolist() == [0.5, -2, 65504]
 
 
 def test_golden_image_is_read():
@@ -207,7 +207,7 @@ def test_forbidden_counts_are_refused(payload, reason):
             fmt.pack_image(np.zeros((8, 8, 3), np.uint8)),
             "expected a JPEG of 256 x 256 px",
         ),
-        (lambda b: fmt.unpack_tokens(b, (2, 2, 3)), bytes(22), "expected 24 bytes, got 22"),
+        (lambda b: unpack_tokens(b, (2, 2, 3)), bytes(22), "expected 24 bytes, got 22"),
         (fmt.unpack_key, bytes(4), "unknown record key"),
         (fmt.unpack_key, b"\0\0\0\0\x08", "unknown record key"),
         (lambda b: fmt.unseal(b"12345", b), b"1234567", "too short for a checksum"),
@@ -221,7 +221,7 @@ def test_payloads_of_wrong_length_are_refused(unpack, payload, reason):
 @pytest.mark.parametrize("value", [np.nan, np.inf, 65520.0])
 def test_tokens_that_float16_cannot_hold_are_refused(value):
     with pytest.raises(StoreError, match="not finite in float16"):
-        fmt.pack_tokens(np.array([1.0, value]))
+        pack_tokens(np.array([1.0, value]))
 
 
 def test_mask_of_another_shape_is_refused():
@@ -293,17 +293,6 @@ def test_read_in_workers(store, method):
     context = multiprocessing.get_context(method)
     with ProcessPoolExecutor(2, mp_context=context) as pool:
         assert list(pool.map(checksum_of_all, [store] * 2)) == [expected] * 2
-
-
-def test_fork_while_another_thread_opens_a_store(store):
-    copy = shutil.copytree(store.path, store.path.with_name("B.vst"))  # not yet open here
-    with reader._opening:
-        process = multiprocessing.get_context("fork").Process(target=open_store, args=(copy,))
-        process.start()
-        process.join(20)
-        process.kill()  # of no effect on one that has ended
-    process.join()
-    assert process.exitcode == 0
 
 
 def test_read_in_threads_that_open_it_all_at_once(store):

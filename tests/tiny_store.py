@@ -42,9 +42,10 @@ def write_records(
     n_genes: int,
     *,
     job: dict[str, Any] = JOB,
+    token_dtype: str = "float16",
     **manifest: Any,
 ) -> Store:
-    with StoreWriter(path, job) as writer:
+    with StoreWriter(path, job, token_dtype) as writer:
         writer.append(records)
         writer.finish(make_manifest(records, n_genes) | manifest)
     return open_store(path)
@@ -113,7 +114,6 @@ def make_manifest(records: Sequence[PatchRecord], n_genes: int) -> dict[str, Any
         "slide": "A",
         "grid": grid,
         "dim": dim,
-        "token_dtype": "float16",
         "token_um": 256 // grid,
         "token_layout": [],
         "genes": {

@@ -74,7 +74,9 @@ class ExtractConfig(_Checked):
     encoder: str = setting("virchow2", "virchow2, stain, or the hub id of a timm ViT")
     weights: str = setting("", "local weights file, .safetensors or .bin, instead of the hub")
     token_um: int = setting(16, "side of a token, µm", choices=(16,))
-    token_dtype: str = setting("float16", "how tokens are stored", choices=("float16",))
+    token_dtype: str = setting(
+        "float16", "how tokens are stored; int8 takes half the space", choices=("float16", "int8")
+    )
     matrix: str = setting("filtered", "which count matrix to read", choices=("filtered", "raw"))
     min_tissue: float = setting(
         0.5, "smallest share of tissue bins in a patch", at_least=0.0, at_most=1.0

@@ -79,7 +79,7 @@ class PatchDataset:
             members=tuple(members),
             tokens=np.stack([self._tokens(m, o) for m, o in pairs]),
             image=np.stack([self._image(m, o) for m, o in pairs]) if self.wants_image else None,
-            counts=np.stack([self._counts(m, o) for m, o in pairs]),
+            counts=self._counts(pairs),
             tissue_mask=np.stack([turn(self._patch(m).tissue_mask, o) for m, o in pairs]),
         )
 
@@ -94,10 +94,15 @@ class PatchDataset:
     def _image(self, member: Member, orientation: int) -> UInt8Array:
         return turn(self._patch(member).image, orientation, axes=(0, 1))
 
-    def _counts(self, member: Member, orientation: int) -> Float32Array:
-        matrix = self._patch(member).counts(self._gene_indices[member.store])
-        dense = matrix.toarray().astype(np.float32).reshape(-1, PATCH_BINS, PATCH_BINS)
-        return turn(dense, orientation)
+    def _counts(self, pairs: Sequence[tuple[Member, int]]) -> Float32Array:
+        counts = np.empty((len(pairs), len(self.panel), PATCH_BINS, PATCH_BINS), np.float32)
+        for out, (member, orientation) in zip(counts, pairs, strict=True):
+            panel = self._gene_indices[member.store]
+            if orientation == 0:
+                self._patch(member).dense_counts(panel, out)
+            else:
+                out[:] = turn(self._patch(member).dense_counts(panel), orientation)
+        return counts
 
     def batches(
         self,

@@ -27,9 +27,10 @@ from virchow_st.progress import SILENT, Progress
 from virchow_st.slide.counts import PatchCounts
 from virchow_st.slide.image import SlideImage
 from virchow_st.slide.visium_hd import VisiumHDSlide
+from virchow_st.store.background import BackgroundWriter
 from virchow_st.store.format import MAX_GENES, PatchInfo
 from virchow_st.store.reader import Store, open_store
-from virchow_st.store.writer import PatchRecord, StoreWriter, finished_job
+from virchow_st.store.writer import PatchRecord, StoreWriter, finished_job, remove_leftovers
 from virchow_st.types import BIN_UM, PATCH_BINS, STORED_IMAGE_PX, BoolArray, UInt8Array
 
 # Patches encoded and committed together. Resuming starts at a multiple of it, so that the encoder
@@ -94,10 +95,11 @@ def extract(
                     f"{store_path}: is finished, but was made from other inputs or options; "
                     f"delete it or give another --store"
                 )
+            remove_leftovers(store_path)
             progress.note(f"{store_path}: already complete")
             return open_store(store_path)
         counts = slide.read_counts(patches)  # before the store is begun: a bad matrix leaves none
-        with StoreWriter(store_path, job) as writer:
+        with StoreWriter(store_path, job, config.token_dtype) as writer:
             if writer.next_index:
                 progress.note(f"{store_path}: resuming after {writer.next_index} patches")
             _write_patches(writer, slide, image, patches, counts, encoder, progress)
@@ -124,21 +126,22 @@ def _write_patches(
     encoder: Encoder,
     progress: Progress,
 ) -> None:
-    """Render a batch while the one before is encoded, and commit batch by batch."""
+    """Batch by batch: one is rendered and one committed while another is encoded."""
     starts = range(writer.next_index, len(patches), _BATCH_PATCHES)
     batches = [range(s, min(s + _BATCH_PATCHES, len(patches))) for s in starts]
-    with ThreadPoolExecutor(1) as renderer:  # one thread: an image handle belongs to one
+    # One thread to render, as an image handle belongs to one; and one to write.
+    with BackgroundWriter(writer) as background, ThreadPoolExecutor(1) as renderer:
         for batch, rendered in _ahead(
             renderer, batches, lambda batch: _render(slide, image, patches, batch, encoder)
         ):
             tokens = encoder.encode(rendered.encoder_images)
-            writer.append(
+            background.append(
                 [
                     _record(slide, patches, counts, index, rendered, tokens, place)
                     for place, index in enumerate(batch)
                 ]
             )
-            progress.step(writer.next_index, len(patches), "patches")
+            progress.step(batch.stop, len(patches), "patches")
 
 
 @dataclass(frozen=True)
@@ -246,7 +249,6 @@ def _manifest(
     return {
         "grid": encoder.grid,
         "dim": encoder.dim,
-        "token_dtype": "float16",
         "token_um": PATCH_BINS * BIN_UM // encoder.grid,
         "token_layout": [list(block) for block in encoder.layout],
         "genes": {

@@ -16,7 +16,12 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
         f.flush()
         os.fsync(f.fileno())
     os.replace(aside, path)
-    folder = os.open(path.parent, os.O_RDONLY)
+    sync_folder(path.parent)
+
+
+def sync_folder(path: Path) -> None:
+    """Let the names in a folder survive a power cut."""
+    folder = os.open(path, os.O_RDONLY)
     try:
         os.fsync(folder)
     finally:

@@ -25,6 +25,11 @@ def pool_mask(mask: BoolArray, factor: int) -> BoolArray:
     return block_reduce(mask, (factor, factor), np.all)
 
 
+def dequantise(codes: Array, scales: Array) -> Array:
+    """``codes * scales`` in float32, then float16."""
+    return (codes * scales.astype(np.float32)).astype(np.float16)
+
+
 def masked_moments(x: Array, y: Array, mask: BoolArray) -> Float64Array:
     """Sums n, Σx, Σy, Σx², Σy², Σxy per row, (G, 6)."""
     a, b = x[:, mask].astype(np.float64), y[:, mask].astype(np.float64)

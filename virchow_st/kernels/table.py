@@ -8,8 +8,23 @@ from typing import Any
 
 import numpy as np
 
-from virchow_st.kernels import moments, pooling, reference, ssim
-from virchow_st.types import PATCH_BINS, Array, BoolArray, Float32Array
+from virchow_st.kernels import (
+    moments,
+    panel,
+    panel_reference,
+    pooling,
+    reference,
+    ssim,
+    tokens,
+)
+from virchow_st.types import (
+    PATCH_BINS,
+    PATCH_POSITIONS,
+    Array,
+    BoolArray,
+    Float32Array,
+    Int64Array,
+)
 
 
 @dataclass(frozen=True)
@@ -78,7 +93,78 @@ def _poisson_inputs(rng: np.random.Generator) -> tuple[Any, ...]:
     return *_flat_inputs(rng), 1e-3
 
 
+def draw_record(
+    rng: np.random.Generator, n_genes: int = 18_085, umi_per_bin: float = 9.0
+) -> tuple[Array, Array, Array]:
+    """Non-zero counts of a patch as dense as one of a 2 µm colon slide, log-normal over genes.
+
+    A few bins hold many UMIs of the strongest genes, so that some counts are large.
+
+    Returns:
+        (N,) int64 genes, sorted; (N,) int64 positions, sorted within a gene; (N,) uint32 UMIs.
+    """
+    share = rng.lognormal(0.0, 2.0, n_genes)
+    n_umi = rng.poisson(umi_per_bin * PATCH_POSITIONS * share / share.sum())
+    gene = np.repeat(np.arange(n_genes), n_umi)
+    crowded = rng.random(len(gene)) < 0.02
+    position = np.where(crowded, rng.integers(0, 64, len(gene)), 64) * 256
+    position[~crowded] = rng.integers(0, PATCH_POSITIONS, np.count_nonzero(~crowded))
+    cells, counts = np.unique(gene * PATCH_POSITIONS + position, return_counts=True)
+    return *np.divmod(cells, PATCH_POSITIONS), counts.astype(np.uint32)
+
+
+def _record_parts(rng: np.random.Generator) -> tuple[Array, Array, Array, Array, Int64Array]:
+    """Genes, sizes, entries and escapes of a record, and where a panel of 50 genes lies in it."""
+    gene, position, count = draw_record(rng)
+    genes, sizes = np.unique(gene, return_counts=True)
+    inline = np.where(count < 4, count, 0)
+    entries = position + PATCH_POSITIONS * inline
+    at = np.flatnonzero(inline == 0)
+    escapes = np.stack([at, count[at]], axis=1).astype(np.uint32).ravel()
+    strongest = rng.permutation(genes[np.argsort(-sizes)[:50]])
+    spans = panel_reference.find_panel(genes, sizes, strongest)
+    u16 = [x.astype(np.uint16) for x in (genes, sizes, entries)]
+    return u16[0], u16[1], u16[2], escapes, spans
+
+
+def _fault_inputs(rng: np.random.Generator) -> tuple[Any, ...]:
+    genes, sizes, entries, escapes, _ = _record_parts(rng)
+    return genes, sizes, entries, np.zeros(1, np.uint16), escapes, 18_085
+
+
+def _find_inputs(rng: np.random.Generator) -> tuple[Any, ...]:
+    genes, sizes, *_ = _record_parts(rng)
+    return genes, sizes, rng.integers(0, 18_085, 50)
+
+
+def _gather_inputs(rng: np.random.Generator) -> tuple[Any, ...]:
+    _, _, entries, escapes, spans = _record_parts(rng)
+    return entries, escapes, spans
+
+
+def _into_new(fill: Callable[..., None]) -> Callable[..., Float32Array]:
+    """A function that fills its last argument, as one that returns it."""
+
+    def filled(entries: Array, escapes: Array, spans: Int64Array) -> Float32Array:
+        out = np.full((len(spans), PATCH_POSITIONS), np.nan, np.float32)
+        fill(entries, escapes, spans, out)
+        return out
+
+    return filled
+
+
+def _sparse_inputs(rng: np.random.Generator) -> tuple[Any, ...]:
+    return *panel_reference.gather_sparse(*_gather_inputs(rng)), 4
+
+
+def _token_inputs(rng: np.random.Generator) -> tuple[Any, ...]:
+    """int8 tokens of a patch as Virchow2's: 16 × 16 × 1280, some channels all but zero."""
+    codes = rng.integers(-127, 128, (16, 16, 1280)).astype(np.int8)
+    return codes, rng.lognormal(-6.0, 3.0, 1280).astype(np.float32).clip(0, 500)
+
+
 TABLE: tuple[Pair, ...] = (
+    Pair("dequantise", tokens.dequantise, reference.dequantise, _token_inputs, 0.0),
     Pair("sum_pool", pooling.sum_pool, reference.sum_pool, _pool_inputs, 0.0),
     Pair("pool_mask", pooling.pool_mask, reference.pool_mask, _mask_inputs, 0.0),
     Pair("masked_moments", moments.masked_moments, reference.masked_moments, _flat_inputs, 1e-12),
@@ -97,4 +183,21 @@ TABLE: tuple[Pair, ...] = (
         _map_inputs,
         1e-9,
     ),
+    Pair("find_fault", panel.find_fault, panel_reference.find_fault, _fault_inputs, 0.0),
+    Pair("find_panel", panel.find_panel, panel_reference.find_panel, _find_inputs, 0.0),
+    Pair(
+        "fill_dense",
+        _into_new(panel.fill_dense),
+        _into_new(panel_reference.fill_dense),
+        _gather_inputs,
+        0.0,
+    ),
+    Pair(
+        "gather_sparse",
+        panel.gather_sparse,
+        panel_reference.gather_sparse,
+        _gather_inputs,
+        0.0,
+    ),
+    Pair("pool_sparse", panel.pool_sparse, panel_reference.pool_sparse, _sparse_inputs, 0.0),
 )

@@ -25,6 +25,8 @@ from virchow_st.types import (
 FORMAT = "virchow_st.store/1"
 JPEG_QUALITY = 90
 MAX_GENES = 65_535
+MAX_DIM = 65_535
+MAX_PATCHES = 1 << 32
 
 _CHECKSUM_BYTES = 8
 _KEY = struct.Struct(">IB")
@@ -34,6 +36,10 @@ _COUNTS_HEADER = struct.Struct("<III")
 _POSITION_BITS = 14
 _POSITION_MASK = (1 << _POSITION_BITS) - 1
 _LARGEST_INLINE_COUNT = 3
+_JPEG_SEGMENT = struct.Struct(">BHBHH")  # marker, length; in a frame: bits, height, width
+_JPEG_FRAMES = (0xC0, 0xC1, 0xC2)  # sequential and progressive, Huffman coded
+_JPEG_TABLES, _JPEG_COMMENT = 0xC4, 0xFE  # markers of segments lie between these,
+_JPEG_BARE = range(0xD0, 0xDB)  # except these: restarts, begin, end and the scan itself
 
 
 class Kind(IntEnum):
@@ -141,6 +147,10 @@ def unpack_patch(payload: memoryview) -> PatchInfo:
     row0, col0, *corners, tissue_fraction, zero, total_umi = _PATCH.unpack(payload)
     if zero:
         raise StoreError(f"patch record: expected zero at offset 76, got {zero}")
+    if min(row0, col0) < 0:
+        raise StoreError(f"patch record: expected a first bin of at least 0, got {row0}, {col0}")
+    if not 0 <= tissue_fraction <= 1 or not np.isfinite(corners).all():
+        raise StoreError("patch record: expected finite corners and a tissue share of 0 to 1")
     return PatchInfo(row0, col0, np.array(corners).reshape(4, 2), tissue_fraction, total_umi)
 
 
@@ -173,8 +183,9 @@ def pack_counts(gene: Array, position: Array, count: Array) -> bytes:
         position: (N,) row * 128 + col, sorted within a gene.
         count: (N,) UMIs, at least 1.
     """
-    genes, sizes = np.unique(gene, return_counts=True)
     n = len(gene)
+    starts = np.flatnonzero(np.diff(gene, prepend=-1))  # sorted: np.unique would sort anew
+    genes, sizes = gene[starts], np.diff(starts, append=n)
     inline = np.where(count <= _LARGEST_INLINE_COUNT, count, 0).astype(np.uint16)
     entries = position.astype("<u2") | (inline << _POSITION_BITS)
     at = np.flatnonzero(inline == 0)
@@ -226,7 +237,7 @@ def unpack_counts(payload: memoryview, n_genes: int) -> SparseCounts:
     return SparseCounts(genes.astype(np.int64), indptr, positions, counts)
 
 
-# --- image and tokens ---------------------------------------------------------------------------
+# --- image --------------------------------------------------------------------------------------
 
 
 def pack_image(image: UInt8Array) -> bytes:
@@ -241,25 +252,27 @@ def pack_image(image: UInt8Array) -> bytes:
 
 def unpack_image(payload: memoryview) -> UInt8Array:
     """JPEG file to (256, 256, 3) RGB uint8."""
-    encoded = np.frombuffer(payload, np.uint8)
-    bgr = cv2.imdecode(encoded, cv2.IMREAD_COLOR) if len(encoded) else None
-    if bgr is None or bgr.shape != (STORED_IMAGE_PX, STORED_IMAGE_PX, 3):
+    if _jpeg_size(payload) != (STORED_IMAGE_PX, STORED_IMAGE_PX):  # before memory is taken for it
         raise StoreError("image record: expected a JPEG of 256 x 256 px")
+    how = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+    try:
+        bgr = cv2.imdecode(np.frombuffer(payload, np.uint8), how)
+    except cv2.error:
+        bgr = None
+    if bgr is None or bgr.shape != (STORED_IMAGE_PX, STORED_IMAGE_PX, 3):
+        raise StoreError("image record: the JPEG cannot be decoded")
     return np.asarray(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), np.uint8)
 
 
-def pack_tokens(tokens: Array) -> bytes:
-    """Tokens, or the class token, to float16 bytes; refuses what float16 cannot hold."""
-    with np.errstate(over="ignore"):  # what overflows becomes infinite and is refused below
-        half = np.ascontiguousarray(tokens, "<f2")
-    if not np.isfinite(half).all():
-        raise StoreError("tokens: not finite in float16; the encoder's output is out of range")
-    return half.tobytes()
-
-
-def unpack_tokens(payload: memoryview, shape: tuple[int, ...]) -> Array:
-    """Bytes to a float16 array of ``shape`` that owns its memory."""
-    expected = 2 * int(np.prod(shape))
-    if len(payload) != expected:
-        raise StoreError(f"token record: expected {expected} bytes, got {len(payload)}")
-    return np.frombuffer(payload, "<f2").reshape(shape).copy()
+def _jpeg_size(payload: memoryview) -> tuple[int, int] | None:
+    """Height and width from a JPEG's frame header (ITU-T T.81, B.2.2); None for anything else."""
+    raw = bytes(payload)
+    at = 2 if raw.startswith(b"\xff\xd8") else len(raw)
+    while at + 9 <= len(raw) and raw[at] == 0xFF:
+        marker, length, _, height, width = _JPEG_SEGMENT.unpack_from(raw, at + 1)
+        if marker in _JPEG_FRAMES:
+            return height, width
+        if not _JPEG_TABLES <= marker <= _JPEG_COMMENT or marker in _JPEG_BARE or length < 2:
+            return None
+        at += 2 + length
+    return None

@@ -2,42 +2,34 @@
 
 from __future__ import annotations
 
-import os
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import lmdb
 import numpy as np
 import xxhash
 from scipy import sparse
 
 from virchow_st.errors import StoreError
 from virchow_st.store import format as fmt
+from virchow_st.store.datafile import DataFile
 from virchow_st.store.format import Kind, PatchInfo, SparseCounts
 from virchow_st.store.manifest import DATA, read_manifest
-from virchow_st.types import PATCH_POSITIONS, Array, BoolArray, Int64Array, UInt8Array
+from virchow_st.store.pages import Place
+from virchow_st.store.tokens import unpack_tokens
+from virchow_st.types import (
+    PATCH_POSITIONS,
+    Array,
+    BoolArray,
+    Float32Array,
+    Int64Array,
+    UInt8Array,
+)
 
-# An LMDB environment must be opened once in a process and never carried across a fork; so
-# environments live here, by the device and inode of their file, and a `Store` holds only its path.
-# By path would not do: folders are moved, and deleted and written anew.
-_environments: dict[tuple[int, int], lmdb.Environment] = {}
-_opening = threading.Lock()
-
-
-def _start_afresh() -> None:
-    """In a forked child: give up the parent's environments, and a lock it may have held."""
-    global _opening
-    _opening = threading.Lock()
-    for environment in _environments.values():
-        environment.close()
-    _environments.clear()
-
-
-os.register_at_fork(after_in_child=_start_afresh)
+if TYPE_CHECKING:
+    from virchow_st.store.panel_reads import PanelCounts
 
 
 @dataclass(frozen=True)
@@ -76,8 +68,8 @@ class Store:
             tuple(genes["id"]), tuple(genes["symbol"]), np.asarray(genes["total"], np.int64)
         )
         self._folder = self.path.resolve()  # stays the same when the working directory changes
-        self._file = _file_identity(self._folder / DATA)
-        n_records = self._environment().stat()["entries"]
+        self._data = DataFile(self._folder / DATA)
+        n_records = len(self._data.places)
         if n_records != len(self) * len(Kind):
             raise StoreError(
                 f"{self.path}: expected {len(self) * len(Kind)} records, found {n_records}; "
@@ -109,63 +101,49 @@ class Store:
         grid = self.manifest["grid"]
         return grid, grid, self.manifest["dim"]
 
+    @property
+    def token_dtype(self) -> str:
+        """How the records keep tokens, ``float16`` or ``int8``."""
+        return str(self.manifest["token_dtype"])
+
     @cached_property
     def patch_table(self) -> list[PatchInfo]:
         """Where every patch lies; read once."""
         return [patch.info for patch in self]
 
     def record(self, index: int, kind: Kind) -> memoryview:
-        """Payload of one record, copied out of the map, its checksum compared."""
-        record_key = fmt.key(index, kind)
-        try:
-            with self._environment().begin() as txn:
-                value = txn.get(record_key)
-        except lmdb.Error as e:
-            raise StoreError(f"{self.path}: patch {index}, {kind.name}: {e}") from None
-        if value is None:
+        """Payload of one record by a plain read, in memory of its own; its checksum compared."""
+        place = self._place(index, kind)
+        return fmt.unseal(place.key, self._data.read(place))
+
+    def value_bytes(self, index: int, kind: Kind) -> int:
+        """Size of one record with its checksum, without reading it."""
+        return self._place(index, kind).size
+
+    def _place(self, index: int, kind: Kind) -> Place:
+        place = self._data.places.get(fmt.key(index, kind))
+        if place is None:
             raise StoreError(f"{self.path}: patch {index} has no {kind.name} record")
-        return fmt.unseal(record_key, memoryview(value))
+        return place
 
     def unpack(self, index: int, kind: Kind, unpack: Callable[[memoryview], Any]) -> Any:
-        """One record through its unpacker; errors name the store and the patch."""
+        """One record through its unpacker; errors name the store and the patch.
+
+        The unpacker sees the bytes where they lie in the map, so that tokens are copied once; what
+        it returns must own its memory.
+        """
         try:
-            return unpack(self.record(index, kind))
+            place = self._place(index, kind)
+            payload = fmt.unseal(place.key, self._data.view(place))
+            result = unpack(payload)
+            payload.release()  # raises where the result still looks into the map
+            return result
         except StoreError as e:
             raise StoreError(f"{self.path}: patch {index}: {e}; see `vst verify`") from None
 
-    def _environment(self) -> lmdb.Environment:
-        if self._file not in _environments:
-            with _opening:
-                if self._file not in _environments:
-                    _environments[self._file] = _open_environment(self._folder)
-        return _environments[self._file]
-
-
-def _file_identity(data: Path) -> tuple[int, int]:
-    try:
-        file = data.stat()
-    except OSError as e:
-        raise StoreError(
-            f"{data}: cannot be opened ({e.strerror}); copy or extract it again"
-        ) from None
-    return file.st_dev, file.st_ino
-
-
-def _open_environment(path: Path) -> lmdb.Environment:
-    data = path / DATA
-    try:
-        size = data.stat().st_size
-        environment = lmdb.open(str(path), readonly=True, lock=False, readahead=True, max_dbs=0)
-    except (lmdb.Error, OSError) as e:
-        raise StoreError(f"{data}: cannot be opened ({e}); copy or extract it again") from None
-    expected = (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
-    if size < expected:  # reading past the end of a mapped file would kill the process
-        environment.close()
-        raise StoreError(
-            f"{data}: expected at least {expected} bytes, got {size}; the copy is not whole, "
-            f"copy or extract it again"
-        )
-    return environment
+    def __reduce__(self) -> tuple[type[Store], tuple[Path]]:
+        """Pickled as its folder: another process opens, and checks, the file itself."""
+        return Store, (self._folder,)
 
 
 @dataclass(frozen=True)
@@ -207,15 +185,15 @@ class Patch:
 
     @property
     def tokens(self) -> Array:
-        """(T, T, D) float16."""
-        shape = self.store.token_shape
-        return self._unpack(Kind.TOKENS, lambda payload: fmt.unpack_tokens(payload, shape))
+        """(T, T, D) float16, whichever way the store keeps them."""
+        shape, dtype = self.store.token_shape, self.store.token_dtype
+        return self._unpack(Kind.TOKENS, lambda payload: unpack_tokens(payload, shape, dtype))
 
     @property
     def cls(self) -> Array:
         """(D,) float16, the class token."""
         shape = self.store.token_shape[2:]
-        return self._unpack(Kind.CLASS_TOKEN, lambda payload: fmt.unpack_tokens(payload, shape))
+        return self._unpack(Kind.CLASS_TOKEN, lambda payload: unpack_tokens(payload, shape))
 
     @property
     def sparse_counts(self) -> SparseCounts:
@@ -240,6 +218,39 @@ class Patch:
         )
         return matrix if panel is None else matrix[np.asarray(panel, np.int64)]
 
+    def dense_counts(
+        self, panel: Sequence[int] | Int64Array, out: Float32Array | None = None
+    ) -> Float32Array:
+        """UMIs of a panel as (G, 128, 128) float32: what `counts` holds, straight from the bytes.
+
+        Args:
+            panel: gene indices in the wanted order; one named twice is read twice.
+            out: C-contiguous array to write to, such as a batch's; made when None.
+
+        Raises:
+            IndexError: a gene index outside the store's list.
+            ValueError: a panel or buffer of another shape or kind.
+        """
+        from virchow_st.store import panel_reads  # loads numba, which few readers need
+
+        n_genes = len(self.store.genes)
+        return self._unpack(
+            Kind.COUNTS, lambda payload: panel_reads.read_dense(payload, n_genes, panel, out)
+        )
+
+    def panel_counts(self, panel: Sequence[int] | Int64Array, bin_um: int = 2) -> PanelCounts:
+        """Non-zero UMIs of a panel, at 2 µm or summed to bins of 4, 8 or 16 µm.
+
+        Raises: as `dense_counts`.
+        """
+        from virchow_st.store import panel_reads
+
+        n_genes = len(self.store.genes)
+        return self._unpack(
+            Kind.COUNTS,
+            lambda payload: panel_reads.read_sparse(payload, n_genes, panel).pooled(bin_um),
+        )
+
     def _unpack(self, kind: Kind, unpack: Callable[[memoryview], Any]) -> Any:
         return self.store.unpack(self.index, kind, unpack)
 
@@ -253,15 +264,15 @@ def verify(store: Store, on_patch: Callable[[int, int], None] | None = None) -> 
     """Compare and unpack every record; returns a line for each that is damaged."""
     faults: list[str] = []
     hasher = xxhash.xxh64()
-    n_genes, shape = len(store.genes), store.token_shape
+    n_genes, shape, dtype = len(store.genes), store.token_shape, store.token_dtype
     unpackers: dict[Kind, Callable[[memoryview], Any]] = {
         Kind.PATCH: fmt.unpack_patch,
         Kind.TISSUE_MASK: fmt.unpack_mask,
         Kind.VALIDITY_MASK: fmt.unpack_mask,
         Kind.COUNTS: lambda payload: fmt.unpack_counts(payload, n_genes),
         Kind.IMAGE: fmt.unpack_image,
-        Kind.CLASS_TOKEN: lambda payload: fmt.unpack_tokens(payload, shape[2:]),
-        Kind.TOKENS: lambda payload: fmt.unpack_tokens(payload, shape),
+        Kind.CLASS_TOKEN: lambda payload: unpack_tokens(payload, shape[2:]),
+        Kind.TOKENS: lambda payload: unpack_tokens(payload, shape, dtype),
     }
     for index in range(len(store)):
         for kind, unpack in unpackers.items():

@@ -17,13 +17,22 @@ import lmdb
 import xxhash
 
 from virchow_st.errors import StoreError
-from virchow_st.files import write_json
+from virchow_st.files import sync_folder, write_json
 from virchow_st.store import format as fmt
+from virchow_st.store.datafile import DataFile
 from virchow_st.store.format import Kind, PatchInfo
-from virchow_st.store.manifest import JOB, MANIFEST, is_finished, read_manifest
+from virchow_st.store.manifest import (
+    DATA,
+    JOB,
+    LOCK,
+    MANIFEST,
+    is_finished,
+    read_manifest,
+)
+from virchow_st.store.pages import check_for_writing
+from virchow_st.store.tokens import pack_tokens
 from virchow_st.types import Array, BoolArray, UInt8Array
 
-_LOCK = "writer.lock"
 _MAP_STEP = 1 << 30  # the map grows by this much, bytes; the file itself only by what is written
 
 
@@ -36,7 +45,8 @@ class PatchRecord:
         tissue_mask, validity_mask: (128, 128) bool.
         gene, position, count: (N,) the non-zero counts, sorted by (gene, position).
         image: (256, 256, 3) uint8 RGB, 1 µm/px.
-        class_token: (D,) and tokens: (T, T, D), any float dtype; kept as float16.
+        class_token: (D,), any float dtype; kept as float16.
+        tokens: (T, T, D), any float dtype; kept as the writer's ``token_dtype``.
     """
 
     info: PatchInfo
@@ -49,7 +59,7 @@ class PatchRecord:
     class_token: Array
     tokens: Array
 
-    def payloads(self) -> list[tuple[Kind, bytes]]:
+    def payloads(self, token_dtype: str) -> list[tuple[Kind, bytes]]:
         """Kind and payload of every record, in key order."""
         return [
             (Kind.PATCH, fmt.pack_patch(self.info)),
@@ -57,14 +67,21 @@ class PatchRecord:
             (Kind.VALIDITY_MASK, fmt.pack_mask(self.validity_mask)),
             (Kind.COUNTS, fmt.pack_counts(self.gene, self.position, self.count)),
             (Kind.IMAGE, fmt.pack_image(self.image)),
-            (Kind.CLASS_TOKEN, fmt.pack_tokens(self.class_token)),
-            (Kind.TOKENS, fmt.pack_tokens(self.tokens)),
+            (Kind.CLASS_TOKEN, pack_tokens(self.class_token)),
+            (Kind.TOKENS, pack_tokens(self.tokens, token_dtype)),
         ]
 
 
 def finished_job(path: Path) -> dict[str, Any] | None:
     """The job a finished store was written by, or None where the store is not finished."""
     return read_manifest(path).get("job") if is_finished(path) else None
+
+
+def remove_leftovers(path: Path) -> None:
+    """Remove what a writer needed of a finished store; it may have been killed before it did."""
+    for name in (JOB, JOB + ".part", MANIFEST + ".part", LOCK):
+        with contextlib.suppress(OSError):  # of no meaning, if they must stay
+            (path / name).unlink(missing_ok=True)
 
 
 class StoreWriter:
@@ -74,24 +91,29 @@ class StoreWriter:
         path: folder of the store, made if it is not there.
         job: what is being extracted (inputs, options, encoder). An unfinished store made by
             another job is refused, so that a resumed store is the one that was begun.
+        token_dtype: ``float16`` or ``int8``; one of the options that the job names.
 
     Raises:
         StoreError: the folder is something else, belongs to another job, has another writer, or
             cannot be written.
     """
 
-    def __init__(self, path: Path, job: dict[str, Any]) -> None:
+    def __init__(self, path: Path, job: dict[str, Any], token_dtype: str = "float16") -> None:
         self.path = path
         self.job = job
+        self.token_dtype = token_dtype
         is_new = not path.exists()
         try:
             path.mkdir(parents=True, exist_ok=True)
             self._lock = _lock(path)
         except OSError as e:
-            raise StoreError(f"{path}: cannot be written ({e.strerror})") from None
+            raise StoreError(
+                f"{path}: cannot be written ({e.strerror}); give a --store that can be"
+            ) from None
         try:
             self._claim()
-            self._env = lmdb.open(str(path), map_size=_MAP_STEP, meminit=False, max_dbs=0)
+            self._env = _open_environment(path)
+            self.next_index = self._count_committed()
         except (lmdb.Error, OSError, StoreError) as e:
             self._unlock()
             if is_new:
@@ -99,8 +121,9 @@ class StoreWriter:
                     path.rmdir()
             if isinstance(e, StoreError):
                 raise
-            raise StoreError(f"{path}: cannot be opened for writing ({e})") from None
-        self.next_index = self._count_committed()
+            raise StoreError(
+                f"{path}: cannot be opened for writing ({e}); make room or give another --store"
+            ) from None
 
     def _claim(self) -> None:
         """Take an empty folder for this job, or check that an unfinished one is the same job's."""
@@ -117,7 +140,7 @@ class StoreWriter:
                     f"{self.path}: was begun with other inputs or options; "
                     f"delete it or give another --store"
                 )
-        elif any(p.name not in (_LOCK, JOB + ".part") for p in self.path.iterdir()):
+        elif any(p.name not in (LOCK, JOB + ".part") for p in self.path.iterdir()):
             raise StoreError(
                 f"{self.path}: expected a new folder or an unfinished store, found other files; "
                 f"give another --store"
@@ -133,11 +156,11 @@ class StoreWriter:
         """Commit patches ``next_index``, ``next_index + 1``, …; all of them or none."""
         sealed = []
         for index, record in enumerate(records, self.next_index):
-            for kind, payload in record.payloads():
+            for kind, payload in record.payloads(self.token_dtype):
                 key = fmt.key(index, kind)
                 sealed.append((key, fmt.seal(key, payload)))
-        self._make_room(sum(len(value) + 8192 for _, value in sealed))
         try:
+            self._make_room(sum(len(value) + 8192 for _, value in sealed))
             with self._env.begin(write=True) as txn:
                 for key, value in sealed:
                     txn.put(key, value, append=True)
@@ -156,25 +179,45 @@ class StoreWriter:
             info = self._env.info()
 
     def finish(self, manifest: dict[str, Any]) -> None:
-        """Sync the records, then write the manifest; from now on the store is finished."""
+        """Sync the records, then write the manifest; from now on the store is finished.
+
+        Raises:
+            StoreError: the manifest cannot be written, or the file is not what was written to it.
+        """
+        try:
+            self._env.sync(True)
+            self._env.close()
+            write_json(
+                self.path / MANIFEST,
+                {
+                    "format": fmt.FORMAT,
+                    "n_patches": self.next_index,
+                    **manifest,
+                    "token_dtype": self.token_dtype,
+                    "job": self.job,
+                    "records_xxh64": self._total_hash(),
+                },
+            )
+        except (lmdb.Error, OSError) as e:
+            raise StoreError(
+                f"{self.path}: writing failed ({e}); free disk space and run the same command "
+                f"again, all {self.next_index} patches are safe"
+            ) from None
+        remove_leftovers(self.path)
+
+    def _total_hash(self) -> str:
+        """XXH64 of all checksums, read back the way readers do."""
+        file = DataFile(self.path / DATA)
+        expected = [fmt.key(index, kind) for index in range(self.next_index) for kind in Kind]
+        if list(file.places) != expected:
+            raise StoreError(
+                f"{file.path}: expected {len(expected)} records, found {len(file.places)} or other "
+                f"ones; delete the folder and extract again"
+            )
         hasher = xxhash.xxh64()
-        with self._env.begin(buffers=True) as txn, txn.cursor() as cursor:
-            for _, value in cursor:
-                hasher.update(value[:8])
-        self._env.sync(True)
-        self._env.close()
-        write_json(
-            self.path / MANIFEST,
-            {
-                "format": fmt.FORMAT,
-                "n_patches": self.next_index,
-                **manifest,
-                "job": self.job,
-                "records_xxh64": hasher.hexdigest(),
-            },
-        )
-        for name in (JOB, "lock.mdb"):
-            (self.path / name).unlink(missing_ok=True)
+        for place in file.places.values():
+            hasher.update(file.read(place._replace(size=8)))
+        return hasher.hexdigest()
 
     def __enter__(self) -> StoreWriter:
         return self
@@ -189,13 +232,34 @@ class StoreWriter:
         self._unlock()
 
     def _unlock(self) -> None:
-        (self.path / _LOCK).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # of a file system that became read-only
+            (self.path / LOCK).unlink(missing_ok=True)
         self._lock.close()
+
+
+def _open_environment(path: Path) -> lmdb.Environment:
+    """The environment of an unfinished store, looked over before LMDB believes its pages.
+
+    Without LMDB's own locks: `_lock` keeps other writers out and the missing manifest readers, and
+    the mapped lock file would kill the process where it meets a full disk.
+    """
+    data = path / DATA
+    is_new = not data.exists() or data.stat().st_size == 0  # empty: killed before the first byte
+    if not is_new:
+        check_for_writing(data)
+    try:
+        environment = lmdb.open(str(path), map_size=_MAP_STEP, meminit=False, max_dbs=0, lock=False)
+    except lmdb.Error:
+        if is_new:  # half a header, for want of room
+            data.unlink(missing_ok=True)
+        raise
+    sync_folder(path)
+    return environment
 
 
 def _lock(path: Path) -> TextIO:
     """Hold an advisory lock for as long as the writer lives; the kernel drops it on any exit."""
-    file = open(path / _LOCK, "a+", encoding="utf-8")  # noqa: SIM115
+    file = open(path / LOCK, "a+", encoding="utf-8")  # noqa: SIM115
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -204,7 +268,7 @@ def _lock(path: Path) -> TextIO:
         file.close()
         raise StoreError(f"{path}: being written by {holder}; wait for it to end") from None
     try:  # the last writer removes the file: what was opened may no longer be what others see
-        is_current = os.path.samestat(os.fstat(file.fileno()), os.stat(path / _LOCK))
+        is_current = os.path.samestat(os.fstat(file.fileno()), os.stat(path / LOCK))
     except FileNotFoundError:
         is_current = False
     if not is_current:

@@ -1,0 +1,228 @@
+"""Panel reads: the parts of a counts record (docs/store-format.md, kind 4) → counts of some genes.
+
+Nothing in a record is trusted. `find_fault` looks at every number first and refuses what
+`virchow_st.store.format.unpack_counts` refuses; the other functions may be called on records
+without a fault only. All release the GIL, so that threads read different patches side by side.
+
+A record is given as four arrays without copies: ``genes`` (P,) uint16, ``sizes`` (P,) uint16,
+``entries`` (N,) uint16 and ``escapes`` (2E,) uint32, laid out as the document says.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+from virchow_st.types import PATCH_BINS, PATCH_POSITIONS, Array, Float32Array, Int64Array
+
+SOUND = 0
+GENES_FAULT = 1
+SIZES_FAULT = 2
+POSITIONS_FAULT = 3
+ESCAPES_FAULT = 4
+SMALL_ESCAPE_FAULT = 5
+PADDING_FAULT = 6
+
+_POSITION_BITS = 14
+_POSITION_MASK = np.uint16(PATCH_POSITIONS - 1)
+_FIRST_INLINE = np.uint16(1 << _POSITION_BITS)  # entries below it stand for an escape
+_ROW_SHIFT = 7  # a position is row * 128 + col
+_LARGEST_INLINE_COUNT = 3
+_LARGEST_COUNT = (1 << 32) - 1
+
+
+@njit(cache=True, nogil=True)
+def find_fault(
+    genes: Array, sizes: Array, entries: Array, padding: Array, escapes: Array, n_genes: int
+) -> int:
+    """First fault of a record, in the order in which the plain unpacker looks, or `SOUND`.
+
+    Args:
+        genes: (P,) uint16.
+        sizes: (P,) uint16.
+        entries: (N,) uint16.
+        padding: (0,) or (1,) uint16.
+        escapes: (2E,) uint32.
+        n_genes: number of genes in the manifest.
+    """
+    P, N, E = genes.size, entries.size, escapes.size // 2
+    for j in range(P):
+        if genes[j] >= n_genes or (j > 0 and genes[j] <= genes[j - 1]):
+            return GENES_FAULT
+    n_sized = n_empty = 0
+    for j in range(P):
+        n_sized += sizes[j]
+        n_empty += sizes[j] == 0
+    if n_sized != N or n_empty:
+        return SIZES_FAULT
+
+    n_not_rising = n_escaped = 0  # over all neighbours first: without branches it vectorises
+    for i in range(1, N):
+        n_not_rising += (entries[i] & _POSITION_MASK) <= (entries[i - 1] & _POSITION_MASK)
+    for i in range(N):
+        n_escaped += entries[i] < _FIRST_INLINE
+    at = 0
+    for j in range(P - 1):  # from a gene's last entry to the next gene's first all is allowed
+        at += sizes[j]
+        n_not_rising -= (entries[at] & _POSITION_MASK) <= (entries[at - 1] & _POSITION_MASK)
+    if n_not_rising:
+        return POSITIONS_FAULT
+
+    if n_escaped != E:
+        return ESCAPES_FAULT
+    for k in range(E):
+        i = escapes[2 * k]
+        rises = k == 0 or i > escapes[2 * k - 2]
+        if not rises or i >= N or entries[i] >= _FIRST_INLINE:
+            return ESCAPES_FAULT
+    for k in range(E):
+        if escapes[2 * k + 1] <= _LARGEST_INLINE_COUNT:
+            return SMALL_ESCAPE_FAULT
+    for k in range(padding.size):
+        if padding[k] != 0:
+            return PADDING_FAULT
+    return SOUND
+
+
+@njit(cache=True, nogil=True)
+def find_panel(genes: Array, sizes: Array, panel: Int64Array) -> Int64Array:
+    """Where the panel's genes lie in the entries.
+
+    Args:
+        genes: (P,) uint16, strictly increasing.
+        sizes: (P,) uint16.
+        panel: (G,) int64 gene indices, in any order; one may be named twice.
+
+    Returns:
+        (G, 2) int64 first entry and the one after the last; both 0 for a gene that is absent.
+    """
+    starts = np.zeros(genes.size + 1, np.int64)
+    for j in range(genes.size):
+        starts[j + 1] = starts[j] + sizes[j]
+    spans = np.zeros((panel.size, 2), np.int64)
+    for g in range(panel.size):
+        low, high = 0, genes.size
+        while low < high:
+            middle = (low + high) // 2
+            if genes[middle] < panel[g]:
+                low = middle + 1
+            else:
+                high = middle
+        if low < genes.size and genes[low] == panel[g]:
+            spans[g, 0] = starts[low]
+            spans[g, 1] = starts[low + 1]
+    return spans
+
+
+@njit(cache=True, nogil=True)
+def fill_dense(entries: Array, escapes: Array, spans: Int64Array, out: Float32Array) -> None:
+    """Counts of the panel as a dense map.
+
+    Args:
+        entries: (N,) uint16.
+        escapes: (2E,) uint32.
+        spans: (G, 2) int64 from `find_panel`.
+        out: (G, 16384) float32 UMIs; written wholly, whatever it held. Counts above 2²⁴ are
+            rounded to the nearest float32.
+    """
+    for g in range(spans.shape[0]):
+        row = out[g]
+        row[:] = np.float32(0)
+        escape = _first_escape(escapes, spans[g, 0])
+        for i in range(spans[g, 0], spans[g, 1]):
+            inline = entries[i] >> _POSITION_BITS
+            position = entries[i] & _POSITION_MASK
+            if inline:
+                row[position] = np.float32(inline)
+            else:
+                row[position] = np.float32(escapes[2 * escape + 1])
+                escape += 1
+
+
+@njit(cache=True, nogil=True)
+def gather_sparse(entries: Array, escapes: Array, spans: Int64Array) -> tuple[Array, Array, Array]:
+    """Non-zero counts of the panel, sorted by (gene, position).
+
+    Args:
+        entries: (N,) uint16.
+        escapes: (2E,) uint32.
+        spans: (G, 2) int64 from `find_panel`; G ≤ 65,536.
+
+    Returns:
+        (n,) uint16 places in the panel, (n,) uint16 positions, (n,) uint32 UMIs.
+    """
+    n = 0
+    for g in range(spans.shape[0]):
+        n += spans[g, 1] - spans[g, 0]
+    gene, position = np.empty(n, np.uint16), np.empty(n, np.uint16)
+    count = np.empty(n, np.uint32)
+    at = 0
+    for g in range(spans.shape[0]):
+        escape = _first_escape(escapes, spans[g, 0])
+        for i in range(spans[g, 0], spans[g, 1]):
+            inline = entries[i] >> _POSITION_BITS
+            gene[at] = g
+            position[at] = entries[i] & _POSITION_MASK
+            if inline:
+                count[at] = inline
+            else:
+                count[at] = escapes[2 * escape + 1]
+                escape += 1
+            at += 1
+    return gene, position, count
+
+
+@njit(cache=True, nogil=True)
+def pool_sparse(
+    gene: Array, position: Array, count: Array, factor: int
+) -> tuple[Array, Array, Array, bool]:
+    """Sum sparse 2 µm counts over blocks of ``factor`` × ``factor`` bins.
+
+    A gene's entries come row by row, so one row of coarse bins at a time is summed.
+
+    Args:
+        gene: (n,) uint16, sorted.
+        position: (n,) uint16 ``row * 128 + col``, sorted within a gene.
+        count: (n,) uint32 UMIs.
+        factor: bins along a side of a coarse bin, a power of two up to 128.
+
+    Returns:
+        (m,) uint16 genes, (m,) uint16 positions ``row * (128 / factor) + col`` in the coarse grid,
+        (m,) uint32 sums, sorted by (gene, position); and whether every sum is below 2³². Where one
+        is not, the sums are of no use.
+    """
+    shift = 0  # shifts, since dividing by a number the compiler does not know takes longest here
+    while 1 << shift < factor:
+        shift += 1
+    n, side = gene.size, PATCH_BINS >> shift
+    out_gene, out_position = np.empty(n, np.uint16), np.empty(n, np.uint16)
+    out_count = np.empty(n, np.uint32)
+    sums = np.zeros(side, np.int64)
+    at, i, fits = 0, 0, True
+    while i < n:
+        g, row = gene[i], position[i] >> (_ROW_SHIFT + shift)
+        while i < n and gene[i] == g and position[i] >> (_ROW_SHIFT + shift) == row:
+            sums[(position[i] & (PATCH_BINS - 1)) >> shift] += count[i]
+            i += 1
+        for col in range(side):
+            if sums[col]:
+                fits &= sums[col] <= _LARGEST_COUNT
+                out_gene[at] = g
+                out_position[at] = row * side + col
+                out_count[at] = sums[col]
+                sums[col] = 0
+                at += 1
+    return out_gene[:at].copy(), out_position[:at].copy(), out_count[:at].copy(), fits
+
+
+@njit(cache=True, nogil=True)
+def _first_escape(escapes: Array, entry: int) -> int:
+    """Index of the first escape that stands for ``entry`` or a later one."""
+    low, high = 0, escapes.size // 2
+    while low < high:
+        middle = (low + high) // 2
+        if escapes[2 * middle] < entry:
+            low = middle + 1
+        else:
+            high = middle
+    return low

@@ -1,0 +1,193 @@
+"""Counts of a few genes straight from a counts record's bytes, dense or sparse, in numba.
+
+A record that `virchow_st.store.format.unpack_counts` refuses is refused here with the same words:
+every number is checked, those of genes outside the panel too, before any is used.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from virchow_st.errors import StoreError
+from virchow_st.kernels import panel as kernels
+from virchow_st.types import (
+    BIN_UM,
+    PATCH_BINS,
+    PATCH_POSITIONS,
+    SCALES_UM,
+    Array,
+    Float32Array,
+    Int64Array,
+)
+
+_HEADER = struct.Struct("<III")
+_MAX_PANEL = 65_536  # the place in the panel is a u16
+
+_FAULTS = {
+    kernels.GENES_FAULT: "gene indices out of order or beyond the gene list",
+    kernels.SIZES_FAULT: "the genes' sizes do not add up to the number of entries",
+    kernels.POSITIONS_FAULT: "the positions of a gene are out of order",
+    kernels.ESCAPES_FAULT: "escapes do not match the entries they stand for",
+    kernels.SMALL_ESCAPE_FAULT: "an escape holds a count below 4",
+    kernels.PADDING_FAULT: "the padding is not zero",
+}
+
+
+@dataclass(frozen=True)
+class PanelCounts:
+    """The non-zero counts of a panel in one patch, sorted by (gene, position).
+
+    Attributes:
+        gene: (n,) uint16, the gene's place in the panel.
+        position: (n,) uint16, ``row * side + col`` in the patch's grid of ``side`` × ``side`` bins.
+        count: (n,) uint32 UMIs.
+        bin_um: side of a bin, µm: 2, or 4, 8 or 16 where counts were summed.
+        n_genes: number of genes in the panel, G.
+    """
+
+    gene: Array
+    position: Array
+    count: Array
+    bin_um: int
+    n_genes: int
+
+    @property
+    def side(self) -> int:
+        """Bins along a side of the patch: 128, 64, 32 or 16."""
+        return PATCH_BINS * BIN_UM // self.bin_um
+
+    def pooled(self, bin_um: int) -> PanelCounts:
+        """The same counts summed to bins of 4, 8 or 16 µm; those at 2 µm as they are.
+
+        Raises:
+            ValueError: another bin, or these counts are pooled already.
+            StoreError: a sum beyond 32 bits.
+        """
+        if bin_um not in SCALES_UM:
+            raise ValueError(f"bin_um: expected one of {SCALES_UM}, got {bin_um}")
+        if self.bin_um != BIN_UM:
+            raise ValueError(f"pooled: expected counts at {BIN_UM} µm, got {self.bin_um} µm")
+        if bin_um == BIN_UM:
+            return self
+        gene, position, count, fits = kernels.pool_sparse(
+            self.gene, self.position, self.count, bin_um // BIN_UM
+        )
+        if not fits:
+            raise StoreError(f"counts record: a sum over {bin_um} µm is beyond 32 bits")
+        return PanelCounts(gene, position, count, bin_um, self.n_genes)
+
+
+def read_dense(
+    payload: memoryview,
+    n_genes: int,
+    panel: Sequence[int] | Int64Array,
+    out: Float32Array | None = None,
+) -> Float32Array:
+    """Counts of a panel as dense maps.
+
+    Args:
+        payload: of a counts record, its checksum compared.
+        n_genes: number of genes in the manifest.
+        panel: (G,) gene indices in the wanted order; one named twice is read twice.
+        out: (G, 128, 128) float32, C-contiguous, to write to, whatever it holds; made when None.
+            An error leaves it as it was.
+
+    Returns:
+        ``out``, UMIs. Counts above 2²⁴ are rounded to the nearest float32.
+
+    Raises:
+        StoreError: a malformed record.
+        IndexError: a gene index outside the manifest's list.
+        ValueError: a panel or a buffer of another shape or kind.
+    """
+    genes = check_panel(panel, n_genes)
+    shape = (len(genes), PATCH_BINS, PATCH_BINS)
+    if out is None:
+        out = np.empty(shape, np.float32)
+    elif out.shape != shape or out.dtype != np.float32 or not _is_plain(out):
+        raise ValueError(
+            f"out: expected a writable C-contiguous float32 array of shape {shape}, "
+            f"got {out.dtype} of {out.shape}"
+        )
+    parts = _checked_parts(payload, n_genes)
+    spans = kernels.find_panel(parts.genes, parts.sizes, genes)
+    flat = out.reshape(-1, PATCH_POSITIONS)
+    kernels.fill_dense(parts.entries, parts.escapes, spans, flat)
+    return out
+
+
+def read_sparse(
+    payload: memoryview, n_genes: int, panel: Sequence[int] | Int64Array
+) -> PanelCounts:
+    """Non-zero counts of a panel at 2 µm; arguments and errors as in `read_dense`."""
+    genes = check_panel(panel, n_genes)
+    parts = _checked_parts(payload, n_genes)
+    spans = kernels.find_panel(parts.genes, parts.sizes, genes)
+    gene, position, count = kernels.gather_sparse(parts.entries, parts.escapes, spans)
+    return PanelCounts(gene, position, count, BIN_UM, len(genes))
+
+
+def check_panel(panel: Sequence[int] | Int64Array, n_genes: int) -> Int64Array:
+    """The panel as a plain (G,) int64 array; raises as `read_dense` says."""
+    given = np.asarray(panel)
+    if given.ndim != 1 or (given.size and given.dtype.kind not in "iu"):
+        raise ValueError(
+            f"panel: expected a list of gene indices, got {given.dtype} of shape {given.shape}"
+        )
+    if given.size > _MAX_PANEL:
+        raise ValueError(f"panel: expected at most {_MAX_PANEL} genes, got {given.size}")
+    if ((given < 0) | (given >= n_genes)).any():
+        wrong = given[(given < 0) | (given >= n_genes)][0]
+        raise IndexError(f"panel: expected gene indices 0 to {n_genes - 1}, got {wrong}")
+    return np.ascontiguousarray(given, np.int64)
+
+
+class _Parts(NamedTuple):
+    """The arrays of a record, views into its bytes: see `virchow_st.kernels.panel`."""
+
+    genes: Array
+    sizes: Array
+    entries: Array
+    padding: Array
+    escapes: Array
+
+
+def _checked_parts(payload: memoryview, n_genes: int) -> _Parts:
+    """Split a record into its arrays; raises `StoreError` for a malformed one."""
+    if len(payload) < _HEADER.size:
+        raise StoreError(f"counts record: {len(payload)} bytes, too short for its header")
+    n_present, n, n_escapes = _HEADER.unpack_from(payload)
+    expected = _HEADER.size + 4 * n_present + 2 * (n + n % 2) + 8 * n_escapes
+    if len(payload) != expected:
+        raise StoreError(f"counts record: header says {expected} bytes, there are {len(payload)}")
+    words = _view(payload, "<u2", 2 * n_present + n + n % 2, _HEADER.size)
+    parts = _Parts(
+        genes=words[:n_present],
+        sizes=words[n_present : 2 * n_present],
+        entries=words[2 * n_present : 2 * n_present + n],
+        padding=words[2 * n_present + n :],
+        escapes=_view(payload, "<u4", 2 * n_escapes, expected - 8 * n_escapes),
+    )
+    fault = kernels.find_fault(*parts, n_genes)
+    if fault != kernels.SOUND:
+        raise StoreError(f"counts record: {_FAULTS[fault]}")
+    return parts
+
+
+def _view(payload: memoryview, dtype: str, n: int, offset: int) -> Array:
+    """Numbers of a payload without a copy, but where they do not lie on their natural boundary.
+
+    Read-only whatever the payload is, so that the kernels are compiled for one kind of array.
+    """
+    numbers = np.require(np.frombuffer(payload, dtype, n, offset), requirements="A")
+    numbers.flags.writeable = False
+    return numbers
+
+
+def _is_plain(x: Array) -> bool:
+    return x.flags.c_contiguous and x.flags.aligned and x.flags.writeable
