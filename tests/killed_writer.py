@@ -28,6 +28,7 @@ def main(path: Path) -> None:
     with StoreWriter(path, JOB) as writer:
         while writer.next_index < N_PATCHES:
             writer.append(records[writer.next_index : writer.next_index + BATCH])
+            print(writer.next_index, flush=True)
         writer.finish(make_manifest(records, 6))
 
 

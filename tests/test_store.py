@@ -51,7 +51,7 @@ def test_golden_key_and_checksum():
     assert fmt.unpack_key(key) == (258, Kind.COUNTS)
     assert fmt.seal(key, payload) == golden("checksum") + payload
     assert fmt.unseal(key, memoryview(golden("checksum") + payload)) == payload
-    assert xxhash.xxh64(b"").hexdigest() == "ef46db3751d8e999"  # the specification's own vector
+    assert xxhash.xxh3_64(b"").hexdigest() == "2d06800538d394c2"  # the specification's own vector
 
 
 def test_golden_patch():

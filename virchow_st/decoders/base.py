@@ -11,7 +11,7 @@ from torch import Tensor, nn
 # that reach the head are small, so that at 5e-5 the rates would take thousands of steps to leave
 # the gene means; the gain makes it tens. (A layer-wise learning rate in other words, as in Yang et
 # al. 2021, arXiv:2203.03466.)
-_GAIN = 10.0
+_GAIN = 5.0
 _INITIAL_STD = 0.001
 
 
