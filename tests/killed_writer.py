@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from pathlib import Path
 
 from tiny_store import JOB, make_manifest, make_records
@@ -29,6 +30,7 @@ def main(path: Path) -> None:
         while writer.next_index < N_PATCHES:
             writer.append(records[writer.next_index : writer.next_index + BATCH])
             print(writer.next_index, flush=True)
+            time.sleep(0.01)  # as long as a commit, so that not every death comes after the last
         writer.finish(make_manifest(records, 6))
 
 

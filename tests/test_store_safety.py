@@ -89,7 +89,7 @@ def test_killed_at_random_moments_and_resumed(tmp_path, whole, n_kills):
             with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
                 for _ in range(rng.randrange(2 + N_PATCHES // BATCH)):
                     process.stdout.readline()  # "ready", then a line a commit
-                time.sleep(rng.uniform(0, 0.02))
+                time.sleep(rng.uniform(0, 0.02))  # into the next commit, or just before it
                 process.kill()
             n_killed += process.returncode == -signal.SIGKILL
             stopped_at.add(assert_nothing_half_looks_whole(path, whole))
