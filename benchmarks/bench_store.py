@@ -1,9 +1,10 @@
 """The store against other ways to keep the same tokens and counts, in one run on one disk.
 
 Reads: whole patches of float16 tokens in random order, each into an array of its own, one thread.
-The store compares a checksum with every read; none of the others does. Warm: all in the page cache,
-best of several passes in turns. Cold: the files' pages dropped (`posix_fadvise`, looked after with
-reads that may not wait) and everything opened anew, one pass. `store_peers` holds the others.
+The store compares a record's checksum when it first reads it, so in the cold pass and not in the
+warm ones; none of the others does at all. Warm: all in the page cache, best of several passes in
+turns. Cold: the files' pages dropped (`posix_fadvise`, looked after with reads that may not wait)
+and everything opened anew, one pass. `store_peers` holds the others.
 
     python benchmarks/bench_store.py [--patches 200] [--dim 1280] [--folder DIR] [--json FILE]
 

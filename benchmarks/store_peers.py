@@ -87,7 +87,7 @@ def read_litdata(folder: Path) -> Iterator[Read]:
 # Name → reader, and what it reads under the folder.
 WAYS = {
     "numpy memmap copy": (read_memmap, "tokens.npy"),
-    "store (checksums compared)": (read_store, "patches.vst"),
+    "store": (read_store, "patches.vst"),
     "HDF5, chunk per patch": (read_hdf5, "tokens.h5"),
     "zarr v3, chunk per patch": (read_zarr, "tokens.zarr"),
 }

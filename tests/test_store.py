@@ -570,3 +570,17 @@ def test_map_grows_beyond_its_first_size(tmp_path, monkeypatch):
     store = write_records(tmp_path / "A.vst", records, 6)
     assert (store.path / "data.mdb").stat().st_size > 1 << 21
     assert verify(store) == []
+
+
+def test_checksums_are_compared_once_by_an_opened_store(store, monkeypatch):
+    digested = []
+    monkeypatch.setattr(
+        fmt, "digest", lambda *a, real=fmt.digest: digested.append(a[0]) or real(*a)
+    )
+    opened = open_store(store.path)
+    first = opened[0].tokens
+    np.testing.assert_array_equal(opened[0].tokens, first)
+    assert digested == [fmt.key(0, Kind.TOKENS)]
+    assert open_store(store.path)[0].tokens is not None
+    assert verify(opened) == []
+    assert len(digested) >= 2 + len(opened) * len(Kind)  # a new opening, and all of them to verify

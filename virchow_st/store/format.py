@@ -113,10 +113,15 @@ def unseal(record_key: bytes, value: memoryview) -> memoryview:
     """Payload of a value whose checksum holds; raises `StoreError` where it does not."""
     if len(value) < _CHECKSUM_BYTES:
         raise StoreError(f"record {record_key.hex()}: {len(value)} bytes, too short for a checksum")
-    payload = value[_CHECKSUM_BYTES:]
+    payload = payload_of(value)
     if checksum(value) != digest(record_key, payload):
         raise StoreError(f"record {record_key.hex()}: checksum does not match, the bytes changed")
     return payload
+
+
+def payload_of(value: memoryview) -> memoryview:
+    """Payload of a value whose checksum has been compared before."""
+    return value[_CHECKSUM_BYTES:]
 
 
 def checksum(value: memoryview) -> int:
