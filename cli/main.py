@@ -5,9 +5,12 @@
 
 from __future__ import annotations
 
+import _thread
 import errno
 import sys
+import threading
 import warnings
+from typing import Any
 
 import click
 
@@ -53,9 +56,18 @@ for _command in (
 
 def main() -> None:
     """Run the command line."""
+    sys.unraisablehook = _keep_interrupt
     # timm and torch-geometric still compile a few functions in a way that torch has deprecated.
     warnings.filterwarnings("ignore", message=r"`torch\.jit\.", category=FutureWarning)
     sys.exit(run(sys.argv[1:]))
+
+
+def _keep_interrupt(unraisable: Any) -> None:
+    """Ctrl-C inside a finaliser would be printed and forgotten; let it come again right after."""
+    if issubclass(unraisable.exc_type, KeyboardInterrupt):
+        threading.Timer(0.01, _thread.interrupt_main).start()
+    else:
+        sys.__unraisablehook__(unraisable)
 
 
 def run(arguments: list[str]) -> int:
