@@ -81,9 +81,12 @@ def same_checkpoints(a, b):
 
 def test_it_learns(run):
     lines = history(run)
+    state = json.loads((run / "checkpoints" / "last" / "state.json").read_text("utf-8"))
+    untrained = dict(zip(("2", "4", "8", "16"), state["first_losses"], strict=True))
     for scale in ("2", "16"):
+        assert lines[-1]["validation"]["loss"][scale] < untrained[scale]
         assert lines[-1]["train"]["loss"][scale] < lines[0]["train"]["loss"][scale]
-    assert lines[-1]["validation"]["score"] < 0.95  # below the gene means it starts from
+    assert lines[-1]["validation"]["score"] < 0.9  # below the gene means it starts from
     assert lines[-1]["validation"]["pcc"]["16"] > 0.5
     best = load_run(run, "cpu")
     store = open_store(best.config.stores[1])
