@@ -7,6 +7,7 @@ import time
 from types import TracebackType
 from typing import Any, Literal
 
+from rich.box import HORIZONTALS
 from rich.console import Console as RichConsole
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
@@ -123,6 +124,7 @@ class Console:
         sections: tuple[int, ...] = (),
         caption: str = "",
         justify: Literal["left", "right"] = "right",
+        styles: dict[int, str] | None = None,
     ) -> None:
         """A table, to stdout.
 
@@ -132,12 +134,16 @@ class Console:
             rows: of texts.
             sections: indices of rows that a rule follows.
             justify: right for numbers, left for words.
+            styles: rich style of some rows, by index; a table with styles has no vertical lines,
+                so that many figures fit into 80 columns.
         """
         table = Table(title=title, title_justify="left", caption=caption, caption_justify="left")
+        if styles is not None:
+            table.box, table.show_edge, table.padding = HORIZONTALS, False, (0, 1, 0, 0)
         for i, column in enumerate(columns):
             table.add_column(column, justify="left" if i == 0 else justify, overflow="fold")
         for i, row in enumerate(rows):
-            table.add_row(*row, end_section=i in sections)
+            table.add_row(*row, end_section=i in sections, style=(styles or {}).get(i))
         self._out.print(table)
 
     def json(self, content: Any) -> None:

@@ -41,6 +41,8 @@ def inspect(console: Console, stores: tuple[Path, ...], as_json: bool) -> None:
 
 def _column(summary: dict[str, Any]) -> dict[str, str]:
     """Label → text of everything that the table says of a store."""
+    from virchow_st.registration import describe
+
     encoder = summary["encoder"]
     rows = {
         "patient": summary["patient"],
@@ -67,8 +69,10 @@ def _column(summary: dict[str, Any]) -> dict[str, str]:
         if isinstance(source, dict):  # a file: its name and fingerprint
             rows[name] = ", ".join(map(str, source.values()))
     rows["options"] = _listed(summary["job"]["options"])
+    if "lattice" in summary:
+        rows["lattice"] = f"from bin {summary['lattice']} on (row, column)"
     if "registration" in summary:
-        rows["registration check"] = _listed(summary["registration"])
+        rows["registration"] = describe(summary["registration"])
     rows["written by"] = _listed(summary["software"])
     return rows
 

@@ -12,6 +12,8 @@ import os
 import resource
 import signal
 import sys
+from collections.abc import Callable
+from typing import Any
 
 from virchow_st.errors import StoreError
 from virchow_st.store.format import Kind
@@ -58,7 +60,7 @@ def judge(path: str, expected: list[list[str]]) -> str:
     return "named" if faults else "verify saw nothing"
 
 
-def judge_in_a_child(path: str, expected: list[list[str]]) -> str:
+def judge_in_a_child(path: str, expected: Any, judge: Callable[[str, Any], str] = judge) -> str:
     child = os.fork()
     if not child:
         word = "unforeseen error"

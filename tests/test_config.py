@@ -21,7 +21,7 @@ BAD = [
     (ExtractConfig, {"matrix": "both"}, "matrix: expected one of filtered, raw; got 'both'"),
     (ExtractConfig, {"min_tissue": 1.1}, "min_tissue: expected at most 1.0; got 1.1"),
     (TrainConfig, {"decoder": "unet"}, "decoder: expected one of .*hist2st.*; got 'unet'"),
-    (TrainConfig, {"loss": "mae"}, "loss: expected one of poisson, mse; got 'mae'"),
+    (TrainConfig, {"loss": "mae"}, "loss: expected one of poisson, nb, mse; got 'mae'"),
     (TrainConfig, {"scales": (2, 3)}, "scales: expected one of 2, 4, 8, 16; got 3"),
     (TrainConfig, {"epochs": 0}, "epochs: expected at least 1; got 0"),
     (TrainConfig, {"accumulate": 0}, "accumulate: expected at least 1; got 0"),

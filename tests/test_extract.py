@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import tifffile
 from scipy import sparse
-from tiny_slide import TinySlide, draw_markers, write_image
+from tiny_slide import COMBINATIONS, TinySlide, draw_markers, write_image
 
 from virchow_st.cohort import extract_cohort, read_cohort
 from virchow_st.config import ExtractConfig
@@ -142,6 +142,48 @@ def test_counts_of_a_grid_that_is_no_multiple_of_a_patch(tmp_path: Path, kind: s
         want = (slide.counts * slide.tissue)[slide.is_gene][window]
         np.testing.assert_array_equal(patch.counts().toarray().reshape(want.shape), want)
     assert store[0].counts().max() == 70_000  # a count far beyond a byte
+
+
+@pytest.mark.parametrize("kind", COMBINATIONS)
+def test_counts_and_image_however_the_slide_lies(tmp_path: Path, kind: str) -> None:
+    """Every count in its bin and a dark square on its bin, through the whole of extract."""
+    slide = TinySlide(rows=140, cols=150, kind=kind)
+    outs = slide.write(tmp_path / "outs")
+    drawn = draw_markers(slide.homography, slide.image_size, [(20, 90)], side=8.0)
+    image = write_image(tmp_path / "image.tif", drawn, "strips")
+    (patch,) = store = extract(outs, image, tmp_path / "s.vst", "A", STAIN)
+    want = (slide.counts * slide.tissue)[slide.is_gene][:, :128, :128]
+    np.testing.assert_array_equal(patch.counts().toarray().reshape(want.shape), want)
+    assert int(store.genes.totals.sum()) == want.sum()
+    dark = 235.0 - patch.image[..., 1].astype(float)
+    dark[dark < 40] = 0
+    rows, cols = np.indices(dark.shape)
+    found = [((at + 0.5) * dark).sum() / dark.sum() / 2 - 0.5 for at in (rows, cols)]
+    assert found == pytest.approx([20, 90], abs=0.25)
+
+
+@pytest.mark.parametrize("lattice", ["origin", "best"])
+def test_lattice_is_laid_as_asked_and_recorded(tmp_path: Path, lattice: str) -> None:
+    slide = TinySlide(rows=200, cols=180)
+    slide.tissue[:] = False
+    slide.tissue[33:161, 21:149] = True  # one patch, not on the grid's first bin
+    outs = slide.write(tmp_path / "outs")
+    image = write_image(
+        tmp_path / "image.tif", draw_markers(slide.homography, slide.image_size, []), "tiles"
+    )
+    config = ExtractConfig(encoder="stain", min_tissue=0.1, lattice=lattice)
+    store = extract(outs, image, tmp_path / "s.vst", "A", config)
+    offset = [33, 21] if lattice == "best" else [0, 0]
+    assert store.manifest["lattice"] == store.manifest["job"]["inputs"]["lattice"] == offset
+    assert store.manifest["job"]["options"]["lattice"] == lattice
+    assert [[p.row0, p.col0] for p in store] == [offset]
+    covered = 128 * 128 if lattice == "best" else 95 * 107
+    assert store.manifest["tissue_bins"] == {"slide": 128 * 128, "patches": covered}
+    row0, col0 = offset
+    window = np.s_[:, row0 : row0 + 128, col0 : col0 + 128]
+    want = (slide.counts * slide.tissue)[slide.is_gene][window]
+    np.testing.assert_array_equal(store[0].counts().toarray().reshape(want.shape), want)
+    assert verify(store) == []
 
 
 @pytest.mark.parametrize(

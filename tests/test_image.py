@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import pytest
 import tifffile
-from tiny_slide import write_image
+from tiny_slide import halves, write_image
 
 from virchow_st.errors import SlideError
 from virchow_st.slide.image import SlideImage, _exact_levels
@@ -93,7 +93,7 @@ def test_levels_are_used_where_a_corner_lies_on_them(images, how):
 def test_bands_do_not_show(images, texture, monkeypatch):
     with SlideImage.open(images["strips"]) as image:
         whole = image.read_region(-5, -5, 500, 400, 3.0)
-        monkeypatch.setattr("virchow_st.slide.image._BAND_BYTES", 40_000)
+        monkeypatch.setattr("virchow_st.slide.image._BAND_PX", 10_000)
         banded = image.read_region(-5, -5, 500, 400, 3.0)
     np.testing.assert_array_equal(whole[0], banded[0])
     np.testing.assert_array_equal(whole[1], banded[1])
@@ -157,6 +157,78 @@ def test_large_strips_are_refused_with_the_remedy(images, monkeypatch):
         SlideImage.open(images["strips"])
     with SlideImage.open(images["one piece"]) as image:  # is mapped, whatever its size
         assert image.width == 517
+
+
+def test_flipped_bytes_are_refused_or_harmless(texture, tmp_path):
+    """One line or pixels: no crash, no other error. (Damaged pixels cannot all be seen.)"""
+    rng, refused = np.random.default_rng(0), []
+    path = tmp_path / "flipped.tif"
+    for how in ("tiles", "strips", "one piece", "pyramid", "subifds"):
+        content = write_image(tmp_path / f"{how}.tif", texture, how).read_bytes()
+        # Half of them among the tags, which a few flips seldom hit otherwise.
+        places = rng.integers(0, len(content), (12, 2)), rng.integers(4, 400, (12, 2))
+        for at in np.concatenate(places):
+            flipped = np.frombuffer(content, np.uint8).copy()
+            flipped[at] ^= rng.integers(1, 256, 2).astype(np.uint8)
+            flipped.tofile(path)
+            try:
+                with SlideImage.open(path) as image:
+                    rgb, _, _ = image.read_region(100, 100, 200, 200)
+                    assert rgb.shape == (200, 200, 3)
+            except SlideError as e:
+                refused.append(str(e))
+    assert len(refused) > 20
+    assert all("flipped.tif: expected" in line and "\n" not in line for line in refused)
+
+
+def test_strips_are_kept_within_bounds(texture, tmp_path, monkeypatch):
+    path = write_image(tmp_path / "strips.tif", texture, "strips")
+    with SlideImage.open(path) as image:
+        strips = image._pixels._levels[0][0]
+        decoded = []
+        inner = strips.array
+
+        class Watched:
+            def __getitem__(self, rows):
+                decoded.append(rows.start // 16)
+                return inner[rows]
+
+            store = inner.store
+
+        strips.array = Watched()
+        first, _, _ = image.read_region(10, 100, 50, 60)
+        assert decoded == list(range(6, 10))
+        image.read_region(200, 100, 300, 60)  # beside it: nothing is decoded again
+        assert decoded == list(range(6, 10))
+        np.testing.assert_array_equal(first, texture[100:160, 10:60])
+        two = 2 * 16 * 517 * 3
+        monkeypatch.setattr("virchow_st.slide.backends._KEPT_STRIPS_BYTES", two)
+        whole, _, _ = image.read_region(0, 0, 517, 403)
+        np.testing.assert_array_equal(whole, texture)
+        assert strips._kept_bytes == sum(s.nbytes for s in strips._kept.values()) <= two
+        strips.array = inner
+
+
+def test_plain_pixels_do_not_stay_mapped(images):
+    with SlideImage.open(images["one piece"]) as image:
+        image.read_region(10, 20, 300, 300)
+        assert str(images["one piece"]) not in Path("/proc/self/maps").read_text()
+
+
+def test_a_pyramid_that_carries_its_sources_description_opens(texture, tmp_path):
+    """As libvips makes it of a file that tifffile wrote, which described its one page as JSON."""
+    path, pixels = tmp_path / "made.tif", texture[:400, :516]
+    described = {"metadata": None, "description": '{"shape": [400, 516, 3]}'}
+    with tifffile.TiffWriter(path) as tiff:
+        for factor in (1, 2, 4):
+            level = pixels if factor == 1 else halves(pixels, factor)
+            tiff.write(
+                level, tile=(128, 128), photometric="rgb", subfiletype=int(factor > 1), **described
+            )
+    with SlideImage.open(path) as image:
+        assert image.level_factor(4) == 4
+        rgb, _, _ = image.read_region(40, 80, 400, 300, 4.0)
+    np.testing.assert_array_equal(rgb, halves(pixels, 4)[20:95, 10:110])
 
 
 def test_missing_and_foreign_files_are_refused(tmp_path):

@@ -1,10 +1,11 @@
 import numpy as np
 import pytest
-from tiny_slide import draw_markers, homography, write_image
+from tiny_slide import COMBINATIONS, draw_markers, homography, write_image
 
 from virchow_st.errors import SlideError
 from virchow_st.patches import (
     PatchTable,
+    best_offset,
     bin_validity,
     lay_patches,
     leftover_tissue_bins,
@@ -52,6 +53,65 @@ def test_refusals():
         lay_patches(mask, 0.5)
 
 
+# --- the lattice that covers most -----------------------------------------------------------------
+
+
+def covered_from(mask, first_row, first_col, min_tissue):
+    """Tissue bins in the patches kept of one lattice, patch by patch."""
+    total = 0
+    for r in range(first_row, mask.shape[0] - 127, 128):
+        for c in range(first_col, mask.shape[1] - 127, 128):
+            patch = mask[r : r + 128, c : c + 128]
+            total += patch.sum() if patch.mean() >= min_tissue else 0
+    return total
+
+
+def blobs(shape, seed):
+    """Tissue in a few ellipses, with holes."""
+    rng = np.random.default_rng(seed)
+    row, col = np.indices(shape)
+    mask = np.zeros(shape, bool)
+    for _ in range(4):
+        r, c = rng.uniform(0, shape[0]), rng.uniform(0, shape[1])
+        a, b = rng.uniform(40, 120, 2)
+        mask |= ((row - r) / a) ** 2 + ((col - c) / b) ** 2 < 1
+    return mask & (rng.random(shape) < 0.9)
+
+
+@pytest.mark.parametrize(
+    ("shape", "min_tissue", "seed"),
+    [((300, 270), 0.3, 0), ((300, 270), 0.0, 1), ((129, 400), 0.5, 2), ((257, 140), 0.75, 3)],
+)
+def test_best_lattice_covers_as_much_as_any(shape, min_tissue, seed):
+    mask = blobs(shape, seed)
+    covered = np.array(
+        [[covered_from(mask, a, b, min_tissue) for b in range(128)] for a in range(128)]
+    )
+    want = divmod(int(covered.argmax()), 128)  # the first: smallest row, then column
+    assert best_offset(mask, min_tissue) == want
+    table = lay_patches(mask, min_tissue, "best")
+    assert table.offset == want
+    inside = mask.sum() - leftover_tissue_bins(mask, table)
+    assert inside == covered.max() >= covered[0, 0]
+    assert (table.row0 + 128).max() <= shape[0]
+    assert (table.col0 + 128).max() <= shape[1]
+
+
+def test_best_lattice_is_found_and_ties_go_to_the_first():
+    mask = np.zeros((500, 600), bool)
+    mask[37 : 37 + 256, 101 : 101 + 384] = True
+    table = lay_patches(mask, 0.9, "best")
+    assert len(table) == 6
+    assert table.offset == (37, 101)
+    assert (table.tissue_fraction == 1).all()
+    everywhere = np.ones((300, 300), bool)
+    assert lay_patches(everywhere, 0.5, "best").offset == (0, 0)
+    with pytest.raises(SlideError, match="at least 50% tissue; the best has 0%"):
+        lay_patches(np.zeros((300, 300), bool), 0.5, "best")
+    with pytest.raises(SlideError, match="at least 128×128 bins; got 128×127"):
+        lay_patches(np.ones((128, 127), bool), 0.5, "best")
+
+
 @pytest.fixture(scope="module")
 def marked(tmp_path_factory):
     """Images with dark squares at known bins, drawn by the exact homography; written once each."""
@@ -91,6 +151,18 @@ def test_markers_are_found_within_a_quarter_bin(marked, kind, how):
         for row, col in MARKERS:
             r, c = find_marker(rgb, row - PATCH[0], col - PATCH[1])
             assert np.hypot(r - (row - PATCH[0]), c - (col - PATCH[1])) < 0.1
+
+
+@pytest.mark.parametrize("kind", COMBINATIONS)
+@pytest.mark.parametrize("how", ["tiles", "strips", "pyramid"])
+def test_markers_are_found_however_the_slide_lies(marked, kind, how):
+    h, path = marked(kind, how)
+    with SlideImage.open(path) as image:
+        assert image.backend == ("tifffile" if how == "strips" else "openslide")
+        ((rgb, _),) = render_patch(image, h, *PATCH, (256,))
+    for row, col in MARKERS:
+        r, c = find_marker(rgb, row - PATCH[0], col - PATCH[1])
+        assert np.hypot(r - (row - PATCH[0]), c - (col - PATCH[1])) < 0.25
 
 
 def test_area_and_darkness_are_kept(marked):

@@ -19,14 +19,26 @@ from virchow_st.slide.geometry import Homography
 PITCH_PX = 6.0  # a third of a µm per pixel
 
 
+# Every way a slide may lie: quarter turns (and a degree more), mirrored or not, tilted or not.
+COMBINATIONS = [
+    f"turn {turn}{mirror}{tilt}"
+    for turn in range(4)
+    for mirror in ("", " mirror")
+    for tilt in ("", " perspective")
+]
+
+
 def homography(kind: str, rows: int, cols: int) -> tuple[Homography, tuple[int, int]]:
     """A homography of the named kind, and the (width, height) of an image that holds the grid."""
-    angle = {"rotation": 7.0, "mirror": -4.0, "quarter turn": 90.0, "perspective": 2.0}[kind]
+    if kind in COMBINATIONS:
+        angle = 90.0 * int(kind.split()[1]) + 1.0
+    else:
+        angle = {"rotation": 7.0, "mirror": -4.0, "quarter turn": 90.0, "perspective": 2.0}[kind]
     c, s = np.cos(np.radians(angle)), np.sin(np.radians(angle))
     linear = PITCH_PX * np.array([[c, -s], [s, c]])
-    if kind in ("mirror", "perspective"):
+    if "mirror" in kind or kind == "perspective":
         linear[:, 0] *= -1
-    h20, h21 = (2e-6, -1e-6) if kind == "perspective" else (0.0, 0.0)
+    h20, h21 = (2e-6, -1e-6) if "perspective" in kind else (0.0, 0.0)
     matrix = np.array([[*linear[0], 0.0], [*linear[1], 0.0], [h20, h21, 1.0]])
     corners = np.array([[-0.5, -0.5, 1], [cols, -0.5, 1], [-0.5, rows, 1], [cols, rows, 1]])
     x, y, w = matrix @ corners.T
@@ -123,9 +135,9 @@ class TinySlide:
             m.create_dataset("indptr", data=indptr.astype(self.index_dtype), **compress)
             m.create_dataset("shape", data=np.array(columns.shape, np.int32))
             f = m.create_group("features")
-            f.create_dataset("id", data=strings(self.ids), dtype=text)
-            f.create_dataset("name", data=strings(self.symbols), dtype=text)
-            f.create_dataset("feature_type", data=strings(self.kinds), dtype=text)
+            f.create_dataset("id", data=strings(self.ids), dtype=text, **compress)
+            f.create_dataset("name", data=strings(self.symbols), dtype=text, **compress)
+            f.create_dataset("feature_type", data=strings(self.kinds), dtype=text, **compress)
 
 
 def draw_markers(

@@ -81,6 +81,11 @@ class ExtractConfig(_Checked):
     min_tissue: float = setting(
         0.5, "smallest share of tissue bins in a patch", at_least=0.0, at_most=1.0
     )
+    lattice: str = setting(
+        "origin",
+        "lay patches from the grid's first bin on, or where they hold most tissue",
+        choices=("origin", "best"),
+    )
     device: str = setting("auto", "auto, cpu, cuda or cuda:N")
 
 
@@ -92,13 +97,22 @@ class TrainConfig(_Checked):
     test_patient: str = setting("", "patient held out for vst evaluate")
     panel: str = setting("top50", "top50, top:N, or a file of gene ids or symbols")
     decoder: str = setting(
-        "hist2st", "how tokens become rates (docs/decoders.md)", choices=("hist2st", "linear")
+        "hist2st",
+        "how tokens, and for guided and pixels the image, become rates (docs/decoders.md)",
+        choices=("hist2st", "hist2st-large", "guided", "pixels", "img2st", "linear"),
     )
     loss: str = setting(
-        "poisson", "Poisson on raw counts, or squared error on z-scores", choices=("poisson", "mse")
+        "poisson",
+        "Poisson or negative binomial (nb) on raw counts, or squared error (mse) on z-scores",
+        choices=("poisson", "nb", "mse"),
     )
     scales: tuple[int, ...] = setting(SCALES_UM, "supervised scales, µm", choices=SCALES_UM)
-    balance: str = setting("gradnorm", "how the scales are balanced", choices=("gradnorm", "equal"))
+    balance: str = setting(
+        "gradnorm",
+        "how the scales are balanced (docs/losses.md)",
+        choices=("gradnorm", "uncertainty", "equal"),
+    )
+    balance_every: int = setting(1, "optimiser steps between updates of the balance", at_least=1)
     epochs: int = setting(
         30, "passes over the training patches; on few patches several make an epoch", at_least=1
     )
@@ -108,6 +122,28 @@ class TrainConfig(_Checked):
     warmup_epochs: int = setting(2, "epochs of linear warm-up", at_least=0)
     patience: int = setting(10, "epochs without a better validation before stopping", at_least=1)
     seed: int = setting(0, "seed of weights, order and orientations", at_least=0)
+    device: str = setting("auto", "auto, cpu, cuda or cuda:N")
+
+
+@dataclass(frozen=True)
+class PredictConfig(_Checked):
+    """Settings of ``vst predict``."""
+
+    mpp: float = setting(
+        0.0, "µm per pixel of the image; 0 to take what its file says", at_least=0.0
+    )
+    format: str = setting(
+        "spatialdata",
+        "a folder (spatialdata, ome-zarr) with rates at 2 and 8 µm, or a file with those at 8 µm",
+        choices=("spatialdata", "ome-zarr", "h5ad", "npz"),
+    )
+    weights: str = setting("", "the encoder's weights, .safetensors or .bin, instead of the hub")
+    min_tissue: float = setting(
+        0.5, "smallest share of tissue in a patch", at_least=0.0, at_most=1.0
+    )
+    overlap_um: int = setting(
+        32, "overlap of neighbouring patches, blended; 0 shows seams", choices=(0, 32, 64, 128)
+    )
     device: str = setting("auto", "auto, cpu, cuda or cuda:N")
 
 

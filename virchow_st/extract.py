@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 import xxhash
 
+from virchow_st.ahead import ahead
 from virchow_st.config import ExtractConfig
 from virchow_st.encoders import load_encoder
 from virchow_st.encoders.base import Encoder, Tokens
@@ -24,14 +24,22 @@ from virchow_st.patches import (
     render_patch,
 )
 from virchow_st.progress import SILENT, Progress
+from virchow_st.registration import RegistrationCheck, describe
 from virchow_st.slide.counts import PatchCounts
 from virchow_st.slide.image import SlideImage
 from virchow_st.slide.visium_hd import VisiumHDSlide
 from virchow_st.store.background import BackgroundWriter
-from virchow_st.store.format import MAX_GENES, PatchInfo
+from virchow_st.store.format import MAX_GENES, Kind, PatchInfo, unpack_image, unpack_mask
 from virchow_st.store.reader import Store, open_store
 from virchow_st.store.writer import PatchRecord, StoreWriter, finished_job, remove_leftovers
-from virchow_st.types import BIN_UM, PATCH_BINS, STORED_IMAGE_PX, BoolArray, UInt8Array
+from virchow_st.types import (
+    BIN_UM,
+    PATCH_BINS,
+    PATCH_POSITIONS,
+    STORED_IMAGE_PX,
+    BoolArray,
+    UInt8Array,
+)
 
 # Patches encoded and committed together. Resuming starts at a multiple of it, so that the encoder
 # sees the same batches as in an uninterrupted run and gives the same bytes.
@@ -75,7 +83,7 @@ def extract(
         )
     with SlideImage.open(image_path) as image:
         slide.check_image(image)
-        patches = lay_patches(slide.tissue_mask, config.min_tissue)
+        patches = lay_patches(slide.tissue_mask, config.min_tissue, config.lattice)
         leftover = leftover_tissue_bins(slide.tissue_mask, patches)
         n_tissue = int(slide.tissue_mask.sum())
         progress.note(
@@ -83,8 +91,9 @@ def extract(
             f"{slide.mpp:.3f} µm/px, homography within {slide.homography.residual_px:.1e} px"
         )
         progress.note(
-            f"{len(patches)} patches hold {1 - leftover / n_tissue:.1%} of {n_tissue:,} tissue "
-            f"bins; {leftover:,} at the border or in thin tissue are left out"
+            f"{len(patches)} patches from bin {patches.offset} on hold "
+            f"{1 - leftover / n_tissue:.1%} of {n_tissue:,} tissue bins; {leftover:,} at the "
+            f"border or in thin tissue are left out"
         )
         if encoder is None:
             encoder = open_encoder(config, progress)
@@ -104,8 +113,11 @@ def extract(
                 progress.note(f"{store_path}: resuming after {writer.next_index} patches")
             _write_patches(writer, slide, image, patches, counts, encoder, progress)
             slide_id = store_path.name.removesuffix(".vst")
-            manifest = _manifest(slide, counts, encoder, n_tissue, n_tissue - leftover)
-            writer.finish({"patient": patient, "slide": slide_id, **manifest})
+            manifest = _manifest(slide, patches, counts, encoder, n_tissue, n_tissue - leftover)
+            registration = _check_registration(writer, slide, patches, counts, progress)
+            writer.finish(
+                {"patient": patient, "slide": slide_id, **manifest, "registration": registration}
+            )
     return open_store(store_path)
 
 
@@ -131,7 +143,7 @@ def _write_patches(
     batches = [range(s, min(s + _BATCH_PATCHES, len(patches))) for s in starts]
     # One thread to render, as an image handle belongs to one; and one to write.
     with BackgroundWriter(writer) as background, ThreadPoolExecutor(1) as renderer:
-        for batch, rendered in _ahead(
+        for batch, rendered in ahead(
             renderer, batches, lambda batch: _render(slide, image, patches, batch, encoder)
         ):
             tokens = encoder.encode(rendered.encoder_images)
@@ -198,18 +210,55 @@ def _record(
     )
 
 
-def _ahead(
-    pool: ThreadPoolExecutor,
-    batches: Sequence[range],
-    render: Callable[[range], _Rendered],
-) -> Iterator[tuple[range, _Rendered]]:
-    """Each batch with its rendering, the next one already under way."""
-    coming: Future[_Rendered] | None = pool.submit(render, batches[0]) if batches else None
-    for i, batch in enumerate(batches):
-        assert coming is not None
-        rendered = coming.result()
-        coming = pool.submit(render, batches[i + 1]) if i + 1 < len(batches) else None
-        yield batch, rendered
+def _check_registration(
+    writer: StoreWriter,
+    slide: VisiumHDSlide,
+    patches: PatchTable,
+    counts: PatchCounts,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Compare image and counts of all patches; warn, and draw, where they lie apart.
+
+    The images are those of the store, so that a resumed extraction finds the same figures.
+    """
+    check = RegistrationCheck()
+    for index, (_, position, count) in enumerate(counts):
+        row0, col0 = int(patches.row0[index]), int(patches.col0[index])
+        umi = np.bincount(position, count, PATCH_POSITIONS).reshape(PATCH_BINS, PATCH_BINS)
+        check.add(
+            unpack_image(writer.read(index, Kind.IMAGE)),
+            unpack_mask(writer.read(index, Kind.VALIDITY_MASK)),
+            umi,
+            slide.tissue_mask[row0 : row0 + PATCH_BINS, col0 : col0 + PATCH_BINS],
+        )
+        progress.step(index + 1, len(patches), "patches compared with their image")
+    found = check.result()
+    said = found.to_manifest()
+    if found.verdict != "shifted" or check.example is None:
+        progress.note(f"registration {describe(said)}")
+        return said
+    from virchow_st.figures.registration import draw_registration  # matplotlib, seldom needed
+
+    try:
+        picture = draw_registration(
+            writer.path / "registration",
+            found.correlation,
+            found.shift_um,
+            check.example.haematoxylin,
+            check.example.umi,
+            check.example.tissue_mask,
+        )
+    except OSError as e:
+        raise StoreError(
+            f"{writer.path}: registration.png cannot be written ({e.strerror}); free disk space "
+            f"and run the same command again, all {len(patches)} patches are safe"
+        ) from None
+    progress.warn(
+        f"{picture}: registration {describe(said)}; look at the image alignment in Space Ranger's "
+        f"web_summary.html, align by hand in Loupe Browser, run Space Ranger again with "
+        f"--loupe-alignment, and extract anew"
+    )
+    return said
 
 
 def _job(
@@ -231,6 +280,7 @@ def _job(
             "image": {"name": image.path.name, "fingerprint": image.fingerprint()},
             "homography": slide.homography.matrix.tolist(),
             "tissue_mask": xxhash.xxh64(np.packbits(slide.tissue_mask).data).hexdigest(),
+            "lattice": list(patches.offset),
             "n_patches": len(patches),
         },
     }
@@ -241,7 +291,12 @@ def _encoder_id(encoder: Encoder) -> dict[str, str]:
 
 
 def _manifest(
-    slide: VisiumHDSlide, counts: PatchCounts, encoder: Encoder, n_tissue: int, n_covered: int
+    slide: VisiumHDSlide,
+    patches: PatchTable,
+    counts: PatchCounts,
+    encoder: Encoder,
+    n_tissue: int,
+    n_covered: int,
 ) -> dict[str, Any]:
     totals = np.zeros(len(slide.genes.ids), np.int64)
     for gene, _, count in counts:
@@ -261,6 +316,7 @@ def _manifest(
         "bin_um": BIN_UM,
         "patch_bins": PATCH_BINS,
         "grid_shape": list(slide.grid_shape),
+        "lattice": list(patches.offset),
         "tissue_bins": {"slide": n_tissue, "patches": n_covered},
         "encoder": _encoder_id(encoder),
         "software": {name: version(name) for name in _SOFTWARE},

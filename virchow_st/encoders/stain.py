@@ -159,6 +159,11 @@ def _scaled(name: str, pixels: Float32Array) -> Float32Array:
     return (pixels - np.float32(typical)) * np.float32(1 / spread)
 
 
+def haematoxylin(image: UInt8Array) -> Float32Array:
+    """Haematoxylin concentration of an RGB image (H, W, 3) uint8: (H, W), optical density."""
+    return cv2.transform(_OD_TABLE[image], _UNMIX[:1])
+
+
 def stain_maps(image: UInt8Array) -> dict[str, Float32Array]:
     """The maps behind the channels: name → (256, 256) float32, 1 µm/px, before scaling.
 

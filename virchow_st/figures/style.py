@@ -125,11 +125,11 @@ def scale_bar(axes: Axes, extent_um: Sequence[float]) -> float:
 
 
 @styled
-def save(figure: Figure, stem: Path) -> list[Path]:
-    """Write ``stem.png`` (300 dpi) and ``stem.pdf``, each whole or not at all; return the paths."""
+def save(figure: Figure, stem: Path, kinds: Sequence[str] = ("png", "pdf")) -> list[Path]:
+    """Write ``stem.KIND`` (PNG at 300 dpi), each whole or not at all; return the paths."""
     stem.parent.mkdir(parents=True, exist_ok=True)
     written = []
-    for kind in ("png", "pdf"):
+    for kind in kinds:
         # Not with_suffix: a gene's symbol may hold a dot.
         path = stem.parent / f"{stem.name}.{kind}"
         unfinished = path.parent / f".{path.name}.tmp"

@@ -1,6 +1,8 @@
 """Sparse counts: columns of a streamed CSC matrix to gene-major patches, in numba.
 
-`sparse_reference` holds the same functions in plain NumPy.
+An entry is 16 bits, as in the store: the position in the patch in the low 14, a count of 1 to 3 in
+the high two, or 0 there for a larger count, which is listed apart. `sparse_reference` holds the
+same functions in plain NumPy.
 """
 
 from __future__ import annotations
@@ -8,12 +10,100 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from virchow_st.types import PATCH_POSITIONS, Array, Int64Array
+from virchow_st.types import PATCH_BINS, PATCH_POSITIONS, Array, Int64Array
 
 OUTSIDE_PATCHES = -1
 """Mark of a column whose bin is tissue but lies in no kept patch."""
 NOT_TISSUE = -2
 """Mark of a column whose bin is not tissue."""
+
+POSITION_BITS = 14
+"""Low bits of an entry: row * 128 + col in the patch."""
+LARGEST_INLINE = 3
+"""Largest count that an entry holds itself."""
+_POSITION_MASK = (1 << POSITION_BITS) - 1
+
+
+@njit(cache=True, nogil=True)
+def parse_bins(letters: Array, template: Array, row: Array, col: Array) -> int:
+    """Read row and column out of fixed-width barcodes.
+
+    Args:
+        letters: (n, width) uint8 barcodes, padded with zeros at the end.
+        template: (W,) uint8, W <= width; a zero stands for a digit, of which the first half are
+            the row's and the rest the column's.
+        row: (n,) int32; written.
+        col: (n,) int32; written.
+
+    Returns:
+        The first barcode that does not fit the template, or -1.
+    """
+    half = np.count_nonzero(template == 0) // 2
+    for i in range(len(letters)):
+        n_digits, number_of_row, number_of_col = 0, 0, 0
+        for j in range(letters.shape[1]):
+            letter = letters[i, j]
+            if j < len(template) and template[j] == 0:
+                digit = int(letter) - 48  # from ASCII
+                if digit < 0 or digit > 9:
+                    return i
+                if n_digits < half:
+                    number_of_row = number_of_row * 10 + digit
+                else:
+                    number_of_col = number_of_col * 10 + digit
+                n_digits += 1
+            elif letter != (template[j] if j < len(template) else 0):
+                return i
+        row[i], col[i] = number_of_row, number_of_col
+    return -1
+
+
+@njit(cache=True, nogil=True)
+def place_columns(
+    start: int,
+    row: Array,
+    col: Array,
+    indptr: Array,
+    patch_of_bin: Array,
+    listed: Array,
+    row0: Array,
+    col0: Array,
+    seen: Array,
+    patch_of_column: Array,
+    position_of_column: Array,
+    room: Array,
+) -> int:
+    """Find the patch of each column of a block, and count the entries that patches get.
+
+    Args:
+        start: number of the block's first column.
+        row: (n,) int32 array_row of the block's columns.
+        col: (n,) int32 array_col.
+        indptr: (C+1,) int64 of the whole matrix.
+        patch_of_bin: (rows, cols) int32 patch of every bin, or a mark.
+        listed: (rows, cols) bool, bins there are.
+        row0: (P,) int32 first row of the patches.
+        col0: (P,) int32 first column.
+        seen: (rows, cols) bool; set for the bins of the block.
+        patch_of_column: (C,) int32; written.
+        position_of_column: (C,) uint16; written for columns in patches.
+        room: (P,) int64 entries of each patch; added to.
+
+    Returns:
+        The first column of the block whose bin is not listed, or -1.
+    """
+    rows, cols = listed.shape
+    for i in range(len(row)):
+        r, c = row[i], col[i]
+        if r >= rows or c >= cols or not listed[r, c]:
+            return i
+        seen[r, c] = True
+        patch = patch_of_bin[r, c]
+        patch_of_column[start + i] = patch
+        if patch >= 0:
+            position_of_column[start + i] = (r - row0[patch]) * PATCH_BINS + c - col0[patch]
+            room[patch] += indptr[start + i + 1] - indptr[start + i]
+    return -1
 
 
 @njit(cache=True, nogil=True)
@@ -28,10 +118,10 @@ def scatter_counts(
     position_of_column: Array,
     cursor: Array,
     gene: Array,
-    position: Array,
-    count: Array,
+    entry: Array,
+    large: Array,
     gene_totals: Array,
-) -> int:
+) -> tuple[int, int]:
     """Put a block of a CSC matrix's non-zeros where their patches have room.
 
     Args:
@@ -45,42 +135,50 @@ def scatter_counts(
         position_of_column: (C,) uint16 positions in the patch.
         cursor: (P,) int64 where each patch's next entry goes; moved on.
         gene: (nnz,) the patches' genes; written.
-        position: (nnz,) their positions; written.
-        count: (nnz,) their counts; written.
+        entry: (nnz,) uint16 their entries; written.
+        large: (n_large, 3) int64 with a row for every count of the block above `LARGEST_INLINE`;
+            patch, gene << 14 | position and count are written for those in patches.
         gene_totals: (G,) int64 UMIs over all tissue columns; added to.
 
     Returns:
-        The column in which the block ends: the next block's ``column``.
+        The column in which the block ends, the next block's ``column``, and how many rows of
+        ``large`` are written.
     """
+    n_large = 0
     for i in range(len(indices)):
         while indptr[column + 1] <= start + i:
             column += 1
         g = gene_of_feature[indices[i]]
         patch = patch_of_column[column]
-        if g < 0 or values[i] == 0 or patch == NOT_TISSUE:
+        value = values[i]
+        if g < 0 or value == 0 or patch == NOT_TISSUE:
             continue
-        gene_totals[g] += values[i]
+        gene_totals[g] += value
         if patch >= 0:
             at = cursor[patch]
+            position = position_of_column[column]
             gene[at] = g
-            position[at] = position_of_column[column]
-            count[at] = values[i]
+            if value <= LARGEST_INLINE:
+                entry[at] = position | value << POSITION_BITS
+            else:
+                entry[at] = position
+                large[n_large, 0] = patch
+                large[n_large, 1] = np.int64(g) << POSITION_BITS | np.int64(position)
+                large[n_large, 2] = value
+                n_large += 1
             cursor[patch] = at + 1
-    return column
+    return column, n_large
 
 
 @njit(cache=True, nogil=True)
-def close_gaps(
-    room: Array, filled_to: Array, gene: Array, position: Array, count: Array
-) -> Int64Array:
+def close_gaps(room: Array, filled_to: Array, gene: Array, entry: Array) -> Int64Array:
     """Move the patches' entries together, in place, where a patch has filled less than its room.
 
     Args:
         room: (P+1,) int64 where each patch's room begins and the last ends.
         filled_to: (P,) int64 where each patch's entries end.
         gene: (nnz,) the entries' genes; moved towards the front.
-        position: (nnz,) their positions; moved alike.
-        count: (nnz,) their counts; moved alike.
+        entry: (nnz,) the entries; moved alike.
 
     Returns:
         (P+1,) int64 where each patch's entries now begin, and the last end.
@@ -88,17 +186,19 @@ def close_gaps(
     indptr = np.zeros(len(room), np.int64)
     at = 0
     for p in range(len(filled_to)):
-        for i in range(room[p], filled_to[p]):
-            gene[at] = gene[i]
-            position[at] = position[i]
-            count[at] = count[i]
-            at += 1
+        if at == room[p]:  # no gap so far
+            at = filled_to[p]
+        else:
+            for i in range(room[p], filled_to[p]):
+                gene[at] = gene[i]
+                entry[at] = entry[i]
+                at += 1
         indptr[p + 1] = at
     return indptr
 
 
 @njit(cache=True, nogil=True)
-def sort_patches(indptr: Array, gene: Array, position: Array, count: Array, n_genes: int) -> int:
+def sort_patches(indptr: Array, gene: Array, entry: Array, n_genes: int) -> int:
     """Sort each patch's entries by (gene, position), in place.
 
     Two stable counting sorts, by position and then by gene: linear in the entries, and one
@@ -107,8 +207,7 @@ def sort_patches(indptr: Array, gene: Array, position: Array, count: Array, n_ge
     Args:
         indptr: (P+1,) int64.
         gene: (nnz,) the entries' genes; permuted within each patch.
-        position: (nnz,) their positions; permuted alike.
-        count: (nnz,) their counts; permuted alike.
+        entry: (nnz,) uint16 the entries; permuted alike.
         n_genes: number of genes G; every ``gene`` is below it.
 
     Returns:
@@ -118,8 +217,7 @@ def sort_patches(indptr: Array, gene: Array, position: Array, count: Array, n_ge
     for p in range(len(indptr) - 1):
         longest = max(longest, indptr[p + 1] - indptr[p])
     gene_by_position = np.empty(longest, gene.dtype)
-    position_by_position = np.empty(longest, position.dtype)
-    count_by_position = np.empty(longest, count.dtype)
+    entry_by_position = np.empty(longest, entry.dtype)
     position_start = np.empty(PATCH_POSITIONS + 1, np.int64)
     gene_start = np.empty(n_genes + 1, np.int64)
     repeated = 0
@@ -128,7 +226,7 @@ def sort_patches(indptr: Array, gene: Array, position: Array, count: Array, n_ge
         position_start[:] = 0
         gene_start[:] = 0
         for i in range(first, last):
-            position_start[position[i] + 1] += 1
+            position_start[(entry[i] & _POSITION_MASK) + 1] += 1
             gene_start[gene[i] + 1] += 1
         for k in range(PATCH_POSITIONS):
             position_start[k + 1] += position_start[k]
@@ -136,19 +234,18 @@ def sort_patches(indptr: Array, gene: Array, position: Array, count: Array, n_ge
             gene_start[k + 1] += gene_start[k]
 
         for i in range(first, last):
-            at = position_start[position[i]]
-            position_start[position[i]] = at + 1
+            position = entry[i] & _POSITION_MASK
+            at = position_start[position]
+            position_start[position] = at + 1
             gene_by_position[at] = gene[i]
-            position_by_position[at] = position[i]
-            count_by_position[at] = count[i]
+            entry_by_position[at] = entry[i]
         for i in range(last - first):
             g = gene_by_position[i]
             at = first + gene_start[g]
             gene_start[g] += 1
             gene[at] = g
-            position[at] = position_by_position[i]
-            count[at] = count_by_position[i]
+            entry[at] = entry_by_position[i]
         for i in range(first + 1, last):
-            if gene[i] == gene[i - 1] and position[i] == position[i - 1]:
+            if gene[i] == gene[i - 1] and (entry[i] ^ entry[i - 1]) & _POSITION_MASK == 0:
                 repeated += 1
     return repeated

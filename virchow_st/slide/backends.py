@@ -5,6 +5,8 @@ Each gives levels of RGB pixels and reads a rectangle of one level; `SlideImage`
 
 from __future__ import annotations
 
+import logging
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,10 +20,17 @@ from virchow_st.errors import SlideError
 from virchow_st.slide.layout import reading
 from virchow_st.types import Array, BoolArray, UInt8Array
 
+# Of a damaged file it logs every odd tag; users get one line, or with --verbose all of it.
+logging.getLogger("tifffile").addHandler(logging.NullHandler())
+
 _WHAT = "a slide image"
 _LARGEST_PICTURE_BYTES = 256 << 20  # of PNG and JPEG, which are decoded wholly
 _LARGEST_CHUNK_BYTES = 256 << 20  # of a TIFF's strip or tile, decoded for every region
+_KEPT_STRIPS_BYTES = 512 << 20  # decoded; a row of patches needs some 250 MiB of a slide 20 mm wide
 _TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+# Pages as their tags say. By default tifffile believes a description that it wrote itself, also in
+# what libvips has made of that file since: a pyramid, which the description does not fit.
+_AS_WRITTEN = {"is_shaped": False}
 _RGB = (tifffile.PHOTOMETRIC.RGB, tifffile.PHOTOMETRIC.YCBCR)
 _CONVERT = "vips tiffsave IMAGE OUT.tif --tile --pyramid --compression jpeg --Q 90 --bigtiff"
 
@@ -69,7 +78,7 @@ def open_pixels(path: Path) -> Pixels:
             )
         return _OpenSlidePixels(path)
     with reading(path, "a TIFF image"):
-        tiff = tifffile.TiffFile(path)
+        tiff = tifffile.TiffFile(path, **_AS_WRITTEN)
     try:
         with reading(path, "a TIFF image"):
             levels = _checked_levels(path, tiff)
@@ -116,7 +125,7 @@ class _OpenSlidePixels:
 
 
 class _ArrayPixels:
-    """Levels as arrays that are sliced: zarr over a TIFF, memory maps, or pictures in memory."""
+    """Levels that are sliced: tiles and strips by way of zarr, plain pixels, pictures in memory."""
 
     def __init__(self, name: str, path: Path, levels: list[tuple[Any, bool]]) -> None:
         self.name = name
@@ -139,9 +148,58 @@ class _ArrayPixels:
 
     def close(self) -> None:
         for array, _ in self._levels:
-            if isinstance(array, zarr.Array):
-                array.store.close()
+            tiff = array.array if isinstance(array, _Strips) else array
+            if isinstance(tiff, zarr.Array):
+                tiff.store.close()
         self._levels = []
+
+
+class _Plain:
+    """Pixels that lie in the file as they are; mapped for each slice alone, so that none stay."""
+
+    def __init__(self, path: Path, offset: int, shape: tuple[int, ...]) -> None:
+        self._path, self._offset = path, offset
+        self.shape = shape
+
+    def __getitem__(self, place: Any) -> Array:
+        return np.array(np.memmap(self._path, np.uint8, "r", self._offset, self.shape)[place])
+
+
+class _Strips:
+    """Strips as wide as the image: a patch needs a little of many, and its neighbour the same.
+
+    The strips read last are kept decoded, up to 512 MiB: where rows of patches run along them,
+    each is decoded once or twice instead of once a patch.
+    """
+
+    def __init__(self, array: zarr.Array) -> None:
+        self.array = array
+        self.shape = array.shape
+        self._rows = array.chunks[0]  # of a strip
+        self._kept: OrderedDict[int, Array] = OrderedDict()
+        self._kept_bytes = 0
+
+    def __getitem__(self, place: tuple[slice, slice]) -> Array:
+        rows, cols = place
+        n = self._rows
+        out = np.empty((rows.stop - rows.start, cols.stop - cols.start, *self.shape[2:]), np.uint8)
+        for strip in range(rows.start // n, -(-rows.stop // n)):
+            top, bottom = max(rows.start, strip * n), min(rows.stop, (strip + 1) * n)
+            part = self._strip(strip)[top - strip * n : bottom - strip * n, cols]
+            out[top - rows.start : bottom - rows.start] = part
+        return out
+
+    def _strip(self, strip: int) -> Array:
+        if strip in self._kept:
+            self._kept.move_to_end(strip)
+        else:
+            pixels = np.asarray(self.array[strip * self._rows : (strip + 1) * self._rows])
+            while self._kept and self._kept_bytes + pixels.nbytes > _KEPT_STRIPS_BYTES:
+                _, oldest = self._kept.popitem(last=False)
+                self._kept_bytes -= oldest.nbytes
+            self._kept[strip] = pixels
+            self._kept_bytes += pixels.nbytes
+        return self._kept[strip]
 
 
 def _onto_white(pixels: Array) -> tuple[UInt8Array, BoolArray | None]:
@@ -188,6 +246,8 @@ def _checked_levels(path: Path, tiff: tifffile.TiffFile) -> list[Any]:
     if page.dtype != np.uint8 or not (together or separate):
         raise _not_rgb(path, f"axes {series.axes}, {series.dtype}, {page.photometric.name}")
     for level in series.levels:
+        if 0 in level.shape:
+            raise ValueError(f"a level of it has the shape {level.shape}")
         # Also keeps absurd sizes from OpenSlide, which ends the process where memory fails it.
         chunk_bytes = int(np.prod(level.keyframe.chunks, dtype=np.float64))
         if chunk_bytes > _LARGEST_CHUNK_BYTES and level.dataoffset is None:
@@ -205,10 +265,13 @@ def _checked_levels(path: Path, tiff: tifffile.TiffFile) -> list[Any]:
 
 def _level_array(path: Path, number: int, level: Any) -> tuple[Any, bool]:
     planes_first = level.axes in ("CYX", "SYX")
-    # Plain pixels in one piece come as one chunk from aszarr: map them instead.
+    # Plain pixels in one piece would come as one chunk.
     if level.dataoffset is not None:
-        return np.memmap(path, np.uint8, "r", level.dataoffset, level.shape), planes_first
-    array = zarr.open_array(tifffile.imread(path, aszarr=True, level=number), mode="r")
+        return _Plain(path, level.dataoffset, level.shape), planes_first
+    chunks = tifffile.imread(path, aszarr=True, level=number, **_AS_WRITTEN)
+    array = zarr.open_array(chunks, mode="r")
+    if not planes_first and array.chunks[1] >= array.shape[1]:
+        return _Strips(array), planes_first
     return array, planes_first
 
 

@@ -11,9 +11,12 @@ import numpy as np
 
 from virchow_st.errors import SlideError
 from virchow_st.kernels.sparse import (
+    LARGEST_INLINE,
     NOT_TISSUE,
     OUTSIDE_PATCHES,
+    POSITION_BITS,
     close_gaps,
+    place_columns,
     scatter_counts,
     sort_patches,
 )
@@ -34,13 +37,17 @@ class PatchOrigins(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class PatchCounts:
-    """The UMI counts of patches, CSR-like by patch.
+    """The UMI counts of patches; ``counts[p]`` gives one patch's gene, position and count.
+
+    Kept at 4 bytes an entry, as the store packs them.
 
     Attributes:
         indptr: (P+1,) int64 where each patch's entries begin, and the last end.
         gene: (nnz,) uint16, or uint32 beyond 65,536 genes; rows of the slide's gene table.
-        position: (nnz,) uint16, ``row * 128 + col`` in the patch.
-        count: (nnz,) uint32, at least 1.
+        entry: (nnz,) uint16 position in the low 14 bits, count of 1 to 3 in the high two, 0 there
+            for a larger one.
+        large_indptr: (P+1,) int64 where each patch's larger counts begin, and the last end.
+        large: (n,) uint32 the larger counts, in the order of their entries.
         gene_totals: (G,) int64 UMIs over all tissue bins of the slide, in patches or not.
 
     Within a patch, entries are sorted by (gene, position), and none comes twice.
@@ -48,17 +55,22 @@ class PatchCounts:
 
     indptr: Int64Array
     gene: Array
-    position: Array
-    count: Array
+    entry: Array
+    large_indptr: Int64Array
+    large: Array
     gene_totals: Int64Array
 
     def __len__(self) -> int:
         return len(self.indptr) - 1
 
     def __getitem__(self, patch: int) -> tuple[Array, Array, Array]:
-        """Gene, position and count of one patch, (n,) views."""
+        """One patch's gene (n,), position ``row * 128 + col`` (n,) uint16 and count (n,) uint32."""
         entries = slice(int(self.indptr[patch]), int(self.indptr[patch + 1]))
-        return self.gene[entries], self.position[entries], self.count[entries]
+        entry = self.entry[entries]
+        count = (entry >> POSITION_BITS).astype(np.uint32)
+        large = slice(int(self.large_indptr[patch]), int(self.large_indptr[patch + 1]))
+        count[count == 0] = self.large[large]
+        return self.gene[entries], entry & np.uint16((1 << POSITION_BITS) - 1), count
 
     def __iter__(self) -> Iterator[tuple[Array, Array, Array]]:
         return (self[patch] for patch in range(len(self)))
@@ -70,81 +82,112 @@ class PatchCounts:
 
 
 def read_patch_counts(
-    matrix: CountMatrix, bins: BinPositions, patches: PatchOrigins
+    matrix: CountMatrix, bins: BinPositions, patches: PatchOrigins, tissue_only: bool
 ) -> PatchCounts:
-    """Read the counts of tissue bins in patches; memory is 8 bytes an entry and about 0.3 GB.
+    """Read the counts of tissue bins in patches; memory is 4 bytes an entry and about 0.3 GB.
 
     Args:
         matrix: the matrix; it is streamed through once, in whatever column order it has.
         bins: the bins the matrix has to lie on.
         patches: patches that do not overlap.
+        tissue_only: whether the matrix is a filtered one, whose columns are the tissue bins.
 
     Raises:
         SlideError: the matrix is damaged, holds no counts, or disagrees with the bins.
     """
     indptr = matrix.read_indptr()
-    patch_of_column, position_of_column, room = _place_columns(matrix, bins, patches, indptr)
-    n_genes = len(matrix.genes)
+    columns = _place_columns(matrix, bins, patches, indptr, tissue_only)
+    room, n_genes = columns.room, len(matrix.genes)
     gene = np.empty(room[-1], np.uint16 if n_genes <= 1 << 16 else np.uint32)
-    position = np.empty(room[-1], np.uint16)
-    count = np.empty(room[-1], np.uint32)
+    entry = np.empty(room[-1], np.uint16)
     gene_totals = np.zeros(n_genes, np.int64)
-    cursor, column = room[:-1].copy(), 0
+    cursor, column, larger = room[:-1].copy(), 0, [np.zeros((0, 3), np.int64)]
     for start, features, values in matrix.read_entries():
-        column = scatter_counts(
+        large = np.empty((np.count_nonzero(values > LARGEST_INLINE), 3), np.int64)
+        column, n_large = scatter_counts(
             start,
             column,
             features,
             values,
             indptr,
             matrix.gene_of_feature,
-            patch_of_column,
-            position_of_column,
+            columns.patch,
+            columns.position,
             cursor,
             gene,
-            position,
-            count,
+            entry,
+            large,
             gene_totals,
         )
+        larger.append(large[:n_large])
     # Features that are no genes and stored zeros left room unused.
-    filled = close_gaps(room, cursor, gene, position, count)
-    nnz = int(filled[-1])
-    gene, position, count = gene[:nnz], position[:nnz], count[:nnz]
-    if repeated := sort_patches(filled, gene, position, count, n_genes):
+    filled = close_gaps(room, cursor, gene, entry)
+    gene, entry = gene[: filled[-1]], entry[: filled[-1]]
+    if repeated := sort_patches(filled, gene, entry, n_genes):
         raise SlideError(
             f"{matrix.path}: expected a gene once in a bin; {repeated} entries come again; "
             "the file is damaged: copy it again from the Space Ranger output"
         )
-    return PatchCounts(filled, gene, position, count, gene_totals)
+    patch, key, count = np.concatenate(larger).T
+    order = np.lexsort((key, patch))
+    large_indptr = np.searchsorted(patch[order], np.arange(len(room)))
+    return PatchCounts(
+        filled, gene, entry, large_indptr, count[order].astype(np.uint32), gene_totals
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _Columns:
+    """Where the matrix's columns go: patch (C,) int32, position (C,) uint16, room (P+1,) int64."""
+
+    patch: Array
+    position: Array
+    room: Int64Array
 
 
 def _place_columns(
-    matrix: CountMatrix, bins: BinPositions, patches: PatchOrigins, indptr: Int64Array
-) -> tuple[Array, Array, Int64Array]:
-    """Each column's patch (C,) int32 and position (C,) uint16, and each patch's room (P+1,)."""
+    matrix: CountMatrix,
+    bins: BinPositions,
+    patches: PatchOrigins,
+    indptr: Int64Array,
+    tissue_only: bool,
+) -> _Columns:
     patch_of_bin = _patch_of_bin(bins, patches)
-    patch_of_column = np.empty(matrix.n_columns, np.int32)
-    position_of_column = np.zeros(matrix.n_columns, np.uint16)
+    patch = np.empty(matrix.n_columns, np.int32)
+    position = np.zeros(matrix.n_columns, np.uint16)
     room = np.zeros(len(patches.row0) + 1, np.int64)
     seen = np.zeros(bins.listed.shape, bool)
     for start, row, col in matrix.read_bins():
-        _check_on_grid(matrix.path, bins, row, col)
-        seen[row, col] = True
-        block = slice(start, start + len(row))
-        patch = patch_of_column[block] = patch_of_bin[row, col]
-        inside = np.flatnonzero(patch >= 0)
-        p = patch[inside]
-        position = (row[inside] - patches.row0[p]) * PATCH_BINS + col[inside] - patches.col0[p]
-        position_of_column[start + inside] = position
-        entries = np.diff(indptr[start : start + len(row) + 1])[inside]
-        room[1:] += np.bincount(p, entries, len(room) - 1).astype(np.int64)  # exact below 2⁵³
+        off = place_columns(
+            start,
+            row,
+            col,
+            indptr,
+            patch_of_bin,
+            bins.listed,
+            patches.row0,
+            patches.col0,
+            seen,
+            patch,
+            position,
+            room[1:],
+        )
+        if off >= 0:
+            rows, cols = bins.listed.shape
+            raise _other_slide(
+                matrix.path,
+                f"expected bins of tissue_positions.parquet, a grid of {rows} rows and {cols} "
+                f"columns; the bin at row {row[off]}, column {col[off]} is not in it",
+            )
     if np.count_nonzero(seen) != matrix.n_columns:
         raise SlideError(
             f"{matrix.path}: barcodes: expected every bin once; "
             f"{matrix.n_columns - np.count_nonzero(seen)} come again; "
             "the file is damaged: copy it again from the Space Ranger output"
         )
-    return patch_of_column, position_of_column, np.cumsum(room)
+    if tissue_only:
+        _check_tissue(matrix.path, seen, bins)
+    return _Columns(patch, position, np.cumsum(room))
 
 
 def _patch_of_bin(bins: BinPositions, patches: PatchOrigins) -> Array:
@@ -161,14 +204,22 @@ def _patch_of_bin(bins: BinPositions, patches: PatchOrigins) -> Array:
     return patch_of_bin
 
 
-def _check_on_grid(path: Path, bins: BinPositions, row: Array, col: Array) -> None:
-    rows, cols = bins.listed.shape
-    known = (row < rows) & (col < cols)
-    known[known] = bins.listed[row[known], col[known]]
-    if not known.all():
-        first = int(np.argmin(known))
-        raise SlideError(
-            f"{path}: expected bins of tissue_positions.parquet, a grid of {rows} rows and {cols} "
-            f"columns; the bin at row {row[first]}, column {col[first]} is not in it; "
-            "give matrix and positions of the same slide"
+def _check_tissue(path: Path, seen: Array, bins: BinPositions) -> None:
+    """Refuse a filtered matrix whose bins are not the tissue.
+
+    One of the two may hold more, where the tissue was edited or bins without UMIs were dropped; but
+    not each what the other lacks.
+    """
+    missing = np.count_nonzero(bins.tissue_mask & ~seen)
+    beyond = np.count_nonzero(seen & ~bins.tissue_mask)
+    if missing and beyond:
+        raise _other_slide(
+            path,
+            f"expected the tissue bins of tissue_positions.parquet; {missing:,} of them are "
+            f"missing, and {beyond:,} bins off the tissue are there",
+            "; with a tissue mask of your own, take the raw matrix",
         )
+
+
+def _other_slide(path: Path, what: str, more: str = "") -> SlideError:
+    return SlideError(f"{path}: {what}; give matrix and positions of the same slide{more}")

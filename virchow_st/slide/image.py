@@ -12,7 +12,7 @@ from virchow_st.slide.backends import Pixels, open_pixels
 from virchow_st.slide.layout import fingerprint
 from virchow_st.types import BoolArray, UInt8Array
 
-_BAND_BYTES = 64 << 20  # of pixels held at once while a region is averaged
+_BAND_PX = 8 << 20  # read at once while a region is averaged; 14 bytes each in all their copies
 
 
 class SlideImage:
@@ -75,7 +75,9 @@ class SlideImage:
         """Read a region, averaged over squares of ``scale`` px.
 
         It comes from the coarsest pyramid level not beyond ``downsample`` that has a pixel corner
-        at ``(x0, y0)``; memory is that of the result and 64 MiB or one row of it.
+        at ``(x0, y0)``. Memory, whatever the size of the image: the result, and at most 112 MiB or
+        what one row of it is averaged from; of a striped TIFF also 512 MiB of decoded strips, else
+        32 MiB of OpenSlide's decoded tiles.
 
         Args:
             x0: left edge of the region, full-resolution px; may lie off the image.
@@ -103,7 +105,7 @@ class SlideImage:
         w, h = -(-width // scale), -(-height // scale)
         rgb = np.empty((h, w, 3), np.uint8)
         there = np.empty((h, w), bool)
-        band = max(1, _BAND_BYTES // (w * block * block * 4))
+        band = max(1, _BAND_PX // (w * block * block))
         for top in range(0, h, band):
             rows = slice(top, min(top + band, h))
             corner = x0 // factor, y0 // factor + top * block

@@ -33,10 +33,14 @@ _DAMAGE = (
 
 @dataclass(frozen=True)
 class SlideFiles:
-    """Where the parts of one 2 µm folder lie; ``hires_png`` is None where there is none."""
+    """Where the parts of one 2 µm folder lie; ``hires_png`` is None where there is none.
+
+    ``is_filtered`` tells whether ``matrix`` is the filtered one, whose columns are tissue bins.
+    """
 
     folder: Path
     matrix: Path
+    is_filtered: bool
     positions: Path
     scalefactors: Path
     hires_png: Path | None
@@ -61,6 +65,7 @@ def find_files(outs: Path, matrix: str) -> SlideFiles:
     return SlideFiles(
         folder=folder,
         matrix=matrix_path,
+        is_filtered=matrix == "filtered",
         positions=_the_one(spatial, "*tissue_positions.parquet", "the bin positions"),
         scalefactors=_the_one(spatial, "*scalefactors_json.json", "the scale factors"),
         hires_png=hires[0] if hires else None,

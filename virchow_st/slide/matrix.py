@@ -8,24 +8,27 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import h5py
 import numpy as np
 
+from virchow_st.ahead import ahead
 from virchow_st.errors import SlideError
+from virchow_st.kernels.sparse import parse_bins
+from virchow_st.slide.chunks import Stretches
 from virchow_st.slide.layout import reading
 from virchow_st.types import BIN_UM, Array, Int64Array
 
 _WHAT = "a feature-barcode matrix in HDF5"
-_ENTRIES_A_BLOCK = 1 << 22
+_ENTRIES_A_BLOCK = 1 << 20
 _BARCODES_A_BLOCK = 1 << 19
-_CHUNK_CACHE_BYTES = 16 << 20  # a chunk that two blocks share is decompressed once
+_COUNTS_END = 1 << 24  # no bin holds as many; numbers read in the wrong byte order do
 
 # s_002um_RRRRR_CCCCC-1: a byte that is zero here is a digit of row or column.
 _BARCODE = np.frombuffer(f"s_{BIN_UM:03d}um_\0\0\0\0\0_\0\0\0\0\0-1".encode(), np.uint8)
-_ROW_DIGITS, _COL_DIGITS = slice(8, 13), slice(14, 19)
 
 
 @dataclass(frozen=True)
@@ -80,8 +83,10 @@ class CountMatrix:
                 if came != expected:
                     raise _disagree(path, f"{name}: expected {expected} values; got {came}")
             names = ("id", "name", "feature_type")
-            ids, symbols, kinds = (_text(matrix[f"features/{name}"][:]) for name in names)
-            head = matrix["barcodes"][:1000]
+            ids, symbols, kinds = (
+                _text(Stretches(matrix[f"features/{name}"])[:]) for name in names
+            )
+            head = Stretches(matrix["barcodes"])[:1000]
         _parse_barcodes(path, head)  # the wrong assay shows at once, not after the whole file
 
         is_gene = np.array([kind == "Gene Expression" for kind in kinds], bool)
@@ -106,7 +111,7 @@ class CountMatrix:
             SlideError: not rising from 0 to the number of entries.
         """
         with reading(self.path, _WHAT), h5py.File(self.path, "r") as file:
-            indptr = file["matrix/indptr"][:].astype(np.int64, copy=False)
+            indptr = Stretches(file["matrix/indptr"])[:].astype(np.int64, copy=False)
         if indptr[0] != 0 or indptr[-1] != self.nnz or (indptr[1:] < indptr[:-1]).any():
             raise _disagree(self.path, f"indptr: expected values rising from 0 to {self.nnz}")
         return indptr
@@ -118,7 +123,7 @@ class CountMatrix:
             SlideError: a barcode that names no 2 µm bin.
         """
         with reading(self.path, _WHAT), h5py.File(self.path, "r") as file:
-            barcodes = file["matrix/barcodes"]
+            barcodes = Stretches(file["matrix/barcodes"])
             for start in range(0, self.n_columns, _BARCODES_A_BLOCK):
                 block = barcodes[start : start + _BARCODES_A_BLOCK]
                 yield start, *_parse_barcodes(self.path, block)
@@ -126,18 +131,24 @@ class CountMatrix:
     def read_entries(self) -> Iterator[tuple[int, Array, Array]]:
         """Yield blocks of entries: the first one's number, features (n,) int64, counts (n,) uint32.
 
+        The next block is read and decompressed on a thread of its own meanwhile.
+
         Raises:
-            SlideError: a feature out of range, or a count that is no natural number below 2³².
+            SlideError: a feature out of range, or a count that is no natural number below 2²⁴.
         """
         n_features = len(self.gene_of_feature)
         with (
             reading(self.path, _WHAT),
-            h5py.File(self.path, "r", rdcc_nbytes=_CHUNK_CACHE_BYTES) as file,
+            h5py.File(self.path, "r") as file,
+            ThreadPoolExecutor(1) as reader,
         ):
-            data, indices = file["matrix/data"], file["matrix/indices"]
-            for start in range(0, self.nnz, _ENTRIES_A_BLOCK):
-                block = slice(start, start + _ENTRIES_A_BLOCK)
-                features, counts = indices[block], data[block]
+            parts = [Stretches(file[f"matrix/{name}"]) for name in ("indices", "data")]
+
+            def read(start: int) -> list[Array]:
+                return [part[start : start + _ENTRIES_A_BLOCK] for part in parts]
+
+            starts = range(0, self.nnz, _ENTRIES_A_BLOCK)
+            for start, (features, counts) in ahead(reader, starts, read):
                 if features.min() < 0 or features.max() >= n_features:
                     raise _disagree(
                         self.path,
@@ -157,7 +168,7 @@ def _check_counts(path: Path, counts: Array) -> None:
         came = f"values of type {counts.dtype}"
     elif counts.dtype.kind == "f" and not (np.isfinite(counts) & (counts % 1 == 0)).all():
         came = "fractions"
-    elif counts.min() < 0 or counts.max() >= 1 << 32:
+    elif counts.min() < 0 or counts.max() >= _COUNTS_END:
         came = f"{counts.min()} to {counts.max()}"
     else:
         return
@@ -173,24 +184,13 @@ def _parse_barcodes(path: Path, barcodes: Array) -> tuple[Array, Array]:
         return np.zeros(0, np.int32), np.zeros(0, np.int32)
     if barcodes.dtype.kind != "S":
         barcodes = np.array([b if isinstance(b, bytes) else str(b).encode() for b in barcodes])
-    width = len(_BARCODE)
-    padding = max(0, width - barcodes.dtype.itemsize)
+    padding = max(0, len(_BARCODE) - barcodes.dtype.itemsize)
     letters = np.ascontiguousarray(barcodes).view(np.uint8).reshape(len(barcodes), -1)
-    letters = np.pad(letters, ((0, 0), (0, padding)))
-    digits = _BARCODE == 0
-    fits = (letters[:, :width] == _BARCODE)[:, ~digits].all(axis=1)
-    numbers = letters[:, :width][:, digits] - np.uint8(ord("0"))  # wraps to 10 or more, if none
-    fits &= (numbers < 10).all(axis=1) & (letters[:, width:] == 0).all(axis=1)
-    if not fits.all():
-        raise _other_barcode(path, barcodes[np.argmin(fits)].decode("ascii", "replace"))
-
-    def value(columns: slice) -> Array:
-        total = np.zeros(len(letters), np.int32)
-        for column in range(columns.start, columns.stop):
-            total = total * 10 + (letters[:, column] - np.uint8(ord("0")))
-        return total
-
-    return value(_ROW_DIGITS), value(_COL_DIGITS)
+    row, col = np.empty((2, len(barcodes)), np.int32)
+    misfit = parse_bins(np.pad(letters, ((0, 0), (0, padding))), _BARCODE, row, col)
+    if misfit >= 0:
+        raise _other_barcode(path, barcodes[misfit].decode("ascii", "replace"))
+    return row, col
 
 
 def _other_barcode(path: Path, barcode: str) -> SlideError:

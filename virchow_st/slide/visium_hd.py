@@ -111,7 +111,7 @@ class VisiumHDSlide:
         Raises:
             SlideError: the matrix is damaged or disagrees with the bins.
         """
-        return read_patch_counts(self.matrix, self.bins, patches)
+        return read_patch_counts(self.matrix, self.bins, patches, self.files.is_filtered)
 
     def check_image(self, image: SlideImage) -> None:
         """Refuse an image that is not the one the bins' pixel positions refer to.

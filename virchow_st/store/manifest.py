@@ -39,6 +39,15 @@ _GENE_COLUMNS = ("id", "symbol", "total")
 _ENCODER = ("name", "weights", "licence")
 _TISSUE_BINS = ("slide", "patches")
 _JOB = ("options", "inputs")
+_REGISTRATION = (
+    "shift_row_um",
+    "shift_col_um",
+    "uncertainty_um",
+    "correlation",
+    "correlation_at_zero",
+    "strength",
+    "searched_um",
+)
 
 
 def is_finished(store: Path) -> bool:
@@ -118,8 +127,14 @@ def _wrong_lists(manifest: dict[str, Any]) -> str | None:
         return f"tissue_bins: expected the whole numbers {', '.join(_TISSUE_BINS)}"
     if not all(isinstance(manifest["job"].get(name), dict) for name in _JOB):
         return f"job: expected the objects {', '.join(_JOB)}"
-    if not isinstance(manifest.get("registration", {}), dict):
-        return "registration: expected an object of names and values"
+    if "registration" in manifest:
+        found = manifest["registration"]
+        if not (
+            isinstance(found, dict)
+            and isinstance(found.get("verdict"), str)
+            and all(type(found.get(name)) is float for name in _REGISTRATION)
+        ):
+            return f"registration: expected a verdict and the numbers {', '.join(_REGISTRATION)}"
     return None
 
 

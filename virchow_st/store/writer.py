@@ -171,6 +171,14 @@ class StoreWriter:
             ) from None
         self.next_index += len(records)
 
+    def read(self, index: int, kind: Kind) -> memoryview:
+        """Payload of a record that has been committed; its checksum compared."""
+        key = fmt.key(index, kind)
+        with self._env.begin() as txn:
+            if (value := txn.get(key)) is None:
+                raise StoreError(f"{self.path}: patch {index} has no {kind.name} record yet")
+            return fmt.unseal(key, memoryview(value))
+
     def _make_room(self, n_bytes: int) -> None:
         info, stat = self._env.info(), self._env.stat()
         used = (info["last_pgno"] + 1) * stat["psize"]
