@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from virchow_st.losses import build_balance
-from virchow_st.losses.balance import GradNorm, gradient_norms
+from virchow_st.losses.balance import GradNorm, Uncertainty, gradient_norms
 
 
 def test_step_follows_autograd_of_the_papers_loss():
@@ -11,7 +11,7 @@ def test_step_follows_autograd_of_the_papers_loss():
     balance = GradNorm(4)
     balance.update(torch.tensor([3.0, 1.0, 0.5, 2.0]), torch.ones(4))
     seen = []
-    balance._adam_step = lambda gradient: seen.append(gradient.clone())
+    balance._adam_step = lambda gradient: seen.append(gradient.clone()) or torch.zeros(4)
     losses, norms = torch.tensor([1.0, 0.9, 0.1, 2.5]), torch.tensor([0.3, 4.0, 1.0, 0.02])
 
     w = balance.weights.clone().requires_grad_()
@@ -32,7 +32,7 @@ def test_adam_is_torchs():
     adam = torch.optim.Adam([w], lr=0.025)
     for _ in range(20):
         w.grad = torch.randn(3)
-        balance._adam_step(w.grad)
+        balance.weights -= balance._adam_step(w.grad)
         adam.step()
     torch.testing.assert_close(balance.weights, w.detach())
 
@@ -80,8 +80,8 @@ def train_toy(balance, scales, steps=400):
     factor = torch.tensor(scales) ** 2
     for _ in range(steps):
         losses = factor * ((weight - target) ** 2).sum(1)
-        if balance.needs_gradient_norms:
-            balance.update(losses.detach(), gradient_norms(losses, weight))
+        norms = gradient_norms(losses, weight) if balance.needs_gradient_norms else None
+        balance.update(losses.detach(), norms)
         (balance.weights * losses).sum().backward()
         with torch.no_grad():
             weight -= 1e-3 * weight.grad
@@ -115,12 +115,13 @@ def test_gradient_norms_are_those_of_separate_backward_passes():
     assert weight.grad is not None
 
 
-def test_state_travels_with_the_checkpoint():
+@pytest.mark.parametrize("name", ["gradnorm", "uncertainty"])
+def test_state_travels_with_the_checkpoint(name):
     torch.manual_seed(0)
-    first, steps = GradNorm(3), torch.rand(6, 2, 3) + 0.1
+    first, steps = build_balance(name, 3), torch.rand(6, 2, 3) + 0.1
     for losses, norms in steps[:3]:
         first.update(losses, norms)
-    second = GradNorm(3)
+    second = build_balance(name, 3)
     second.load_state_dict(first.state_dict())
     for losses, norms in steps[3:]:
         first.update(losses, norms)
@@ -129,10 +130,31 @@ def test_state_travels_with_the_checkpoint():
     assert not torch.equal(first.weights, torch.ones(3))
 
 
+def test_uncertainty_steps_follow_autograd_of_the_papers_total():
+    balance = Uncertainty(3)
+    s = torch.zeros(3, requires_grad=True)
+    adam = torch.optim.Adam([s], lr=0.025)
+    for losses in torch.rand(20, 3) * 2:
+        adam.zero_grad()
+        ((-s).exp() * losses + s / 2).sum().backward()
+        adam.step()
+        balance.update(losses, None)
+    torch.testing.assert_close(balance.log_dispersion, s.detach())
+    torch.testing.assert_close(balance.weights, (-s.detach()).exp())
+
+
+def test_uncertainty_draws_every_weighted_loss_to_a_half():
+    balance, losses = Uncertainty(4), torch.tensor([0.1, 0.4, 2.0, 5.0])
+    for _ in range(1000):
+        balance.update(losses, None)
+    torch.testing.assert_close(balance.weights * losses, torch.full((4,), 0.5), atol=0.01, rtol=0)
+    assert not balance.needs_gradient_norms
+
+
 def test_equal_weighs_all_the_same_and_unknown_names_are_refused():
     equal = build_balance("equal", 3)
-    equal.update(torch.rand(3), torch.rand(3))
+    equal.update(torch.rand(3), None)
     assert equal.weights.tolist() == [1, 1, 1]
     assert not equal.needs_gradient_norms
-    with pytest.raises(ValueError, match="expected gradnorm or equal, got 'dwa'"):
+    with pytest.raises(ValueError, match="expected gradnorm, uncertainty or equal, got 'dwa'"):
         build_balance("dwa", 3)

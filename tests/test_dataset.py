@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from tiny_store import make_record, write_records, write_store
 
-from virchow_st.dataset import PatchDataset, training_statistics, turn
+from virchow_st.dataset import PatchDataset, training_statistics, turn, turned_positions
 from virchow_st.errors import ConfigError
 from virchow_st.folds import Member
 from virchow_st.panel import Panel
@@ -54,6 +54,14 @@ def test_everything_of_a_patch_turns_together(joint, picture, orientation):
     )
     bright = batch.image[0].mean(-1).reshape(64, 4, 64, 4).mean((1, 3)) > 110
     np.testing.assert_array_equal(bright, expected)
+
+
+@pytest.mark.parametrize("orientation", range(8))
+def test_positions_turn_as_maps_do(orientation):
+    before = np.random.default_rng(0).permutation(128 * 128).reshape(128, 128)
+    after = np.empty(128 * 128, int)
+    after[turned_positions(orientation)] = before.ravel()
+    np.testing.assert_array_equal(after.reshape(128, 128), turn(before, orientation))
 
 
 def test_the_pattern_tells_all_orientations_apart(picture):
@@ -112,6 +120,19 @@ def test_random_order_and_orientations_follow_the_seed(stores, members):
         assert run.sum() == sum(
             store[i].counts().sum() for store in stores for i in range(len(store))
         )
+
+
+def test_targets_are_the_counts_where_there_are_any(stores, members):
+    panel = Panel(ALL.ids[1:4][::-1], ALL.symbols[1:4][::-1])
+    batch = PatchDataset(stores, panel).load(members[2:5], [0, 3, 6])
+    expected = [
+        turn(stores[m.store][m.patch].dense_counts([3, 2, 1]), o)
+        for m, o in zip(members[2:5], (0, 3, 6), strict=True)
+    ]
+    np.testing.assert_array_equal(batch.counts, expected)
+    assert batch.targets.count.sum() == np.sum(expected)
+    assert (batch.targets.count > 0).all()
+    assert len(batch.targets.count) == np.count_nonzero(expected)
 
 
 def test_no_members_give_no_batches(stores):

@@ -11,6 +11,7 @@ from virchow_st import training
 from virchow_st.config import TrainConfig, from_toml
 from virchow_st.errors import ConfigError
 from virchow_st.folds import Split
+from virchow_st.losses.balance import GradNorm
 from virchow_st.panel import Panel
 from virchow_st.predict import load_run
 from virchow_st.store.reader import open_store
@@ -240,7 +241,7 @@ def test_accumulated_batches_are_one_large_batch(config, monkeypatch):
         trainer.epoch_members = trainer.split.train  # four patches: 4, or 3 and 1
         trainer.steps_per_epoch, trainer.patches_per_step = 1, 6
         trainer.epoch = 1
-        trainer.optimizer = torch.optim.SGD(trainer.decoder.parameters(), lr=1.0)
+        trainer.optimizer = torch.optim.SGD(trainer._parameter_groups())
         trainer.train_epoch()
         weights.append(trainer.decoder.head.bias.detach().clone())
     torch.testing.assert_close(*weights)
@@ -287,6 +288,35 @@ def test_scales_in_any_order_are_labelled_right(config, tmp_path):
         runs.append(history(tmp_path / name)[0])
     assert runs[0]["validation"] == runs[1]["validation"]
     assert runs[0]["validation"]["loss"]["16"] > runs[0]["validation"]["loss"]["2"]
+
+
+def test_balance_moves_every_so_many_optimiser_steps(config, monkeypatch):
+    """Counted over the whole run, so that a resumed one goes on in the same rhythm."""
+    moved = []
+    monkeypatch.setattr(GradNorm, "update", lambda *_: moved.append(trainer.epoch))
+    trainer = make_trainer(replace(config, balance_every=3))
+    assert trainer.steps_per_epoch == 4
+    for trainer.epoch in (1, 2):
+        trainer.train_epoch()
+    assert moved == [1, 1, 2]  # steps 0, 3 and 6 of eight
+
+
+def test_negative_binomial_and_uncertainty_resume_bit_for_bit(config, tmp_path):
+    """What the objective and the balance learn is saved, and found again."""
+    config = replace(config, loss="nb", balance="uncertainty", epochs=2)
+    train(tmp_path / "whole", config)
+    with pytest.raises(Killed):
+        train(tmp_path / "run", config, progress=DiesAfterEpoch(1))
+    train(tmp_path / "run", config, resume=True)
+    lines = history(tmp_path / "run")
+    assert without_times(lines) == without_times(history(tmp_path / "whole"))
+    assert same_checkpoints(tmp_path / "run", tmp_path / "whole")
+    assert lines[1]["validation"]["score"] < 1
+    assert lines[0]["weights"] != lines[1]["weights"]
+    begun = make_trainer(config).objective.log_size
+    learned = load_run(tmp_path / "run", "cpu").objective.log_size
+    assert learned.shape == (4, 3)
+    assert (learned != begun).all()
 
 
 @pytest.mark.slow

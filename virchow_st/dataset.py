@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
 
+from virchow_st.counts import BatchCounts
 from virchow_st.encoders.base import dihedral_channels
 from virchow_st.errors import ConfigError
 from virchow_st.folds import Member
@@ -18,6 +20,7 @@ from virchow_st.store.reader import Patch, Store
 from virchow_st.types import (
     BIN_UM,
     PATCH_BINS,
+    PATCH_POSITIONS,
     SCALES_UM,
     Array,
     BoolArray,
@@ -37,15 +40,20 @@ class Batch:
         members: which patches, (B,).
         tokens: (B, T, T, D) float16.
         image: (B, 256, 256, 3) uint8, or None where the decoder does not look at it.
-        counts: (B, G, 128, 128) float32 UMIs of the panel's genes.
+        targets: UMIs of the panel's genes where there are any, as a loss takes them.
         tissue_mask: (B, 128, 128) bool.
     """
 
     members: tuple[Member, ...]
     tokens: Array
     image: UInt8Array | None
-    counts: Float32Array
+    targets: BatchCounts
     tissue_mask: BoolArray
+
+    @cached_property
+    def counts(self) -> Float32Array:
+        """(B, G, 128, 128) float32 UMIs; made when first asked for, ten times the targets' size."""
+        return self.targets.dense()
 
 
 class PatchDataset:
@@ -79,7 +87,7 @@ class PatchDataset:
             members=tuple(members),
             tokens=np.stack([self._tokens(m, o) for m, o in pairs]),
             image=np.stack([self._image(m, o) for m, o in pairs]) if self.wants_image else None,
-            counts=self._counts(pairs),
+            targets=self._targets(pairs),
             tissue_mask=np.stack([turn(self._patch(m).tissue_mask, o) for m, o in pairs]),
         )
 
@@ -94,15 +102,21 @@ class PatchDataset:
     def _image(self, member: Member, orientation: int) -> UInt8Array:
         return turn(self._patch(member).image, orientation, axes=(0, 1))
 
-    def _counts(self, pairs: Sequence[tuple[Member, int]]) -> Float32Array:
-        counts = np.empty((len(pairs), len(self.panel), PATCH_BINS, PATCH_BINS), np.float32)
-        for out, (member, orientation) in zip(counts, pairs, strict=True):
-            panel = self._gene_indices[member.store]
-            if orientation == 0:
-                self._patch(member).dense_counts(panel, out)
-            else:
-                out[:] = turn(self._patch(member).dense_counts(panel), orientation)
-        return counts
+    def _targets(self, pairs: Sequence[tuple[Member, int]]) -> BatchCounts:
+        n_genes = len(self.panel)
+        starts, positions, counts, n = [], [], [], 0
+        for member, orientation in pairs:
+            patch = self._patch(member).panel_counts(self._gene_indices[member.store])
+            starts.append(n + np.searchsorted(patch.gene, np.arange(n_genes)))
+            positions.append(turned_positions(orientation)[patch.position])
+            counts.append(patch.count.astype(np.float32))
+            n += len(patch.count)
+        return BatchCounts(
+            start=np.concatenate([*starts, [n]]).astype(np.int64),
+            position=np.concatenate(positions),
+            count=np.concatenate(counts),
+            shape=(len(pairs), n_genes, PATCH_BINS, PATCH_BINS),
+        )
 
     def batches(
         self,
@@ -143,6 +157,15 @@ def turn(x: Array, orientation: int, axes: tuple[int, int] = (-2, -1)) -> Array:
     k, flip = divmod_orientation(orientation)
     flipped = np.flip(x, axes[1]) if flip else x
     return np.rot90(flipped, k, axes=axes)
+
+
+@cache
+def turned_positions(orientation: int) -> Array:
+    """(16384,) uint16: where each position of a patch comes to lie when `turn` turns the patch."""
+    before = np.arange(PATCH_POSITIONS, dtype=np.uint16).reshape(PATCH_BINS, PATCH_BINS)
+    after = np.empty(PATCH_POSITIONS, np.uint16)
+    after[turn(before, orientation).ravel()] = before.ravel()
+    return after
 
 
 def check_same_encoder(stores: Sequence[Store]) -> None:

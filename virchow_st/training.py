@@ -38,6 +38,9 @@ _MAX_GRADIENT_NORM = 1.0
 # small slides give a step or two a pass, and a recipe written in epochs would end before it began.
 _LEAST_STEPS_PER_EPOCH = 8
 _WEIGHT_DECAY = 1e-2
+# What an objective learns itself, such as logarithms of dispersions, has far to go in few steps; it
+# does not depend on the decoder's size, so neither does its learning rate.
+_OBJECTIVE_LR = 1e-2
 
 
 def train(
@@ -125,9 +128,7 @@ class Trainer:
         ).to(device)
         self.dataset.wants_image = self.decoder.wants_image
         self.balance = build_balance(config.balance, len(self.objective.scales_um)).to(device)
-        self.optimizer = torch.optim.AdamW(
-            self.decoder.parameters(), lr=config.lr, weight_decay=_WEIGHT_DECAY
-        )
+        self.optimizer = torch.optim.AdamW(self._parameter_groups())
         self.patches_per_step = config.batch_size * config.accumulate
         passes = math.ceil(_LEAST_STEPS_PER_EPOCH * self.patches_per_step / len(split.train))
         self.epoch_members = split.train * passes
@@ -136,6 +137,18 @@ class Trainer:
         self.best_epoch = 0
         self.best_score = math.inf
         self.first_losses: list[float] | None = None
+
+    def _parameter_groups(self) -> list[dict[str, Any]]:
+        groups: list[dict[str, Any]] = [
+            {
+                "params": list(self.decoder.parameters()),
+                "peak_lr": self.config.lr,
+                "weight_decay": _WEIGHT_DECAY,
+            }
+        ]
+        if learned := list(self.objective.parameters()):
+            groups.append({"params": learned, "peak_lr": _OBJECTIVE_LR, "weight_decay": 0.0})
+        return groups
 
     # --- the loop -----------------------------------------------------------------------------
 
@@ -162,7 +175,7 @@ class Trainer:
             line = {
                 "epoch": self.epoch,
                 "step": self.epoch * self.steps_per_epoch,
-                "lr": self.learning_rate(self.epoch * self.steps_per_epoch - 1),
+                "lr": self.config.lr * self.schedule(self.epoch * self.steps_per_epoch - 1),
                 "train": {"loss": self._by_scale(train_losses)},
                 "weights": self._by_scale(self.balance.weights),
                 "validation": {
@@ -206,8 +219,10 @@ class Trainer:
             seen += len(batch.members)
             step_ends = seen % per_step == 0 or seen == len(members)
 
-            if step_ends and self.balance.needs_gradient_norms:
-                norms = gradient_norms(losses, self.decoder.head.weight)  # (S,)
+            if step_ends and step % self.config.balance_every == 0:
+                norms = None
+                if self.balance.needs_gradient_norms:
+                    norms = gradient_norms(losses, self.decoder.head.weight)  # (S,)
                 self.balance.update(losses.detach(), norms)
             weighted = (self.balance.weights * losses).sum()
             (weighted * len(batch.members) / n_in_step).backward()
@@ -215,7 +230,8 @@ class Trainer:
 
             if step_ends:
                 nn.utils.clip_grad_norm_(self.decoder.parameters(), _MAX_GRADIENT_NORM)
-                self.optimizer.param_groups[0]["lr"] = self.learning_rate(step)
+                for group in self.optimizer.param_groups:
+                    group["lr"] = group["peak_lr"] * self.schedule(step)
                 self.optimizer.step()
                 self.optimizer.zero_grad(set_to_none=True)
                 step += 1
@@ -227,9 +243,8 @@ class Trainer:
         return self._losses_of(output, batch)
 
     def _losses_of(self, output: Tensor, batch: Batch) -> Tensor:
-        counts = torch.from_numpy(batch.counts).to(self.device)
         mask = torch.from_numpy(batch.tissue_mask).to(self.device)
-        return self.objective(output, counts, mask)
+        return self.objective(output, batch.targets, mask)
 
     @torch.inference_mode()
     def validate(self) -> tuple[Tensor, Tensor]:
@@ -248,14 +263,14 @@ class Trainer:
         pcc = torch.tensor([_mean_pcc(m) for m in moments])
         return total / len(self.split.validation), pcc
 
-    def learning_rate(self, step: int) -> float:
-        """Linear warm-up, then a cosine to zero."""
+    def schedule(self, step: int) -> float:
+        """Share of the peak learning rate: linear warm-up, then a cosine to zero."""
         warmup = self.config.warmup_epochs * self.steps_per_epoch
         total = self.config.epochs * self.steps_per_epoch
         if step < warmup:
-            return self.config.lr * (step + 1) / warmup
+            return (step + 1) / warmup
         done = (step - warmup) / max(total - warmup, 1)
-        return self.config.lr * 0.5 * (1 + math.cos(math.pi * done))
+        return 0.5 * (1 + math.cos(math.pi * done))
 
     def _out_of_patience(self) -> bool:
         return self.epoch - self.best_epoch >= self.config.patience

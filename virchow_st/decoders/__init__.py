@@ -21,20 +21,33 @@ def build_decoder(
     """Decoder by the name that ``--decoder`` takes.
 
     Args:
-        name: ``hist2st`` or ``linear``.
+        name: one of the choices of `TrainConfig.decoder`.
         grid: tokens a side, T.
         token_mean, token_std: (D,) of the training tokens.
         initial_bias: (G,) bias of the output.
     """
-    if name == "hist2st":
+    if name in ("hist2st", "hist2st-large"):
         from virchow_st.decoders.hist2st import Hist2ST
 
-        return Hist2ST(grid, token_mean, token_std, initial_bias)
+        width, depth = (256, 2) if name == "hist2st" else (936, 4)
+        return Hist2ST(grid, token_mean, token_std, initial_bias, width, depth)
+    if name == "guided":
+        from virchow_st.decoders.guided import GuidedDecoder
+
+        return GuidedDecoder(grid, token_mean, token_std, initial_bias)
+    if name == "pixels":
+        from virchow_st.decoders.guided import PixelsDecoder
+
+        return PixelsDecoder(initial_bias)
+    if name == "img2st":
+        from virchow_st.decoders.img2st import Img2ST
+
+        return Img2ST(grid, token_mean, token_std, initial_bias)
     if name == "linear":
         from virchow_st.decoders.linear import LinearDecoder
 
         return LinearDecoder(grid, token_mean, token_std, initial_bias)
-    raise ValueError(f"decoder: expected hist2st or linear, got {name!r}")
+    raise ValueError(f"decoder: expected one that `vst train` offers; got {name!r}")
 
 
 def decode(

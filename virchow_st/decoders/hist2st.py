@@ -14,28 +14,10 @@ from torch import Tensor, nn
 from torch_geometric.nn import SAGEConv
 
 from virchow_st.decoders.base import Decoder, GeneHead
-from virchow_st.decoders.parts import PADDING, TokenNorm, Upsampler, unfold_tokens
+from virchow_st.decoders.parts import ConvBlock, TokenNorm, Upsampler, unfold_tokens
 
 _BINS = 128
 _DETAIL_CHANNELS = 8
-
-
-class ConvBlock(nn.Module):
-    """Depthwise 5×5, then a channel mixer, each with a residual (Trockman & Kolter 2022)."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.space = nn.Sequential(
-            nn.Conv2d(width, width, 5, padding=2, groups=width, padding_mode=PADDING),
-            nn.GELU(),
-            nn.GroupNorm(8, width),
-        )
-        self.channels = nn.Sequential(nn.Conv2d(width, width, 1), nn.GELU(), nn.GroupNorm(8, width))
-
-    def forward(self, x_BCTT: Tensor) -> Tensor:
-        """(B, C, T, T) to the same shape."""
-        x_BCTT = x_BCTT + self.space(x_BCTT)
-        return x_BCTT + self.channels(x_BCTT)
 
 
 class GraphBlock(nn.Module):
@@ -71,8 +53,8 @@ class Hist2ST(Decoder):
         token_mean_D: Tensor,
         token_std_D: Tensor,
         initial_bias_G: Tensor,
-        width: int = 256,
-        depth: int = 2,
+        width: int,
+        depth: int,
         bin_channels: int = 32,
     ) -> None:
         super().__init__()

@@ -34,6 +34,46 @@ class TokenNorm(nn.Module):
         return ((tokens_BTTD - self.mean) * self.scale).clamp(-8.0, 8.0)
 
 
+class ConvBlock(nn.Module):
+    """Depthwise 5×5, then a channel mixer, each with a residual (Trockman & Kolter 2022)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.space = nn.Sequential(
+            nn.Conv2d(width, width, 5, padding=2, groups=width, padding_mode=PADDING),
+            nn.GELU(),
+            nn.GroupNorm(8, width),
+        )
+        self.channels = nn.Sequential(nn.Conv2d(width, width, 1), nn.GELU(), nn.GroupNorm(8, width))
+
+    def forward(self, x_BCTT: Tensor) -> Tensor:
+        """(B, C, T, T) to the same shape."""
+        x_BCTT = x_BCTT + self.space(x_BCTT)
+        return x_BCTT + self.channels(x_BCTT)
+
+
+class ResBlock(nn.Module):
+    """Two 3×3 convolutions with a residual (He et al. 2016, arXiv:1603.05027).
+
+    GroupNorm has no statistics of the batch: training in fours and predicting one by one agree.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.GroupNorm(8, width),
+            nn.GELU(),
+            nn.Conv2d(width, width, 3, padding=1, padding_mode=PADDING),
+            nn.GroupNorm(8, width),
+            nn.GELU(),
+            nn.Conv2d(width, width, 3, padding=1, padding_mode=PADDING),
+        )
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """(B, C, H, W) to the same shape."""
+        return x_BCHW + self.layers(x_BCHW)
+
+
 class Upsampler(nn.Module):
     """Sub-pixel convolution (Shi et al. 2016, arXiv:1609.05158), doubling the grid step by step.
 
@@ -53,8 +93,7 @@ class Upsampler(nn.Module):
         for i in reversed(range(n_doublings)):
             narrower = out_channels * 2**i
             layers += [
-                _unfolding(channels, narrower),
-                nn.PixelShuffle(2),
+                *unfolding(channels, narrower),
                 nn.GELU(),
                 nn.Conv2d(narrower, narrower, 3, padding=1, padding_mode=PADDING),
                 nn.GELU(),
@@ -65,6 +104,19 @@ class Upsampler(nn.Module):
     def forward(self, grid_BCTT: Tensor) -> Tensor:
         """(B, C, T, T) to (B, out_channels, T·2ⁿ, T·2ⁿ) after n doublings."""
         return self.layers(grid_BCTT)
+
+
+class Fusion(nn.Module):
+    """Features of a coarser grid, unfolded to the next finer one and added to those there."""
+
+    def __init__(self, coarse: int, fine: int) -> None:
+        super().__init__()
+        self.unfold = unfolding(coarse, fine)
+        self.block = ResBlock(fine)
+
+    def forward(self, coarse_BCLL: Tensor, fine_BCMM: Tensor) -> Tensor:
+        """(B, C, L, L) and (B, C', 2L, 2L) to (B, C', 2L, 2L)."""
+        return self.block(self.unfold(coarse_BCLL) + fine_BCMM)
 
 
 def unfold_tokens(dim: int, channels: int, side: int) -> nn.Sequential:
@@ -81,14 +133,15 @@ def unfold_tokens(dim: int, channels: int, side: int) -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(dim, channels * side * side, 1), nn.PixelShuffle(side))
 
 
-def _unfolding(channels: int, narrower: int) -> nn.Conv2d:
-    """1×1 convolution before a pixel shuffle, its four sub-pixels equal at first.
+def unfolding(channels: int, narrower: int, factor: int = 2) -> nn.Sequential:
+    """1×1 convolution and pixel shuffle to a grid ``factor`` times finer.
 
-    Else their different random weights show as a checkerboard (Aitken et al. 2017,
-    arXiv:1707.02937).
+    The sub-pixels are equal at first; else their different random weights show as a checkerboard
+    (Aitken et al. 2017, arXiv:1707.02937).
     """
-    conv = nn.Conv2d(channels, 4 * narrower, 1)
+    conv = nn.Conv2d(channels, factor**2 * narrower, 1)
     with torch.no_grad():
-        conv.weight.copy_(conv.weight[::4].repeat_interleave(4, dim=0))
-        conv.bias.copy_(conv.bias[::4].repeat_interleave(4))  # type: ignore[union-attr, index]
-    return conv
+        first = slice(None, None, factor**2)
+        conv.weight.copy_(conv.weight[first].repeat_interleave(factor**2, dim=0))
+        conv.bias.copy_(conv.bias[first].repeat_interleave(factor**2))  # type: ignore[union-attr, index]
+    return nn.Sequential(conv, nn.PixelShuffle(factor))

@@ -17,7 +17,7 @@ def build_objective(
     """Loss by the name that ``--loss`` takes.
 
     Args:
-        name: ``poisson`` or ``mse``.
+        name: ``poisson``, ``nb`` or ``mse``.
         train_rate: (G,) mean UMIs of a tissue bin in training.
         train_std: (4, G) standard deviation of the counts at 2, 4, 8 and 16 µm.
         scales_um: sides of the bins to supervise, µm.
@@ -26,19 +26,30 @@ def build_objective(
         from virchow_st.losses.poisson import MultiScalePoisson
 
         return MultiScalePoisson(train_rate, scales_um)
+    if name == "nb":
+        from virchow_st.losses.negative_binomial import MultiScaleNegativeBinomial
+
+        return MultiScaleNegativeBinomial(train_rate, train_std, scales_um)
     if name == "mse":
         from virchow_st.losses.squared import MultiScaleSquared
 
         return MultiScaleSquared(train_rate, train_std, scales_um)
-    raise ValueError(f"loss: expected poisson or mse, got {name!r}")
+    raise ValueError(f"loss: expected poisson, nb or mse, got {name!r}")
 
 
 def build_balance(name: str, n_tasks: int) -> Balance:
-    """How scales are balanced, by the name that ``--balance`` takes: ``gradnorm`` or ``equal``."""
-    from virchow_st.losses.balance import Equal, GradNorm
+    """How scales are balanced, by the name that ``--balance`` takes.
+
+    Args:
+        name: ``gradnorm``, ``uncertainty`` or ``equal``.
+        n_tasks: number of scales.
+    """
+    from virchow_st.losses.balance import Equal, GradNorm, Uncertainty
 
     if name == "gradnorm":
         return GradNorm(n_tasks)
+    if name == "uncertainty":
+        return Uncertainty(n_tasks)
     if name == "equal":
         return Equal(n_tasks)
-    raise ValueError(f"balance: expected gradnorm or equal, got {name!r}")
+    raise ValueError(f"balance: expected gradnorm, uncertainty or equal, got {name!r}")

@@ -1,4 +1,4 @@
-"""How much each scale's loss weighs: GradNorm, or all the same."""
+"""How much each scale's loss weighs: GradNorm, uncertainty, or all the same."""
 
 from __future__ import annotations
 
@@ -19,11 +19,41 @@ class Equal(Balance):
         super().__init__()
         self.register_buffer("weights", torch.ones(n_tasks))
 
-    def update(self, losses: Tensor, gradient_norms: Tensor) -> None:
+    def update(self, losses: Tensor, gradient_norms: Tensor | None) -> None:
         """Nothing to learn."""
 
 
-class GradNorm(Balance):
+class _Learned(Balance):
+    """Weights that Adam moves (Kingma & Ba 2015), as buffers, so that checkpoints hold all of it.
+
+    Args:
+        n_tasks: number of tasks.
+        lr: Adam's learning rate.
+    """
+
+    m: Tensor
+    v: Tensor
+    t: Tensor
+
+    def __init__(self, n_tasks: int, lr: float) -> None:
+        super().__init__()
+        self.lr = lr
+        self.register_buffer("weights", torch.ones(n_tasks))
+        self.register_buffer("m", torch.zeros(n_tasks))
+        self.register_buffer("v", torch.zeros(n_tasks))
+        self.register_buffer("t", torch.zeros(()))
+
+    def _adam_step(self, gradient: Tensor, beta1: float = 0.9, beta2: float = 0.999) -> Tensor:
+        """What to take from the values that ``gradient`` is the gradient of."""
+        self.t += 1
+        self.m.lerp_(gradient, 1 - beta1)
+        self.v.lerp_(gradient**2, 1 - beta2)
+        m_hat = self.m / (1 - beta1**self.t)
+        v_hat = self.v / (1 - beta2**self.t)
+        return self.lr * m_hat / (v_hat.sqrt() + 1e-8)
+
+
+class GradNorm(_Learned):
     """Weights that let every task train at the same rate (Chen et al. 2018, arXiv:1711.02257).
 
     With ``g_i`` the norm of task i's gradient at the last shared layer, ``G_i = w_i·g_i``, and
@@ -40,40 +70,52 @@ class GradNorm(Balance):
 
     needs_gradient_norms = True
     first_losses: Tensor
-    m: Tensor
-    v: Tensor
-    t: Tensor
 
     def __init__(self, n_tasks: int, alpha: float = 1.5, lr: float = 0.025) -> None:
-        super().__init__()
+        super().__init__(n_tasks, lr)
         self.alpha = alpha
-        self.lr = lr
-        self.register_buffer("weights", torch.ones(n_tasks))
         self.register_buffer("first_losses", torch.full((n_tasks,), torch.nan))
-        # Adam's moments, as buffers, so that they travel with the checkpoint.
-        self.register_buffer("m", torch.zeros(n_tasks))
-        self.register_buffer("v", torch.zeros(n_tasks))
-        self.register_buffer("t", torch.zeros(()))
 
     @torch.no_grad()
-    def update(self, losses: Tensor, gradient_norms: Tensor) -> None:
+    def update(self, losses: Tensor, gradient_norms: Tensor | None) -> None:
         """One step of Adam on the weights."""
+        assert gradient_norms is not None
         if torch.isnan(self.first_losses).any():
             self.first_losses.copy_(losses)
         ratio = losses / self.first_losses
         weighted = self.weights * gradient_norms
         target = weighted.mean() * (ratio / ratio.mean()) ** self.alpha
-        self._adam_step(torch.sign(weighted - target) * gradient_norms)
+        self.weights -= self._adam_step(torch.sign(weighted - target) * gradient_norms)
         self.weights.clamp_(min=_SMALLEST_WEIGHT)
         self.weights.mul_(len(self.weights) / self.weights.sum())
 
-    def _adam_step(self, gradient: Tensor, beta1: float = 0.9, beta2: float = 0.999) -> None:
-        self.t += 1
-        self.m.lerp_(gradient, 1 - beta1)
-        self.v.lerp_(gradient**2, 1 - beta2)
-        m_hat = self.m / (1 - beta1**self.t)
-        v_hat = self.v / (1 - beta2**self.t)
-        self.weights -= self.lr * m_hat / (v_hat.sqrt() + 1e-8)
+
+class Uncertainty(_Learned):
+    """Weights from a learned dispersion of each task (Kendall et al. 2018, arXiv:1705.07115).
+
+    A loss that is a mean negative log-likelihood, or half a deviance, is joined with a dispersion
+    ``φ_i = exp(s_i)``: the total is ``Σ exp(-s_i)·L_i + s_i/2`` (for half deviances that is the
+    extended quasi-likelihood of Nelder & Pregibon 1987). Its gradient in ``s_i`` is
+    ``½ - exp(-s_i)·L_i``, so that each weighted loss is drawn to ½, and the weights, ``exp(-s_i)``,
+    need not sum to anything.
+
+    Args:
+        n_tasks: number of tasks.
+        lr: learning rate of Adam on ``s_i``; GradNorm's.
+    """
+
+    needs_gradient_norms = False
+    log_dispersion: Tensor
+
+    def __init__(self, n_tasks: int, lr: float = 0.025) -> None:
+        super().__init__(n_tasks, lr)
+        self.register_buffer("log_dispersion", torch.zeros(n_tasks))
+
+    @torch.no_grad()
+    def update(self, losses: Tensor, gradient_norms: Tensor | None) -> None:
+        """One step of Adam on the dispersions."""
+        self.log_dispersion -= self._adam_step(0.5 - self.weights * losses)
+        self.weights.copy_((-self.log_dispersion).exp())
 
 
 def gradient_norms(losses: Tensor, weight: Tensor) -> Tensor:

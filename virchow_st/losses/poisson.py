@@ -12,12 +12,11 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from virchow_st.losses.base import Objective
+from virchow_st.counts import BatchCounts
+from virchow_st.kernels.poisson import MAX_LOG_RATE, MIN_LOG_RATE
+from virchow_st.losses.base import Objective, dense_counts
+from virchow_st.losses.fused import fused_half_deviance
 from virchow_st.losses.scales import bins_with_tissue, check_scales, pyramid, spread
-
-# exp(12) UMIs in a 2 µm bin is beyond any slide; the clamp only keeps a diverging run finite.
-MAX_LOG_RATE = 12.0
-MIN_LOG_RATE = -20.0
 
 
 class MultiScalePoisson(Objective):
@@ -27,6 +26,8 @@ class MultiScalePoisson(Objective):
     coarser bin and λ the rates summed over the same bins, a bin contributes
     ``k·log(k/λ) - (k - λ)``: the negative log-likelihood up to a constant of the data, and zero
     for a perfect fit, which GradNorm's loss ratios need (McCullagh & Nelder 1989, § 2.3).
+
+    On a CPU the counts stay sparse (`virchow_st.losses.fused`); on a GPU they are laid out there.
 
     Args:
         train_rate: (G,) mean UMIs of a tissue bin in training, > 0.
@@ -43,13 +44,38 @@ class MultiScalePoisson(Objective):
         """Expected UMIs per 2 µm bin: the exponential of the output."""
         return output_BGRC.float().clamp(MIN_LOG_RATE, MAX_LOG_RATE).exp()
 
-    def forward(self, output_BGRC: Tensor, counts_BGRC: Tensor, tissue_mask_BRC: Tensor) -> Tensor:
+    def forward(self, output_BGRC: Tensor, counts: BatchCounts, tissue_mask_BRC: Tensor) -> Tensor:
         """Half the deviance at each scale, (S,); see `Objective`."""
         wide = torch.promote_types(output_BGRC.dtype, torch.float32)
+        output_BGRC = output_BGRC.to(wide)
         mask_B1RC = tissue_mask_BRC[:, None].to(wide)
-        return _HalfDeviance.apply(
-            output_BGRC.to(wide), counts_BGRC.to(wide), mask_B1RC, self.scales_um
-        )
+        n_tissue = pyramid(mask_B1RC, self.scales_um)
+        n_bins_S = torch.stack([bins_with_tissue(n) * output_BGRC.shape[1] for n in n_tissue])
+        if output_BGRC.device.type == "cpu":
+            return fused_half_deviance(
+                output_BGRC, counts, tissue_mask_BRC, n_bins_S, self.scales_um
+            )
+        dense_BGRC = dense_counts(counts, output_BGRC.device).to(wide)
+        return half_deviance(output_BGRC, dense_BGRC, mask_B1RC, n_bins_S, self.scales_um)
+
+
+def half_deviance(
+    output_BGRC: Tensor,
+    counts_BGRC: Tensor,
+    mask_B1RC: Tensor,
+    n_bins_S: Tensor,
+    scales_um: Sequence[int],
+) -> Tensor:
+    """Half the deviance a bin at each scale, (S,), with torch on any device.
+
+    Args:
+        output_BGRC: log λ, float32 or float64; the other maps are of its dtype.
+        counts_BGRC: UMIs.
+        mask_B1RC: 1 in tissue, 0 outside.
+        n_bins_S: what each scale's sum is divided by.
+        scales_um: in increasing order.
+    """
+    return _HalfDeviance.apply(output_BGRC, counts_BGRC, mask_B1RC, n_bins_S, scales_um)
 
 
 class _HalfDeviance(torch.autograd.Function):
@@ -63,20 +89,24 @@ class _HalfDeviance(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, output_BGRC: Tensor, counts_BGRC: Tensor, mask_B1RC: Tensor, scales: Any
+        ctx: Any,
+        output_BGRC: Tensor,
+        counts_BGRC: Tensor,
+        mask_B1RC: Tensor,
+        n_bins_S: Tensor,
+        scales: Any,
     ) -> Tensor:
         rate = output_BGRC.clamp(MIN_LOG_RATE, MAX_LOG_RATE).exp_().mul_(mask_B1RC)
         rates = pyramid(rate, scales)
         counts = pyramid(counts_BGRC * mask_B1RC, scales)
-        n_bins = [bins_with_tissue(n) * rate.shape[1] for n in pyramid(mask_B1RC, scales)]
         losses = []
-        for r, k, n in zip(rates, counts, n_bins, strict=True):
+        for r, k, n in zip(rates, counts, n_bins_S, strict=True):
             seen = k.nonzero(as_tuple=True)
             k_seen = k[seen]
             surprise = (k_seen * (k_seen / r[seen]).log()).sum()
             losses.append((surprise - k_seen.sum() + r.sum()) / n)
         ctx.rate, ctx.scales = rate, scales
-        ctx.rates, ctx.counts, ctx.n_bins = rates, counts, n_bins
+        ctx.rates, ctx.counts, ctx.n_bins = rates, counts, n_bins_S
         return torch.stack(losses)
 
     @staticmethod
@@ -86,4 +116,4 @@ class _HalfDeviance(torch.autograd.Function):
             (g / n) * (1 - k / r.clamp(min=torch.finfo(r.dtype).tiny))
             for g, n, k, r in zip(grad_S, ctx.n_bins, ctx.counts, ctx.rates, strict=True)
         ]
-        return spread(levels, ctx.scales) * ctx.rate, None, None, None
+        return spread(levels, ctx.scales) * ctx.rate, None, None, None, None

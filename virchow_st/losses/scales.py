@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, interpolate
 
+from virchow_st.types import SCALES_UM
+
 
 def check_scales(scales_um: Sequence[int]) -> tuple[int, ...]:
     """Scales in increasing order; each has to be 2 µm times a power of two."""
@@ -40,6 +42,11 @@ def spread(levels: Sequence[Tensor], scales_um: Sequence[int]) -> Tensor:
         if remaining and remaining[-1][0] == side:
             total = total + remaining.pop()[1]
     return total
+
+
+def chosen_scales(by_scale: Tensor, scales_um: Sequence[int]) -> Tensor:
+    """Rows of a (4, …) tensor of figures at 2, 4, 8 and 16 µm, for the scales named."""
+    return by_scale[[SCALES_UM.index(scale) for scale in scales_um]]
 
 
 def bins_with_tissue(n_tissue_B1RC: Tensor) -> Tensor:

@@ -10,10 +10,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from virchow_st.losses.base import Objective
-from virchow_st.losses.scales import bins_with_tissue, check_scales, pyramid
-
-_ALL_SCALES_UM = (2, 4, 8, 16)
+from virchow_st.counts import BatchCounts
+from virchow_st.losses.base import Objective, dense_counts
+from virchow_st.losses.scales import bins_with_tissue, check_scales, chosen_scales, pyramid
 
 
 class MultiScaleSquared(Objective):
@@ -35,21 +34,21 @@ class MultiScaleSquared(Objective):
     def __init__(self, train_rate: Tensor, train_std: Tensor, scales_um: Sequence[int]) -> None:
         super().__init__()
         self.scales_um = check_scales(scales_um)
-        chosen = train_std[[_ALL_SCALES_UM.index(scale) for scale in self.scales_um]]
         self.register_buffer("train_rate", train_rate.float())
         self.register_buffer("initial_bias", torch.zeros_like(train_rate, dtype=torch.float32))
         self.register_buffer("std_2um", train_std[0].float())
-        self.register_buffer("std", chosen.float())
+        self.register_buffer("std", chosen_scales(train_std, self.scales_um).float())
 
     def rate(self, output_BGRC: Tensor) -> Tensor:
         """Expected UMIs per 2 µm bin; a regression on z-scores may say less than zero."""
         mean_G11, std_G11 = self.train_rate[:, None, None], self.std_2um[:, None, None]
         return mean_G11 + std_G11 * output_BGRC.float()
 
-    def forward(self, output_BGRC: Tensor, counts_BGRC: Tensor, tissue_mask_BRC: Tensor) -> Tensor:
+    def forward(self, output_BGRC: Tensor, counts: BatchCounts, tissue_mask_BRC: Tensor) -> Tensor:
         """Mean squared z-score difference at each scale, (S,); see `Objective`."""
         mask_B1RC = tissue_mask_BRC[:, None].float()
-        difference = (self.rate(output_BGRC) - counts_BGRC.float()) * mask_B1RC
+        counts_BGRC = dense_counts(counts, output_BGRC.device)
+        difference = (self.rate(output_BGRC) - counts_BGRC) * mask_B1RC
         levels = pyramid(difference, self.scales_um)
         n_tissue = pyramid(mask_B1RC, self.scales_um)
         losses = []

@@ -1,0 +1,100 @@
+"""Training of decoders that look at the image: turned with its counts, and resumed exactly."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from tiny_store import make_record, write_records
+
+from virchow_st import training
+from virchow_st.config import TrainConfig
+from virchow_st.predict import load_run
+from virchow_st.progress import Progress
+from virchow_st.store.reader import open_store
+from virchow_st.training import train
+
+
+class Killed(BaseException):
+    pass
+
+
+class DiesAfterFirstEpoch(Progress):
+    def step(self, *args):
+        raise Killed
+
+
+@pytest.fixture(autouse=True, scope="module")
+def few_steps_on_one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "_LEAST_STEPS_PER_EPOCH", 8)
+        yield
+    torch.set_num_threads(before)
+
+
+def write_pictures(path, patient, seed):
+    """Patches whose counts lie where the image is dark, and whose tokens tell nothing."""
+    rng = np.random.default_rng(seed)
+    records = []
+    for i in range(4):
+        dark = rng.random((16, 16)) < 0.3  # no two orientations of it are alike
+        rate = np.where(dark, 1.5, 0.05).repeat(8, 0).repeat(8, 1)
+        image = np.where(dark, 80, 220).astype(np.uint8).repeat(16, 0).repeat(16, 1)
+        counts = rng.poisson(rate, (3, 128, 128))
+        tokens = np.ones((16, 16, 8), np.float16)
+        mask = np.ones((128, 128), bool)
+        image = np.stack([image] * 3, axis=-1)
+        records.append(make_record(tokens, counts, mask, image, 0, 128 * i))
+    write_records(path, records, 3, patient=patient)
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory, few_steps_on_one_thread):
+    folder = tmp_path_factory.mktemp("pictures")
+    for seed, patient in enumerate(("P1", "P5")):
+        write_pictures(folder / f"{patient}.vst", patient, seed)
+    return TrainConfig(
+        stores=tuple(str(folder / f"{p}.vst") for p in ("P1", "P5")),
+        test_patient="P5",
+        panel="top:3",
+        decoder="guided",
+        epochs=2,
+        batch_size=2,
+        accumulate=1,
+        lr=5e-3,
+        warmup_epochs=1,
+        device="cpu",
+    )
+
+
+@pytest.fixture(scope="module")
+def run(config, tmp_path_factory):
+    path = tmp_path_factory.mktemp("runs") / "run"
+    train(path, config)
+    return path
+
+
+def history(run):
+    lines = [json.loads(line) for line in (run / "history.jsonl").read_text("utf-8").splitlines()]
+    return [{k: v for k, v in x.items() if k not in ("seconds", "patches_per_s")} for x in lines]
+
+
+def test_it_learns_from_images_turned_with_their_counts(run):
+    """Were they turned apart, there would be nothing to learn: the pattern has no symmetry."""
+    trained = load_run(run, "cpu")
+    store = open_store(trained.config.stores[1])
+    rates = trained.predict(store[0])
+    dark = store[0].image.mean(-1).reshape(128, 2, 128, 2).mean((1, 3)) < 150
+    assert np.corrcoef(rates[0].ravel(), dark.ravel())[0, 1] > 0.7
+
+
+def test_random_stain_resumes_bit_for_bit(run, config, tmp_path):
+    path = tmp_path / "run"
+    with pytest.raises(Killed):
+        train(path, config, progress=DiesAfterFirstEpoch())
+    train(path, config, resume=True)
+    assert history(path) == history(run)
+    tensors = "checkpoints/last/tensors.safetensors"
+    assert (path / tensors).read_bytes() == (run / tensors).read_bytes()
