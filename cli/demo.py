@@ -18,10 +18,11 @@ from virchow_st.errors import ConfigError
 from virchow_st.files import write_json
 from virchow_st_cli.console import Console
 from virchow_st_cli.options import with_console
-from virchow_st_cli.scores import print_scores
+from virchow_st_cli.scores import print_comparison, print_scores
 
 _MARK = "demo.json"
-_PARTS = ("cohort", "poisson", "mse")
+_LOSSES = {"poisson": "Poisson", "mse": "MSE"}
+_PARTS = ("cohort", *_LOSSES)
 _TEST_PATIENT = "P5"
 _COHORT = SimulateConfig()
 _EXTRACT = ExtractConfig(encoder="stain", device="cpu")
@@ -39,6 +40,7 @@ def demo(console: Console, out: Path) -> None:
     Goes on where it was stopped, and starts anew when the program has changed.
     """
     from virchow_st.cohort import extract_cohort
+    from virchow_st.compare import compare_runs
     from virchow_st.simulate import simulate_cohort
 
     started = time.monotonic()
@@ -50,15 +52,18 @@ def demo(console: Console, out: Path) -> None:
         if outcome.n_patches is None:
             raise ConfigError(outcome.text)
     stores = tuple(str((out / "cohort" / f"{p}.vst").resolve()) for p in _COHORT.patients)
+    truth = out / "cohort" / _TEST_PATIENT / "truth.h5"
     metrics = {}
-    for loss, title in (("poisson", "Poisson"), ("mse", "MSE")):
+    for loss, title in _LOSSES.items():
         console.note(f"3/4 train on {_trainers()} with {title}, evaluate on {_TEST_PATIENT}")
         metrics[title] = _train_and_evaluate(
-            console, out / loss, replace(_TRAIN, stores=stores, loss=loss)
+            console, out / loss, replace(_TRAIN, stores=stores, loss=loss), truth
         )
     console.note("4/4 draw")
     pictures = _draw(out)
     print_scores(console, metrics)
+    titles = {str(out / loss): title for loss, title in _LOSSES.items()}
+    print_comparison(console, compare_runs([out / loss for loss in _LOSSES]), titles)
     console.result(f"picture: {pictures[0]}")
     console.note(f"all pictures in {out / 'poisson' / 'figures'}")
     console.note(f"{time.monotonic() - started:.0f} s")
@@ -93,9 +98,12 @@ def _trainers() -> str:
     return "+".join(p for p in _COHORT.patients if p != _TEST_PATIENT)
 
 
-def _train_and_evaluate(console: Console, run: Path, config: TrainConfig) -> dict[str, Any]:
+def _train_and_evaluate(
+    console: Console, run: Path, config: TrainConfig, truth: Path
+) -> dict[str, Any]:
     """The run's metrics, made unless they are there."""
     from virchow_st.evaluate import evaluate
+    from virchow_st.results import read_metrics
     from virchow_st.training import train
 
     if not (run / "best_metrics.json").is_file():
@@ -104,8 +112,8 @@ def _train_and_evaluate(console: Console, run: Path, config: TrainConfig) -> dic
             shutil.rmtree(run)
         train(run, config, resume=is_begun, progress=console)
     if not (run / "metrics.json").is_file():
-        evaluate(run, config.device, console)
-    return dict(json.loads((run / "metrics.json").read_text("utf-8")))
+        evaluate(run, config.device, console, truth)
+    return read_metrics(run)
 
 
 def _draw(out: Path) -> list[Path]:

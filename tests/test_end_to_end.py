@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import shutil
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,18 @@ import pytest
 
 import virchow_st
 from virchow_st.kernels.pooling import pool_mask, sum_pool
+from virchow_st.results import PER_GENE
 
 SCALES = ("2", "4", "8", "16")
 FIGURES = {
-    "coverage", "pcc", "pcc_fisher", "pcc_median", "pcc_pooled", "pcc_ceiling", "pcc_of_ceiling",
-    "pcc_shuffled", "ssim", "ssim_shuffled", "ssim_all_zero", "d2_poisson", "calibration",
+    "coverage", "n_bins", "n_genes_scored", "pcc", "pcc_fisher", "pcc_median", "pcc_pooled",
+    "pcc_ceiling", "pcc_ceiling_thinned", "pcc_of_ceiling", "pcc_shuffled", "pcc_shifted",
+    "spearman", "ssim", "ssim_shuffled", "ssim_shifted", "ssim_all_zero", "d2_poisson",
+    "d2_poisson_test_mean", "auprc", "auprc_prevalence", "auroc", "calibration",
+    "morans_i_predicted", "morans_i_observed", "morans_i_residual",
 }  # fmt: skip
+INTERVALS = {"pcc_ci95", "d2_poisson_ci95"}
+BASELINES = {"gene_mean", "nuclear_density", "ridge", "total_umi"}
 EPOCHS = {"linear": 4, "hist2st": 1}
 
 
@@ -59,7 +66,7 @@ def metrics(run: Path) -> dict[str, Any]:
 def test_run_directory_is_whole(run: Path, stores: dict[str, Path]) -> None:
     assert {p.name for p in run.iterdir()} - {"figures"} == {
         "config.toml", "split.json", "panel.tsv", "history.jsonl", "checkpoints",
-        "best_metrics.json", "metrics.json", "per_gene.csv", "maps",
+        "best_metrics.json", "metrics.json", "per_gene.csv", "blocks.npz", "maps",
     }  # fmt: skip
     assert not [p for p in run.rglob("*") if p.name.endswith((".part", ".old"))]
     config = tomllib.loads((run / "config.toml").read_text("utf-8"))
@@ -108,15 +115,22 @@ def test_metrics_are_all_there_and_in_range(metrics: dict[str, Any]) -> None:
     assert metrics["format"] == "virchow_st.metrics/1"
     assert metrics["test_patients"] == ["P5"]
     assert (metrics["n_patches"], metrics["n_genes"]) == (9, 20)
-    assert set(metrics["scales"]) == set(metrics["baselines"]["gene_mean"]) == set(SCALES)
-    for figures in (*metrics["scales"].values(), *metrics["baselines"]["gene_mean"].values()):
-        assert set(figures) >= FIGURES
-        assert figures["coverage"] is not None
-        assert 0 < figures["coverage"] <= 1
-        assert 0 <= figures["pcc_ceiling"] <= 1
+    assert set(metrics["baselines"]) == set(metrics["differences"]) == BASELINES
+    assert metrics["oracles"] == ["total_umi"]
+    assert metrics["bootstrap"] == {"block_um": 256, "n_blocks": 9, "draws": 1000}
+    for scales in (metrics["scales"], *metrics["baselines"].values()):
+        assert set(scales) == set(SCALES)
+        for figures in scales.values():
+            assert set(figures) == FIGURES | INTERVALS
+            assert 0 < figures["coverage"] <= 1
+            assert 0 <= figures["pcc_ceiling"] <= 1
+            for name in ("pcc", "d2_poisson"):
+                low, high = figures[f"{name}_ci95"]
+                assert low <= high
     for figures in metrics["scales"].values():
         assert all(figures[name] is not None and math.isfinite(figures[name]) for name in FIGURES)
         assert -1 <= figures["pcc"] <= figures["pcc_ceiling"]
+        assert figures["pcc_ci95"][0] < figures["pcc"] < figures["pcc_ci95"][1]
         assert figures["pcc_of_ceiling"] == pytest.approx(figures["pcc"] / figures["pcc_ceiling"])
     assert metrics["scales"]["2"]["coverage"] == 1.0  # 384 bins: every tissue bin is in a patch
 
@@ -124,6 +138,7 @@ def test_metrics_are_all_there_and_in_range(metrics: dict[str, Any]) -> None:
 def test_shuffled_null_is_near_zero(metrics: dict[str, Any]) -> None:
     for scale, figures in metrics["scales"].items():
         assert abs(figures["pcc_shuffled"]) < 0.1, scale
+        assert abs(figures["pcc_shifted"]) < 0.15, scale
 
 
 def test_decoder_beats_the_gene_mean(runs: dict[str, Path]) -> None:
@@ -138,20 +153,107 @@ def test_decoder_beats_the_gene_mean(runs: dict[str, Path]) -> None:
 def test_gene_mean_explains_nothing(metrics: dict[str, Any]) -> None:
     for figures in metrics["baselines"]["gene_mean"].values():
         assert figures["pcc"] == pytest.approx(0, abs=1e-6)
+        assert figures["d2_poisson"] == pytest.approx(0, abs=1e-6)
+        assert figures["auprc"] == pytest.approx(figures["auprc_prevalence"])
+
+
+def test_baselines_that_look_at_the_slide_find_something(metrics: dict[str, Any]) -> None:
+    for name in ("nuclear_density", "ridge", "total_umi"):
+        for scale in SCALES:
+            assert metrics["baselines"][name][scale]["pcc"] > 0.02, (name, scale)
+    at_8 = {name: scales["8"]["pcc"] for name, scales in metrics["baselines"].items()}
+    assert at_8["ridge"] > at_8["nuclear_density"]
+
+
+def test_differences_are_those_of_the_figures(metrics: dict[str, Any]) -> None:
+    for name, scales in metrics["differences"].items():
+        for scale, figures in scales.items():
+            for figure, came in figures.items():
+                ours = metrics["scales"][scale][figure]
+                theirs = metrics["baselines"][name][scale][figure]
+                assert came["difference"] == pytest.approx(ours - theirs, abs=1e-9)
+                assert came["ci95"][0] <= came["difference"] <= came["ci95"][1]
+
+
+def test_the_truth_of_a_simulated_slide_checks_the_ceiling(
+    vst, runs: dict[str, Path], simulated: Path, tmp_path: Path
+) -> None:
+    run = _copy(runs["linear"], tmp_path / "run")
+    answer = vst("evaluate", run, "--device", "cpu", "--truth", simulated / "P5" / "truth.h5")
+    assert answer.code == 0, answer.err
+    metrics = read_json(run / "metrics.json")
+    for scale in SCALES:
+        truth, figures = metrics["truth"][scale], metrics["scales"][scale]
+        assert truth["pcc_of_truth"] == pytest.approx(figures["pcc_ceiling"], abs=0.03)
+        assert truth["pcc_with_truth"] > figures["pcc"]  # the truth has no noise to miss
+    assert f"{metrics['truth']['8']['pcc_with_truth']:.3f}" in answer.out
+    wrong = vst("evaluate", run, "--truth", simulated / "P1" / "truth.h5")
+    assert wrong.code == 2
+    assert "simulated P5; got one of P1" in wrong.err
+    assert (run / "metrics.json").is_file()  # refused before anything was touched
+
+
+def test_two_runs_side_by_side(vst, runs: dict[str, Path], tmp_path: Path) -> None:
+    a, b = (_copy(runs[name], tmp_path / name) for name in ("linear", "hist2st"))
+    answer = vst("evaluate", a, b, "--device", "cpu", "--json", tmp_path / "comparison.json")
+    assert answer.code == 0, answer.err
+    comparison = read_json(tmp_path / "comparison.json")
+    assert comparison["runs"] == [str(a), str(b)]
+    (pair,) = comparison["pairs"]
+    for scale in SCALES:
+        ours, theirs = (read_json(run / "metrics.json")["scales"][scale] for run in (a, b))
+        for figure in ("pcc", "d2_poisson"):
+            came = pair["scales"][scale][figure]
+            assert came["difference"] == pytest.approx(ours[figure] - theirs[figure], abs=1e-9)
+    # Four epochs beat one of a larger decoder, and the table says by how much.
+    assert pair["scales"]["8"]["pcc"]["ci95"][0] > 0
+    assert f"{pair['scales']['8']['pcc']['difference']:+.3f}" in answer.out
+    assert "A = linear, B = hist2st" in answer.out
+    assert "vst figures" in answer.out
+
+    (b / "panel.tsv").write_text("".join((a / "panel.tsv").read_text().splitlines(True)[:-1]))
+    refused = vst("evaluate", a, b, "--device", "cpu")
+    assert refused.code == 2
+    assert len(refused.err.splitlines()) == 1
+
+
+def test_a_decoder_that_predicts_nan_is_refused_and_leaves_no_metrics(
+    vst, runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from virchow_st.predict import Run
+
+    run, rates = _copy(runs["linear"], tmp_path / "run"), Run.rates
+
+    def broken(self: Run, *arguments: Any) -> np.ndarray:
+        predicted = rates(self, *arguments)
+        predicted[-1, 3, 7, 9] = np.nan
+        return predicted
+
+    monkeypatch.setattr(Run, "rates", broken)
+    answer = vst("evaluate", run, "--device", "cpu", "--quiet")
+    assert answer.code == 2
+    symbol = (run / "panel.tsv").read_text().splitlines()[4].split("\t")[1]
+    assert f"NaN or more for 1 of 20 genes, {symbol} for one, in patch 7 of" in answer.err
+    names = {path.name for path in run.iterdir()}
+    assert not names & {"metrics.json", "per_gene.csv", "blocks.npz"}
+    assert not list((run / "maps").iterdir())
+
+
+def _copy(run: Path, to: Path) -> Path:
+    """The trained part of a run, to be evaluated without touching what other tests read."""
+    shutil.copytree(run, to, ignore=shutil.ignore_patterns("figures", "maps"))
+    return to
 
 
 def test_per_gene_table_averages_to_the_metrics(run: Path, metrics: dict[str, Any]) -> None:
     rows = list(csv.DictReader((run / "per_gene.csv").read_text("utf-8").splitlines()))
     assert len(rows) == 20 * 4
-    assert list(rows[0]) == [
-        "gene_id", "symbol", "scale_um", "mean", "nonzero", "pcc", "pcc_ceiling", "pcc_shuffled",
-        "ssim", "ssim_shuffled", "ssim_all_zero", "d2_poisson", "calibration",
-    ]  # fmt: skip
+    assert list(rows[0]) == ["gene_id", "symbol", "scale_um", *PER_GENE]
     panel = [line.split("\t")[0] for line in (run / "panel.tsv").read_text().splitlines()[1:]]
     assert list(dict.fromkeys(row["gene_id"] for row in rows)) == panel
     for scale in SCALES:
         of_scale = [row for row in rows if row["scale_um"] == scale]
-        for name in ("pcc", "pcc_shuffled", "ssim"):
+        for name in set(PER_GENE) - {"mean", "nonzero", "calibration"}:
             mean = np.mean([float(row[name]) for row in of_scale])
             assert mean == pytest.approx(metrics["scales"][scale][name], rel=1e-4, abs=1e-6)
 
@@ -212,10 +314,11 @@ def test_counts_are_conserved_at_every_scale(run: Path, stores: dict[str, Path])
 
 def test_evaluating_again_gives_the_same(vst, runs: dict[str, Path]) -> None:
     run = runs["linear"]
-    before = [(run / name).read_bytes() for name in ("metrics.json", "per_gene.csv")]
+    names = ("metrics.json", "per_gene.csv", "blocks.npz")
+    before = [(run / name).read_bytes() for name in names]
     answer = vst("evaluate", run, "--device", "cpu")
     assert answer.code == 0
-    assert [(run / name).read_bytes() for name in ("metrics.json", "per_gene.csv")] == before
+    assert [(run / name).read_bytes() for name in names] == before
     pcc = read_json(run / "metrics.json")["scales"]["8"]["pcc"]
     assert f"{pcc:.3f}" in answer.out
     assert "…" not in answer.out

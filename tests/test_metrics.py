@@ -7,12 +7,17 @@ from dataclasses import asdict
 
 import numpy as np
 import pytest
-from scipy import ndimage
-from scipy.stats import pearsonr, poisson
+from scipy import ndimage, sparse
+from scipy.stats import pearsonr, poisson, spearmanr
 from skimage.metrics import structural_similarity
 
 from virchow_st.kernels.moments import masked_moments
-from virchow_st.kernels.reference import scale_to_unit
+from virchow_st.kernels.reference import (
+    count_classes,
+    rate_keys,
+    rook_weights,
+    scale_to_unit,
+)
 from virchow_st.metrics import ScaleAccumulator, ScaleScores
 from virchow_st.metrics.ceiling import noise_ceiling
 from virchow_st.metrics.correlation import fisher_mean, pearson_from_moments
@@ -99,7 +104,12 @@ def test_a_gene_mean_scores_nothing_but_pooled(slide: list[Patch], scale_um: int
     np.testing.assert_array_equal(scores.pcc, 0.0)
     np.testing.assert_array_equal(scores.pcc_shuffled, 0.0)
     np.testing.assert_allclose(scores.d2_poisson, 0.0, atol=1e-6)
-    np.testing.assert_array_equal(scores.ssim, scores.ssim_all_zero)
+    np.testing.assert_allclose(scores.ssim, scores.ssim_all_zero, rtol=1e-12)
+    np.testing.assert_array_equal(scores.spearman, 0.0)
+    np.testing.assert_array_equal(scores.auroc[:2], 0.5)
+    np.testing.assert_allclose(scores.auprc, scores.auprc_prevalence, rtol=1e-12)
+    assert np.isnan(scores.morans_i_predicted).all()
+    np.testing.assert_allclose(scores.morans_i_residual, scores.morans_i_observed, atol=1e-6)
     assert scores.pcc_pooled > 0.2  # what makes the pooled figure a poor one
 
 
@@ -139,6 +149,133 @@ def test_figures_equal_scipy_and_scikit_image() -> None:
                 b = scale_to_unit(pooled(patches[i][1], f)[g], mask)[rows]
                 values.append(structural_similarity(a, b, win_size=7, data_range=1))
             assert getattr(scores, figure)[g] == pytest.approx(np.mean(values), abs=1e-6)
+
+
+def test_every_other_figure_equals_its_definition_on_whole_arrays() -> None:
+    """Moran's I by the sparse matrix of neighbours, deviance against the test mean, the nulls."""
+    patches, scale_um, f = draw(3, seed=7, tissue=0.8), 4, 2
+    patches[1][2][10:40, 60:90] = False
+    accumulator = ScaleAccumulator(G, scale_um, MEAN_RATE)
+    other = [np.ascontiguousarray(rate[:, ::-1]) for rate, _, _ in patches]
+    for (rate, counts, mask), shifted in zip(patches, other, strict=True):
+        accumulator.update(rate, counts, mask, shifted_rate=shifted)
+    scores = accumulator.compute()
+    assert np.isnan(scores.pcc_shuffled).all()
+
+    masks = [pooled(mask[None], f)[0] == f * f for _, _, mask in patches]
+    x, y, z = (
+        np.concatenate([pooled(a, f)[:, m] for a, m in zip(maps, masks, strict=True)], axis=1)
+        for maps in ([p[0] for p in patches], [p[1] for p in patches], other)
+    )
+    W = sparse.block_diag([rook_weights(m) for m in masks]).tocsr()
+    for values, figure in (
+        (x, scores.morans_i_predicted),
+        (y, scores.morans_i_observed),
+        (y - x, scores.morans_i_residual),
+    ):
+        d = values - values.mean(1, keepdims=True)
+        want = d.shape[1] / W.sum() * (d * (W @ d.T).T).sum(1) / (d * d).sum(1)
+        np.testing.assert_allclose(figure, want, atol=1e-6)
+
+    want = [pearsonr(a, b).statistic for a, b in zip(z, y, strict=True)]
+    np.testing.assert_allclose(scores.pcc_shifted, want, atol=1e-6)
+    null = np.broadcast_to(y.mean(1, keepdims=True), y.shape)
+    log_likelihood = [poisson.logpmf(y, lam).sum(1) for lam in (y, x, null)]
+    want = 1 - (log_likelihood[0] - log_likelihood[1]) / (log_likelihood[0] - log_likelihood[2])
+    np.testing.assert_allclose(scores.d2_poisson_test_mean, want, atol=1e-6)
+    want = [spearmanr(rate_keys(a), count_classes(b)).statistic for a, b in zip(x, y, strict=True)]
+    np.testing.assert_allclose(scores.spearman, want, atol=1e-6)
+
+
+@pytest.mark.parametrize("scale_um", SCALES_UM)
+def test_the_true_rate_leaves_no_pattern_behind(slide: list[Patch], scale_um: int) -> None:
+    scores = score(slide, scale_um)
+    n = scores.n_bins
+    assert (scores.morans_i_predicted > scores.morans_i_observed).all()
+    assert (np.abs(scores.morans_i_residual) < 5 / np.sqrt(2 * n)).all()
+    assert (scores.spearman > 0.1).all()
+    assert np.nanmin(scores.auroc) > 0.55
+    assert np.nanmin(scores.auprc - scores.auprc_prevalence) > 0
+    assert (scores.d2_poisson_test_mean > 0).all()
+    assert (scores.d2_poisson_test_mean <= scores.d2_poisson + 1e-12).all()
+
+
+@pytest.mark.parametrize("scale_um", SCALES_UM)
+def test_thinning_gives_the_closed_forms_ceiling(slide: list[Patch], scale_um: int) -> None:
+    scores = score(slide, scale_um)
+    np.testing.assert_allclose(scores.pcc_ceiling_thinned, scores.pcc_ceiling, atol=0.04)
+    summary = scores.summary()
+    assert summary["pcc_ceiling_thinned"] == pytest.approx(summary["pcc_ceiling"], abs=0.02)
+
+
+def test_counts_as_a_prediction_are_perfect(slide: list[Patch]) -> None:
+    accumulator = ScaleAccumulator(G, 8, MEAN_RATE)
+    for _, counts, mask in slide[:3]:
+        accumulator.update(counts.astype(np.float32), counts, mask)
+    scores = accumulator.compute()
+    for name in ("pcc", "ssim", "d2_poisson", "d2_poisson_test_mean", "auroc", "auprc"):
+        value = getattr(scores, name)
+        np.testing.assert_allclose(value[~np.isnan(value)], 1.0, atol=1e-5, err_msg=name)
+    np.testing.assert_allclose(scores.spearman, 1.0, atol=1e-9)
+    np.testing.assert_array_equal(scores.calibration, 1.0)
+    np.testing.assert_allclose(scores.morans_i_predicted, scores.morans_i_observed)
+    assert np.isnan(scores.morans_i_residual).all()
+
+
+def test_a_constant_that_is_not_the_mean_pays_for_its_level(slide: list[Patch]) -> None:
+    scores = score(slide[:3], 4, lambda rate: np.full_like(rate, 0.5))
+    for name in ("pcc", "spearman"):
+        np.testing.assert_array_equal(getattr(scores, name), 0.0)
+    assert (scores.d2_poisson < 0).all()
+    assert (scores.calibration > 1).all()
+
+
+@pytest.mark.parametrize("side", [1, 3])
+def test_a_slide_of_a_few_bins_is_no_crash(side: int) -> None:
+    """Too few for a window, and a single one for neighbours: undefined, and the rest as usual."""
+    mask = np.zeros((128, 128), np.bool_)
+    mask[40 : 40 + side, 50 : 50 + side] = True
+    (rate, counts, _), *_ = draw(1)
+    counts[0, 41, 51] = counts[0].max() + 1
+    accumulator = ScaleAccumulator(G, 2, MEAN_RATE)
+    accumulator.update(rate, counts, mask, rate)
+    scores = accumulator.compute()
+    assert scores.n_bins == side * side
+    assert np.isnan(scores.ssim).all()
+    assert np.isnan(scores.morans_i_predicted).all() == (side == 1)
+    assert np.isnan(scores.pcc[0]) == (side == 1)
+    json.dumps(scores.summary(), allow_nan=False)
+
+
+def test_the_same_patch_is_split_the_same_way_in_any_company(slide: list[Patch]) -> None:
+    found = []
+    for patches in (slide[:3], slide[2::-1]):
+        accumulator = ScaleAccumulator(G, 4, MEAN_RATE)
+        for rate, counts, mask in patches:
+            accumulator.update(rate, counts, mask)
+        found.append(accumulator.compute().pcc_ceiling_thinned)
+    np.testing.assert_array_equal(*found)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -1.0, 0.5])
+def test_counts_that_are_none_are_refused(bad: float) -> None:
+    (rate, counts, mask), *_ = draw(1, tissue=0.9)
+    accumulator = ScaleAccumulator(G, 8, MEAN_RATE)
+    wrong = counts.astype(np.float32)
+    wrong[1, 0, 0] = bad  # no tissue
+    accumulator.update(rate, wrong, mask)
+    wrong[1, 100, 100] = bad
+    with pytest.raises(ValueError, match="whole numbers of at least 0 .* patch 1 of those given"):
+        accumulator.update(rate, wrong, mask)
+    assert accumulator.n_patches == 1
+
+
+def test_a_block_that_is_not_there_is_refused() -> None:
+    (rate, counts, mask), *_ = draw(1)
+    accumulator = ScaleAccumulator(G, 2, MEAN_RATE, n_blocks=3)
+    for block in (-1, 3):
+        with pytest.raises(ValueError, match=f"block: expected 0 to 2; got {block}"):
+            accumulator.update(rate, counts, mask, block=block)
 
 
 def test_nothing_outside_the_tissue_is_used() -> None:
@@ -211,8 +348,10 @@ def test_summary_has_the_keys_of_metrics_json(slide: list[Patch]) -> None:
     summary = score(slide[:2], 8).summary()
     assert list(summary) == [
         *("n_genes_scored", "pcc", "pcc_fisher", "pcc_median", "pcc_pooled", "pcc_ceiling"),
-        *("pcc_of_ceiling", "pcc_shuffled", "ssim", "ssim_shuffled", "ssim_all_zero"),
-        *("d2_poisson", "calibration"),
+        *("pcc_ceiling_thinned", "pcc_of_ceiling", "pcc_shuffled", "pcc_shifted", "spearman"),
+        *("ssim", "ssim_shuffled", "ssim_shifted", "ssim_all_zero", "d2_poisson"),
+        *("d2_poisson_test_mean", "auprc", "auprc_prevalence", "auroc", "calibration"),
+        *("morans_i_predicted", "morans_i_observed", "morans_i_residual"),
     ]
     json.dumps(summary, allow_nan=False)
 
@@ -225,7 +364,7 @@ def test_a_prediction_that_is_not_finite_is_refused(bad: float) -> None:
     before = accumulator.compute()
     broken = rate.copy()
     broken[2, 5, 7] = bad
-    with pytest.raises(ValueError, match=r"rate: expected finite .* first at index 2"):
+    with pytest.raises(ValueError, match=r"rate: expected finite .* first at index 2, in patch 1"):
         accumulator.update(broken, counts, mask, None)
     with pytest.raises(ValueError, match=r"shuffled_rate: expected finite .* first at index 2"):
         accumulator.update(rate, counts, mask, broken)
@@ -261,6 +400,7 @@ def test_a_rate_of_zero_costs_the_floor() -> None:
         (lambda: ScaleAccumulator(2, 4, np.ones(3)), r"shape \(2,\)"),
         (lambda: ScaleAccumulator(1, 4, np.array([np.nan])), "finite"),
         (lambda: ScaleAccumulator(1, 4, np.array([-1.0])), "at least 0"),
+        (lambda: ScaleAccumulator(1, 4, np.array([1.0]), 0), "n_blocks: expected at least 1"),
     ],
 )
 def test_a_bad_start_is_refused(make, message: str) -> None:

@@ -1,4 +1,4 @@
-"""Windowed structural similarity (SSIM) of two maps inside a mask.
+"""Windowed structural similarity (SSIM) of predicted and observed maps inside a mask.
 
 SSIM as in Wang, Bovik, Sheikh & Simoncelli, IEEE Trans. Image Process. 13 (2004) 600, with uniform
 7 × 7 windows and sample (n − 1) covariances: the defaults of
@@ -45,42 +45,77 @@ def masked_ssim(x: Array, y: Array, mask: BoolArray) -> tuple[float, int]:
         (sum, n_windows); (0.0, 0) where no window fits.
     """
     R, C = mask.shape
-    sums, n_windows = masked_ssim_stack(x.reshape(1, R, C), y.reshape(1, R, C), mask)
-    return sums[0], n_windows
+    sums, n_windows = masked_ssims((x.reshape(1, R, C),), y.reshape(1, R, C), mask)
+    return sums[0, 0], n_windows
 
 
 @njit(cache=True, nogil=True)
-def masked_ssim_stack(x: Array, y: Array, mask: BoolArray) -> tuple[Float64Array, int]:
-    """`masked_ssim` of every gene of a stack under one mask.
+def masked_ssims(xs: tuple[Array, ...], y: Array, mask: BoolArray) -> tuple[Float64Array, int]:
+    """`masked_ssim` of every gene of several predictions under one mask.
 
     Args:
-        x: (G, R, C) real.
+        xs: K predictions, each (G, R, C), real, of one dtype.
         y: (G, R, C) real.
         mask: (R, C) bool, the same for all genes.
 
     Returns:
-        (G,) float64 sums, and the number of windows, which all genes share.
+        (K, G) float64 sums, and the number of windows, which all share.
     """
-    G, R, C = x.shape
-    sums = np.zeros(G)
+    G, R, C = y.shape
+    sums = np.zeros((len(xs), G))
     whole, n_windows = _whole_windows(mask)
     if n_windows == 0:
         return sums, n_windows
+    top, end = _rows_with_windows(whole)
     a, b = np.empty((R, C)), np.empty((R, C))
-    columns, prefix = np.empty((4, C)), np.zeros((4, C + 1))
     for g in range(G):
-        _scale_to_unit(x[g], mask, a)
+        _scale_to_unit(y[g], mask, b)
+        for k in range(len(xs)):
+            _scale_to_unit(xs[k][g], mask, a)
+            sums[k, g] = _ssim(a[top:], b[top:], whole[top:end])
+    return sums, n_windows
+
+
+@njit(cache=True, nogil=True)
+def zero_ssims(y: Array, mask: BoolArray) -> Float64Array:
+    """`masked_ssim` of a prediction of 0 everywhere for every gene of y (G, R, C): (G,) sums.
+
+    With x = 0 all sums but those of y and y² vanish from the formula.
+    """
+    G, R, C = y.shape
+    sums = np.zeros(G)
+    whole, n_windows = _whole_windows(mask)
+    if n_windows == 0:
+        return sums
+    b, nothing = np.empty((R, C)), np.zeros(C)
+    columns, prefix = np.empty((2, C)), np.zeros((2, C + 1))
+    top, end = _rows_with_windows(whole)
+    for g in range(G):
         _scale_to_unit(y[g], mask, b)
         columns[:] = 0.0
-        for r in range(R):
-            if r < WINDOW:
-                _enter(a[r], b[r], columns)
-            else:
-                _move(a[r], b[r], a[r - WINDOW], b[r - WINDOW], columns)
-            if r >= WINDOW - 1:
-                _accumulate(columns, prefix)
-                sums[g] += _sum_row(prefix, whole[r - WINDOW + 1])
-    return sums, n_windows
+        for r in range(top, end + WINDOW - 1):
+            _move_own(b[r], b[r - WINDOW] if r >= top + WINDOW else nothing, columns)
+            if r >= top + WINDOW - 1:
+                _accumulate_own(columns, prefix)
+                sums[g] += _sum_row_of_zero(prefix, whole[r - WINDOW + 1])
+    return sums
+
+
+@njit(cache=True, nogil=True)
+def _ssim(a: Float64Array, b: Float64Array, whole: BoolArray) -> float:
+    """Sum SSIM of two scaled maps over the marked windows, from the first row of both on."""
+    C = a.shape[1]
+    columns, prefix = np.zeros((4, C)), np.zeros((4, C + 1))
+    total = 0.0
+    for r in range(len(whole) + WINDOW - 1):
+        if r < WINDOW:
+            _enter(a[r], b[r], columns)
+        else:
+            _move(a[r], b[r], a[r - WINDOW], b[r - WINDOW], columns)
+        if r >= WINDOW - 1:
+            _accumulate(columns, prefix)
+            total += _sum_row(prefix, whole[r - WINDOW + 1])
+    return total
 
 
 @njit(cache=True, nogil=True)
@@ -99,6 +134,17 @@ def _whole_windows(mask: BoolArray) -> tuple[BoolArray, int]:
                 whole[r - WINDOW + 1, c - WINDOW + 1] = True
                 n_windows += 1
     return whole, n_windows
+
+
+@njit(cache=True, nogil=True)
+def _rows_with_windows(whole: BoolArray) -> tuple[int, int]:
+    """First row of windows that are not all outside the mask, and the one after the last."""
+    top, end = 0, len(whole)
+    while not whole[top].any():
+        top += 1
+    while not whole[end - 1].any():
+        end -= 1
+    return top, end
 
 
 @njit(cache=True, nogil=True)
@@ -185,4 +231,41 @@ def _sum_row(prefix: Float64Array, whole: BoolArray) -> float:
         above = (2.0 * XY + k1) * (2.0 * (n * P - XY) + k2)
         below = (XX_YY + k1) * (n * S - XX_YY + k2)
         total += above / below if whole[c] else 0.0
+    return total
+
+
+@njit(**_FAST)
+def _move_own(y: Float64Array, y_old: Float64Array, columns: Float64Array) -> None:
+    """`_move` for y alone: (2, C) Σy, Σy²."""
+    sy, syy = columns[0], columns[1]
+    for c in range(y.size):
+        b, e = y[c], y_old[c]
+        sy[c] += b - e
+        syy[c] += b * b - e * e
+
+
+@njit(**_FAST)
+def _accumulate_own(columns: Float64Array, prefix: Float64Array) -> None:
+    """`_accumulate` for y alone: (2, C) into (2, C+1)."""
+    c0, c1, p0, p1 = columns[0], columns[1], prefix[0], prefix[1]
+    s0 = s1 = 0.0
+    for c in range(c0.size):
+        s0 += c0[c]
+        s1 += c1[c]
+        p0[c + 1] = s0
+        p1[c + 1] = s1
+
+
+@njit(**_FAST)
+def _sum_row_of_zero(prefix: Float64Array, whole: BoolArray) -> float:
+    """`_sum_row` for x = 0: numerator k₁k₂, denominator (Y² + k₁)(n Σy² − Y² + k₂)."""
+    n = WINDOW * WINDOW
+    k1, k2 = C1 * n * n, C2 * n * (n - 1)
+    m = whole.size
+    y0, s0, y1, s1 = prefix[0, :m], prefix[1, :m], prefix[0, WINDOW:], prefix[1, WINDOW:]
+    total = 0.0
+    for c in range(m):
+        Y, S = y1[c] - y0[c], s1[c] - s0[c]
+        below = (Y * Y + k1) * (n * S - Y * Y + k2)
+        total += k1 * k2 / below if whole[c] else 0.0
     return total

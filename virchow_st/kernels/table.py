@@ -9,20 +9,27 @@ from typing import Any
 import numpy as np
 
 from virchow_st.kernels import (
+    joint,
     moments,
+    neighbours,
     panel,
     panel_reference,
+    poisson,
+    poisson_reference,
     pooling,
     reference,
     ssim,
+    thinning,
     tokens,
 )
 from virchow_st.types import (
     PATCH_BINS,
     PATCH_POSITIONS,
+    SCALES_UM,
     Array,
     BoolArray,
     Float32Array,
+    Float64Array,
     Int64Array,
 )
 
@@ -78,6 +85,10 @@ def _map_inputs(rng: np.random.Generator) -> tuple[Any, ...]:
     return rate.astype(np.float64), counts.astype(np.float64), tissue_mask
 
 
+def _counts_inputs(rng: np.random.Generator) -> tuple[Any, ...]:
+    return draw_patch(rng)[1:]
+
+
 def _one_map_inputs(rng: np.random.Generator) -> tuple[Any, ...]:
     rate, counts, tissue_mask = _map_inputs(rng)
     return rate[0], counts[0], tissue_mask
@@ -87,6 +98,34 @@ def _flat_inputs(rng: np.random.Generator) -> tuple[Any, ...]:
     rate, counts, tissue_mask = _map_inputs(rng)
     G = len(rate)
     return rate.reshape(G, -1), counts.reshape(G, -1), tissue_mask.ravel()
+
+
+def _several_inputs(rng: np.random.Generator) -> tuple[Any, ...]:
+    rate, counts, tissue_mask = draw_patch(rng, 10)
+    return (rate, rate[::-1].copy(), rate[:, ::-1].copy()), counts, tissue_mask
+
+
+def _thinning_inputs(rng: np.random.Generator) -> tuple[Any, ...]:
+    """Counts as sparse as at 2 µm, and a gene of coarse bins with up to hundreds of UMIs."""
+    _, counts, tissue_mask = draw_patch(rng)
+    counts[0] = rng.negative_binomial(1, 0.01, counts[0].shape)
+    return counts.reshape(len(counts), -1), tissue_mask.ravel()
+
+
+def _whole_count_inputs(rng: np.random.Generator) -> tuple[Any, ...]:
+    counts, mask = _thinning_inputs(rng)
+    rate = rng.gamma(0.5, 0.1, counts.shape) * np.exp(rng.normal(0, 5, (len(counts), 1)))
+    rate[1], rate[2], rate[3] = -rate[1], 0.0, rng.normal(0, 1, rate[3].shape)
+    return rate.astype(np.float32), counts, mask
+
+
+def _joint_cells(x: Array, y: Array, mask: BoolArray) -> tuple[Array, ...]:
+    """Cells of a joint histogram, genes and all, in order."""
+    pairs = joint.JointHistogram(len(x))
+    pairs.update(x, y, mask)
+    cells = [np.vstack([np.full_like(c[0], g), *c]) for g in range(len(x)) if (c := pairs.cells(g))]
+    joined = np.hstack(cells)
+    return (joined[:, np.lexsort(joined[2::-1])],)
 
 
 def _poisson_inputs(rng: np.random.Generator) -> tuple[Any, ...]:
@@ -157,6 +196,39 @@ def _sparse_inputs(rng: np.random.Generator) -> tuple[Any, ...]:
     return *panel_reference.gather_sparse(*_gather_inputs(rng)), 4
 
 
+def _deviance_inputs(rng: np.random.Generator) -> tuple[Any, ...]:
+    """Log-rates of two patches and their counts in lists, as the fused Poisson loss has them."""
+    log_rate, mask, start, position, count = [], [], [0], [], []
+    for _ in range(2):
+        rate, counts, tissue_mask = draw_patch(rng, n_genes=25)
+        log_rate.append(np.log(rate.clip(1e-9)))
+        mask.append(tissue_mask)
+        for umis in counts.reshape(len(counts), -1):
+            position.append(np.flatnonzero(umis).astype(np.uint16))
+            count.append(umis[position[-1]].astype(np.float32))
+            start.append(start[-1] + len(position[-1]))
+    lists = np.array(start), np.concatenate(position), np.concatenate(count)
+    return np.concatenate(log_rate), np.stack(mask), *lists
+
+
+def _half_deviances(kernel: Callable[..., None]) -> Callable[..., Float64Array]:
+    def of_all(log_rate: Array, *inputs: Array) -> Float64Array:
+        out = np.full((len(log_rate), len(SCALES_UM)), np.nan)
+        kernel(log_rate, *inputs, 0, len(log_rate), out)
+        return out
+
+    return of_all
+
+
+def _half_deviance_gradient(kernel: Callable[..., None]) -> Callable[..., Array]:
+    def of_all(log_rate: Array, *inputs: Array) -> Array:
+        out, weights = np.full_like(log_rate, np.nan), np.array([0.5, 1, 1.5, 1], np.float32)
+        kernel(log_rate, *inputs, weights, 0, len(log_rate), out)
+        return out
+
+    return of_all
+
+
 def _token_inputs(rng: np.random.Generator) -> tuple[Any, ...]:
     """int8 tokens of a patch as Virchow2's: 16 × 16 × 1280, some channels all but zero."""
     codes = rng.integers(-127, 128, (16, 16, 1280)).astype(np.int8)
@@ -176,12 +248,22 @@ TABLE: tuple[Pair, ...] = (
         1e-12,
     ),
     Pair("masked_ssim", ssim.masked_ssim, reference.masked_ssim, _one_map_inputs, 1e-9),
+    Pair("masked_ssims", ssim.masked_ssims, reference.masked_ssims, _several_inputs, 1e-9),
+    Pair("zero_ssims", ssim.zero_ssims, reference.zero_ssims, _counts_inputs, 1e-9),
     Pair(
-        "masked_ssim_stack",
-        ssim.masked_ssim_stack,
-        reference.masked_ssim_stack,
+        "neighbour_sums",
+        neighbours.neighbour_sums,
+        reference.neighbour_sums,
         _map_inputs,
-        1e-9,
+        1e-12,
+    ),
+    Pair("joint_cells", _joint_cells, reference.joint_cells, _whole_count_inputs, 0.0),
+    Pair(
+        "thinned_moments",
+        thinning.thinned_moments,
+        reference.thinned_moments,
+        _thinning_inputs,
+        0.0,
     ),
     Pair("find_fault", panel.find_fault, panel_reference.find_fault, _fault_inputs, 0.0),
     Pair("find_panel", panel.find_panel, panel_reference.find_panel, _find_inputs, 0.0),
@@ -200,4 +282,18 @@ TABLE: tuple[Pair, ...] = (
         0.0,
     ),
     Pair("pool_sparse", panel.pool_sparse, panel_reference.pool_sparse, _sparse_inputs, 0.0),
+    Pair(
+        "half_deviances",
+        _half_deviances(poisson.half_deviances),
+        _half_deviances(poisson_reference.half_deviances),
+        _deviance_inputs,
+        2e-6,
+    ),
+    Pair(
+        "half_deviance_gradient",
+        _half_deviance_gradient(poisson.half_deviance_gradient),
+        _half_deviance_gradient(poisson_reference.half_deviance_gradient),
+        _deviance_inputs,
+        2e-6,
+    ),
 )

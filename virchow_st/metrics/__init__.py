@@ -1,5 +1,14 @@
 """Figures of predicted rates against observed counts; docs/metrics.md defines each."""
 
-from virchow_st.metrics.accumulate import ScaleAccumulator, ScaleScores
+from virchow_st.metrics.accumulate import ScaleAccumulator
+from virchow_st.metrics.bootstrap import BlockSums, PairedDifference, interval, paired
+from virchow_st.metrics.scores import ScaleScores
 
-__all__ = ["ScaleAccumulator", "ScaleScores"]
+__all__ = [
+    "BlockSums",
+    "PairedDifference",
+    "ScaleAccumulator",
+    "ScaleScores",
+    "interval",
+    "paired",
+]

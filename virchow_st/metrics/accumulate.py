@@ -2,86 +2,35 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 
+from virchow_st.kernels.joint import JointHistogram
+from virchow_st.kernels.neighbours import neighbour_sums
 from virchow_st.kernels.pooling import pool_mask, sum_pool
-from virchow_st.metrics import correlation
+from virchow_st.kernels.ssim import masked_ssims, zero_ssims
+from virchow_st.kernels.thinning import thinned_moments
+from virchow_st.metrics import correlation, ranks
 from virchow_st.metrics import counts as count_figures
-from virchow_st.metrics.ceiling import noise_ceiling
+from virchow_st.metrics.autocorrelation import morans_i
+from virchow_st.metrics.bootstrap import BlockSums
+from virchow_st.metrics.ceiling import noise_ceiling, thinned_ceiling
+from virchow_st.metrics.scores import ScaleScores
 from virchow_st.metrics.ssim import SsimMean
 from virchow_st.types import BIN_UM, Array, BoolArray, Float32Array, Float64Array
 
-
-@dataclass(frozen=True)
-class ScaleScores:
-    """Figures of one scale. Arrays are (G,) float64, a value a gene; NaN where undefined.
-
-    docs/metrics.md defines each. A gene is *scored* where its counts vary over the scored bins;
-    only scored genes enter an average.
-    """
-
-    scale_um: int
-    n_bins: int
-    """Scored bins of side ``scale_um``: those whose 2 µm bins are all tissue."""
-    n_windows: int
-    """SSIM windows a gene, wholly in tissue."""
-    mean: Float64Array
-    """Mean observed UMIs per scored bin."""
-    nonzero: Float64Array
-    """Share of scored bins with at least one UMI."""
-    pcc: Float64Array
-    pcc_ceiling: Float64Array
-    pcc_shuffled: Float64Array
-    ssim: Float64Array
-    ssim_shuffled: Float64Array
-    ssim_all_zero: Float64Array
-    d2_poisson: Float64Array
-    calibration: Float64Array
-    pcc_pooled: float
-    calibration_total: float
-
-    @property
-    def scored(self) -> BoolArray:
-        """(G,) bool: genes whose counts vary, so that a correlation is defined."""
-        return ~np.isnan(self.pcc)
-
-    def summary(self) -> dict[str, float | None]:
-        """One scale of ``metrics.json``; None (JSON null) where a figure is undefined.
-
-        The share of tissue that was scored, ``coverage``, needs the whole slide and is added by
-        the caller from ``n_bins``.
-        """
-        s = self.scored
-        pcc, ceiling = self.pcc[s], self.pcc_ceiling[s]
-        best = _mean(ceiling)
-        figures = {
-            "n_genes_scored": float(s.sum()),
-            "pcc": _mean(pcc),
-            "pcc_fisher": correlation.fisher_mean(pcc),
-            "pcc_median": float(np.median(pcc)) if pcc.size else float("nan"),
-            "pcc_pooled": self.pcc_pooled,
-            "pcc_ceiling": best,
-            "pcc_of_ceiling": _mean(pcc) / best if best > 0 else float("nan"),
-            "pcc_shuffled": _mean(self.pcc_shuffled[s]),
-            "ssim": _mean(self.ssim[s]),
-            "ssim_shuffled": _mean(self.ssim_shuffled[s]),
-            "ssim_all_zero": _mean(self.ssim_all_zero[s]),
-            "d2_poisson": _mean(self.d2_poisson[s]),
-            "calibration": self.calibration_total,
-        }
-        defined = {name: value if np.isfinite(value) else None for name, value in figures.items()}
-        return {**defined, "n_genes_scored": int(s.sum())}
+_NULLS = ("shuffled_rate", "shifted_rate")
 
 
 class ScaleAccumulator:
     """One pass over the patches of a test set at one scale; memory independent of their number.
 
-    Only sums are kept, so the order of the patches changes nothing but rounding.
+    Only sums and the joint histogram of `kernels.joint` are kept, so the order of the patches
+    changes nothing but rounding.
     """
 
-    def __init__(self, n_genes: int, scale_um: int, train_rate: Float64Array) -> None:
+    def __init__(
+        self, n_genes: int, scale_um: int, train_rate: Float64Array, n_blocks: int = 1
+    ) -> None:
         """Start with nothing scored.
 
         Args:
@@ -89,10 +38,11 @@ class ScaleAccumulator:
             scale_um: side of the scored bins, a multiple of 2 µm.
             train_rate: (G,) mean UMIs per 2 µm tissue bin over the training patients: the model
                 that ``d2_poisson`` measures against.
+            n_blocks: spatial blocks that the patches lie in, for intervals.
 
         Raises:
-            ValueError: a scale that is no multiple of 2 µm, or rates that are not (G,), finite and
-                at least 0.
+            ValueError: a scale that is no multiple of 2 µm, rates that are not (G,), finite and at
+                least 0, or no block.
         """
         if scale_um < BIN_UM or scale_um % BIN_UM:
             raise ValueError(f"scale_um: expected a multiple of {BIN_UM}; got {scale_um}")
@@ -101,22 +51,29 @@ class ScaleAccumulator:
             raise ValueError(f"train_rate: expected shape ({n_genes},); got {train_rate.shape}")
         if not (np.isfinite(train_rate) & (train_rate >= 0)).all():
             raise ValueError("train_rate: expected finite rates of at least 0")
-        self.n_genes, self.scale_um = n_genes, scale_um
+        if n_blocks < 1:
+            raise ValueError(f"n_blocks: expected at least 1; got {n_blocks}")
+        self.n_genes, self.scale_um, self.n_blocks = n_genes, scale_um, n_blocks
+        self.n_patches = 0
         self._factor = scale_um // BIN_UM
         self._null_rate = train_rate * self._factor**2
-        self._moments = np.zeros((n_genes, 6))
-        self._shuffled_moments = np.zeros((n_genes, 6))
-        self._poisson_sums = np.zeros((n_genes, 4))
-        self._ssim = SsimMean(n_genes)
-        self._ssim_shuffled = SsimMean(n_genes)
-        self._ssim_all_zero = SsimMean(n_genes)
+        self._moments = np.zeros((n_blocks, n_genes, 6))
+        self._poisson_sums = np.zeros((n_blocks, n_genes, 4))
+        self._null_moments = {name: np.zeros((n_genes, 6)) for name in _NULLS}
+        self._halves = np.zeros((n_genes, 6))
+        self._neighbours, self._n_pairs = np.zeros((n_genes, 5)), 0
+        self._pairs = JointHistogram(n_genes)
+        self._ssim = {name: SsimMean(n_genes) for name in ("rate", *_NULLS, "zero")}
 
     def update(
         self,
         rate: Float32Array,
         counts: Array,
         tissue_mask: BoolArray,
-        shuffled_rate: Float32Array | None,
+        shuffled_rate: Float32Array | None = None,
+        *,
+        shifted_rate: Float32Array | None = None,
+        block: int = 0,
     ) -> None:
         """Add a patch.
 
@@ -127,80 +84,122 @@ class ScaleAccumulator:
             tissue_mask: (R, C) bool, True = tissue. Nothing outside it is used.
             shuffled_rate: (G, R, C) float32, the prediction for another patch, which makes the null
                 of a model that knows the tissue but not the place; None where there is no other.
+            shifted_rate: (G, R, C) float32, the prediction that lies here once the whole slide's is
+                shifted; None where the shift brings none.
+            block: which spatial block the patch lies in, 0 to n_blocks − 1.
 
         Raises:
-            ValueError: shapes that do not fit, or a prediction that is NaN or infinite on a scored
-                bin; the accumulator is then as it was.
+            ValueError: shapes or a block that do not fit; a prediction that is NaN or infinite on a
+                scored bin; counts that are no whole numbers of at least 0 on tissue. The
+                accumulator is then as it was.
         """
         shape = (self.n_genes, *tissue_mask.shape)
-        named = {"rate": rate, "counts": counts, "shuffled_rate": shuffled_rate}
-        for name, x in named.items():
-            if x is not None and x.shape != shape:
-                raise ValueError(f"{name}: expected shape {shape}; got {x.shape}")
+        given = {"rate": rate, "shuffled_rate": shuffled_rate, "shifted_rate": shifted_rate}
+        rates = {name: x for name, x in given.items() if x is not None}
+        for name, array in {**rates, "counts": counts}.items():
+            if array.shape != shape:
+                raise ValueError(f"{name}: expected shape {shape}; got {array.shape}")
+        if not 0 <= block < self.n_blocks:
+            raise ValueError(f"block: expected 0 to {self.n_blocks - 1}; got {block}")
+        self._check_counts(counts, tissue_mask)
 
         mask = pool_mask(np.ascontiguousarray(tissue_mask, dtype=np.bool_), self._factor)
-        k = self._pool(np.ascontiguousarray(counts))
-        lam, moments = self._pool_rate("rate", rate, k, mask)
-        if shuffled_rate is not None:
-            other, other_moments = self._pool_rate("shuffled_rate", shuffled_rate, k, mask)
-            self._shuffled_moments += other_moments
-            self._ssim_shuffled.update(other, k, mask)
-        self._moments += moments
-        self._poisson_sums += count_figures.poisson_sums(lam, k, mask)
-        self._ssim.update(lam, k, mask)
-        self._ssim_all_zero.update(np.zeros(k.shape, lam.dtype), k, mask)
+        k = self._pool(np.require(counts, requirements=["C", "W"]))
+        pooled = {
+            name: self._pool(np.require(x, np.float32, ["C", "W"])) for name, x in rates.items()
+        }
+        moments = {name: self._finite_moments(name, lam, k, mask) for name, lam in pooled.items()}
+
+        lam, flat = pooled["rate"], mask.ravel()
+        ssim, n_windows = masked_ssims(tuple(pooled.values()), k, mask)
+        for name, sums in zip(pooled, ssim, strict=True):
+            self._ssim[name].add(sums, n_windows)
+            if name != "rate":
+                self._null_moments[name] += moments[name]
+        self._ssim["zero"].add(zero_ssims(k, mask), n_windows)
+        neighbours, n_pairs = neighbour_sums(lam, k, mask)
+        self._neighbours += neighbours
+        self._n_pairs += n_pairs
+        self._pairs.update(lam.reshape(self.n_genes, -1), k.reshape(self.n_genes, -1), flat)
+        self._halves += thinned_moments(k.reshape(self.n_genes, -1), flat)
+        self._moments[block] += moments["rate"]
+        self._poisson_sums[block] += count_figures.poisson_sums(lam, k, mask)
+        self.n_patches += 1
 
     def _pool(self, x: Array) -> Array:
         """Sums over the scale's bins, float64; at 2 µm the map itself, which spares a copy."""
         return x if self._factor == 1 else sum_pool(x, self._factor)
 
-    def _pool_rate(
-        self, name: str, rate: Float32Array, k: Array, mask: BoolArray
-    ) -> tuple[Array, Float64Array]:
-        """Rates summed to the scale (G, R', C') and their moments with the counts k (G, 6)."""
-        lam = self._pool(np.ascontiguousarray(rate, dtype=np.float32))
+    def _check_counts(self, counts: Array, tissue_mask: BoolArray) -> None:
+        """Refuse counts that are none; unsigned integers cannot be wrong."""
+        if counts.dtype.kind == "u":
+            return
+        inside = counts[:, tissue_mask]
+        if not (np.isfinite(inside) & (inside >= 0) & (inside == np.floor(inside))).all():
+            raise ValueError(
+                "counts: expected whole numbers of at least 0 on tissue; got others, in patch "
+                f"{self.n_patches} of those given (from 0)"
+            )
+
+    def _finite_moments(self, name: str, lam: Array, k: Array, mask: BoolArray) -> Float64Array:
+        """Moments of rates and counts (G, 6), which are finite only if all rates are."""
         moments = correlation.moments(lam, k, mask)
-        for what, column in ((name, correlation.SX), ("counts", correlation.SY)):
-            bad = np.flatnonzero(~np.isfinite(moments[:, column]))
-            if bad.size:
-                raise ValueError(
-                    f"{what}: expected finite values on tissue; got NaN or infinity in "
-                    f"{bad.size} of {self.n_genes} genes, the first at index {bad[0]}"
-                )
-        return lam, moments
+        bad = np.flatnonzero(~np.isfinite(moments[:, correlation.SX]))
+        if bad.size:
+            raise ValueError(
+                f"{name}: expected finite values on tissue; got NaN or infinity in "
+                f"{bad.size} of {self.n_genes} genes, the first at index {bad[0]}, in patch "
+                f"{self.n_patches} of those given (from 0)"
+            )
+        return moments
+
+    def block_sums(self) -> BlockSums:
+        """Copies of the sums from which intervals are drawn, see `metrics.bootstrap`."""
+        return BlockSums(self._moments.copy(), self._poisson_sums.copy(), self._null_rate.copy())
 
     def compute(self) -> ScaleScores:
         """Figures of everything added so far; changes nothing."""
-        m, sums = self._moments, self._poisson_sums
+        m, sums = self._moments.sum(0), self._poisson_sums.sum(0)
         n, predicted, observed = m[:, correlation.N], m[:, correlation.SX], m[:, correlation.SY]
+        varies = correlation.varies(m)
         with np.errstate(divide="ignore", invalid="ignore"):
             mean = observed / n
             variance = m[:, correlation.SYY] / n - mean**2
             nonzero = sums[:, count_figures.NONZERO] / n
-        variance = np.where(correlation.varies(m), variance, 0.0)
-        null = count_figures.constant_deviance(sums, observed, n, self._null_rate)
+        variance = np.where(varies, variance, 0.0)
+        deviance = count_figures.poisson_deviance(sums, observed)
+        train_null = count_figures.constant_deviance(sums, observed, n, self._null_rate)
+        test_null = count_figures.constant_deviance(sums, observed, n, mean)
+        halves = np.nan_to_num(correlation.pearson_from_moments(self._halves))
+        moran = morans_i(m, self._neighbours, self._n_pairs)
+        rank = ranks.rank_figures(self._pairs, self.n_genes)
         return ScaleScores(
             scale_um=self.scale_um,
             n_bins=int(n[0]),
-            n_windows=self._ssim.n_windows,
+            n_windows=self._ssim["rate"].n_windows,
             mean=mean,
             nonzero=nonzero,
             pcc=correlation.pearson_from_moments(m),
             pcc_ceiling=noise_ceiling(mean, variance),
-            pcc_shuffled=correlation.pearson_from_moments(self._shuffled_moments),
-            ssim=self._ssim.compute(),
-            ssim_shuffled=self._ssim_shuffled.compute(),
-            ssim_all_zero=self._ssim_all_zero.compute(),
-            d2_poisson=count_figures.deviance_explained(
-                count_figures.poisson_deviance(sums, observed), null
+            pcc_ceiling_thinned=np.where(varies, thinned_ceiling(halves), np.nan),
+            pcc_shuffled=correlation.pearson_from_moments(self._null_moments["shuffled_rate"]),
+            pcc_shifted=correlation.pearson_from_moments(self._null_moments["shifted_rate"]),
+            spearman=rank[:, ranks.SPEARMAN],
+            ssim=self._ssim["rate"].compute(),
+            ssim_shuffled=self._ssim["shuffled_rate"].compute(),
+            ssim_shifted=self._ssim["shifted_rate"].compute(),
+            ssim_all_zero=self._ssim["zero"].compute(),
+            d2_poisson=count_figures.deviance_explained(deviance, train_null),
+            d2_poisson_test_mean=np.where(
+                varies, count_figures.deviance_explained(deviance, test_null), np.nan
             ),
+            auprc=rank[:, ranks.AUPRC],
+            auprc_prevalence=rank[:, ranks.PREVALENCE],
+            auroc=rank[:, ranks.AUROC],
             calibration=count_figures.calibration(predicted, observed),
+            morans_i_predicted=moran[0],
+            morans_i_observed=moran[1],
+            morans_i_residual=moran[2],
             pcc_pooled=correlation.pooled_pearson(m),
             calibration_total=float(count_figures.calibration(predicted.sum(), observed.sum())),
         )
-
-
-def _mean(values: Float64Array) -> float:
-    """Mean of the defined values; NaN where there are none."""
-    values = values[~np.isnan(values)]
-    return float(values.mean()) if values.size else float("nan")

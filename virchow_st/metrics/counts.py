@@ -39,13 +39,13 @@ def poisson_deviance(sums: Float64Array, total: Float64Array) -> Float64Array:
     McCullagh & Nelder, Generalized Linear Models (1989), § 2.3.
 
     Args:
-        sums: (G, 4) as `poisson_sums` gives them.
-        total: (G,) Σk over the same bins.
+        sums: (..., 4) as `poisson_sums` gives them.
+        total: (...) Σk over the same bins.
 
     Returns:
-        (G,) float64 ≥ 0 up to rounding.
+        (...) float64 ≥ 0 up to rounding.
     """
-    return 2.0 * (sums[:, K_LOG_K] - sums[:, K_LOG_RATE] - total + sums[:, RATE])
+    return 2.0 * (sums[..., K_LOG_K] - sums[..., K_LOG_RATE] - total + sums[..., RATE])
 
 
 def constant_deviance(
@@ -54,16 +54,16 @@ def constant_deviance(
     """Poisson deviance of the same counts under one rate for every bin.
 
     Args:
-        sums: (G, 4) as `poisson_sums` gives them.
-        total: (G,) Σk.
-        n: (G,) or scalar, number of bins.
-        rate: (G,) expected UMIs per bin, floored at `RATE_FLOOR`.
+        sums: (..., 4) as `poisson_sums` gives them.
+        total: (...) Σk.
+        n: (...) or scalar, number of bins.
+        rate: (...) expected UMIs per bin, floored at `RATE_FLOOR`.
 
     Returns:
-        (G,) float64 ≥ 0 up to rounding.
+        (...) float64 ≥ 0 up to rounding.
     """
     rate = np.maximum(rate, RATE_FLOOR)
-    return 2.0 * (sums[:, K_LOG_K] - total * np.log(rate) - total + n * rate)
+    return 2.0 * (sums[..., K_LOG_K] - total * np.log(rate) - total + n * rate)
 
 
 def deviance_explained(deviance: Float64Array, null: Float64Array) -> Float64Array:

@@ -1,4 +1,4 @@
-"""Windowed SSIM of predicted and observed maps, patch by patch."""
+"""Windowed SSIM of predicted and observed maps, summed patch by patch."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from virchow_st.kernels.ssim import masked_ssim_stack
-from virchow_st.types import Array, BoolArray, Float64Array
+from virchow_st.types import Float64Array
 
 
 @dataclass
@@ -26,9 +25,8 @@ class SsimMean:
     def __post_init__(self) -> None:
         self.sums = np.zeros(self.n_genes)
 
-    def update(self, rate: Array, counts: Array, mask: BoolArray) -> None:
-        """Add a patch: rate and counts (G, R, C), mask (R, C) bool."""
-        sums, n_windows = masked_ssim_stack(rate, counts, mask)
+    def add(self, sums: Float64Array, n_windows: int) -> None:
+        """Add a patch: a row of what `kernels.ssim.masked_ssims` gives, and its windows."""
         self.sums += sums
         self.n_windows += n_windows
 

@@ -1,0 +1,102 @@
+"""Linear regression of many genes at once from sums, so that one pass over the patches is enough.
+
+Letters: F features, G genes, n observations.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from virchow_st.types import Array, Float64Array
+
+_LEAST_RELATIVE_VARIANCE = 1e-9
+"""Below this share of its mean square, the variance of a feature is rounding: it is constant."""
+
+
+@dataclass(frozen=True)
+class LinearMap:
+    """``y = x @ weights + intercept`` for x (n, F), weights (F, G) and intercept (G,)."""
+
+    weights: Float64Array
+    intercept: Float64Array
+
+    def __call__(self, x: Array) -> Array:
+        """Values (n, G) of features (n, F), in the precision of x."""
+        return x @ self.weights.astype(x.dtype) + self.intercept.astype(x.dtype)
+
+
+class NormalEquations:
+    """Sums over observations, from which ridge regression follows for every penalty.
+
+    float64 throughout; (F² + F·G) numbers whatever the number of observations.
+    """
+
+    def __init__(self, n_features: int, n_genes: int) -> None:
+        self.n = 0
+        self._x: Float64Array = np.zeros(n_features)
+        self._y: Float64Array = np.zeros(n_genes)
+        self._xx: Float64Array = np.zeros((n_features, n_features))
+        self._xy: Float64Array = np.zeros((n_features, n_genes))
+        self._yy: Float64Array = np.zeros(n_genes)
+
+    def add(self, x: Float64Array, xy: Float64Array, y: Float64Array, yy: Float64Array) -> None:
+        """Add n observations.
+
+        Args:
+            x: (n, F) float64 features.
+            xy: (F, G) their products with the targets, summed over the observations.
+            y, yy: (G,) sums of the targets and of their squares.
+        """
+        self.n += len(x)
+        self._x += x.sum(0)
+        self._xx += x.T @ x
+        self._xy += xy
+        self._y += y
+        self._yy += yy
+
+    def solve(self, penalty: float) -> LinearMap:
+        """Ridge regression on standardised features, the intercept not penalised.
+
+        Minimises ``Σ(y - ŷ)²/n + penalty·Σw²`` with w the weights of features scaled to variance 1.
+        A feature without variance gets weight 0.
+
+        Hoerl & Kennard, Technometrics 12 (1970) 55.
+
+        Args:
+            penalty: > 0.
+        """
+        values, vectors, rotated = self._eigen
+        scaled = vectors @ (rotated / (values + penalty)[:, None])
+        weights = scaled * self._inverse_std[:, None]
+        return LinearMap(weights, (self._y - self._x @ weights) / self.n)
+
+    def error(self, fit: LinearMap) -> float:
+        """Mean squared error over the gene's variance, averaged over the genes that vary."""
+        w, c = fit.weights, fit.intercept
+        squares = self._yy + np.einsum("fg,fg->g", w, self._xx @ w) + self.n * c**2
+        products = np.einsum("fg,fg->g", w, self._xy) + c * self._y - c * (self._x @ w)
+        variation = self._yy - self._y**2 / max(self.n, 1)
+        varies = variation > 0
+        return float(((squares - 2 * products)[varies] / variation[varies]).mean())
+
+    @cached_property
+    def _inverse_std(self) -> Float64Array:
+        mean_square = np.diag(self._xx) / self.n
+        variance = mean_square - (self._x / self.n) ** 2
+        varies = variance > _LEAST_RELATIVE_VARIANCE * mean_square
+        return np.where(varies, 1 / np.sqrt(np.where(varies, variance, 1.0)), 0.0)
+
+    @cached_property
+    def _eigen(self) -> tuple[Float64Array, Float64Array, Float64Array]:
+        """Eigenvalues (F,) and vectors (F, F) of the correlations, targets in their frame (F, G).
+
+        Worked out once all is added; every penalty reuses it.
+        """
+        mean_x, mean_y, scale = self._x / self.n, self._y / self.n, self._inverse_std
+        covariance = self._xx / self.n - np.outer(mean_x, mean_x)
+        values, vectors = np.linalg.eigh(covariance * np.outer(scale, scale))
+        target = (self._xy / self.n - np.outer(mean_x, mean_y)) * scale[:, None]
+        return np.maximum(values, 0.0), vectors, vectors.T @ target
