@@ -20,12 +20,20 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# PEER_PYTHON: a Python with scanpy and spatialdata-io, which then take part in the ingest.
+ONE_THREAD := OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1
 bench: $(READY)
-	$(BIN)/python benchmarks/bench_kernels.py
-	$(BIN)/python benchmarks/bench_store.py
+	mkdir -p .bench
+	$(ONE_THREAD) $(BIN)/python benchmarks/bench_kernels.py --json .bench/kernels.json
+	$(ONE_THREAD) $(BIN)/python benchmarks/bench_metrics.py --json .bench/metrics.json
+	$(ONE_THREAD) $(BIN)/python benchmarks/bench_store.py --rounds 12 --folder .bench --json .bench/store.json
+	$(BIN)/python benchmarks/bench_loss.py --json .bench/loss.json
+	$(BIN)/python benchmarks/bench_ingest.py .bench/slide --json .bench/ingest.json \
+	  $(if $(PEER_PYTHON),--peer-python $(PEER_PYTHON))
+	$(BIN)/python benchmarks/report.py .bench/*.json
 
 clean:
-	rm -rf .venv build dist demo .pytest_cache .mypy_cache .ruff_cache *.egg-info
+	rm -rf .venv build dist demo .bench .pytest_cache .mypy_cache .ruff_cache *.egg-info
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -16,9 +16,11 @@ import click
 
 from virchow_st import __version__
 from virchow_st.errors import VirchowSTError
+from virchow_st_cli.bench import bench
 from virchow_st_cli.console import Console
 from virchow_st_cli.demo import demo
 from virchow_st_cli.doctor import doctor
+from virchow_st_cli.predict import predict
 from virchow_st_cli.runs import evaluate, figures, train
 from virchow_st_cli.slides import extract, simulate
 from virchow_st_cli.stores import inspect, verify
@@ -49,7 +51,9 @@ for _command in (
     train,
     evaluate,
     figures,
+    predict,
     demo,
+    bench,
 ):
     cli.add_command(_command)
 

@@ -427,6 +427,14 @@ def test_runs_that_are_none(vst, place: Place, command: str) -> None:
     assert "folder" in refused(vst, place, [command, place.folder / "folder"])
 
 
+def test_a_comparison_needs_two_runs_and_a_place(vst, place: Place) -> None:
+    runs = [place.folder / "a", place.folder / "b"]
+    arguments = ["evaluate", runs[0], "--json", place.folder / "comparison.json"]
+    assert "several runs" in refused(vst, place, arguments)
+    arguments = ["evaluate", *runs, "--json", place.folder / "none" / "comparison.json"]
+    assert "no folder" in refused(vst, place, arguments)
+
+
 def test_unknown_commands(vst, place: Place) -> None:
     assert "'bogus'" in refused(vst, place, ["bogus"])
     assert "extra" in refused(vst, place, ["verify", "a", "b"])
@@ -468,7 +476,7 @@ def test_inspect_says_what_the_store_holds(vst, stores: dict[str, Path]) -> None
     table = vst("inspect", stores["P1"]).out
     for text in (f"{said['total_umi']:,}", "float16", "min_tissue 0.5", "filtered_feature_bc"):
         assert text in table
-    assert "registration" not in table
+    assert "aligned: the image lies (" in table
     assert "…" not in table
     assert "\x1b" not in table
 
@@ -485,9 +493,17 @@ def test_inspect_of_several_stores_has_a_column_each(vst, stores: dict[str, Path
 def test_inspect_shows_a_registration_check(vst, place: Place) -> None:
     store = Path(shutil.copytree(place.stores["P1"], place.folder / "copy.vst"))
     manifest = json.loads((store / "store.json").read_text("utf-8"))
-    manifest["registration"] = {"shift_um": 1.5, "passed": True}
+    found = manifest["registration"]
+    found |= {"verdict": "shifted", "shift_row_um": 16.04, "shift_col_um": -6.0}
     (store / "store.json").write_text(json.dumps(manifest), "utf-8")
-    assert "shift_um 1.5, passed True" in vst("inspect", store).out
+    said = " ".join(vst("inspect", store).out.replace("│", " ").split())
+    assert "shifted: the image lies (+16.0, -6.0) µm off the counts (rows, cols)" in said
+    assert json.loads(vst("inspect", store, "--json").out)["registration"] == found
+    found["strength"] = "high"
+    (store / "store.json").write_text(json.dumps(manifest), "utf-8")
+    answer = vst("inspect", store)
+    assert answer.code == 2
+    assert "registration: expected a verdict and the numbers shift_row_um" in answer.err
 
 
 def test_paths_are_printed_as_they_are(vst, place: Place) -> None:

@@ -1,0 +1,84 @@
+"""The encoder that a benchmark runs, with random weights where Virchow2's are not at hand."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from virchow_st.devices import pick_device
+from virchow_st.encoders import load_encoder
+from virchow_st.encoders.base import Encoder, Tokens
+from virchow_st.errors import ConfigError
+from virchow_st.types import UInt8Array
+
+if TYPE_CHECKING:
+    from virchow_st.encoders.vit import ViTEncoder
+
+RANDOM = "Virchow2's architecture, random weights"
+
+
+def open_encoder(name: str, weights: str, random_weights: bool, device: str) -> Encoder:
+    """The encoder of ``--encoder``, or Virchow2 as it is before any training.
+
+    Args:
+        name: as `load_encoder` takes it; with ``random_weights`` virchow2 is the only one.
+        weights: a local file, or empty.
+        random_weights: as fast as the real ones, and good for nothing else.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+
+    Raises:
+        ConfigError: options that exclude each other, or as `load_encoder`.
+    """
+    if not random_weights:
+        return load_encoder(name, weights=weights, device=device)
+    if weights or name not in ("stain", "virchow2"):  # stain: the default, not a choice
+        raise ConfigError(
+            "--random-weights: expected it without --weights and with no encoder but virchow2; "
+            f"got --encoder {name} --weights {weights!r}"
+        )
+    import torch
+
+    from virchow_st.encoders import vit
+
+    place = pick_device(device)
+    with place:
+        torch.manual_seed(0)
+        model = vit.virchow2_model()
+    return vit.ViTEncoder(
+        model,
+        name=RANDOM,
+        image_px=vit.IMAGE_PX[14],
+        mean=(0.5, 0.5, 0.5),
+        std=(0.25, 0.25, 0.25),
+        n_prefix=5,
+        weights_hash="random",
+        licence="",
+        device=place,
+    )
+
+
+def flops_of(encoder: ViTEncoder, images: UInt8Array) -> float:
+    """Floating point operations an image, as torch counts them: of products and attention."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter:
+        encoder.encode(images[:1])
+    return float(counter.get_total_flops())
+
+
+class Timed(Encoder):
+    """An encoder that keeps the seconds spent in it; `encode` ends when its tokens are there."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        self._encoder = encoder
+        self.name, self.dim, self.grid = encoder.name, encoder.dim, encoder.grid
+        self.image_px, self.weights_hash = encoder.image_px, encoder.weights_hash
+        self.licence, self.layout = encoder.licence, encoder.layout
+        self.seconds = 0.0
+
+    def encode(self, images: UInt8Array) -> Tokens:
+        """Encode a batch."""
+        start = time.perf_counter()
+        tokens = self._encoder.encode(images)
+        self.seconds += time.perf_counter() - start
+        return tokens

@@ -1,0 +1,231 @@
+"""``vst bench extract``: images a second, where the time goes, and what the machine could do."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from virchow_st.bench.encoder import Timed, flops_of
+from virchow_st.bench.limits import matmul_rate
+from virchow_st.bench.samples import COMMIT, SimulatedSlide, simulate_slide, write_store
+from virchow_st.bench.tables import Cell, Table, interleaved
+from virchow_st.config import ExtractConfig
+from virchow_st.encoders import load_encoder
+from virchow_st.encoders.base import Encoder
+from virchow_st.extract import extract
+from virchow_st.patches import lay_patches, render_patch
+from virchow_st.progress import SILENT, Progress
+from virchow_st.registration import RegistrationCheck
+from virchow_st.slide.image import SlideImage
+from virchow_st.slide.visium_hd import VisiumHDSlide
+from virchow_st.store.reader import Patch, Store
+from virchow_st.store.writer import PatchRecord
+from virchow_st.types import PATCH_BINS, PATCH_POSITIONS, STORED_IMAGE_PX, UInt8Array
+
+if TYPE_CHECKING:
+    from virchow_st.encoders.vit import ViTEncoder
+
+# Sides of the simulated slide, bins. A ViT takes seconds an image on a CPU, a GPU a thousand of
+# them a second.
+SMALL, MIDDLE, LARGE = 384, 640, 1664
+_GENES = 1000
+
+
+def bins_for(encoder: Encoder) -> int:
+    """Side of a slide that the encoder gets through in seconds to a minute."""
+    device = getattr(encoder, "device", None)
+    if device is None:
+        return MIDDLE
+    return LARGE if device.type == "cuda" else SMALL
+
+
+def extracted_store(folder: Path, encoder: Encoder, bins: int, genes: int = _GENES) -> Store:
+    """The store of a simulated slide, made anew in a scratch folder."""
+    slide = simulate_slide(folder, bins, genes)
+    store = folder / "extracted.vst"
+    shutil.rmtree(store, ignore_errors=True)
+    return extract(slide.outs, slide.image, store, "P1", ExtractConfig(), encoder=encoder)
+
+
+def measure(
+    folder: Path,
+    progress: Progress = SILENT,
+    *,
+    encoder: Encoder | None = None,
+    bins: int | None = None,
+    genes: int = _GENES,
+    rounds: int = 3,
+) -> list[Table]:
+    """Measure a whole extraction, its parts by themselves, and the encoder against the machine.
+
+    Args:
+        folder: scratch.
+        progress: who listens.
+        encoder: which; the stain encoder when None.
+        bins: side of the slide; as `bins_for` has it when None.
+        genes: number of genes.
+        rounds: timed passes over a part; the best counts.
+    """
+    encoder = load_encoder("stain") if encoder is None else encoder
+    bins = bins_for(encoder) if bins is None else bins
+    progress.note(f"extract: drawing a slide of {bins}×{bins} bins")
+    slide = simulate_slide(folder, bins, genes)
+    extracted_store(folder, load_encoder("stain"), bins, genes)  # compiles all but the encoder
+    images = _images(slide, encoder)
+    if bins == SMALL:  # for a ViT on a CPU, which varies little and takes long
+        rounds = 1
+    encoder.encode(images[: COMMIT if rounds > 1 else 1])
+    progress.note(f"extract: {len(images)} patches through {encoder.name}")
+    whole_s, encoding_s = np.inf, np.inf
+    for _ in range(rounds):
+        timed = Timed(encoder)
+        start = time.perf_counter()
+        store = extracted_store(folder, timed, bins, genes)
+        if (seconds := time.perf_counter() - start) < whole_s:
+            whole_s, encoding_s = seconds, timed.seconds
+    whole_s, encoding_s = whole_s / len(store), encoding_s / len(store)
+    progress.note("extract: its parts one by one")
+    parts = _time_parts(folder, slide, store, encoder, images, rounds)
+    tables = [_parts_table(encoder, store, parts, whole_s, encoding_s)]
+    if hasattr(encoder, "model"):
+        tables.append(_peak_table(encoder, images, parts.encode, whole_s))  # type: ignore[arg-type]
+    return tables
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """Seconds a patch of each part by itself, nothing beside it."""
+
+    counts: float
+    render: float
+    encode: float
+    write: float
+    register: float
+
+    @property
+    def total(self) -> float:
+        return self.counts + self.render + self.encode + self.write + self.register
+
+
+def _time_parts(
+    folder: Path,
+    slide: SimulatedSlide,
+    store: Store,
+    encoder: Encoder,
+    images: UInt8Array,
+    rounds: int,
+) -> _Parts:
+    batch = images[:COMMIT]
+    (encode_s,) = interleaved(lambda: encoder.encode(batch), rounds=rounds, warm_up=False)
+    counts_s, render_s, register_s = interleaved(
+        lambda: _read_counts(slide),
+        lambda: _images(slide, encoder),
+        lambda: _register(store),
+        rounds=rounds,
+    )
+    records = [_record_of(patch) for patch in store]
+    write_s = np.inf
+    for _ in range(rounds):
+        write_s = min(write_s, write_store(folder / "written.vst", records))
+        shutil.rmtree(folder / "written.vst")
+    n = len(store)
+    return _Parts(
+        counts_s / n, render_s / n, encode_s / len(batch), float(write_s) / n, register_s / n
+    )
+
+
+def _read_counts(slide: SimulatedSlide) -> None:
+    visium = VisiumHDSlide.open(slide.outs)
+    visium.read_counts(lay_patches(visium.tissue_mask, ExtractConfig().min_tissue))
+
+
+def _images(slide: SimulatedSlide, encoder: Encoder) -> UInt8Array:
+    """Read and warp every patch as extraction does; the encoder's images (P, S, S, 3)."""
+    visium = VisiumHDSlide.open(slide.outs)
+    patches = lay_patches(visium.tissue_mask, ExtractConfig().min_tissue)
+    sizes = (STORED_IMAGE_PX, encoder.image_px)
+    with SlideImage.open(slide.image) as image:
+        return np.stack(
+            [
+                render_patch(image, visium.homography, int(row0), int(col0), sizes)[1][0]
+                for row0, col0 in zip(patches.row0, patches.col0, strict=True)
+            ]
+        )
+
+
+def _register(store: Store) -> None:
+    """Compare image and counts of every patch, as extraction does in the end."""
+    check = RegistrationCheck()
+    for patch in store:
+        counts = patch.sparse_counts
+        umi = np.bincount(counts.positions, counts.counts, PATCH_POSITIONS)
+        umi = umi.reshape(PATCH_BINS, PATCH_BINS)
+        check.add(patch.image, patch.validity_mask, umi, patch.tissue_mask)
+    check.result()
+
+
+def _record_of(patch: Patch) -> PatchRecord:
+    counts = patch.sparse_counts
+    return PatchRecord(
+        info=patch.info,
+        tissue_mask=patch.tissue_mask,
+        validity_mask=patch.validity_mask,
+        gene=np.repeat(counts.genes, np.diff(counts.indptr)),
+        position=counts.positions,
+        count=counts.counts,
+        image=patch.image,
+        class_token=patch.cls,
+        tokens=patch.tokens,
+    )
+
+
+def _parts_table(
+    encoder: Encoder, store: Store, parts: _Parts, whole_s: float, encoding_s: float
+) -> Table:
+    rows: list[list[Cell]] = [
+        [name, 1e3 * seconds, 1 / seconds, seconds / whole_s]
+        for name, seconds in (
+            ("positions, matrix and counts", parts.counts),
+            ("read and warp", parts.render),
+            ("encode", parts.encode),
+            ("pack, commit and finish", parts.write),
+            ("compare image and counts", parts.register),
+            ("these one after the other", parts.total),
+            ("vst extract", whole_s),
+            ("of which in the encoder", encoding_s),
+        )
+    ]
+    wait = 1 - encoding_s / whole_s
+    return Table(
+        f"Extraction: {len(store)} patches, {encoder.name}",
+        ["", "ms a patch", "patches/s", "share of the whole"],
+        rows,
+        [
+            f"vst extract runs at {parts.encode / whole_s:.0%} of the encoder alone and at "
+            f"{parts.total / whole_s:.2f}× its parts one after the other; the encoder waits "
+            f"{wait:.0%} of the time. On a slide as small as this, opening and closing weigh more "
+            "than on a real one."
+        ],
+    )
+
+
+def _peak_table(encoder: ViTEncoder, images: UInt8Array, encode_s: float, whole_s: float) -> Table:
+    """Images a second and the share of the machine's own matrix product."""
+    on_cuda = encoder.device.type == "cuda"
+    flops, peak = flops_of(encoder, images), matmul_rate(encoder.device)
+    rows: list[list[Cell]] = [
+        [name, 1 / seconds, flops / seconds / 1e12, flops / seconds / peak]
+        for name, seconds in (("encoder alone", encode_s), ("vst extract", whole_s))
+    ]
+    kind = "bfloat16" if on_cuda else "float32"
+    return Table(
+        f"{encoder.name} on {encoder.device.type}, against the matrix product in {kind}",
+        ["", "images/s", "TFLOP/s", "share of the peak"],
+        [*rows, ["matrix product", peak / flops, peak / 1e12, 1.0]],
+        [f"{flops / 1e9:.0f} GFLOP an image, batches of {min(COMMIT, len(images))}."],
+    )

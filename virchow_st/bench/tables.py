@@ -1,0 +1,174 @@
+"""Tables of figures: how they are timed, what machine they are from, how they are shown."""
+
+from __future__ import annotations
+
+import math
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+Cell = str | int | float | None
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of figures.
+
+    A cell is a text, a number or None (not measured). Numbers stay numbers in JSON and are shown
+    with three digits, so the unit belongs in the column's head: ``"ours, ms"``. A column whose head
+    begins with ``ratio`` is shown with ``×``, one whose head begins with ``share`` as a percentage
+    of a number from 0 to 1.
+
+    Attributes:
+        title: what was measured, in a line.
+        columns: heads, one a column.
+        rows: of as many cells; the first says what the row is.
+        notes: lines to stand below: sizes, targets, what was left out and why.
+    """
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Cell]]
+    notes: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        for row in self.rows:
+            if len(row) != len(self.columns):
+                raise ValueError(
+                    f"table {self.title!r}: expected {len(self.columns)} cells in every row; "
+                    f"got {list(row)}"
+                )
+
+    def texts(self) -> list[list[str]]:
+        """The cells as they are shown."""
+        return [
+            [_text(cell, head) for cell, head in zip(row, self.columns, strict=True)]
+            for row in self.rows
+        ]
+
+    def content(self) -> dict[str, Any]:
+        """The table as JSON takes it; NaN and infinity, which JSON does not know, become null."""
+        rows = [
+            [None if isinstance(c, float) and not math.isfinite(c) else c for c in row]
+            for row in self.rows
+        ]
+        return {**asdict(self), "rows": rows}
+
+
+def _text(cell: Cell, head: str) -> str:
+    if cell is None:
+        return "–"
+    if isinstance(cell, str):
+        return cell
+    if head.startswith("share"):
+        return f"{100 * cell:.3g} %" if cell < 1 else f"{100 * cell:.0f} %"
+    return _number(cell) + ("×" if head.startswith("ratio") else "")
+
+
+def _number(x: float) -> str:
+    """Three digits, whole numbers in full, no exponents for what is read often."""
+    if isinstance(x, int):
+        return f"{x:,}"
+    if not math.isfinite(x):
+        return "–"
+    size = abs(x)
+    if size >= 100:
+        return f"{x:,.0f}"
+    if size >= 10:
+        return f"{x:.1f}"
+    return f"{x:.2f}" if size >= 1 else f"{x:.3f}" if size >= 0.01 or not size else f"{x:.2g}"
+
+
+def interleaved(
+    *functions: Callable[[], Any], rounds: int = 5, burst: int = 1, warm_up: bool = True
+) -> list[float]:
+    """Seconds a call of each function takes: the best of ``rounds``, measured in turns.
+
+    In turns, so that a slow moment of the machine meets every side; the best, because all that
+    other programs do can only add time.
+
+    Args:
+        functions: called without arguments; what they return is dropped.
+        rounds: timed turns.
+        burst: calls a turn, timed together, for functions that take microseconds.
+        warm_up: call each once untimed before, so that kernels are compiled and caches filled.
+
+    Returns:
+        A number for each function, in their order.
+    """
+    best = [math.inf] * len(functions)
+    if warm_up:
+        for function in functions:
+            function()
+    for _ in range(rounds):
+        for i, function in enumerate(functions):
+            start = time.perf_counter()
+            for _ in range(burst):
+                function()
+            best[i] = min(best[i], (time.perf_counter() - start) / burst)
+    return best
+
+
+def machine(*packages: str) -> dict[str, str | int | float]:
+    """What the figures are from: processor, cores and threads, memory, GPU, versions.
+
+    Call it after the measurements: threads and GPU are those of the libraries loaded by then.
+
+    Args:
+        packages: distributions to name beside numpy, numba and torch; absent ones are left out.
+    """
+    about: dict[str, str | int | float] = {
+        "cpu": _cpu_model(),
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_gb": round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9, 1),
+    }
+    for name in ("numba", "torch"):
+        if (module := sys.modules.get(name)) is not None:
+            about[f"{name}_threads"] = module.get_num_threads()
+    if (torch := sys.modules.get("torch")) is not None and torch.cuda.is_available():
+        about["gpu"] = torch.cuda.get_device_name()
+    about["python"] = platform.python_version()
+    for name in ("numpy", "numba", "torch", *packages):
+        try:
+            about[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return about
+
+
+def machine_line(about: dict[str, Any]) -> str:
+    """The machine in a line: names, numbers and versions."""
+    return ", ".join(
+        str(value) if name in ("cpu", "gpu") else f"{name.replace('_', ' ')} {value}"
+        for name, value in about.items()
+    )
+
+
+def document(name: str, tables: Sequence[Table], packages: Sequence[str] = ()) -> dict[str, Any]:
+    """What ``--json`` writes: the name, the machine and the tables.
+
+    Args:
+        name: of the benchmark.
+        tables: what it measured.
+        packages: as `machine` takes them.
+    """
+    return {
+        "name": name,
+        "machine": machine(*packages),
+        "tables": [table.content() for table in tables],
+    }
+
+
+def _cpu_model() -> str:
+    """The processor's name as the kernel gives it; the architecture where it gives none."""
+    path = Path("/proc/cpuinfo")
+    for line in path.read_text("utf-8").splitlines() if path.exists() else ():
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return platform.machine()
