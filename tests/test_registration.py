@@ -315,6 +315,6 @@ def test_figure_shows_the_map_and_the_images_moved_back(stores) -> None:
     correlation, before, after = [a.images[0].get_array() for a in figure.axes if a.images][:3]
     np.testing.assert_array_equal(correlation, found.correlation)
     texts = [t.get_text() for t in figure.texts]
-    assert "image moved by −20 (rows), +8 µm (columns)" in texts
+    assert "image moved down −20, right +8 µm" in texts
     # Where inks lie on each other, the paper between them stays white.
     assert after.mean() > before.mean() + 0.005

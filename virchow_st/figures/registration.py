@@ -60,7 +60,7 @@ def registration_figure(
     smooth = _smoothed(np.sqrt(umi), tissue_mask)
     row, col = (round(um / BIN_UM) for um in shift_um)
     top, left = _fullest_window(umi, max(abs(row), abs(col)))
-    moved = f"image moved by {_pair(-row, -col)}"
+    moved = f"image moved down {_um(-BIN_UM * row)}, right {_um(-BIN_UM * col)} µm"
     moves = (("b", "as they lie", (0, 0)), ("c", moved, (row, col)))
     for (letter, text, move), at in zip(moves, LEFTS[1:], strict=True):
         axes = style.place(figure, at, TOP, PANEL, PANEL)
@@ -148,10 +148,6 @@ def _fullest_window(umi: Array, margin: int) -> tuple[int, int]:
 
 def _cut(values: Array, row: int, col: int) -> Array:
     return values[row : row + WINDOW_BINS, col : col + WINDOW_BINS]
-
-
-def _pair(row: int, col: int) -> str:
-    return f"{_um(BIN_UM * row)} (rows), {_um(BIN_UM * col)} µm (columns)"
 
 
 def _um(value: float) -> str:
