@@ -50,7 +50,8 @@ def index_counts(
 
     Args:
         start: (M + 1,) int64 where each map's counts begin among the non-zeros.
-        position: (n,) uint16 ``row * C + col``, in any order within a map, each once.
+        position: (n,) uint16, or int16 of the same bits, ``row * C + col`` in any order, each once
+            in a map.
         count: (n,) UMIs, > 0.
         bits: (M, WORDS) int32, written: bit ``p % 32`` of word ``p // 32`` is set where position p
             has counts.
@@ -70,7 +71,7 @@ def index_counts(
     tl.debug_barrier()  # the program's threads read what others of them wrote
     for begin in range(first, last, CHUNK):
         at = begin + tl.arange(0, CHUNK)
-        p = tl.load(position + at, mask=at < last, other=0).to(tl.int32)
+        p = tl.load(position + at, mask=at < last, other=0).to(tl.int32) & 0xFFFF
         tl.atomic_or(bits + p // 32, 1 << p % 32, mask=at < last, sem="relaxed")
     tl.debug_barrier()
     n_set = _popcount(tl.load(bits + word))
@@ -78,7 +79,7 @@ def index_counts(
     tl.debug_barrier()
     for begin in range(first, last, CHUNK):
         at = begin + tl.arange(0, CHUNK)
-        p = tl.load(position + at, mask=at < last, other=0).to(tl.int32)
+        p = tl.load(position + at, mask=at < last, other=0).to(tl.int32) & 0xFFFF
         k = tl.load(count + at, mask=at < last, other=1).to(umi.dtype.element_ty)
         place = tl.load(before + p // 32) + _popcount(_lower_bits(tl.load(bits + p // 32), p))
         tl.store(umi + first + place, k, mask=at < last)
