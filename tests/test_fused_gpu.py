@@ -56,6 +56,9 @@ def test_what_triton_lacks_is_named_and_torch_takes_over(found, tmp_path) -> Non
         fused_gpu.missing.cache_clear()
         return fused_gpu.missing()
 
+    found.setattr(torch.cuda, "is_available", lambda: True)
+    found.setattr(torch.cuda, "get_device_capability", lambda: (6, 1))
+    assert "compute capability 7.0; this one has 6.1" in now_missing()
     (tmp_path / "Python.h").unlink()
     assert "python3-dev" in now_missing()
     found.delenv("CC")
@@ -63,7 +66,7 @@ def test_what_triton_lacks_is_named_and_torch_takes_over(found, tmp_path) -> Non
     assert "install gcc or clang" in now_missing()
     found.setattr(fused_gpu, "find_spec", lambda name: None)
     assert now_missing() == "the package triton is not installed"
-    assert poisson.way_on(CUDA) == (tissue_bins, poisson._dense_half_deviance)
+    assert poisson.way_on(CUDA) == (tissue_bins, poisson.dense_half_deviance)
 
 
 def test_doctor_says_which_way_is_taken(found, tmp_path) -> None:
@@ -71,6 +74,7 @@ def test_doctor_says_which_way_is_taken(found, tmp_path) -> None:
 
     found.setattr(torch.cuda, "is_available", lambda: True)
     found.setattr(torch.cuda, "get_device_name", lambda i: "GPU")
+    found.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
     memory = SimpleNamespace(total_memory=80 << 30)
     found.setattr(torch.cuda, "get_device_properties", lambda i: memory)
     assert _device() == "cuda, GPU, 80 GiB; Poisson loss fused, by Triton"
@@ -83,7 +87,7 @@ def test_torch_on_dense_counts_gives_the_same(patch_of_counts, monkeypatch) -> N
     output, counts, mask = patch_of_counts
     objective = build_objective("poisson", torch.full((2,), 0.2), torch.ones(4, 2), SCALES_UM)
     results = []
-    for way in (poisson.way_on(output.device)[1], poisson._dense_half_deviance):
+    for way in (poisson.way_on(output.device)[1], poisson.dense_half_deviance):
         monkeypatch.setattr(poisson, "way_on", lambda device, way=way: (tissue_bins, way))
         losses = objective(output, counts, mask)
         results.append([losses.detach(), torch.autograd.grad(losses.sum(), output)[0]])

@@ -43,6 +43,8 @@ def missing() -> str:
     scheme = sysconfig.get_default_scheme().replace("posix_local", "posix_prefix")
     if not (Path(sysconfig.get_path("include", scheme)) / "Python.h").exists():
         return "Triton finds no Python.h; install Python's headers (python3-dev)"
+    if torch.cuda.is_available() and (has := torch.cuda.get_device_capability()) < (7, 0):
+        return f"Triton needs a GPU of compute capability 7.0; this one has {has[0]}.{has[1]}"
     return ""
 
 

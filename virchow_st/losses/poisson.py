@@ -56,24 +56,25 @@ class MultiScalePoisson(Objective):
 def way_on(device: torch.device) -> tuple[Callable[..., Tensor], Callable[..., Tensor]]:
     """What counts the bins with tissue on a device, and what computes half the deviance there.
 
-    Both kernels leave the counts sparse. On a GPU where Triton cannot build its own, which
-    `fused_gpu.missing` tells before any is started and ``vst doctor`` shows, torch takes them
-    dense.
+    `fused` and `fused_gpu` leave the counts sparse. On a GPU where Triton cannot build kernels,
+    which `fused_gpu.missing` knows before any is started and ``vst doctor`` shows, torch takes
+    the counts dense.
     """
     if device.type == "cpu":
         return tissue_bins, fused.fused_half_deviance
     if fused_gpu.missing():
-        return tissue_bins, _dense_half_deviance
+        return tissue_bins, dense_half_deviance
     return fused_gpu.tissue_bins, fused_gpu.fused_half_deviance
 
 
-def _dense_half_deviance(
+def dense_half_deviance(
     output_BGRC: Tensor,
     counts: BatchCounts,
     mask_BRC: Tensor,
     n_bins_S: Tensor,
     scales_um: Sequence[int],
 ) -> Tensor:
+    """Half the deviance a bin at each scale, (S,), with the counts laid out dense on the device."""
     counts_BGRC = dense_counts(counts, output_BGRC.device).to(output_BGRC.dtype)
     mask_B1RC = mask_BRC[:, None].to(output_BGRC.dtype)
     return half_deviance(output_BGRC, counts_BGRC, mask_B1RC, n_bins_S, scales_um)
