@@ -5,8 +5,8 @@ What `virchow_st.kernels.poisson` computes on a CPU, with the same meaning of cl
 A program takes a strip of a map: SIDE whole rows, SIDE being the side of the coarsest bin and at
 least 8 bins (16 µm). The strip lies in one piece of memory and is held as N = C/SIDE blocks of
 SIDE × SIDE bins, so that every coarser bin lies within a block, and a block of 8 × 8 within a
-warp. Exponential, mask, the sums at all scales and the gradient never leave the registers. Nothing
-but integers is added atomically: equal inputs give equal bits.
+warp. Rates and the sums at all scales never go to memory. Nothing but integers is added atomically:
+equal inputs give equal bits.
 
 The counts stay sparse. `index_counts` writes, for every 32 bins, a word with a bit set where there
 are counts and how many of the map's counts lie before it, and the counts and their logarithms in
