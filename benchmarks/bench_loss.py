@@ -7,17 +7,19 @@ counts that are zero in 95 of 100 bins. Three ways:
   times the area, autograd. It leaves out the constant that makes a deviance of the likelihood, so
   it does a little less than the others;
 - torch in closed form (`virchow_st.losses.poisson.half_deviance`): dense counts, a written-out
-  gradient; what runs on a GPU;
-- fused (`virchow_st.losses.fused`): lists of non-zeros, one sweep a map.
+  gradient;
+- fused: lists of non-zeros; on a CPU one sweep a map by numba (`virchow_st.losses.fused`), on a GPU
+  the Triton kernels (`virchow_st.losses.fused_gpu`).
 
-Dense counts lie ready for those that take them. "GradNorm" is a step as GradNorm needs it: forward,
-each scale's gradient alone, and the gradient of the sum. All in turns in one process, the same
-number of threads each; losses and gradients must agree.
+Counts lie ready, dense or as lists, on the device. "GradNorm" is a step as GradNorm needs it:
+forward, each scale's gradient alone, and the gradient of the sum. All in turns in one process, the
+same number of threads each; losses and gradients must agree.
 
-Memory is measured in a process for each: the most memory it ever had resident (VmHWM, Linux) while
-it computed, less what it had with the inputs ready.
+Memory on a CPU is measured in a process for each: the most memory it ever had resident (VmHWM,
+Linux) while it computed, less what it had with the inputs ready. On a GPU it is what torch's
+allocator handed out at the most, in the same way.
 
-    python benchmarks/bench_loss.py [--patches 8] [--rounds 10] [--json FILE]
+    python benchmarks/bench_loss.py [--device auto] [--patches 8] [--rounds 10] [--json FILE]
 """
 
 from __future__ import annotations
@@ -36,10 +38,12 @@ from report import Table, interleaved, publish
 from torch import Tensor
 
 from virchow_st.counts import BatchCounts
+from virchow_st.devices import pick_device
 from virchow_st.kernels.table import draw_patch
+from virchow_st.losses.fused_gpu import missing
 from virchow_st.losses.poisson import MultiScalePoisson, half_deviance
 from virchow_st.losses.reference import plain_poisson, saturated_poisson
-from virchow_st.losses.scales import bins_with_tissue, pyramid
+from virchow_st.losses.scales import tissue_bins
 from virchow_st.types import SCALES_UM
 
 PLAIN, CLOSED, FUSED = "plain PyTorch", "torch, closed form", "fused"
@@ -52,53 +56,72 @@ Loss = Callable[[Tensor], Tensor]  # (B, G, 128, 128) log-rates to (S,)
 
 @dataclass(frozen=True)
 class Batch:
-    """Log-rates, counts and tissue of B patches and G genes."""
+    """Log-rates and tissue of B patches and G genes on the device, and their counts."""
 
     log_rate: Tensor
     counts: BatchCounts
     mask: Tensor
 
+    @property
+    def device(self) -> torch.device:
+        return self.log_rate.device
+
     def loss(self, way: str) -> Loss:
         """The loss in one of the `WAYS`, what it takes made ready."""
         n_genes = self.counts.shape[1]
         if way == FUSED:
-            objective = MultiScalePoisson(torch.full((n_genes,), 0.05), SCALES_UM)
-            return lambda x: objective(x, self.counts, self.mask)
-        dense = torch.from_numpy(self.counts.dense())
+            train_rate = torch.full((n_genes,), 0.05)
+            objective = MultiScalePoisson(train_rate, SCALES_UM).to(self.device)
+            counts = self.counts
+            if self.device.type == "cuda":
+                lists = (counts.start, counts.position, counts.count)
+                there = [torch.from_numpy(x).to(self.device) for x in lists]
+                counts = BatchCounts(*there, counts.shape)
+            return lambda x: objective(x, counts, self.mask)
+        dense = self.dense()
         if way == PLAIN:
             return lambda x: plain_poisson(x, dense, self.mask, SCALES_UM)
         mask_B1RC = self.mask[:, None].float()
 
         def closed(x: Tensor) -> Tensor:
-            n_tissue = pyramid(mask_B1RC, SCALES_UM)
-            n_bins = torch.stack([bins_with_tissue(n) * n_genes for n in n_tissue])
+            n_bins = tissue_bins(self.mask, SCALES_UM) * n_genes
             return half_deviance(x, dense, mask_B1RC, n_bins, SCALES_UM)
 
         return closed
 
+    def dense(self) -> Tensor:
+        return torch.from_numpy(self.counts.dense()).to(self.device)
 
-def draw_batch(n_patches: int, n_genes: int) -> Batch:
+    def count_bytes(self, way: str) -> int:
+        """What the counts take that a way needs."""
+        if way != FUSED:
+            return self.log_rate.nbytes
+        return sum(x.nbytes for x in (self.counts.start, self.counts.position, self.counts.count))
+
+
+def draw_batch(n_patches: int, n_genes: int, device: torch.device) -> Batch:
     rng = np.random.default_rng(0)
     drawn = [draw_patch(rng, n_genes) for _ in range(n_patches)]
     rate, counts, mask = (np.stack(x) for x in zip(*drawn, strict=True))
-    log_rate = torch.from_numpy(np.log(rate + 0.01))
-    return Batch(log_rate, BatchCounts.of_dense(counts), torch.from_numpy(mask))
+    log_rate = torch.from_numpy(np.log(rate + 0.01)).to(device)
+    return Batch(log_rate, BatchCounts.of_dense(counts), torch.from_numpy(mask).to(device))
 
 
 def step(log_rate: Tensor, loss: Loss, scale_by_scale: bool = False) -> tuple[Tensor, Tensor]:
-    """Losses (S,) and the gradient of their sum."""
+    """Losses (S,) and the gradient of their sum, done when this returns."""
     x = log_rate.detach().requires_grad_()
     losses = loss(x)
     if scale_by_scale:
         for one in losses:
             torch.autograd.grad(one, x, retain_graph=True)
     (gradient,) = torch.autograd.grad(losses.sum(), x)
+    if x.device.type == "cuda":
+        torch.cuda.synchronize(x.device)
     return losses.detach(), gradient
 
 
 def check(batch: Batch) -> None:
-    dense = torch.from_numpy(batch.counts.dense())
-    least = saturated_poisson(dense, batch.mask, SCALES_UM)
+    least = saturated_poisson(batch.dense(), batch.mask, SCALES_UM)
     (plain, plain_gradient), *others = (step(batch.log_rate, batch.loss(way)) for way in WAYS)
     for losses, gradient in others:
         torch.testing.assert_close(losses, plain - least, rtol=1e-4, atol=1e-7)
@@ -106,8 +129,12 @@ def check(batch: Batch) -> None:
 
 
 def times(batch: Batch, threads: int, rounds: int) -> Table:
+    """On a GPU the number of threads does not matter, and is 1."""
     B, G = batch.counts.shape[:2]
     torch.set_num_threads(threads)
+    where = f"{threads} thread{'s' * (threads > 1)}"
+    if batch.device.type == "cuda":
+        where = torch.cuda.get_device_name(batch.device)
     losses = [batch.loss(way) for way in WAYS]
     calls = [lambda f=f, s=s: step(batch.log_rate, f, s) for s in (False, True) for f in losses]
     seconds = interleaved(*calls, rounds=rounds)
@@ -117,53 +144,68 @@ def times(batch: Batch, threads: int, rounds: int) -> Table:
         for way, a, g in zip(WAYS, alone, gradnorm, strict=True)
     ]
     return Table(
-        f"B = {B}, G = {G}, {threads} thread{'s' * (threads > 1)}",
+        f"B = {B}, G = {G}, {where}",
         ["forward + backward", "ms", "ratio", "GradNorm, ms", "ratio with GradNorm"],
         rows,
     )
 
 
-def memory(n_patches: int, n_genes: int) -> Table:
-    peaks = []
-    for way in WAYS:
-        own = [sys.executable, __file__, "--memory-of", way]
-        sizes = ["--patches", str(n_patches), "--genes", str(n_genes)]
-        done = subprocess.run(
-            [*own, *sizes],
-            env=os.environ | _RETURN_FREED,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        peaks.append([float(x) for x in done.stdout.split()])
-    plain = sum(peaks[0])
+def memory(batch: Batch) -> Table:
+    on_gpu = batch.device.type == "cuda"
+    peaks = [(peak_on_gpu if on_gpu else peak_in_process)(batch, way) for way in WAYS]
+    counts = [batch.count_bytes(way) for way in WAYS]
+    plain = counts[0] + peaks[0]
     rows = [
-        [way, counts, peak, counts + peak, (counts + peak) / plain]
-        for way, (counts, peak) in zip(WAYS, peaks, strict=True)
+        [way, count / 1e6, peak / 1e6, (count + peak) / 1e6, (count + peak) / plain]
+        for way, count, peak in zip(WAYS, counts, peaks, strict=True)
     ]
-    maps_mb = 4 * n_patches * n_genes * 128 * 128 / 1e6
+    B, G = batch.counts.shape[:2]
     return Table(
-        f"Memory beyond the log-rates, B = {n_patches}, G = {n_genes}",
+        f"Memory beyond the log-rates, B = {B}, G = {G}",
         ["forward + backward", "counts, MB", "computing, MB", "both, MB", "share of plain PyTorch"],
         rows,
-        [f"The gradient, which every way has to make, takes {maps_mb:.0f} MB."],
+        [f"The gradient, which every way has to make, takes {batch.log_rate.nbytes / 1e6:.0f} MB."],
     )
 
 
+def peak_on_gpu(batch: Batch, way: str) -> int:
+    """Bytes that one step takes beyond what it is given."""
+    loss = batch.loss(way)
+    step(batch.log_rate, loss)  # compiles; a library's own workspace, once there, is not counted
+    before = torch.cuda.memory_allocated(batch.device)
+    torch.cuda.reset_peak_memory_stats(batch.device)
+    step(batch.log_rate, loss)
+    return torch.cuda.max_memory_allocated(batch.device) - before
+
+
+def peak_in_process(batch: Batch, way: str) -> int:
+    """The same on a CPU, of a process of its own."""
+    own = [sys.executable, __file__, "--memory-of", way]
+    B, G = batch.counts.shape[:2]
+    done = subprocess.run(
+        [*own, "--patches", str(B), "--genes", str(G)],
+        env=os.environ | _RETURN_FREED,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return int(done.stdout)
+
+
 def print_memory(way: str, n_patches: int, n_genes: int) -> None:
-    """Megabytes of the counts and of one step beyond them; run in a process of its own."""
+    """Bytes of one step beyond what it is given; run in a process of its own."""
     torch.set_num_threads(1)
-    small = draw_batch(1, 2)
+    cpu = torch.device("cpu")
+    small = draw_batch(1, 2, cpu)
     step(small.log_rate, small.loss(way))  # compiles, and loads what torch loads late
-    batch = draw_batch(n_patches, n_genes)
-    loss, counts = batch.loss(way), batch.counts
-    lists = counts.start.nbytes + counts.position.nbytes + counts.count.nbytes
+    batch = draw_batch(n_patches, n_genes, cpu)
+    loss = batch.loss(way)
     before = resident("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins anew
     kept = step(batch.log_rate, loss)  # so that the gradient is there when the mark is read
     peak = resident("VmHWM") - before
     assert kept[1].shape == batch.log_rate.shape
-    print((lists if way == FUSED else batch.log_rate.nbytes) / 1e6, peak / 1e6)
+    print(peak)
 
 
 def resident(name: str) -> int:
@@ -177,7 +219,8 @@ def resident(name: str) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description="The multi-scale Poisson loss.")
     parser.add_argument("--patches", type=int, default=8, help="patches a batch of 50 genes")
-    parser.add_argument("--genes", type=int, default=50, help="genes of the batch for memory")
+    parser.add_argument("--genes", type=int, default=50, help=argparse.SUPPRESS)
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--rounds", type=int, default=10, help="timed turns; the best counts")
     parser.add_argument("--json", type=Path, help="also write the figures here")
     parser.add_argument("--memory-of", choices=WAYS, help=argparse.SUPPRESS)
@@ -185,12 +228,17 @@ def main() -> None:
     if options.memory_of:
         print_memory(options.memory_of, options.patches, options.genes)
         return
+    device = pick_device(options.device)
+    on_gpu = device.type == "cuda"
+    if on_gpu and missing():
+        raise SystemExit(f"bench_loss: the fused loss cannot run on this GPU: {missing()}")
     tables = []
     for n_patches, n_genes in ((options.patches, 50), (1, 2000)):
-        batch = draw_batch(n_patches, n_genes)
+        batch = draw_batch(n_patches, n_genes, device)
         check(batch)
-        tables += [times(batch, threads, options.rounds) for threads in (1, 2)]
-        tables.append(memory(n_patches, n_genes))
+        threads = (1,) if on_gpu else (1, 2)
+        tables += [times(batch, n, options.rounds) for n in threads]
+        tables.append(memory(batch))
     publish("loss", tables, options.json)
 
 

@@ -41,8 +41,11 @@ def _device() -> str:
         return f"torch cannot be imported ({e})"
     if not torch.cuda.is_available():
         return f"cpu, {torch.get_num_threads()} threads; no CUDA device"
+    from virchow_st.losses.fused_gpu import missing
+
     gib = torch.cuda.get_device_properties(0).total_memory / 2**30
-    return f"cuda, {torch.cuda.get_device_name(0)}, {gib:.0f} GiB"
+    how = f"on dense counts, which is slower: {missing()}" if missing() else "fused, by Triton"
+    return f"cuda, {torch.cuda.get_device_name(0)}, {gib:.0f} GiB; Poisson loss {how}"
 
 
 def _gated_access() -> str:

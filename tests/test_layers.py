@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 HEAVY = {"torch", "torchvision", "torch_geometric", "timm", "numba", "cv2", "matplotlib", "scipy",
          "skimage", "h5py", "pyarrow", "lmdb", "tifffile", "openslide", "zarr", "safetensors",
-         "huggingface_hub", "imagecodecs"}  # fmt: skip
+         "huggingface_hub", "imagecodecs", "triton"}  # fmt: skip
 
 # Layer by layer from the ground up: who is in it, and which layers below it may import. A module
 # may always import its own layer, if the layer is marked as one that is built of parts.
@@ -83,7 +83,8 @@ LAYER_OF = {module: layer for layer, (modules, _) in LAYERS.items() for module i
 # What a part may load from outside the package beside the standard library.
 OUTSIDE = {
     "ground": {"numpy", "tomli_w", "torch"},  # torch: `devices` alone, see below
-    "kernels": {"numpy", "numba", "scipy", "skimage"},  # the last two: reference code
+    # scipy and skimage: reference code; triton: `poisson_triton` alone, see below
+    "kernels": {"numpy", "numba", "scipy", "skimage", "triton"},
     "store": {"numpy", "scipy", "lmdb", "xxhash", "cv2"},
     "encoders": {"numpy", "cv2", "torch", "timm", "huggingface_hub", "safetensors", "xxhash"},
     "decoders": {"torch", "torch_geometric"},
@@ -175,6 +176,14 @@ def test_torch_is_known_where_it_has_to_be() -> None:
                     "predict", "bench"}  # fmt: skip
     assert "virchow_st.encoders.base" not in users
     assert "virchow_st.encoders.stain" not in users
+
+
+def test_triton_is_loaded_where_there_is_a_gpu() -> None:
+    """It comes with torch's CUDA builds for Linux only."""
+    kernels = "virchow_st.kernels.poisson_triton"
+    assert [name for name in INNER if "triton" in outside(name)] == [kernels]
+    assert [name for name in INNER if kernels in IMPORTS[name]] == ["virchow_st.losses.fused_gpu"]
+    assert "triton" not in loaded("import virchow_st.losses.poisson")
 
 
 @pytest.mark.parametrize("module", INNER)

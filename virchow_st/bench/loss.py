@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, cast
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -12,19 +16,62 @@ from virchow_st.counts import BatchCounts
 from virchow_st.devices import pick_device
 from virchow_st.kernels.table import draw_patch
 from virchow_st.losses import build_objective
+from virchow_st.losses.fused_gpu import missing
 from virchow_st.losses.reference import plain_poisson, saturated_poisson
 from virchow_st.progress import SILENT, Progress
 from virchow_st.types import PATCH_POSITIONS, SCALES_UM
 
+_SIZES = ((8, 50), (1, 2000))  # patches and genes: a training step's, and a large panel's
 _RTOL, _ATOL = 1e-3, 1e-7  # of float32 sums over a million bins, in another order
+_COPY_BYTES = 256 << 20  # more than a GPU's cache holds
+
+Loss = Callable[[Tensor], Tensor]  # (B, G, 128, 128) log-rates to (S,)
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Drawn patches; log-rates and mask lie on the device, counts (UMIs, dense) do not yet."""
+
+    log_rate: Tensor
+    mask: Tensor
+    dense: np.ndarray
+
+    @property
+    def device(self) -> torch.device:
+        return self.log_rate.device
+
+    def plain(self) -> Loss:
+        """Dense counts, which lie ready, in plain PyTorch."""
+        dense = torch.from_numpy(self.dense).to(self.device)
+        return lambda x: plain_poisson(x, dense, self.mask, SCALES_UM)
+
+    def ours(self) -> Loss:
+        """Lists of non-zeros, which lie ready on the device, by the objective of training."""
+        counts = BatchCounts.of_dense(self.dense)
+        if self.device.type == "cpu":
+            return self._objective(counts)
+        start, position, count = (
+            cast(Any, torch.from_numpy(x).to(self.device))
+            for x in (counts.start, counts.position, counts.count)
+        )
+        return self._objective(BatchCounts(start, position, count, counts.shape))
+
+    def ours_from_host(self) -> Loss:
+        """The same lists, copied to the device anew in every step."""
+        return self._objective(BatchCounts.of_dense(self.dense))
+
+    def _objective(self, counts: BatchCounts) -> Loss:
+        train_rate = torch.from_numpy(self.dense.mean((0, 2, 3))).clamp(min=1e-4)
+        train_std = torch.ones(len(SCALES_UM), len(train_rate))
+        objective = build_objective("poisson", train_rate, train_std, SCALES_UM).to(self.device)
+        return lambda x: objective(x, counts, self.mask)
 
 
 def measure(
     progress: Progress = SILENT,
     *,
     device: str = "auto",
-    batch_size: int = 8,
-    n_genes: int = 50,
+    sizes: tuple[tuple[int, int], ...] = _SIZES,
     rounds: int = 8,
 ) -> list[Table]:
     """Measure on drawn counts, 95 % of them zero, and log-rates near the truth.
@@ -32,68 +79,109 @@ def measure(
     Args:
         progress: who listens.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
-        batch_size: patches.
-        n_genes: genes.
+        sizes: numbers of patches and of genes, a table each.
         rounds: timed passes; the best counts.
 
     Raises:
-        AssertionError: losses or gradients of the two sides differ.
+        AssertionError: losses or gradients of two sides differ.
     """
     place = pick_device(device)
-    progress.note(f"loss: {batch_size} patches, {n_genes} genes on {place}")
-    rng = np.random.default_rng(0)
-    drawn = [draw_patch(rng, n_genes) for _ in range(batch_size)]
-    rate, dense, mask = (np.stack(x) for x in zip(*drawn, strict=True))
-    counts = BatchCounts.of_dense(dense)
-    log_rate = torch.from_numpy(np.log(rate + 0.01)).to(place).requires_grad_()
-    dense_there = torch.from_numpy(dense.astype(np.float32)).to(place)
-    mask_there = torch.from_numpy(mask).to(place)
-    train_rate = torch.from_numpy(dense.mean((0, 2, 3))).float().clamp(min=1e-4)
-    objective = build_objective("poisson", train_rate, torch.ones(4, n_genes), SCALES_UM).to(place)
+    tables = []
+    for n_patches, n_genes in sizes:
+        progress.note(f"loss: {n_patches} patches, {n_genes} genes on {place}")
+        tables.append(_measure_one(_draw(n_patches, n_genes, place), rounds))
+    return tables
 
-    def forward_and_backward(losses: Tensor) -> tuple[Tensor, Tensor]:
-        log_rate.grad = None
-        losses.sum().backward()
-        if place.type == "cuda":
-            torch.cuda.synchronize(place)
-        assert log_rate.grad is not None
-        return losses.detach(), log_rate.grad
 
-    def ours() -> tuple[Tensor, Tensor]:
-        return forward_and_backward(objective(log_rate, counts, mask_there))
+def _measure_one(batch: _Batch, rounds: int) -> Table:
+    sides = {"plain PyTorch": batch.plain, "ours": batch.ours}
+    on_gpu = batch.device.type == "cuda"
+    if on_gpu:
+        sides["ours, counts from the host"] = batch.ours_from_host
+        peaks = [_extra_memory(batch, make) for make in sides.values()]
+    losses = [make() for make in sides.values()]
+    _check(batch, losses)
+    seconds = interleaved(*(lambda f=f: _step(batch, f) for f in losses), rounds=rounds)
 
-    def plain() -> tuple[Tensor, Tensor]:
-        return forward_and_backward(plain_poisson(log_rate, dense_there, mask_there, SCALES_UM))
-
-    least = saturated_poisson(dense_there, mask_there, SCALES_UM)
-    (loss, gradient), (their_loss, their_gradient) = ours(), plain()
-    torch.testing.assert_close(loss, their_loss - least, rtol=_RTOL, atol=_ATOL)
-    torch.testing.assert_close(gradient, their_gradient, rtol=_RTOL, atol=_ATOL)
-    plain_s, ours_s = interleaved(plain, ours, rounds=rounds)
-
+    # The least there is to do: read the log-rates, write their gradient.
+    n_bytes = 2 * batch.log_rate.nbytes
+    rate = _device_copy_rate(batch.device) if on_gpu else copy_rate(4 * PATCH_POSITIONS)
+    columns = ["", "ms", "ratio to plain", "share of memcpy"]
     rows: list[list[Cell]] = [
-        ["plain PyTorch", 1e3 * plain_s, 1.0],
-        ["ours", 1e3 * ours_s, plain_s / ours_s],
+        [name, 1e3 * s, seconds[0] / s, n_bytes / rate / s]
+        for name, s in zip(sides, seconds, strict=True)
     ]
-    columns, notes = ["", "ms", "ratio to plain"], []
-    notes.append(
-        f"B={batch_size}, G={n_genes}, {len(counts.count):,} non-zeros "
-        f"({len(counts.count) / dense.size:.1%}), 2, 4, 8 and 16 µm, {torch.get_num_threads()} "
-        f"threads, {place.type}; losses and gradients equal. Plain: dense counts, "
-        "poisson_nll_loss, avg_pool2d times the area, autograd. Ours takes the counts where there "
-        "are any."
+    if on_gpu:
+        columns += ["extra memory, MB", "share of plain's memory"]
+        rows = [[*row, peak / 1e6, peak / peaks[0]] for row, peak in zip(rows, peaks, strict=True)]
+    B, G = batch.log_rate.shape[:2]
+    n_counts = int(np.count_nonzero(batch.dense))
+    notes = [
+        f"{n_counts:,} non-zeros ({n_counts / batch.dense.size:.1%}), 2, 4, 8 and 16 µm, "
+        f"{_machinery(batch.device)}; losses and gradients equal. Plain: dense counts, "
+        "poisson_nll_loss, avg_pool2d times the area, autograd.",
+        f"memcpy: {1e3 * n_bytes / rate:.2g} ms to move the log-rates and their gradient once, "
+        f"{n_bytes / 1e6:.0f} MB, {'on the GPU' if on_gpu else 'one thread'}.",
+    ]
+    if on_gpu:
+        notes.append("Extra memory: counts and all that a step makes, beyond log-rates and mask.")
+    return Table(
+        f"Multi-scale Poisson loss, forward and backward, B = {B}, G = {G}", columns, rows, notes
     )
-    if place.type == "cpu":
-        # The least there is to do: read the log-rates, write their gradient.
-        n_bytes = 2 * 4 * dense.size
-        floor = n_bytes / copy_rate(4 * PATCH_POSITIONS)
-        columns.append("share of memcpy")
-        rows = [
-            [*row, floor / seconds] for row, seconds in zip(rows, (plain_s, ours_s), strict=True)
-        ]
-        notes.append(
-            f"memcpy: {1e3 * floor:.1f} ms to move the log-rates and their gradient once, "
-            f"{n_bytes / 1e6:.0f} MB, one thread."
-        )
-    title = "Multi-scale Poisson loss, forward and backward"
-    return [Table(title, columns, rows, notes)]
+
+
+def _draw(n_patches: int, n_genes: int, place: torch.device) -> _Batch:
+    rng = np.random.default_rng(0)
+    drawn = [draw_patch(rng, n_genes) for _ in range(n_patches)]
+    rate, counts, mask = (np.stack(x) for x in zip(*drawn, strict=True))
+    return _Batch(
+        log_rate=torch.from_numpy(np.log(rate + 0.01)).to(place).requires_grad_(),
+        mask=torch.from_numpy(mask).to(place),
+        dense=counts.astype(np.float32),
+    )
+
+
+def _step(batch: _Batch, loss: Loss) -> tuple[Tensor, Tensor]:
+    """Losses (S,) and the gradient of their sum, done when this returns."""
+    losses = loss(batch.log_rate)
+    (gradient,) = torch.autograd.grad(losses.sum(), batch.log_rate)
+    if batch.device.type == "cuda":
+        torch.cuda.synchronize(batch.device)
+    return losses.detach(), gradient
+
+
+def _check(batch: _Batch, losses: list[Loss]) -> None:
+    dense = torch.from_numpy(batch.dense).to(batch.device)
+    least = saturated_poisson(dense, batch.mask, SCALES_UM)
+    (plain, plain_gradient), *others = (_step(batch, f) for f in losses)
+    for ours, gradient in others:
+        torch.testing.assert_close(ours, plain - least, rtol=_RTOL, atol=_ATOL)
+        torch.testing.assert_close(gradient, plain_gradient, rtol=_RTOL, atol=_ATOL)
+
+
+def _machinery(device: torch.device) -> str:
+    """By what ours is computed."""
+    if device.type == "cpu":
+        return f"ours by numba kernels, {torch.get_num_threads()} threads"
+    return f"ours by torch on dense counts ({missing()})" if missing() else "ours by Triton kernels"
+
+
+def _extra_memory(batch: _Batch, make: Callable[[], Loss]) -> int:
+    """Bytes on the GPU at the most, counts and a step's work, beyond what lies there before."""
+    _step(batch, make())  # compiles; a library's own workspace, once there, is nobody's extra
+    before = torch.cuda.memory_allocated(batch.device)
+    torch.cuda.reset_peak_memory_stats(batch.device)
+    _step(batch, make())
+    return torch.cuda.max_memory_allocated(batch.device) - before
+
+
+def _device_copy_rate(device: torch.device) -> float:
+    """Bytes a second that a GPU copies in its memory, each counted once, as `copy_rate` does."""
+    source, target = torch.empty(2, _COPY_BYTES, dtype=torch.uint8, device=device)
+
+    def copy() -> None:
+        target.copy_(source)
+        torch.cuda.synchronize(device)
+
+    (seconds,) = interleaved(copy, rounds=10)
+    return _COPY_BYTES / seconds

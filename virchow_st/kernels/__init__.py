@@ -1,1 +1,1 @@
-"""numba kernels, each beside a plain reference: `reference` and `sparse_reference`."""
+"""numba kernels, each beside a plain reference, and the Poisson loss once more in Triton."""

@@ -134,15 +134,17 @@ def _masked_rate(log_rate: Array, tissue: BoolArray, out: Array) -> None:
 @njit(cache=True, nogil=True, **OPTIONS)
 def _sum_counts(position: Array, count: Float32Array, tissue: BoolArray, out: list[Array]) -> float:
     """Write the counts of tissue bins, summed, to levels 1 on; returns the UMIs of all."""
-    C = tissue.shape[1]
-    shift = _log2(C)
-    n_umi = 0.0
-    first = out[1] if len(out) > 1 else np.empty((tissue.shape[0] >> 1, C >> 1), out[0].dtype)
+    R, C = tissue.shape
+    first = out[1] if len(out) > 1 else np.empty((R >> 1, C >> 1), out[0].dtype)
     first[:] = 0
+    tissue_flat, sums_flat = tissue.reshape(R * C), first.reshape(first.size)
+    # Unsigned throughout: an index that may be negative is tested for it, at every count.
+    one, shift, low = np.uint32(1), np.uint32(_log2(C)), np.uint32(C - 1)
+    n_umi = 0.0
     for i in range(len(position)):
-        row, col = np.int64(position[i]) >> shift, np.int64(position[i]) & (C - 1)
-        if tissue[row, col]:
-            first[row >> 1, col >> 1] += count[i]
+        p = np.uint32(position[i])
+        if tissue_flat[p]:
+            sums_flat[p >> (shift + one) << (shift - one) | (p & low) >> one] += count[i]
             n_umi += count[i]
     for level in range(2, len(out)):
         _pool(out[level - 1], out[level])
@@ -154,14 +156,14 @@ def _surprise_of_bins(
     log_rate: Array, position: Array, count: Float32Array, tissue: BoolArray
 ) -> float:
     """``Σ k·log(k/λ)`` over the 2 µm bins of tissue that hold counts."""
-    C = tissue.shape[1]
-    shift = _log2(C)
+    x, tissue_flat = log_rate.reshape(log_rate.size), tissue.reshape(tissue.size)
     total = 0.0
     for i in range(len(position)):
-        row, col = np.int64(position[i]) >> shift, np.int64(position[i]) & (C - 1)
-        if tissue[row, col]:
-            clamped = min(max(log_rate[row, col], MIN_LOG_RATE), MAX_LOG_RATE)
-            total += count[i] * (log(log_rate.dtype.type(count[i])) - clamped)
+        p, k = position[i], x.dtype.type(count[i])
+        if tissue_flat[p]:
+            clamped = min(max(x[p], MIN_LOG_RATE), MAX_LOG_RATE)
+            log_k = log(k) if k > 1 else x.dtype.type(0)  # most counts are 1
+            total += k * (log_k - clamped)
     return total
 
 
@@ -227,11 +229,11 @@ def _times_coarser(rate: Array, weight: float, coarse: Array, out: Array) -> Non
 def _subtract_counts(
     weight: float, position: Array, count: Float32Array, tissue: BoolArray, out: Array
 ) -> None:
-    C = tissue.shape[1]
-    shift = _log2(C)
+    tissue_flat, out_flat = tissue.reshape(tissue.size), out.reshape(out.size)
     for i in range(len(position)):
-        row, col = np.int64(position[i]) >> shift, np.int64(position[i]) & (C - 1)
-        out[row, col] -= weight * count[i] * tissue[row, col]
+        p = position[i]
+        if tissue_flat[p]:
+            out_flat[p] -= weight * count[i]
 
 
 @njit(cache=True, nogil=True)

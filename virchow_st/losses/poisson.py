@@ -5,7 +5,7 @@ Shape suffixes: B patches, G genes, R = C = bins a side at 2 µm, S scales.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -14,9 +14,9 @@ from torch.autograd.function import once_differentiable
 
 from virchow_st.counts import BatchCounts
 from virchow_st.kernels.poisson import MAX_LOG_RATE, MIN_LOG_RATE
+from virchow_st.losses import fused, fused_gpu
 from virchow_st.losses.base import Objective, dense_counts
-from virchow_st.losses.fused import fused_half_deviance
-from virchow_st.losses.scales import bins_with_tissue, check_scales, pyramid, spread
+from virchow_st.losses.scales import check_scales, pyramid, spread, tissue_bins
 
 
 class MultiScalePoisson(Objective):
@@ -27,7 +27,8 @@ class MultiScalePoisson(Objective):
     ``k·log(k/λ) - (k - λ)``: the negative log-likelihood up to a constant of the data, and zero
     for a perfect fit, which GradNorm's loss ratios need (McCullagh & Nelder 1989, § 2.3).
 
-    On a CPU the counts stay sparse (`virchow_st.losses.fused`); on a GPU they are laid out there.
+    The counts stay sparse, on a CPU (`virchow_st.losses.fused`) and on a GPU
+    (`virchow_st.losses.fused_gpu`); `way_on` says where they do not.
 
     Args:
         train_rate: (G,) mean UMIs of a tissue bin in training, > 0.
@@ -46,17 +47,37 @@ class MultiScalePoisson(Objective):
 
     def forward(self, output_BGRC: Tensor, counts: BatchCounts, tissue_mask_BRC: Tensor) -> Tensor:
         """Half the deviance at each scale, (S,); see `Objective`."""
-        wide = torch.promote_types(output_BGRC.dtype, torch.float32)
-        output_BGRC = output_BGRC.to(wide)
-        mask_B1RC = tissue_mask_BRC[:, None].to(wide)
-        n_tissue = pyramid(mask_B1RC, self.scales_um)
-        n_bins_S = torch.stack([bins_with_tissue(n) * output_BGRC.shape[1] for n in n_tissue])
-        if output_BGRC.device.type == "cpu":
-            return fused_half_deviance(
-                output_BGRC, counts, tissue_mask_BRC, n_bins_S, self.scales_um
-            )
-        dense_BGRC = dense_counts(counts, output_BGRC.device).to(wide)
-        return half_deviance(output_BGRC, dense_BGRC, mask_B1RC, n_bins_S, self.scales_um)
+        output_BGRC = output_BGRC.to(torch.promote_types(output_BGRC.dtype, torch.float32))
+        count_bins, half_deviance_of = way_on(output_BGRC.device)
+        n_bins_S = count_bins(tissue_mask_BRC, self.scales_um) * output_BGRC.shape[1]
+        return half_deviance_of(output_BGRC, counts, tissue_mask_BRC, n_bins_S, self.scales_um)
+
+
+def way_on(device: torch.device) -> tuple[Callable[..., Tensor], Callable[..., Tensor]]:
+    """What counts the bins with tissue on a device, and what computes half the deviance there.
+
+    `fused` and `fused_gpu` leave the counts sparse. On a GPU where Triton cannot build kernels,
+    which `fused_gpu.missing` knows before any is started and ``vst doctor`` shows, torch takes
+    the counts dense.
+    """
+    if device.type == "cpu":
+        return tissue_bins, fused.fused_half_deviance
+    if fused_gpu.missing():
+        return tissue_bins, dense_half_deviance
+    return fused_gpu.tissue_bins, fused_gpu.fused_half_deviance
+
+
+def dense_half_deviance(
+    output_BGRC: Tensor,
+    counts: BatchCounts,
+    mask_BRC: Tensor,
+    n_bins_S: Tensor,
+    scales_um: Sequence[int],
+) -> Tensor:
+    """Half the deviance a bin at each scale, (S,), with the counts laid out dense on the device."""
+    counts_BGRC = dense_counts(counts, output_BGRC.device).to(output_BGRC.dtype)
+    mask_B1RC = mask_BRC[:, None].to(output_BGRC.dtype)
+    return half_deviance(output_BGRC, counts_BGRC, mask_B1RC, n_bins_S, scales_um)
 
 
 def half_deviance(

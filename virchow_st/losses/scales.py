@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, interpolate
 
@@ -52,3 +53,9 @@ def chosen_scales(by_scale: Tensor, scales_um: Sequence[int]) -> Tensor:
 def bins_with_tissue(n_tissue_B1RC: Tensor) -> Tensor:
     """Number of bins of a scale that hold at least one tissue bin, at least 1."""
     return (n_tissue_B1RC > 0).sum().clamp(min=1)
+
+
+def tissue_bins(mask_BRC: Tensor, scales_um: Sequence[int]) -> Tensor:
+    """`bins_with_tissue` of a bool mask at each scale, (S,) int64."""
+    levels = pyramid(mask_BRC[:, None].float(), scales_um)
+    return torch.stack([bins_with_tissue(level) for level in levels])
