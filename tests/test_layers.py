@@ -20,7 +20,8 @@ HEAVY = {"torch", "torchvision", "torch_geometric", "timm", "numba", "cv2", "mat
 # may always import its own layer, if the layer is marked as one that is built of parts.
 LAYERS: dict[str, tuple[set[str], set[str]]] = {
     "ground": (
-        {"types", "errors", "counts", "config", "files", "progress", "devices", "ahead"},
+        {"types", "errors", "counts", "config", "files", "genes", "progress", "devices",
+         "ahead"},
         set(),
     ),
     "kernels": ({"kernels"}, {"ground"}),
@@ -52,9 +53,15 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
         {"ground", "kernels", "store", "panel", "folds", "dataset", "decoders", "losses",
          "metrics", "checkpoint"},
     ),
+    "tissue": ({"tissue"}, {"ground"}),
+    "formats": ({"formats"}, {"ground", "kernels", "panel"}),
+    "stitching": (
+        {"stitching"},
+        {"ground", "slide", "patches", "store", "encoders", "panel", "tissue"},
+    ),
     "predict": (
         {"predict"},
-        {"ground", "store", "panel", "folds", "decoders", "losses", "checkpoint"},
+        {"ground", "store", "panel", "folds", "decoders", "losses", "checkpoint", "stitching"},
     ),
     "baselines": (
         {"baselines"},
@@ -65,11 +72,10 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
         {"ground", "kernels", "store", "panel", "folds", "dataset", "metrics", "maps", "predict",
          "baselines", "simulate"},
     ),
-    "tissue": ({"tissue"}, {"ground"}),
     "whole_slide": (
         {"whole_slide"},
-        {"ground", "kernels", "slide", "patches", "store", "encoders", "figures", "panel",
-         "tissue", "predict"},
+        {"ground", "kernels", "slide", "patches", "encoders", "figures", "panel", "tissue",
+         "formats", "stitching", "predict"},
     ),
     # The top: it measures all the others.
     "bench": (

@@ -21,7 +21,8 @@ import virchow_st
 from virchow_st.config import PredictConfig
 from virchow_st.extract import extract
 from virchow_st.slide.geometry import Homography
-from virchow_st.whole_slide.predict import predict_slide, scaling
+from virchow_st.stitching.slide_rates import scaling
+from virchow_st.whole_slide.predict import predict_slide
 
 PITCH = 6  # px a bin
 MPP = 2 / PITCH
