@@ -72,6 +72,10 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
         {"ground", "kernels", "store", "panel", "folds", "dataset", "metrics", "maps", "predict",
          "baselines", "simulate"},
     ),
+    "export": (
+        {"export"},
+        {"ground", "kernels", "geometry", "store", "panel", "maps", "evaluate", "formats"},
+    ),
     "whole_slide": (
         {"whole_slide"},
         {"ground", "kernels", "slide", "patches", "encoders", "figures", "panel", "tissue",
@@ -214,7 +218,7 @@ def test_importing_the_package_is_light() -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["", "simulate", "extract", "train", "evaluate", "predict", "demo"]
+    "command", ["", "simulate", "extract", "train", "evaluate", "predict", "export", "demo"]
 )
 def test_help_is_light(command: str) -> None:
     arguments = [command, "--help"] if command else ["--help"]

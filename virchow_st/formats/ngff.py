@@ -9,6 +9,7 @@ and of the other do not take for each other; hence two flavours. Pixel ``i`` of 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -138,7 +139,10 @@ class Folder:
         table.obs["region"] = labels
         table.obs["region"] = table.obs["region"].astype("category")
         table.uns["spatialdata_attrs"] = ties
-        write_elem(self._root.require_group("tables"), name, table)
+        with warnings.catch_warnings():
+            # anndata tells that it will choose other chunk sizes some day.
+            warnings.filterwarnings("ignore", message=".*autosharding", category=UserWarning)
+            write_elem(self._root.require_group("tables"), name, table)
         self._root[f"tables/{name}"].attrs.update(
             {"spatialdata-encoding-type": "ngff:regions_table", "version": "0.2"} | ties
         )
