@@ -76,6 +76,10 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
         {"export"},
         {"ground", "kernels", "geometry", "store", "panel", "maps", "evaluate", "formats"},
     ),
+    "plot": (
+        {"plot"},
+        {"ground", "kernels", "store", "figures", "stitching", "predict", "export"},
+    ),
     "whole_slide": (
         {"whole_slide"},
         {"ground", "kernels", "slide", "patches", "encoders", "figures", "panel", "tissue",

@@ -29,7 +29,8 @@ from virchow_st.types import BIN_UM, CELL_BINS, BoolArray, Float32Array, UInt8Ar
 
 OVERLAP_UM = 32
 """Overlap of neighbouring patches, as ``vst predict`` has it; 0 would show seams."""
-MIN_TISSUE = 0.5
+MIN_TISSUE = 0.1
+"""Less than ``vst predict`` asks for: pictures are often cut through tissue, whose edge counts."""
 # Kept loaded: a notebook predicts one picture after another.
 _load_encoder = lru_cache(maxsize=1)(load_encoder)
 
