@@ -87,7 +87,8 @@ class Run:
             source: a patch; a store; or (H, W, 3) uint8 RGB.
             mpp: µm per pixel of the picture.
             weights: the encoder's weights file for a picture, instead of the hub.
-            min_tissue: smallest share of tissue in a patch of the picture that is predicted.
+            min_tissue: smallest share of tissue in a patch of the picture that is predicted; by
+                default all tissue is, though decoders were trained on patches with half or more.
 
         Returns:
             Of a patch (G, 128, 128) float32. Of a store an iterator that yields one such array

@@ -29,7 +29,7 @@ from virchow_st.types import BIN_UM, CELL_BINS, BoolArray, Float32Array, UInt8Ar
 
 OVERLAP_UM = 32
 """Overlap of neighbouring patches, as ``vst predict`` has it; 0 would show seams."""
-MIN_TISSUE = 0.1
+MIN_TISSUE = 0.0
 """Less than ``vst predict`` asks for: pictures are often cut through tissue, whose edge counts."""
 # Kept loaded: a notebook predicts one picture after another.
 _load_encoder = lru_cache(maxsize=1)(load_encoder)
@@ -81,7 +81,8 @@ def predict_array(
         mpp: µm per pixel.
         weights: the encoder's weights file, instead of the hub.
         device: where the encoder runs.
-        min_tissue: smallest share of tissue in a patch that is predicted.
+        min_tissue: smallest share of tissue in a patch that is predicted; one without any never
+            is.
         progress: who listens.
 
     Raises:
