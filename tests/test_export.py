@@ -350,6 +350,8 @@ def test_refusals_leave_nothing(
     refused(vst("export", inputs, "--out", out), "fold-A, fold-B", "give one")
     refused(vst("export", tiny_run, "--out", out, "--genes", "GENEX"), "GENEX", "did you mean")
     refused(vst("export", tiny_run, "--out", out, "--genes", " , "), "genes: expected")
+    many = ",".join(f"NONE{i}" for i in range(1000))  # longer than any path may be
+    refused(vst("export", tiny_run, "--out", out, "--genes", many), "'NONE0'")
     refused(vst("export", tiny_run, "--out", out, "--slide", "T-2"), "one of T of", "T-2")
     refused(vst("export", store.path, "--out", out, "--slide", "T"), "--slide")
     for name in ("npz", "ome-zarr"):

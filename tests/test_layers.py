@@ -239,6 +239,12 @@ def test_drawing_loads_no_torch() -> None:
     assert not loaded("from virchow_st.figures import draw_figures") & {"torch", "lmdb", "numba"}
 
 
+def test_exporting_and_plotting_load_no_torch(tiny_run: Path) -> None:
+    assert not loaded("from virchow_st.export.write import export") & {"torch", "matplotlib"}
+    store = str(tiny_run.parent / "T.vst")
+    assert "torch" not in loaded(f"import virchow_st as v; v.plot_gene({store!r}, 'GENE1')")
+
+
 def test_every_folder_is_installed() -> None:
     listed = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["setuptools"]
     there = {

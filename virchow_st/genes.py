@@ -15,12 +15,12 @@ _HEADS = ("gene_id", "symbol", "gene")
 
 
 def split_names(text: str) -> list[str]:
-    """Names from an option's value: with commas between them, or the path of a file of them.
+    """Names from an option's value: with commas between them, or else the path of a file of them.
 
     Raises:
         ConfigError: there is no name in it.
     """
-    if Path(text).is_file():
+    if "," not in text and Path(text).is_file():
         return names_in_file(Path(text))
     names = [name.strip() for name in text.split(",") if name.strip()]
     if not names:
