@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import zarr
 from conftest import STAIN, Answer
-from tiny_run import TILTED
+from tiny_run import LICENCE, TILTED
 from tiny_slide import TinySlide, draw_markers, write_image
 from tiny_store import make_records, write_records, write_store
 
@@ -97,6 +97,7 @@ def test_a_run_says_where_it_came_from(of_run: Path, tiny_run: Path) -> None:
     assert about["run"]["epoch"] == metrics["epoch"]
     assert (about["patient"], about["slide"]) == ("T", "T")
     assert about["encoder"] == {"name": "tiny", "weights": "0" * 16}
+    assert about["licence"] == LICENCE
     assert about["homography"] == TILTED.matrix.tolist()
     panel = (tiny_run / "panel.tsv").read_text().splitlines()[1:]
     assert about["genes"]["id"] == [line.split("\t")[0] for line in panel]
@@ -112,6 +113,7 @@ def test_genes_in_the_order_asked_for(vst: Vst, tiny_run: Path, of_run: Path, tm
         answer = vst("export", tiny_run, "--out", tmp_path / out, "--format", "npz", "--genes",
                      given)  # fmt: skip
         assert answer.code == 0, answer.err
+        assert f"warning: tiny: {LICENCE}" in answer.err
         every = zarr.open_group(of_run, mode="r")
         with np.load(tmp_path / out) as came:
             assert list(came["gene_id"]) == [genes["id"][3], genes["id"][1]]
@@ -347,6 +349,7 @@ def test_refusals_leave_nothing(
     refused(vst("export", inputs, "--out", out), "neither")
     (inputs / "fold-A").mkdir()
     (inputs / "fold-B").mkdir()
+    (inputs / "config.toml").touch()
     refused(vst("export", inputs, "--out", out), "fold-A, fold-B", "give one")
     refused(vst("export", tiny_run, "--out", out, "--genes", "GENEX"), "GENEX", "did you mean")
     refused(vst("export", tiny_run, "--out", out, "--genes", " , "), "genes: expected")

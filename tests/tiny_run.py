@@ -12,15 +12,17 @@ from virchow_st.evaluate import evaluate
 from virchow_st.training import train
 
 BINS = 512
+LICENCE = "non-commercial"
 TILTED, _ = homography("turn 1 mirror perspective", BINS, BINS)
 
 
 def make_run(folder: Path) -> Path:
     """Stores A.vst (5 patches) and T.vst (3 patches, one place empty), and their run."""
-    write_store(folder / "A.vst", "A", 5, seed=0, slide="A")
+    encoder = {"name": "tiny", "weights": "0" * 16, "licence": LICENCE}
+    write_store(folder / "A.vst", "A", 5, seed=0, slide="A", encoder=encoder)
     write_store(
         folder / "T.vst", "T", 3, seed=1, slide="T", homography=TILTED.matrix.tolist(),
-        mpp=float(TILTED.mpp_at(BINS / 2, BINS / 2)),
+        mpp=float(TILTED.mpp_at(BINS / 2, BINS / 2)), encoder=encoder,
     )  # fmt: skip
     config = TrainConfig(
         stores=tuple(str(folder / f"{name}.vst") for name in "AT"), test_patient="T",

@@ -14,7 +14,7 @@ import xxhash
 from scipy import sparse
 
 from virchow_st.config import TrainConfig, from_toml, to_toml
-from virchow_st.errors import ConfigError
+from virchow_st.errors import ConfigError, StoreError
 from virchow_st.genes import find_genes, split_names
 from virchow_st.kernels.pooling import sum_pool
 from virchow_st.maps import SavedMaps, read_maps
@@ -101,8 +101,11 @@ class Source(Protocol):
 
 
 def homography(source: Source) -> Homography:
-    """Bins to full-resolution px of the slide's image."""
-    return Homography(np.array(source.manifest["homography"]))
+    """Bins to full-resolution px of the slide's image; `StoreError` where the manifest has none."""
+    try:
+        return Homography(np.array(source.manifest["homography"], np.float64))
+    except (ValueError, TypeError) as e:
+        raise StoreError(f"{source.name}: homography: {e}; extract the slide again") from None
 
 
 def blocks(source: Source) -> Iterator[tuple[slice, slice]]:
@@ -276,8 +279,8 @@ def open_source(path: Path, genes: str = "", slide: str = "") -> Iterator[Source
             raise ConfigError(f"slide: {path} is a store, of one slide; leave out --slide")
         yield StoreSource(open_store(path), genes)
         return
-    if not (path / "config.toml").is_file():
-        folds = sorted(fold.name for fold in path.glob("fold-*"))
+    folds = sorted(fold.name for fold in path.glob("fold-*"))
+    if folds or not (path / "config.toml").is_file():
         came = f"folds, {', '.join(folds)}; give one" if folds else "neither; check the path"
         raise ConfigError(f"{path}: expected a store, or a run of `vst train`; got {came}")
     with read_maps(_maps_of(path, slide)) as maps:

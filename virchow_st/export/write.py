@@ -72,6 +72,8 @@ def export(
                 "too many for images; name some with --genes, or choose spatialdata or h5ad"
             )
         about = _provenance(source, config)
+        if about["licence"] and not is_store:  # of a store, nothing leaves that the encoder made
+            progress.warn(f"{about['encoder']['name']}: {about['licence']}")
         with written_aside(out) as aside:
             result = aside / "result"
             if config.format in FLAVOURS:
@@ -138,6 +140,11 @@ def _add_table(source: Source, folder: Folder, about: dict[str, Any]) -> str:
 def _table(source: Source, every_gene: bool, with_picture: bool) -> CellTable:
     """The source's 8 µm bins, counted on the grid of 8 µm that its lattice lies on."""
     panel, cells = source.cells(every_gene)
+    if not len(cells.row):
+        raise ConfigError(
+            f"{source.name}: expected bins of 8 µm that are wholly tissue; it has none; choose "
+            "spatialdata, ome-zarr or npz"
+        )
     row2, col2 = source.row0 + CELL_BINS * cells.row, source.col0 + CELL_BINS * cells.col
     centre = (CELL_BINS - 1) / 2
     fullres = homography(source).to_px(col2 + centre, row2 + centre)
