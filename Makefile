@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test test-all lint bench clean
+.PHONY: demo test test-all lint docs bench clean
 .DELETE_ON_ERROR:
 
 demo: $(READY)
@@ -20,6 +20,11 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# The site; warnings are errors, and the tutorial is run.
+docs: $(READY) .venv/.docs
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going -b html docs docs/_build/html
+	@echo "docs/_build/html/index.html"
+
 # PEER_PYTHON: a Python with scanpy and spatialdata-io, which then take part in the ingest.
 ONE_THREAD := OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1
 bench: $(READY)
@@ -33,7 +38,11 @@ bench: $(READY)
 	$(BIN)/python benchmarks/report.py .bench/*.json
 
 clean:
-	rm -rf .venv build dist demo .bench .pytest_cache .mypy_cache .ruff_cache *.egg-info
+	rm -rf .venv build dist demo .bench docs/_build .pytest_cache .mypy_cache .ruff_cache *.egg-info
+
+.venv/.docs: $(READY)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	@touch $@
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -20,6 +20,7 @@ from virchow_st_cli.bench import bench
 from virchow_st_cli.console import Console
 from virchow_st_cli.demo import demo
 from virchow_st_cli.doctor import doctor
+from virchow_st_cli.export import export
 from virchow_st_cli.predict import predict
 from virchow_st_cli.runs import evaluate, figures, train
 from virchow_st_cli.slides import extract, simulate
@@ -52,6 +53,7 @@ for _command in (
     evaluate,
     figures,
     predict,
+    export,
     demo,
     bench,
 ):

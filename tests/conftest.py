@@ -53,6 +53,14 @@ def stores(simulated: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
     return {outcome.patient: outcome.store for outcome in outcomes}
 
 
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An evaluated run of tiny stores, which lie beside it; see `tiny_run`; read only."""
+    from tiny_run import make_run
+
+    return make_run(tmp_path_factory.mktemp("tiny"))
+
+
 @pytest.fixture
 def vst(capfd: pytest.CaptureFixture[str]) -> Callable[..., Answer]:
     """Run a command in this process: ``vst("inspect", store)`` → `Answer`."""

@@ -20,7 +20,8 @@ HEAVY = {"torch", "torchvision", "torch_geometric", "timm", "numba", "cv2", "mat
 # may always import its own layer, if the layer is marked as one that is built of parts.
 LAYERS: dict[str, tuple[set[str], set[str]]] = {
     "ground": (
-        {"types", "errors", "counts", "config", "files", "progress", "devices", "ahead"},
+        {"types", "errors", "counts", "config", "files", "genes", "progress", "devices",
+         "ahead"},
         set(),
     ),
     "kernels": ({"kernels"}, {"ground"}),
@@ -52,9 +53,15 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
         {"ground", "kernels", "store", "panel", "folds", "dataset", "decoders", "losses",
          "metrics", "checkpoint"},
     ),
+    "tissue": ({"tissue"}, {"ground"}),
+    "formats": ({"formats"}, {"ground", "kernels", "panel"}),
+    "stitching": (
+        {"stitching"},
+        {"ground", "slide", "patches", "store", "encoders", "panel", "tissue"},
+    ),
     "predict": (
         {"predict"},
-        {"ground", "store", "panel", "folds", "decoders", "losses", "checkpoint"},
+        {"ground", "store", "panel", "folds", "decoders", "losses", "checkpoint", "stitching"},
     ),
     "baselines": (
         {"baselines"},
@@ -65,11 +72,18 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
         {"ground", "kernels", "store", "panel", "folds", "dataset", "metrics", "maps", "predict",
          "baselines", "simulate"},
     ),
-    "tissue": ({"tissue"}, {"ground"}),
+    "export": (
+        {"export"},
+        {"ground", "kernels", "geometry", "store", "panel", "maps", "evaluate", "formats"},
+    ),
+    "plot": (
+        {"plot"},
+        {"ground", "kernels", "store", "figures", "stitching", "predict", "export"},
+    ),
     "whole_slide": (
         {"whole_slide"},
-        {"ground", "kernels", "slide", "patches", "store", "encoders", "figures", "panel",
-         "tissue", "predict"},
+        {"ground", "kernels", "slide", "patches", "encoders", "figures", "panel", "tissue",
+         "formats", "stitching", "predict"},
     ),
     # The top: it measures all the others.
     "bench": (
@@ -217,7 +231,7 @@ def test_importing_the_package_is_light() -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["", "simulate", "extract", "train", "evaluate", "predict", "demo"]
+    "command", ["", "simulate", "extract", "train", "evaluate", "predict", "export", "demo"]
 )
 def test_help_is_light(command: str) -> None:
     arguments = [command, "--help"] if command else ["--help"]
@@ -232,6 +246,12 @@ def test_opening_a_store_loads_no_torch(stores: dict[str, Path]) -> None:
 
 def test_drawing_loads_no_torch() -> None:
     assert not loaded("from virchow_st.figures import draw_figures") & {"torch", "lmdb", "numba"}
+
+
+def test_exporting_and_plotting_load_no_torch(tiny_run: Path) -> None:
+    assert not loaded("from virchow_st.export.write import export") & {"torch", "matplotlib"}
+    store = str(tiny_run.parent / "T.vst")
+    assert "torch" not in loaded(f"import virchow_st as v; v.plot_gene({store!r}, 'GENE1')")
 
 
 def test_every_folder_is_installed() -> None:

@@ -19,9 +19,11 @@ from tiny_slide import TinySlide
 
 import virchow_st
 from virchow_st.config import PredictConfig
+from virchow_st.errors import ConfigError, SlideError
 from virchow_st.extract import extract
 from virchow_st.slide.geometry import Homography
-from virchow_st.whole_slide.predict import predict_slide, scaling
+from virchow_st.stitching.slide_rates import scaling
+from virchow_st.whole_slide.predict import predict_slide
 
 PITCH = 6  # px a bin
 MPP = 2 / PITCH
@@ -154,6 +156,44 @@ def test_blending_leaves_no_seam(predicted: Path) -> None:
         assert steps[border].mean() < 1.25 * steps[token & ~border].mean()
 
 
+def test_a_picture_in_memory_gets_the_same_rates(
+    runs: list[Path], picture: np.ndarray, tmp_path: Path
+) -> None:
+    """`Run.predict` on the pixels is ``vst predict`` on a file of them."""
+    png = tmp_path / "slide.png"
+    cv2.imwrite(str(png), picture[..., ::-1])
+    predict_slide(runs[:1], png, tmp_path / "out.zarr", PredictConfig(mpp=MPP, device="cpu"))
+    root = zarr.open_group(tmp_path / "out.zarr", mode="r")
+    expected = root["images/rates_2um/s0"][:]
+    run = virchow_st.load_run(runs[0], "cpu")
+    came = run.predict(picture, mpp=MPP, min_tissue=0.5)
+    assert came.rates.shape == expected.shape == (12, BINS, BINS)
+    np.testing.assert_allclose(came.rates, expected, rtol=2e-4, atol=1e-6)  # NaN at NaN
+    tissue = root["labels/tissue/s0"][:].astype(bool)
+    assert (came.tissue_mask[::4, ::4] == tissue).mean() > 0.99
+    left, right, top, bottom = map(round, MARKER_UM)
+    assert came.image.shape == (2 * BINS, 2 * BINS, 3)
+    marker = came.image[top + 2 : bottom - 2, left + 2 : right - 2].astype(int)
+    assert (np.abs(marker - GREEN) <= 2).all()
+    every = run.predict(picture, mpp=MPP)  # by default, cut edges are predicted too
+    assert not np.isnan(every.rates[:, every.tissue_mask]).any()
+
+
+def test_pictures_that_cannot_be_predicted(runs: list[Path], picture: np.ndarray) -> None:
+    run = virchow_st.load_run(runs[0], "cpu")
+    with pytest.raises(ConfigError, match=r"mpp: expected .* give mpp=0\.25"):
+        run.predict(picture)
+    with pytest.raises(SlideError, match="image: expected 0.05 to 1.2 µm per pixel"):
+        run.predict(picture, mpp=4)
+    for wrong in (picture.astype(float), picture[..., 0], picture[:0]):
+        with pytest.raises(ValueError, match=r"image: expected uint8 \(H, W, 3\) RGB"):
+            run.predict(wrong, mpp=MPP)
+    with pytest.raises(SlideError, match="tissue: expected some"):
+        run.predict(np.full((900, 900, 3), 240, np.uint8), mpp=0.5)
+    with pytest.raises(ConfigError, match="weights"):
+        run.predict(picture, mpp=MPP, weights="none.safetensors")
+
+
 def test_marker_comes_out_at_its_micrometres(predicted: Path) -> None:
     """From the metadata alone: scale of the level, scale of the image."""
     group = zarr.open_group(predicted, mode="r")["images/he"]
@@ -238,6 +278,12 @@ def test_anndata(
         np.testing.assert_array_equal(f["X"][:], rates[:, row, col].T)
         assert f["layers/spread"].shape == f["X"].shape
         assert not np.isnan(f["X"][:]).any()
+        # The picture lies in the same frame: the marker's centre is green in it.
+        (of_slide,) = f["uns/spatial"].values()
+        scale = of_slide["scalefactors/tissue_hires_scalef"][()]
+        x, y = (scale * (MARKER_UM[i] + MARKER_UM[i + 1]) / 2 for i in (0, 2))
+        seen = of_slide["images/hires"][int(y), int(x)].astype(int)
+        assert (np.abs(seen - GREEN) <= 2).all()
 
 
 def refused(answer: Any, *words: str) -> None:

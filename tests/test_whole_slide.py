@@ -9,15 +9,17 @@ import tifffile
 import zarr
 
 from virchow_st.errors import SlideError
+from virchow_st.formats.bins import channel_names, rounded
+from virchow_st.formats.ngff import Folder
 from virchow_st.panel import Panel
 from virchow_st.patches import lay_patches
 from virchow_st.slide.image import SlideImage
 from virchow_st.slide.resolution import slide_mpp
-from virchow_st.whole_slide.lattice import BLOCK_BINS, covered, lay_over, window
-from virchow_st.whole_slide.ngff import Folder
+from virchow_st.stitching.lattice import covered, lay_over, window
+from virchow_st.stitching.stitch import Stitcher
+from virchow_st.types import BLOCK_BINS
 from virchow_st.whole_slide.overview import write_picture
-from virchow_st.whole_slide.rates import RateImages, channel_names, rounded
-from virchow_st.whole_slide.stitch import Stitcher
+from virchow_st.whole_slide.rates import RateImages
 
 # --- resolution ---------------------------------------------------------------------------------
 

@@ -147,6 +147,23 @@ class PredictConfig(_Checked):
     device: str = setting("auto", "auto, cpu, cuda or cuda:N")
 
 
+@dataclass(frozen=True)
+class ExportConfig(_Checked):
+    """Settings of ``vst export``."""
+
+    format: str = setting(
+        "spatialdata",
+        "a folder (spatialdata, ome-zarr) with images at 2 and 8 µm, or a file with 8 µm bins",
+        choices=("spatialdata", "ome-zarr", "h5ad", "npz"),
+    )
+    genes: str = setting(
+        "",
+        "symbols or ids with commas, or a file of them; of a run all if left out, of a store "
+        "those that get images",
+    )
+    slide: str = setting("", "which of a run's test slides, where it has several")
+
+
 C = TypeVar("C", bound=_Checked)
 
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,3 +29,22 @@ def sync_folder(path: Path) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+@contextmanager
+def written_aside(out: Path) -> Iterator[Path]:
+    """A folder for unfinished work beside ``out``; its ``result`` becomes ``out`` at the end.
+
+    Whatever happens before leaves neither. A process that was killed leaves the folder,
+    ``.NAME.part``, which the next one for ``out`` removes.
+    """
+    out.parent.mkdir(parents=True, exist_ok=True)
+    aside = out.with_name(f".{out.name}.part")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir()
+    try:
+        yield aside
+        (aside / "result").rename(out)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    sync_folder(out.parent)

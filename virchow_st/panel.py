@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from virchow_st.errors import ConfigError
+from virchow_st.genes import find_genes, names_in_file
 from virchow_st.progress import SILENT, Progress
 from virchow_st.store.reader import Store
 from virchow_st.types import Float64Array, Int64Array
@@ -46,6 +47,10 @@ class Panel:
                 f"choose a panel of genes that every slide measured"
             )
         return np.array([place[gene] for gene in wanted], np.int64)
+
+    def index(self, gene: str) -> int:
+        """Where a gene is in the panel, by symbol or id; raises `ConfigError` if it is not."""
+        return int(find_genes([gene], self.ids, self.symbols, "panel")[0])
 
     def write(self, path: Path) -> None:
         """Write as a table of gene_id, symbol and key, tab-separated."""
@@ -180,12 +185,9 @@ def _variance(stores: Sequence[Store], candidates: Panel) -> Float64Array:
 
 
 def _named_genes(path: Path, common: set[str], symbol_of: dict[str, str]) -> tuple[str, ...]:
-    try:
-        lines = path.read_text("utf-8").splitlines()
-    except (OSError, UnicodeDecodeError):
-        raise ConfigError(f"panel: expected top50, top:N or a readable file; got {path}") from None
-    names = [line.replace(",", "\t").split("\t")[0].strip() for line in lines]
-    names = [name for name in names if name and name not in ("gene_id", "symbol", "gene")]
+    if not path.is_file():
+        raise ConfigError(f"panel: expected top50, top:N or a readable file; got {path}")
+    names = names_in_file(path)
     by_symbol: dict[str, list[str]] = {}
     for gene in sorted(common):
         by_symbol.setdefault(symbol_of[gene], []).append(gene)
@@ -199,8 +201,6 @@ def _named_genes(path: Path, common: set[str], symbol_of: dict[str, str]) -> tup
                 f"{path}: symbol {name} stands for {', '.join(found)}; give the gene id"
             )
         chosen += found
-    if not chosen:
-        raise ConfigError(f"{path}: expected a gene id or symbol a line; the file names none")
     if len(set(chosen)) < len(chosen):
         raise ConfigError(f"{path}: names a gene twice; name each once")
     return tuple(chosen)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from virchow_st.folds import Split
 from virchow_st.losses import build_objective
 from virchow_st.losses.base import Objective
 from virchow_st.panel import Panel
+from virchow_st.stitching.array import MIN_TISSUE, ImageRates, predict_array
 from virchow_st.store.reader import Patch, Store
 from virchow_st.types import Array, Float32Array, Float64Array, UInt8Array
 
@@ -51,14 +52,69 @@ class Run:
         """(G,) mean UMIs of a 2 µm tissue bin in training: the gene-mean baseline."""
         return self.objective.train_rate.double().cpu().numpy()
 
-    def predict(self, source: Patch | Store) -> Float32Array | Iterator[Float32Array]:
-        """Rates of a patch (G, 128, 128), or of every patch of a store, one after another.
+    @property
+    def wants_image(self) -> bool:
+        """Whether the decoder looks at the image as well as at the tokens."""
+        return self.decoder.wants_image
 
-        Rates are expected UMIs per 2 µm bin, float32.
+    @overload
+    def predict(self, source: Patch) -> Float32Array: ...
+
+    @overload
+    def predict(self, source: Store) -> Iterator[Float32Array]: ...
+
+    @overload
+    def predict(
+        self, source: UInt8Array, *, mpp: float, weights: str = "", min_tissue: float = MIN_TISSUE
+    ) -> ImageRates: ...
+
+    def predict(
+        self,
+        source: Patch | Store | UInt8Array,
+        *,
+        mpp: float | None = None,
+        weights: str = "",
+        min_tissue: float = MIN_TISSUE,
+    ) -> Float32Array | Iterator[Float32Array] | ImageRates:
+        """Predict expected UMIs per 2 µm bin: of a patch, of a whole store, or of an H&E picture.
+
+        A picture goes the way of ``vst predict``: tissue is found, laid over with patches that
+        overlap, encoded and decoded; the encoder is the run's own and stays loaded for the next
+        picture. All of it lies in memory, 4 bytes a gene and bin: for pictures of a few mm. Whole
+        slides are for ``vst predict``.
+
+        Args:
+            source: a patch; a store; or (H, W, 3) uint8 RGB.
+            mpp: µm per pixel of the picture.
+            weights: the encoder's weights file for a picture, instead of the hub.
+            min_tissue: smallest share of tissue in a patch of the picture that is predicted; by
+                default all tissue is, though decoders were trained on patches with half or more.
+
+        Returns:
+            Of a patch (G, 128, 128) float32. Of a store an iterator that yields one such array
+            for each patch. Of a picture its `ImageRates`.
 
         Raises:
-            ConfigError: the store's tokens are of another encoder than the run's.
+            ConfigError: the tokens of the store, or the weights, are of another encoder than the
+                run's; the weights cannot be had; or a picture comes without ``mpp``.
+            SlideError: the picture shows no tissue or is too coarse.
+            ValueError: the array is no RGB picture.
         """
+        if isinstance(source, np.ndarray):
+            if mpp is None:
+                raise ConfigError(
+                    "mpp: expected the picture's µm per pixel; got none; give mpp=0.25 for a 40x "
+                    "scan, 0.5 for 20x"
+                )
+            return predict_array(
+                self,
+                self.panel,
+                source,
+                mpp,
+                weights=weights,
+                device=str(self.device),
+                min_tissue=min_tissue,
+            )
         store = source.store if isinstance(source, Patch) else source
         self.check_store(store)
         if isinstance(source, Patch):
@@ -72,7 +128,7 @@ class Run:
 
     def _rates(self, patches: list[Patch]) -> Float32Array:
         image = None
-        if self.decoder.wants_image:
+        if self.wants_image:
             image = np.stack([patch.image for patch in patches])
         return self.rates(np.stack([patch.tokens for patch in patches]), image)
 
@@ -95,7 +151,15 @@ class Run:
 
 
 def load_run(path: Path | str, device: str = "auto") -> Run:
-    """Load the best checkpoint of a run directory; raises `ConfigError` where there is none."""
+    """Load the best checkpoint of a run directory.
+
+    Args:
+        path: what ``vst train --run`` wrote.
+        device: where to predict: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+
+    Raises:
+        ConfigError: there is no such run, or no checkpoint in it.
+    """
     path = Path(path)
     best = path / "checkpoints" / "best"
     if not path.is_dir():

@@ -31,6 +31,10 @@ PATCH_UM = PATCH_BINS * BIN_UM
 """Side of a patch, µm."""
 PATCH_POSITIONS = PATCH_BINS * PATCH_BINS
 """Bins in a patch; a position is ``row * PATCH_BINS + col`` within it."""
+CELL_BINS = 4
+"""Side of an 8 µm bin, in 2 µm bins."""
+BLOCK_BINS = 256
+"""Side of the squares in which whole slides are stitched and written, bins."""
 STORED_IMAGE_PX = 256
 """Side of the patch image kept in the store, px (1 µm/px)."""
 SCALES_UM = (2, 4, 8, 16)

@@ -95,6 +95,11 @@ def open_pixels(path: Path) -> Pixels:
         tiff.close()
 
 
+def pixels_of(array: UInt8Array) -> Pixels:
+    """An image that lies in memory, (H, W, 3) RGB, as one level."""
+    return _ArrayPixels("array", Path("image"), [(array, False)])
+
+
 class _OpenSlidePixels:
     name = "openslide"
 

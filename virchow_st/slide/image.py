@@ -8,7 +8,7 @@ from types import TracebackType
 import cv2
 import numpy as np
 
-from virchow_st.slide.backends import Pixels, open_pixels
+from virchow_st.slide.backends import Pixels, open_pixels, pixels_of
 from virchow_st.slide.layout import fingerprint
 from virchow_st.types import BoolArray, UInt8Array
 
@@ -23,7 +23,8 @@ class SlideImage:
     Attributes:
         path: the file.
         width, height: of the finest level, px.
-        backend: ``"openslide"``, ``"tifffile"`` or ``"opencv"``, whichever reads it.
+        backend: ``"openslide"``, ``"tifffile"`` or ``"opencv"``, whichever reads it, or
+            ``"array"`` for an image in memory.
     """
 
     def __init__(self, path: Path, pixels: Pixels) -> None:
@@ -42,6 +43,11 @@ class SlideImage:
         """
         path = Path(path)
         return cls(path, open_pixels(path))
+
+    @classmethod
+    def of_array(cls, pixels: UInt8Array) -> SlideImage:
+        """An image that lies in memory, (H, W, 3) uint8 RGB; it has no file."""
+        return cls(Path("image"), pixels_of(pixels))
 
     def close(self) -> None:
         """Close the file."""

@@ -38,9 +38,14 @@ def slide_mpp(path: Path, given: float = 0.0) -> Mpp:
             f"{path}: expected its µm per pixel in the file; it says none; "
             "give it with --mpp (about 0.25 for a 40x scan, 0.5 for 20x)"
         )
+    return check_mpp(str(path), mpp)
+
+
+def check_mpp(source: str, mpp: float) -> Mpp:
+    """Raise `SlideError` unless a microscope has such pixels and nuclei can be seen in them."""
     if not _FINEST <= mpp <= _LARGEST_WITH_DETAIL:
         raise SlideError(
-            f"{path}: expected {_FINEST} to {_LARGEST_WITH_DETAIL} µm per pixel, so that nuclei "
+            f"{source}: expected {_FINEST} to {_LARGEST_WITH_DETAIL} µm per pixel, so that nuclei "
             f"can be seen; got {mpp:g}; give a scan at 20x or 40x, or the right --mpp"
         )
     return Mpp(mpp)

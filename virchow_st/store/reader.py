@@ -13,6 +13,7 @@ import xxhash
 from scipy import sparse
 
 from virchow_st.errors import StoreError
+from virchow_st.genes import find_genes
 from virchow_st.store import format as fmt
 from virchow_st.store.datafile import DataFile
 from virchow_st.store.format import Kind, PatchInfo, SparseCounts
@@ -48,6 +49,14 @@ class Genes:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def indices(self, *names: str) -> Int64Array:
+        """Where genes are, by symbol or id, as `Patch.counts` wants them.
+
+        Raises:
+            ConfigError: a name is none of the store's, or a symbol stands for several genes.
+        """
+        return find_genes(names, self.ids, self.symbols, "store")
 
 
 class Store:

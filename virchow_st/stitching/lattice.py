@@ -6,16 +6,21 @@ import numpy as np
 
 from virchow_st.errors import SlideError
 from virchow_st.patches import PatchTable
-from virchow_st.types import BIN_UM, PATCH_BINS, BoolArray, Float32Array, Int64Array
-
-CELL_BINS = 4
-"""The lattice is laid on cells of 8 µm; strides are whole cells, so that none is half covered."""
-BLOCK_BINS = 256
-"""Side of the squares in which rates are stitched and written, bins."""
+from virchow_st.types import (
+    BIN_UM,
+    BLOCK_BINS,
+    CELL_BINS,
+    PATCH_BINS,
+    BoolArray,
+    Float32Array,
+    Int64Array,
+)
 
 
 def lay_over(tissue: BoolArray, min_tissue: float, overlap_bins: int = 0) -> PatchTable:
     """Lay patches from bin (0, 0) on until the grid is covered; the last may reach beyond it.
+
+    Strides are whole cells of 8 µm, so that none is half covered.
 
     Args:
         tissue: (R, C) bool, cells of 8 µm.

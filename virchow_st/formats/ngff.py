@@ -4,22 +4,28 @@ Both are the same arrays: axes c, y, x in µm, a folder ``s0``, ``s1`` … a pyr
 0.2 (https://spatialdata.scverse.org) is OME-Zarr 0.5 (https://ngff.openmicroscopy.org/0.5) with a
 version, a coordinate system's name and an attribute of its own, which strict readers of the one
 and of the other do not take for each other; hence two flavours. Pixel ``i`` of a level spans
-``[i, i + 1)`` times its side in µm, from the image's top left corner on.
+``[i, i + 1)`` times its side in µm, from the top left corner on that all images of a folder share.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import zarr
 from zarr.codecs import BloscCodec
+
+from virchow_st.types import Float64Array
 
 FLAVOURS = ("spatialdata", "ome-zarr")
 _SPACE = {"type": "space", "unit": "micrometer"}
 _AXES = {"c": {"name": "c", "type": "channel"}} | {n: {"name": n, **_SPACE} for n in "yx"}
 _OME = "0.5"
+FULLRES = "fullres_px"
+"""Name of the second coordinate system: px of the original image."""
 # Rounded rates take 0.43 of their bytes so, 0.63 with Zarr's default, and in half its time.
 _PACKED = BloscCodec(cname="zstd", clevel=3, shuffle="bitshuffle")
 
@@ -31,12 +37,25 @@ class Folder:
         path: folder to make.
         flavour: ``"spatialdata"`` or ``"ome-zarr"``.
         attributes: what else the folder says of itself, by name.
+        corner_um: ``(x, y)`` of the images' top left corner.
+        um_to_px: (2, 3) affine from ``(x, y, 1)`` in µm to ``(x, y)`` px of the original image.
+            SpatialData gets it as the coordinate system `FULLRES`; OME-Zarr has no place for it.
     """
 
-    def __init__(self, path: Path, flavour: str, attributes: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        flavour: str,
+        attributes: dict[str, Any],
+        corner_um: tuple[float, float] = (0.0, 0.0),
+        um_to_px: Float64Array | None = None,
+    ) -> None:
         self._is_spatialdata = flavour == "spatialdata"
+        self._corner_um = corner_um
+        self._um_to_px = um_to_px
         self._root = zarr.create_group(str(path), zarr_format=3)
         self._names: list[str] = []
+        self._labels: list[str] = []
         if self._is_spatialdata:
             self._root.attrs["spatialdata_attrs"] = {"version": "0.2"}
         else:
@@ -94,13 +113,38 @@ class Folder:
             )
         return arrays
 
-    def add_labels(self, name: str, shape: tuple[int, int], um_per_px: float) -> zarr.Array:
-        """Add labels of one level, (H, W) uint8, 0 where never written."""
+    def add_labels(
+        self, name: str, shape: tuple[int, int], um_per_px: float, dtype: str = "uint8"
+    ) -> zarr.Array:
+        """Add labels of one level, (H, W) integers, 0 where never written."""
         group = self._add(f"labels/{name}", "yx", um_per_px, 1)
         group.attrs["ome"] = {**group.attrs["ome"], "image-label": {"version": _OME}}
-        self._root["labels"].attrs["ome"] = {"version": _OME, "labels": [name]}
+        self._labels.append(name)
+        self._root["labels"].attrs["ome"] = {"version": _OME, "labels": self._labels}
         return group.create_array(
-            "s0", shape=shape, dtype="uint8", chunks=(512, 512), dimension_names=("y", "x")
+            "s0", shape=shape, dtype=dtype, chunks=(512, 512), dimension_names=("y", "x")
+        )
+
+    def add_table(self, name: str, table: Any, labels: str) -> None:
+        """Add an AnnData about labels of this folder, in the SpatialData flavour.
+
+        Args:
+            name: of the table.
+            table: rows by ``obs["instance_id"]``, their values in ``labels``; gets what ties them.
+            labels: name of the labels.
+        """
+        from anndata.io import write_elem
+
+        ties = {"region": labels, "region_key": "region", "instance_key": "instance_id"}
+        table.obs["region"] = labels
+        table.obs["region"] = table.obs["region"].astype("category")
+        table.uns["spatialdata_attrs"] = ties
+        with warnings.catch_warnings():
+            # anndata tells that it will choose other chunk sizes some day.
+            warnings.filterwarnings("ignore", message=".*autosharding", category=UserWarning)
+            write_elem(self._root.require_group("tables"), name, table)
+        self._root[f"tables/{name}"].attrs.update(
+            {"spatialdata-encoding-type": "ngff:regions_table", "version": "0.2"} | ties
         )
 
     def finish(self, **attributes: Any) -> None:
@@ -128,18 +172,19 @@ class Folder:
 
         # SpatialData wants µm in the image's transformation; viewers of OME-Zarr read the levels'.
         level_um = 1.0 if self._is_spatialdata else um_per_px
-        datasets = [
+        datasets: list[dict[str, Any]] = [
             {"path": f"s{level}", "coordinateTransformations": [scale(level_um * (1 << level))]}
             for level in range(levels)
         ]
         scales: dict[str, Any] = {"name": path.rpartition("/")[2], "axes": named}
         scales["datasets"] = datasets
         if self._is_spatialdata:
-            frames = {
-                "input": {"name": axes, "axes": named},
-                "output": {"name": "global", "axes": named},
-            }
-            scales["coordinateTransformations"] = [scale(um_per_px) | frames]
+            scales["coordinateTransformations"] = self._to_frames(axes, um_per_px)
+        elif any(self._corner_um):
+            x, y = map(float, self._corner_um)
+            shift = {"type": "translation", "translation": [*[0.0] * (len(axes) - 2), y, x]}
+            for dataset in datasets:
+                dataset["coordinateTransformations"].append(shift)
         group = self._root.create_group(path)
         group.attrs["ome"] = {
             "version": "0.5-dev-spatialdata" if self._is_spatialdata else _OME,
@@ -150,3 +195,31 @@ class Folder:
         if path.startswith("images/"):
             self._names.append(path)
         return group
+
+    def _to_frames(self, axes: str, um_per_px: float) -> list[dict[str, Any]]:
+        """SpatialData's transformations of an image: to µm, and to px of the original image."""
+        named = [_AXES[axis] for axis in axes]
+        to_um = np.array([[um_per_px, 0, self._corner_um[0]], [0, um_per_px, self._corner_um[1]]])
+        frames = {"global": to_um}
+        if self._um_to_px is not None:
+            frames[FULLRES] = self._um_to_px @ np.vstack([to_um, [0, 0, 1]])
+        found: list[dict[str, Any]] = []
+        for name, affine in frames.items():
+            if name == "global" and not any(self._corner_um):
+                scale = [1.0 if axis == "c" else float(um_per_px) for axis in axes]
+                step: dict[str, Any] = {"type": "scale", "scale": scale}
+            else:
+                step = {"type": "affine", "affine": _for_axes(affine, len(axes))}
+            step["input"] = {"name": axes, "axes": named}
+            step["output"] = {"name": name, "axes": named}
+            found.append(step)
+        return found
+
+
+def _for_axes(affine: Float64Array, n_axes: int) -> list[list[float]]:
+    """(2, 3) on ``(x, y, 1)`` as rows and columns on axes ``(c,) y, x``."""
+    (a, b, x), (c, d, y) = affine.tolist()
+    of_space = [[d, c, y], [b, a, x]]
+    if n_axes == 2:
+        return of_space
+    return [[1.0, 0.0, 0.0, 0.0], *([0.0, *row] for row in of_space)]

@@ -8,8 +8,8 @@ from collections.abc import Callable
 import numpy as np
 
 from virchow_st.patches import PatchTable
-from virchow_st.types import PATCH_BINS, BoolArray, Float32Array
-from virchow_st.whole_slide.lattice import BLOCK_BINS, window
+from virchow_st.stitching.lattice import window
+from virchow_st.types import BLOCK_BINS, PATCH_BINS, BoolArray, Float32Array
 
 Write = Callable[[int, int, Float32Array, BoolArray], None]
 Place = tuple[int, int]

@@ -1,0 +1,163 @@
+"""One gene on one slide for a notebook: H&E beside prediction and observation, at one scale.
+
+`vst figures` draws what goes into a paper; this is for looking.
+"""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from virchow_st.errors import ConfigError
+from virchow_st.export.sources import Source, StoreSource, open_source
+from virchow_st.figures.style import DPI, UNSCORED, WIDTH_IN, rate_colours, scale_bar, styled
+from virchow_st.kernels.pooling import pool_mask, sum_pool
+from virchow_st.stitching.array import ImageRates
+from virchow_st.store.reader import Store
+from virchow_st.types import BIN_UM, SCALES_UM, BoolArray, Float32Array, UInt8Array
+
+if TYPE_CHECKING:
+    from virchow_st.predict import Run
+
+_TITLES = {"rates": "predicted", "counts": "observed"}
+_HEAD_IN, _FOOT_IN, _GAP_IN, _BAR_IN = 0.42, 0.06, 0.08, 0.75
+_SHOWN_DPI = 144
+_LONGEST_PX = 1600  # of the H&E; a panel shows fewer
+
+
+class GeneFigure(Figure):
+    """A figure that notebooks show without pyplot; ``savefig`` writes it."""
+
+    def _repr_png_(self) -> bytes:
+        png = io.BytesIO()
+        self.savefig(png, format="png", dpi=_SHOWN_DPI)
+        return png.getvalue()
+
+
+def plot_gene(
+    source: Run | Store | ImageRates | Path | str,
+    gene: str,
+    scale_um: int = 8,
+    *,
+    slide: str = "",
+) -> Figure:
+    """Draw one gene beside the H&E, in UMIs a bin of ``scale_um``, all maps on one colour scale.
+
+    Args:
+        source: an evaluated run (its test slide: predicted and observed), a store (observed), the
+            path of either, or what ``run.predict`` made of a picture (predicted).
+        gene: symbol or id.
+        scale_um: side of the bins shown, 2, 4, 8 or 16 µm.
+        slide: which of a run's test slides, where it has several.
+
+    Returns:
+        A matplotlib figure; grey are bins that are not wholly tissue, or not predicted. Where
+        there is both, the prediction's title has Pearson's r over the bins shown.
+
+    Raises:
+        ConfigError, StoreError: see `virchow_st.export.sources.open_source`; or another scale.
+    """
+    if scale_um not in SCALES_UM:
+        raise ConfigError(f"scale_um: expected one of {SCALES_UM}; got {scale_um}")
+    if isinstance(source, ImageRates):
+        rate = source.rates[source.panel.index(gene)]
+        there = source.tissue_mask & ~np.isnan(rate)
+        return _draw(gene, "", source.image, {"rates": rate}, there, scale_um)
+    if isinstance(source, Store):
+        return _draw_source(StoreSource(source, gene), gene, scale_um)
+    path = Path(source) if isinstance(source, str | Path) else source.path
+    with open_source(path, gene, slide) as opened:
+        return _draw_source(opened, gene, scale_um)
+
+
+def _draw_source(source: Source, gene: str, scale_um: int) -> Figure:
+    rows, cols = (slice(0, n) for n in source.tissue_mask.shape)
+    maps = {kind: source.read(kind, rows, cols)[0] for kind in source.kinds}
+    patient = f"patient {source.manifest['patient']}"
+    image = source.read_image(rows)
+    return _draw(gene, patient, image, maps, source.tissue_mask, scale_um)
+
+
+@styled
+def _draw(
+    gene: str,
+    subject: str,
+    image: UInt8Array,
+    maps: dict[str, Float32Array],
+    mask: BoolArray,
+    scale_um: int,
+) -> Figure:
+    """H&E (2R, 2C, 3) and maps (R, C) of 2 µm bins side by side."""
+    factor = scale_um // BIN_UM
+    shown = {kind: _pooled(values, mask, factor) for kind, values in maps.items()}
+    limit = _limit(shown)
+    height_um, width_um = (BIN_UM * n for n in mask.shape)
+    n_panels = 1 + len(shown)
+    panel_in = (WIDTH_IN - _BAR_IN - _GAP_IN * (n_panels - 1)) / n_panels
+    panel_in = min(panel_in, 3.4 * width_um / height_um)
+    height_in = panel_in * height_um / width_um
+    width_in = n_panels * panel_in + (n_panels - 1) * _GAP_IN + _BAR_IN
+    size = width_in, height_in + _HEAD_IN + _FOOT_IN
+    figure = GeneFigure(figsize=size, dpi=DPI)
+    FigureCanvasAgg(figure)
+
+    def place(left: float, width: float) -> Any:
+        bottom, top = _FOOT_IN / size[1], height_in / size[1]
+        return figure.add_axes((left / size[0], bottom, width / size[0], top))
+
+    axes = [place(i * (panel_in + _GAP_IN), panel_in) for i in range(n_panels)]
+    extent = (0.0, float(width_um), float(height_um), 0.0)
+    step = max(1, -(-max(image.shape[:2]) // _LONGEST_PX))
+    axes[0].imshow(image[::step, ::step], extent=extent)
+    axes[0].set_title("H&E", loc="left")
+    scale_bar(axes[0], extent)
+    for panel, (kind, values) in zip(axes[1:], shown.items(), strict=True):
+        far = scale_um * values.shape[1], scale_um * values.shape[0]
+        drawn = panel.imshow(
+            values, extent=(0, far[0], far[1], 0), cmap=rate_colours(), vmin=0, vmax=limit,
+            interpolation="antialiased", interpolation_stage="data",
+        )  # fmt: skip
+        panel.set_title(_title(kind, shown), loc="left")
+        panel.set_facecolor(UNSCORED)
+    for panel in axes:
+        panel.set(xlim=extent[:2], ylim=extent[2:], xticks=[], yticks=[])
+        panel.spines[:].set_visible(False)
+    bar = figure.colorbar(
+        drawn, cax=place(width_in - _BAR_IN + _GAP_IN, 0.1), extend="max", extendfrac=0.02
+    )
+    bar.outline.set_visible(False)
+    bar.set_label(f"UMIs a bin of {scale_um} µm")
+    top = 1 - 0.05 / size[1]
+    name = figure.text(0, top, gene, va="top", fontsize=10, fontstyle="italic")
+    figure.draw_without_rendering()
+    right = name.get_window_extent().x1 / figure.bbox.width
+    figure.text(right + 0.08 / size[0], top, subject, va="top", fontsize=8)
+    return figure
+
+
+def _pooled(values: Float32Array, mask: BoolArray, factor: int) -> np.ma.MaskedArray[Any, Any]:
+    """Sums over squares of ``factor`` bins; masked unless every bin is in ``mask``."""
+    short = [(0, -n % factor) for n in mask.shape]
+    whole = pool_mask(np.pad(mask, short), factor)
+    sums = sum_pool(np.pad(np.where(mask, values, 0), short)[None], factor)[0]
+    return np.ma.MaskedArray(sums, ~whole)
+
+
+def _limit(shown: dict[str, np.ma.MaskedArray[Any, Any]]) -> float:
+    """Upper end of the colours: the largest 99.5th percentile, so that one bin does not set it."""
+    tops = [float(np.percentile(v.compressed(), 99.5)) for v in shown.values() if v.count()]
+    return max(tops, default=0.0) or 1.0
+
+
+def _title(kind: str, shown: dict[str, np.ma.MaskedArray[Any, Any]]) -> str:
+    if kind != "rates" or "counts" not in shown:
+        return _TITLES[kind]
+    x, y = (shown[k].compressed() for k in ("rates", "counts"))
+    if len(x) < 2 or not (x.std() and y.std()):
+        return _TITLES[kind]
+    return f"{_TITLES[kind]}, PCC {np.corrcoef(x, y)[0, 1]:.2f}"
