@@ -18,7 +18,7 @@ _BAND_PX = 8 << 20  # read at once while a region is averaged; 14 bytes each in 
 class SlideImage:
     """An RGB slide image in full-resolution px, corner-based: pixel ``i`` spans ``[i, i+1)``.
 
-    A handle belongs to one thread of one process: open one per worker.
+    Several threads of a process may read from one; another process has to open its own.
 
     Attributes:
         path: the file.
