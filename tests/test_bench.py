@@ -7,6 +7,7 @@ import math
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -140,18 +141,10 @@ def test_extract_with_a_vit_knows_its_share_of_the_peak(folder, monkeypatch) -> 
 
 def small_random_vit(monkeypatch):
     """`open_encoder` with ``--random-weights``, a two-block ViT in Virchow2's place."""
-    import timm
+    from virchow_st.encoders import published
 
-    from virchow_st.encoders import vit
-
-    def small():
-        return timm.create_model(
-            "vit_tiny_patch16_224",
-            img_size=224, patch_size=14, embed_dim=32, depth=2, num_heads=2, num_classes=0,
-            reg_tokens=4, global_pool="", dynamic_img_size=True,
-        )  # fmt: skip
-
-    monkeypatch.setattr(vit, "virchow2_model", small)
+    tiny = {**published.VIRCHOW2.arguments, "embed_dim": 32, "depth": 2, "num_heads": 2}
+    monkeypatch.setattr(published, "VIRCHOW2", replace(published.VIRCHOW2, arguments=tiny))
     return open_encoder("stain", "", True, "cpu")
 
 

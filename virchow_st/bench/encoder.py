@@ -38,18 +38,18 @@ def open_encoder(name: str, weights: str, random_weights: bool, device: str) -> 
         )
     import torch
 
-    from virchow_st.encoders import vit
+    from virchow_st.encoders.published import VIRCHOW2
+    from virchow_st.encoders.vit import IMAGE_PX, ViTEncoder
 
     place = pick_device(device)
     with place:
         torch.manual_seed(0)
-        model = vit.virchow2_model()
-    return vit.ViTEncoder(
+        model = VIRCHOW2.model()
+    return ViTEncoder(
         model,
         name=RANDOM,
-        image_px=vit.IMAGE_PX[14],
-        mean=(0.5, 0.5, 0.5),
-        std=(0.25, 0.25, 0.25),
+        image_px=IMAGE_PX[14],
+        colours=VIRCHOW2.colours,
         n_prefix=5,
         weights_hash="random",
         licence="",

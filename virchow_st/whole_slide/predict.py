@@ -30,6 +30,7 @@ from virchow_st.store.format import pack_image, unpack_image
 from virchow_st.tissue import Tissue, find_tissue
 from virchow_st.types import (
     BIN_UM,
+    PATCH_UM,
     STORED_IMAGE_PX,
     BoolArray,
     UInt8Array,
@@ -196,10 +197,15 @@ def _check_alike(runs: Sequence[Run]) -> None:
 
 def _open_encoder(run: Run, config: PredictConfig, progress: Progress) -> Encoder:
     """The encoder of the run's stores, or an error: no other would make the same tokens."""
-    wanted = run.state["encoder"]
-    encoder = load_encoder(wanted["name"], weights=config.weights, device=config.device)
+    wanted, grid = run.state["encoder"], run.state["grid"]
+    encoder = load_encoder(
+        wanted["name"],
+        weights=config.weights,
+        device=config.device,
+        token_um=PATCH_UM // grid,
+    )
     if (encoder.weights_hash, encoder.grid, encoder.dim) != (
-        wanted["weights"], run.state["grid"], run.state["dim"],
+        wanted["weights"], grid, run.state["dim"],
     ):  # fmt: skip
         raise ConfigError(
             f"{config.weights or encoder.name}: expected the weights of {_named(wanted)}, on whose "
