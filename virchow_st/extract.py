@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
 
+from virchow_st.ahead import ahead
 from virchow_st.config import ExtractConfig
 from virchow_st.encoders import load_encoder
 from virchow_st.encoders.base import Encoder, Tokens
@@ -19,7 +22,7 @@ from virchow_st.patches import PatchTable, lay_patches, leftover_tissue_bins
 from virchow_st.progress import SILENT, Progress
 from virchow_st.provenance import check_same_job, job_of, manifest_of
 from virchow_st.registration import RegistrationCheck, describe
-from virchow_st.render import Rendered, render_ahead
+from virchow_st.render import Rendered, render_ahead, thread_count
 from virchow_st.slide.counts import PatchCounts
 from virchow_st.slide.image import SlideImage
 from virchow_st.slide.visium_hd import VisiumHDSlide
@@ -33,6 +36,8 @@ from virchow_st.store.writer import (
     remove_leftovers,
 )
 from virchow_st.types import PATCH_BINS, PATCH_POSITIONS
+
+_COMPARED_TOGETHER = 16  # patches that a thread compares with their image before it is asked again
 
 
 def extract(
@@ -229,17 +234,28 @@ def _check_registration(
 
     The images are those of the store, so that a resumed extraction finds the same figures.
     """
-    check = RegistrationCheck()
-    for index, (_, position, count) in enumerate(counts):
-        row0, col0 = int(patches.row0[index]), int(patches.col0[index])
-        umi = np.bincount(position, count, PATCH_POSITIONS).reshape(PATCH_BINS, PATCH_BINS)
-        check.add(
-            unpack_image(writer.read(index, Kind.IMAGE)),
-            unpack_mask(writer.read(index, Kind.VALIDITY_MASK)),
-            umi,
-            slide.tissue_mask[row0 : row0 + PATCH_BINS, col0 : col0 + PATCH_BINS],
-        )
-        progress.step(index + 1, len(patches), "patches compared with their image")
+    check, reading = RegistrationCheck(), Lock()
+
+    def check_part(first: int) -> RegistrationCheck:
+        part = RegistrationCheck()
+        for index in range(first, min(first + _COMPARED_TOGETHER, len(patches))):
+            with reading:
+                image = writer.read(index, Kind.IMAGE)
+                validity_mask = writer.read(index, Kind.VALIDITY_MASK)
+            row0, col0 = int(patches.row0[index]), int(patches.col0[index])
+            _, position, count = counts[index]
+            umi = np.bincount(position, count, PATCH_POSITIONS).reshape(PATCH_BINS, PATCH_BINS)
+            tissue_mask = slide.tissue_mask[row0 : row0 + PATCH_BINS, col0 : col0 + PATCH_BINS]
+            part.add(unpack_image(image), unpack_mask(validity_mask), umi, tissue_mask)
+        return part
+
+    # Parts of a fixed size, added in their order: the figures are the same with any threads.
+    parts = range(0, len(patches), _COMPARED_TOGETHER)
+    with ThreadPoolExecutor(thread_count(), "compare") as pool:
+        for first, part in ahead(pool, parts, check_part, n_ahead=thread_count()):
+            check.merge(part)
+            done = min(first + _COMPARED_TOGETHER, len(patches))
+            progress.step(done, len(patches), "patches compared with their image")
     found = check.result()
     said = found.to_manifest()
     if found.verdict != "shifted" or check.example is None:
