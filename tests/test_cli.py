@@ -560,7 +560,7 @@ def test_long_cells_are_not_cut_off(capfd) -> None:
     assert re.sub(r"[^a-z/]", "", out.split("[name]")[1]) == long
 
 
-def test_plain_progress_tells_the_time_left(capfd, monkeypatch) -> None:
+def test_plain_progress_tells_rate_and_time_left(capfd, monkeypatch) -> None:
     from virchow_st_cli import console as module
 
     clock = iter([100.0, 105.0, 120.0, 130.0])
@@ -570,8 +570,8 @@ def test_plain_progress_tells_the_time_left(capfd, monkeypatch) -> None:
         shown.step(done, 16, "patches", "detail")
     assert capfd.readouterr().err.splitlines() == [
         "  4/16 patches  detail",
-        "  12/16 patches, 10 s left  detail",
-        "  16/16 patches  detail",
+        "  12/16 patches, 0.4/s, 10 s left  detail",
+        "  16/16 patches, 0.4/s  detail",
     ]
 
 

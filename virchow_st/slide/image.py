@@ -76,8 +76,8 @@ class SlideImage:
 
         It comes from the coarsest pyramid level not beyond ``downsample`` that has a pixel corner
         at ``(x0, y0)``. Memory, whatever the size of the image: the result, and at most 112 MiB or
-        what one row of it is averaged from; of a striped TIFF also 512 MiB of decoded strips, else
-        32 MiB of OpenSlide's decoded tiles.
+        what one row of it is averaged from; also 512 MiB of a TIFF's decoded strips or 128 MiB of
+        its tiles, or 32 MiB of those that OpenSlide decodes.
 
         Args:
             x0: left edge of the region, full-resolution px; may lie off the image.

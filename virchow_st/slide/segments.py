@@ -16,7 +16,7 @@ from virchow_st.types import Array
 # Decoded. Strips as wide as the image are needed again by every patch beside: a row of patches
 # takes some 250 MiB of a slide 20 mm wide. Of tiles only those at a patch's border are.
 _KEPT_STRIPS_BYTES = 512 << 20
-_KEPT_TILES_BYTES = 64 << 20
+_KEPT_TILES_BYTES = 128 << 20
 _JPEG = (6, 7, 34892, 33007)  # compressions whose segments may need the file's common tables
 
 
@@ -24,7 +24,8 @@ class Segments:
     """The pixels of a TIFF level, sliced like an array (height, width, samples).
 
     Several threads may slice at once: each decodes its own tiles or strips, and one that another
-    is decoding already is waited for. Those decoded last are kept, within bounds.
+    is decoding already is waited for. Those decoded last are kept, within bounds. Where some have
+    no bytes in the file, a fourth sample says where there are pixels.
 
     Args:
         path: the file.
@@ -38,6 +39,7 @@ class Segments:
         self._size: tuple[int, int] = page.chunks[:2]  # rows and columns of a segment
         self._across = -(-self.shape[1] // self._size[1])
         self._offsets, self._bytes = place.dataoffsets, place.databytecounts
+        self._samples = 4 if 0 in self._bytes else self.shape[2]
         self._decoder = page.decode
         self._arguments: dict[str, Any] = {}
         if page.compression in _JPEG:
@@ -54,7 +56,7 @@ class Segments:
     def __getitem__(self, place: tuple[slice, slice]) -> Array:
         rows, cols = place
         height, width = self._size
-        out = np.empty((rows.stop - rows.start, cols.stop - cols.start, self.shape[2]), np.uint8)
+        out = np.empty((rows.stop - rows.start, cols.stop - cols.start, self._samples), np.uint8)
         for row in range(rows.start // height, -(-rows.stop // height)):
             for col in range(cols.start // width, -(-cols.stop // width)):
                 segment = self._segment(row * self._across + col)
@@ -101,6 +103,10 @@ class Segments:
         n_bytes = self._bytes[index]
         encoded = os.pread(self._file, n_bytes, self._offsets[index]) if n_bytes else None
         pixels, _, shape = self._decoder(encoded, index, **self._arguments)
-        if pixels is None:  # a segment without bytes
-            return np.zeros(shape[1:], np.uint8)
-        return pixels.reshape(shape)[0]
+        if pixels is None:
+            return np.zeros((*shape[1:3], self._samples), np.uint8)
+        pixels = pixels.reshape(shape)[0]
+        if pixels.shape[2] < self._samples:
+            opaque = np.full((*pixels.shape[:2], 1), 255, np.uint8)
+            pixels = np.concatenate([pixels, opaque], axis=2)
+        return pixels
