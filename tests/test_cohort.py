@@ -185,10 +185,14 @@ def test_ranks_are_read_from_the_environment_and_take_a_device_each(
         monkeypatch.setenv(name, str(value))
     rank = Rank.here()
     assert rank == Rank(5, 8, 1, 4)
+    taken: list[int] = []
+    monkeypatch.setattr("torch.cuda.set_device", taken.append)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
     for there, auto in ((True, "cuda:1"), (False, "cpu")):
         monkeypatch.setattr("torch.cuda.is_available", lambda there=there: there)
         assert rank.device("auto") == auto
         assert [rank.device(n) for n in ("cuda", "cuda:0", "cpu")] == ["cuda:1", "cuda:0", "cpu"]
+    assert taken == [1, 1]
 
 
 def test_work_alone_is_taken_in_order_and_answered() -> None:

@@ -218,6 +218,16 @@ def test_memory_that_is_too_little_is_told_and_batches_are_halved_into_it(
     assert encoder.largest_batch(64) == 1  # the first patch will tell
 
 
+def test_a_model_that_does_not_fit_is_told_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: torch.nn.Module, *_: Any) -> None:
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(torch.nn.Module, "to", full)
+    with pytest.raises(ConfigError, match="tiny: the model does not fit the memory") as caught:
+        tiny_encoder(tiny_virchow())
+    assert "\n" not in str(caught.value)
+
+
 @pytest.fixture
 def small_virchow2(monkeypatch: pytest.MonkeyPatch) -> None:
     """Virchow2 with the tiny model in place of the 2.5 GB one, in float32 on any CPU."""

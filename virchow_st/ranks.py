@@ -42,14 +42,20 @@ class Rank:
         return cls(*(int(value) for value in given if value))
 
     def device(self, name: str) -> str:
-        """The device of ``--device`` for this process: ``auto`` and ``cuda`` are shared out."""
+        """The device of ``--device`` for this process, and torch's from now on.
+
+        ``auto`` and ``cuda`` are shared out, a GPU each; any other name is taken at its word.
+        """
         if self.count == 1 or name not in ("auto", "cuda"):
             return name
-        if name == "auto":
-            import torch
+        import torch
 
-            name = "cuda" if torch.cuda.is_available() else "cpu"
-        return f"cuda:{self.local}" if name == "cuda" else name
+        n_devices = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if name == "auto" and n_devices == 0:
+            return "cpu"
+        if self.local < n_devices:  # else `pick_device` says what is wrong
+            torch.cuda.set_device(self.local)  # or pinned memory would take room on the first
+        return f"cuda:{self.local}"
 
 
 class SharedWork:

@@ -82,7 +82,7 @@ class Timed(Encoder):
         self.image_px, self.weights_hash = encoder.image_px, encoder.weights_hash
         self.licence, self.layout = encoder.licence, encoder.layout
         self.precision, self.batch = encoder.precision, encoder.batch
-        self._on_cuda = getattr(getattr(encoder, "device", None), "type", "cpu") == "cuda"
+        self._device: torch.device | None = getattr(encoder, "device", None)
         self._host_s = 0.0
         self._batches: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
 
@@ -97,16 +97,17 @@ class Timed(Encoder):
 
     def launch(self, images: UInt8Array) -> Callable[[], Tokens]:
         """Begin to encode a batch; see `Encoder.launch`."""
-        if not self._on_cuda:
+        if self._device is None or self._device.type != "cuda":
             start = time.perf_counter()
             wait = self._encoder.launch(images)
             self._host_s += time.perf_counter() - start
             return wait
         import torch
 
+        queue = torch.cuda.current_stream(self._device)
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begin.record()
+        begin.record(queue)
         wait = self._encoder.launch(images)
-        end.record()
+        end.record(queue)
         self._batches.append((begin, end))
         return wait

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from virchow_st.encoders.base import Encoder, Tokens
 from virchow_st.encoders.published import Colour
+from virchow_st.errors import ConfigError
 from virchow_st.types import Array, UInt8Array
 
 GRID = 16
@@ -25,8 +26,8 @@ _CPU_BFLOAT16 = {"avx512_bf16", "amx_bf16"}  # without these a CPU only emulates
 class ViTEncoder(Encoder):
     """A timm ViT: its normalised last-layer patch tokens, row-major; registers are dropped.
 
-    Matrix products are in ``precision`` (bfloat16 makes the tokens err by about 0.2 %), all else
-    in float32; tokens are rounded to float16 where they are made.
+    Matrix products are in ``precision`` (bfloat16 makes tokens of Virchow2's architecture err by
+    about 0.5 %), all else in float32; tokens are rounded to float16 where they are made.
 
     Args:
         model: a timm ViT whose ``forward_features`` gives (B, n_prefix + 256, D); it is changed.
@@ -38,6 +39,9 @@ class ViTEncoder(Encoder):
         licence: what may be done with the tokens.
         device: where it runs.
         precision: of the products; `native_precision` of the device when None.
+
+    Raises:
+        ConfigError: the device has no room for the model.
     """
 
     def __init__(
@@ -58,7 +62,13 @@ class ViTEncoder(Encoder):
             for layer in model.modules():  # as autocast would do with the weights at every batch
                 if isinstance(layer, torch.nn.Linear | torch.nn.Conv2d):
                     layer.to(self._dtype)
-        self.model = model.requires_grad_(False).eval().to(device)
+        try:
+            self.model = model.requires_grad_(False).eval().to(device)
+        except torch.cuda.OutOfMemoryError:
+            raise ConfigError(
+                f"{name}: the model does not fit the memory that is free on {device}; end what "
+                "else uses it, or give another --device"
+            ) from None
         self.name = name
         self.dim = int(model.embed_dim)  # type: ignore[arg-type]
         self.grid = GRID

@@ -136,7 +136,8 @@ def _predict(
         return [np.stack([images[k][0] for images in rendered]) for k in range(len(sizes))]
 
     n = len(patches)
-    batches = [range(s, min(s + _BATCH_PATCHES, n)) for s in range(0, n, _BATCH_PATCHES)]
+    size = min(_BATCH_PATCHES, encoder.batch)  # that of a GPU with little memory is small
+    batches = [range(s, min(s + size, n)) for s in range(0, n, size)]
     with ThreadPoolExecutor(1) as renderer:  # one thread, as an image handle belongs to one
         for batch, images in ahead(renderer, batches, render):
             # As a store keeps them, so that the decoder sees what it was trained on.
