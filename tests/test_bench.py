@@ -121,7 +121,7 @@ def test_extract(folder) -> None:
     assert rows["vst extract"]["share of the whole"] == 1
     assert rows["of which encoding"]["share of the whole"] < 1
     parts = [name for name in rows if name.split(",")[0] in (
-        "positions", "read the image", "warp it", "encode", "pack", "compare image and counts"
+        "positions", "read the image", "warp it", "encode", "pack", "compare with counts"
     )]  # fmt: skip
     in_turn = rows["these one after the other"]["ms a patch"]
     assert in_turn == pytest.approx(sum(rows[name]["ms a patch"] for name in parts))

@@ -231,11 +231,11 @@ def _parts_table(
         [name, 1e3 * seconds, 1 / seconds, seconds / whole_s]
         for name, seconds in (
             ("positions, matrix and counts", parts.counts),
-            ("read the image, one thread", parts.read),
-            ("warp it, one thread", parts.warp),
+            ("read the image, 1 thread", parts.read),
+            ("warp it, 1 thread", parts.warp),
             ("encode", parts.encode),
             ("pack, commit and finish", parts.write),
-            ("compare image and counts, one thread", parts.register),
+            ("compare with counts, 1 thread", parts.register),
             ("these one after the other", parts.total),
             (f"read and warp, {thread_count()} threads", parts.threads),
             ("vst extract", whole_s),
