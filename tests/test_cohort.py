@@ -15,10 +15,14 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import STAIN
+from safetensors.torch import save_file
+from tiny_vit import tiny_published, tiny_virchow
 
 from virchow_st import cohort
 from virchow_st.cohort import extract_cohort, read_cohort
+from virchow_st.encoders.published import PUBLISHED, VIRCHOW2
 from virchow_st.encoders.stain import StainEncoder
+from virchow_st.encoders.weights import parameters_hash
 from virchow_st.ranks import Rank, SharedWork
 from virchow_st.store.reader import open_store, verify
 
@@ -129,6 +133,30 @@ def test_the_next_slide_is_opened_while_one_is_encoded(
     outcomes = extract_cohort(slides / "slides.csv", STAIN)
     assert [o.text for o in outcomes] == ["complete"] * 3
     assert order == ["open P1", "open P2", "encode P1", "open P5", "encode P2", "encode P5"]
+
+
+def test_virchow2_from_a_local_file_over_a_cohort(
+    vst: Callable[..., Any], slides: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The command, its architecture made tiny: the licence shown once, kept in every manifest."""
+    model = tiny_virchow(4)
+    save_file(model.state_dict(), tmp_path / "w.safetensors")
+    monkeypatch.setitem(PUBLISHED, VIRCHOW2.repo.lower(), tiny_published())
+    answer = vst(
+        "extract", "--manifest", slides / "slides.csv", "--weights", tmp_path / "w.safetensors",
+        "--device", "cpu",
+    )  # fmt: skip
+    assert answer.code == 0, answer.err
+    warnings = [line for line in answer.err.splitlines() if line.startswith("warning: ")]
+    assert warnings == [f"warning: virchow2: {VIRCHOW2.licence}"]
+    for patient in PATIENTS:
+        store = open_store(slides / f"{patient}.vst")
+        assert store.token_shape == (16, 16, 48)
+        assert store.manifest["encoder"] == {
+            "name": "virchow2",
+            "weights": parameters_hash(model),
+            "licence": VIRCHOW2.licence,
+        }
 
 
 # --- several processes ----------------------------------------------------------------------------
