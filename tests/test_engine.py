@@ -6,7 +6,7 @@ import json
 import shutil
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -238,6 +238,15 @@ def test_the_next_batch_is_begun_before_the_last_is_waited_for(
     assert log == [*expected, "wait 4"]
 
 
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """Ctrl-C as Python has it; a shell's background jobs ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_finishes_the_batch_and_says_how_to_resume(simulated: Path, tmp_path: Path) -> None:
     whole, store = tmp_path / "whole.vst", tmp_path / "P1.vst"
     run(simulated, whole, Fake())
@@ -263,6 +272,7 @@ def test_ctrl_c_finishes_the_batch_and_says_how_to_resume(simulated: Path, tmp_p
     assert content(store) == content(whole)
 
 
+@pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_twice_stops_at_once(simulated: Path, tmp_path: Path) -> None:
     encoder = Fake()
 

@@ -109,6 +109,7 @@ def extract_cohort(path: Path, config: ExtractConfig, progress: Progress = SILEN
             elif rank.count > 1:
                 progress.note(f"{slide.store}: {text}")
             work.answer(order[item], json.dumps([n_patches, text]))
+            del prepared  # its counts may take a gigabyte
     if rank.number != 0:
         return []
     return [
