@@ -119,18 +119,25 @@ class SlideImage:
         """(h, w) averages over blocks of level pixels from level pixel (x, y) on."""
         level = self._level_of_factor[factor]
         level_width, level_height = self._pixels.level_sizes[level]
-        pixels = np.full((h * block, w * block, 3), 255, np.uint8)
+        size = h * block, w * block
+        pixels = None
         there = np.ones((h, w), bool)
         left, right = max(x, 0), min(x + w * block, level_width)
         top, bottom = max(y, 0), min(y + h * block, level_height)
         if left < right and top < bottom:
             rgb, opaque = self._pixels.read(level, left, top, right - left, bottom - top)
             inside = slice(top - y, bottom - y), slice(left - x, right - x)
-            pixels[inside] = rgb
+            if rgb.shape[:2] == size:
+                pixels = rgb
+            else:
+                pixels = np.full((*size, 3), 255, np.uint8)
+                pixels[inside] = rgb
             if opaque is not None:
-                holes = np.zeros(pixels.shape[:2], bool)
+                holes = np.zeros(size, bool)
                 holes[inside] = ~opaque
                 there &= ~holes.reshape(h, block, w, block).any(axis=(1, 3))
+        if pixels is None:  # wholly off the image
+            pixels = np.full((*size, 3), 255, np.uint8)
         if block > 1:
             # By a whole factor INTER_AREA is the plain mean of each block.
             pixels = cv2.resize(pixels, (w, h), interpolation=cv2.INTER_AREA)
