@@ -67,11 +67,13 @@ class Console:
             self._step_bar(done, total, unit, detail)
         elif done >= total or now - self._last_line >= _PLAIN_LINE_EVERY_S:
             self._last_line = now
-            since_first, left = done - self._first, ""
-            if since_first and done < total:  # the first report says nothing of the rate yet
-                seconds = (now - self._started) / since_first * (total - done)
-                left = f", {seconds:.0f} s left"
-            self._err.print(f"  {done}/{total} {unit}{left}  {detail}".rstrip())
+            rate, left = "", ""
+            if done > self._first and now > self._started:  # the first report knows no rate yet
+                per_s = (done - self._first) / (now - self._started)
+                rate = f", {per_s:.3g}/s"
+                if done < total:
+                    left = f", {(total - done) / per_s:.0f} s left"
+            self._err.print(f"  {done}/{total} {unit}{rate}{left}  {detail}".rstrip())
 
     def _step_bar(self, done: int, total: int, unit: str, detail: str) -> None:
         if self._bar is None:

@@ -9,6 +9,7 @@ import click
 
 from virchow_st.config import ExtractConfig, SimulateConfig
 from virchow_st.errors import ConfigError
+from virchow_st.ranks import Rank
 from virchow_st_cli.console import Console
 from virchow_st_cli.options import build_config, config_options, with_console
 
@@ -56,6 +57,11 @@ def extract(
         if outs or image or store or patient:
             raise ConfigError("--manifest names the slides; leave out OUTS and the other options")
         return _extract_cohort(console, manifest, config)
+    if Rank.here().count > 1:
+        raise ConfigError(
+            "torchrun: expected --manifest, whose slides its processes share out; extract a single "
+            "slide without torchrun"
+        )
     if not (outs and image and store and patient):
         raise ConfigError("expected OUTS, --image, --store and --patient, or --manifest")
     from virchow_st.extract import extract as run_extract
@@ -70,6 +76,8 @@ def _extract_cohort(console: Console, manifest: Path, config: ExtractConfig) -> 
     from virchow_st.cohort import extract_cohort
 
     outcomes = extract_cohort(manifest, config, console)
+    if not outcomes:  # one of torchrun's ranks; the first shows the table
+        return 0
     console.table(
         "Slides",
         ["patient", "store", "patches", "outcome"],

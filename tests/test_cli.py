@@ -292,7 +292,7 @@ def test_min_tissue_that_no_patch_has(vst, place: Place) -> None:
         ("--min-tissue", "1.5", "min_tissue"),
         ("--min-tissue", "half", "--min-tissue"),
         ("--matrix", "both", "--matrix"),
-        ("--token-um", "8", "token_um"),
+        ("--token-um", "12", "token_um"),
         ("--device", "gpu", "device"),
         ("--weights", "w.bin", "weights"),
         ("--patient", "", "--patient"),
@@ -560,7 +560,7 @@ def test_long_cells_are_not_cut_off(capfd) -> None:
     assert re.sub(r"[^a-z/]", "", out.split("[name]")[1]) == long
 
 
-def test_plain_progress_tells_the_time_left(capfd, monkeypatch) -> None:
+def test_plain_progress_tells_rate_and_time_left(capfd, monkeypatch) -> None:
     from virchow_st_cli import console as module
 
     clock = iter([100.0, 105.0, 120.0, 130.0])
@@ -570,8 +570,8 @@ def test_plain_progress_tells_the_time_left(capfd, monkeypatch) -> None:
         shown.step(done, 16, "patches", "detail")
     assert capfd.readouterr().err.splitlines() == [
         "  4/16 patches  detail",
-        "  12/16 patches, 10 s left  detail",
-        "  16/16 patches  detail",
+        "  12/16 patches, 0.4/s, 10 s left  detail",
+        "  16/16 patches, 0.4/s  detail",
     ]
 
 
@@ -628,10 +628,10 @@ def records(store: Path) -> dict[bytes, bytes]:
 # One patch a commit instead of sixteen, and slowly: many moments to be killed at.
 SLOW = """
 import sys, time
-import virchow_st.extract as extract
+from virchow_st.encoders.stain import StainEncoder
 from virchow_st.store.writer import StoreWriter
 from virchow_st_cli.main import main
-extract._BATCH_PATCHES = 1
+StainEncoder.batch = 1
 append = StoreWriter.append
 def slow_append(self, records):
     append(self, records)
@@ -680,6 +680,8 @@ def check_stopping(place: Place, how: signal.Signals, times: int, seed: int) -> 
         store = place.folder / "new.vst"
         assert records(store) == whole
         again = json.loads((store / "store.json").read_text())
+        assert again["job"]["encoding"]["batches"] == [[0, 1]]
+        again["job"]["encoding"]["batches"] = [[0, 16]]
         assert {**again, "slide": "P1"} == manifest
         assert {p.name for p in store.iterdir()} == {"data.mdb", "store.json"}
         shutil.rmtree(store)

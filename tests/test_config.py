@@ -17,7 +17,7 @@ BAD = [
     (SimulateConfig, {"bins": 3351}, "bins: expected at most 3350; got 3351"),
     (SimulateConfig, {"genes": 59}, "genes: expected at least 60; got 59"),
     (SimulateConfig, {"seed": -1}, "seed: expected at least 0; got -1"),
-    (ExtractConfig, {"token_um": 8}, "token_um: expected one of 16; got 8"),
+    (ExtractConfig, {"token_um": 12}, "token_um: expected one of 16, 8; got 12"),
     (ExtractConfig, {"matrix": "both"}, "matrix: expected one of filtered, raw; got 'both'"),
     (ExtractConfig, {"min_tissue": 1.1}, "min_tissue: expected at most 1.0; got 1.1"),
     (TrainConfig, {"decoder": "unet"}, "decoder: expected one of .*hist2st.*; got 'unet'"),

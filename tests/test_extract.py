@@ -1,4 +1,4 @@
-"""Slide → store: every count in its bin, every image on its bins, and cohorts of slides."""
+"""Slide → store: every count in its bin, every image on its bins."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ import tifffile
 from scipy import sparse
 from tiny_slide import COMBINATIONS, TinySlide, draw_markers, write_image
 
-from virchow_st.cohort import extract_cohort, read_cohort
 from virchow_st.config import ExtractConfig
 from virchow_st.errors import ConfigError, SlideError
 from virchow_st.extract import extract
@@ -364,46 +363,3 @@ def test_a_slide_without_tissue_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SlideError):
         extract(outs, image, tmp_path / "s.vst", "A", STAIN)
     assert not (tmp_path / "s.vst").exists()
-
-
-# --- cohorts --------------------------------------------------------------------------------------
-
-
-def test_a_broken_slide_does_not_stop_the_others(vst, simulated: Path, tmp_path: Path) -> None:
-    cohort = tmp_path / "cohort"
-    for patient in ("P1", "P2", "P5"):
-        shutil.copytree(simulated / patient, cohort / patient)
-    shutil.copy(simulated / "slides.csv", cohort)
-    (cohort / "P2" / "outs" / SQUARE / "filtered_feature_bc_matrix.h5").write_bytes(b"broken")
-    answer = vst("extract", "--manifest", cohort / "slides.csv", "--encoder", "stain")
-    assert answer.code == 1
-    warnings = [line for line in answer.err.splitlines() if line.startswith("warning: ")]
-    assert len(warnings) == 1
-    assert "filtered_feature_bc_matrix.h5" in warnings[0]
-    assert "Traceback" not in answer.err
-    assert {p.name for p in cohort.iterdir()} == {
-        "P1", "P2", "P5", "P1.vst", "P5.vst", "slides.csv",
-    }  # fmt: skip
-    lines = answer.out.splitlines()
-    for patient in ("P1", "P5"):
-        assert any(line.startswith(f"│ {patient} ") and "complete" in line for line in lines)
-        assert len(open_store(cohort / f"{patient}.vst")) == 9
-    assert any(line.startswith("│ P2 ") for line in lines)
-
-    shutil.copytree(simulated / "P2", cohort / "P2", dirs_exist_ok=True)
-    outcomes = extract_cohort(cohort / "slides.csv", STAIN)
-    assert [(o.patient, o.n_patches, o.text) for o in outcomes] == [
-        (p, 9, "complete") for p in ("P1", "P2", "P5")
-    ]
-
-
-def test_paths_of_a_cohort_are_relative_to_its_list(tmp_path: Path) -> None:
-    path = tmp_path / "slides.csv"
-    # as Excel writes it: a byte order mark, more columns, another order
-    path.write_text(
-        "\ufeffnote,store,patient,outs,image\nx,a.vst,A,a/outs,/scans/a.svs\n", encoding="utf-8"
-    )
-    (slide,) = read_cohort(path)
-    assert slide.patient == "A"
-    assert (slide.outs, slide.store) == (tmp_path / "a/outs", tmp_path / "a.vst")
-    assert slide.image == Path("/scans/a.svs")

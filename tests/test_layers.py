@@ -20,13 +20,13 @@ HEAVY = {"torch", "torchvision", "torch_geometric", "timm", "numba", "cv2", "mat
 # may always import its own layer, if the layer is marked as one that is built of parts.
 LAYERS: dict[str, tuple[set[str], set[str]]] = {
     "ground": (
-        {"types", "errors", "counts", "config", "files", "genes", "progress", "devices",
-         "ahead"},
+        {"types", "errors", "counts", "config", "files", "genes", "progress", "devices", "ahead",
+         "interrupt", "ranks"},
         set(),
     ),
     "kernels": ({"kernels"}, {"ground"}),
     "slide": ({"slide"}, {"ground", "kernels"}),
-    "patches": ({"patches"}, {"ground", "slide"}),
+    "patches": ({"patches", "render"}, {"ground", "slide"}),
     "store": ({"store"}, {"ground", "kernels"}),
     "encoders": ({"encoders"}, {"ground"}),
     "decoders": ({"decoders"}, {"ground"}),
@@ -40,7 +40,7 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
     "maps": ({"maps"}, {"ground", "store", "panel"}),
     "registration": ({"registration"}, {"ground", "encoders"}),
     "extract": (
-        {"extract", "cohort"},
+        {"extract", "cohort", "engine", "provenance"},
         {"ground", "slide", "patches", "store", "encoders", "registration", "figures"},
     ),
     # Of the encoders, the dataset knows how channels turn with the patch (encoders.base), no more.
@@ -96,7 +96,7 @@ LAYER_OF = {module: layer for layer, (modules, _) in LAYERS.items() for module i
 
 # What a part may load from outside the package beside the standard library.
 OUTSIDE = {
-    "ground": {"numpy", "tomli_w", "torch"},  # torch: `devices` alone, see below
+    "ground": {"numpy", "tomli_w", "torch"},  # torch: two alone, see below
     # scipy and skimage: reference code; triton: `poisson_triton` alone, see below
     "kernels": {"numpy", "numba", "scipy", "skimage", "triton"},
     "store": {"numpy", "scipy", "lmdb", "xxhash", "cv2"},
@@ -186,7 +186,7 @@ def test_parts_load_what_they_are_for_and_nothing_else(module: str) -> None:
 def test_torch_is_known_where_it_has_to_be() -> None:
     users = {name for name in INNER if "torch" in outside(name)}
     tops = {name.split(".")[1] for name in users}
-    assert tops <= {"devices", "encoders", "decoders", "losses", "checkpoint", "training",
+    assert tops <= {"devices", "ranks", "encoders", "decoders", "losses", "checkpoint", "training",
                     "predict", "bench"}  # fmt: skip
     assert "virchow_st.encoders.base" not in users
     assert "virchow_st.encoders.stain" not in users

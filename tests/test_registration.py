@@ -106,6 +106,21 @@ def test_correlation_is_pearsons_over_all_pairs_of_bins(made_up) -> None:
     assert maps[5, SEARCHED_BINS + 4, SEARCHED_BINS - 9] == pytest.approx(want, abs=1e-6)
 
 
+def test_checks_of_parts_merge_into_that_of_all(made_up) -> None:
+    whole, merged = RegistrationCheck(), RegistrationCheck()
+    for patch in made_up:
+        whole.add(*patch)
+    for part in (made_up[:1], made_up[1:]):
+        check = RegistrationCheck()
+        for patch in part:
+            check.add(*patch)
+        merged.merge(check)
+    merged.merge(RegistrationCheck())  # of no patch
+    np.testing.assert_allclose(merged.correlations(), whole.correlations(), atol=1e-9)
+    assert merged.example is not None
+    assert merged.example.umi.sum() == max(umi.sum() for _, _, umi, _ in made_up)
+
+
 def test_shift_is_that_of_scikit_image(made_up) -> None:
     """Of one patch: the reference pools nothing. Its shift takes the moving image back."""
     image, valid, umi, tissue = made_up[0]

@@ -170,10 +170,13 @@ def halves(image: np.ndarray, factor: int) -> np.ndarray:
 
 
 def write_image(path: Path, image: np.ndarray, how: str) -> Path:
-    """Write as tiles, strips, one piece, pyramid, subifds, png or jpg; returns the path."""
+    """Write as tiles, vendor, strips, one piece, pyramid, subifds, png or jpg; returns the path."""
     rgb: dict[str, Any] = {"photometric": "rgb", "compression": "lzw"}
     if how == "tiles":
         tifffile.imwrite(path, image, tile=(128, 128), **rgb)
+    elif how == "vendor":  # one whose tiles OpenSlide reads, by what the description says
+        made = "Aperio Image Library v11.2.1\r\nLZW"
+        tifffile.imwrite(path, image, tile=(128, 128), description=made, metadata=None, **rgb)
     elif how == "strips":
         tifffile.imwrite(path, image, rowsperstrip=16, **rgb)
     elif how == "one piece":

@@ -73,7 +73,11 @@ class ExtractConfig(_Checked):
 
     encoder: str = setting("virchow2", "virchow2, stain, or the hub id of a timm ViT")
     weights: str = setting("", "local weights file, .safetensors or .bin, instead of the hub")
-    token_um: int = setting(16, "side of a token, µm", choices=(16,))
+    token_um: int = setting(
+        16,
+        "side of a token, µm, 16 or 8; for 8 a patch is encoded as 2×2 images, at 4 times the cost",
+        choices=(16, 8),
+    )
     token_dtype: str = setting(
         "float16", "how tokens are stored; int8 takes half the space", choices=("float16", "int8")
     )

@@ -3,48 +3,41 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
-from importlib.metadata import version
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
-import xxhash
 
 from virchow_st.ahead import ahead
 from virchow_st.config import ExtractConfig
 from virchow_st.encoders import load_encoder
 from virchow_st.encoders.base import Encoder, Tokens
+from virchow_st.engine import encoding_for, write_patches
 from virchow_st.errors import ConfigError, StoreError
-from virchow_st.patches import (
-    PatchTable,
-    bin_validity,
-    lay_patches,
-    leftover_tissue_bins,
-    render_patch,
-)
+from virchow_st.patches import PatchTable, lay_patches, leftover_tissue_bins
 from virchow_st.progress import SILENT, Progress
+from virchow_st.provenance import check_same_job, job_of, manifest_of
 from virchow_st.registration import RegistrationCheck, describe
+from virchow_st.render import Rendered, render_ahead, thread_count
 from virchow_st.slide.counts import PatchCounts
 from virchow_st.slide.image import SlideImage
 from virchow_st.slide.visium_hd import VisiumHDSlide
-from virchow_st.store.background import BackgroundWriter
 from virchow_st.store.format import MAX_GENES, Kind, PatchInfo, unpack_image, unpack_mask
 from virchow_st.store.reader import Store, open_store
-from virchow_st.store.writer import PatchRecord, StoreWriter, finished_job, remove_leftovers
-from virchow_st.types import (
-    BIN_UM,
-    PATCH_BINS,
-    PATCH_POSITIONS,
-    STORED_IMAGE_PX,
-    BoolArray,
-    UInt8Array,
+from virchow_st.store.writer import (
+    PatchRecord,
+    StoreWriter,
+    begun_job,
+    finished_job,
+    remove_leftovers,
 )
+from virchow_st.types import PATCH_BINS, PATCH_POSITIONS
 
-# Patches encoded and committed together. Resuming starts at a multiple of it, so that the encoder
-# sees the same batches as in an uninterrupted run and gives the same bytes.
-_BATCH_PATCHES = 16
-_SOFTWARE = ("virchow_st", "numpy", "opencv-python-headless", "lmdb", "torch", "timm")
+_COMPARED_TOGETHER = 16  # patches that a thread compares with their image before it is asked again
 
 
 def extract(
@@ -73,6 +66,85 @@ def extract(
     Raises:
         SlideError, StoreError, ConfigError: nothing is written before slide, image, counts and
             encoder have been found sound; damage met later leaves a store that can be resumed.
+        KeyboardInterrupt: the batches under way have been committed.
+    """
+    with open_slide(outs, image_path, store_path, patient, config, progress, encoder) as opened:
+        return opened.extract(progress)
+
+
+@dataclass(frozen=True)
+class OpenedSlide:
+    """A slide found sound, its counts read: ready to be encoded. A context manager.
+
+    Attributes:
+        store_path: folder to write.
+        job: what decides the bytes of the records; a store is resumed only under the same.
+        patient, config, encoder: as given.
+        slide, image, patches: what was opened.
+        counts: of the patches, or None where the store is finished already.
+    """
+
+    store_path: Path
+    job: dict[str, Any]
+    patient: str
+    config: ExtractConfig
+    encoder: Encoder
+    slide: VisiumHDSlide
+    image: SlideImage
+    patches: PatchTable
+    counts: PatchCounts | None
+
+    def __enter__(self) -> OpenedSlide:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.image.close()
+
+    def extract(self, progress: Progress = SILENT) -> Store:
+        """Write the store, or open the finished one."""
+        path, counts = self.store_path, self.counts
+        if counts is None:
+            remove_leftovers(path)
+            progress.note(f"{path}: already complete")
+            return open_store(path)
+        slide, patches, encoder = self.slide, self.patches, self.encoder
+        with StoreWriter(path, self.job, self.config.token_dtype) as writer:
+            if writer.next_index:
+                progress.note(f"{path}: resuming after {writer.next_index} patches")
+            rendered = render_ahead(
+                self.image, slide.homography, patches, encoder.image_px,
+                first=writer.next_index, n_ahead=2 * encoder.batch,
+            )  # fmt: skip
+            make_record = partial(_record, slide, patches, counts)
+            write_patches(writer, rendered, len(patches), encoder, make_record, progress)
+            n_tissue = int(slide.tissue_mask.sum())
+            n_covered = n_tissue - leftover_tissue_bins(slide.tissue_mask, patches)
+            manifest = manifest_of(slide, patches, counts, encoder, n_tissue, n_covered)
+            registration = _check_registration(writer, slide, patches, counts, progress)
+            slide_id = path.name.removesuffix(".vst")
+            writer.finish(
+                {
+                    "patient": self.patient,
+                    "slide": slide_id,
+                    **manifest,
+                    "registration": registration,
+                }
+            )
+        return open_store(path)
+
+
+def open_slide(
+    outs: Path,
+    image_path: Path,
+    store_path: Path,
+    patient: str,
+    config: ExtractConfig,
+    progress: Progress = SILENT,
+    encoder: Encoder | None = None,
+) -> OpenedSlide:
+    """Open a slide, check it and read its counts: all that comes before the first patch.
+
+    Takes and raises what `extract` does, and writes nothing.
     """
     if not patient:
         raise ConfigError("patient: expected a name; give --patient")
@@ -81,7 +153,8 @@ def extract(
         raise StoreError(
             f"{slide.matrix_path}: expected at most {MAX_GENES} genes; got {len(slide.genes.ids)}"
         )
-    with SlideImage.open(image_path) as image:
+    with ExitStack() as stack:
+        image = stack.enter_context(SlideImage.open(image_path))
         slide.check_image(image)
         patches = lay_patches(slide.tissue_mask, config.min_tissue, config.lattice)
         leftover = leftover_tissue_bins(slide.tissue_mask, patches)
@@ -97,87 +170,27 @@ def extract(
         )
         if encoder is None:
             encoder = open_encoder(config, progress)
-        job = _job(slide, image, patches, patient, encoder, config)
+        job = job_of(slide, image, patches, patient, encoder, config)
+        counts = None
         if (finished := finished_job(store_path)) is not None:
-            if finished != job:
-                raise StoreError(
-                    f"{store_path}: is finished, but was made from other inputs or options; "
-                    f"delete it or give another --store"
-                )
-            remove_leftovers(store_path)
-            progress.note(f"{store_path}: already complete")
-            return open_store(store_path)
-        counts = slide.read_counts(patches)  # before the store is begun: a bad matrix leaves none
-        with StoreWriter(store_path, job, config.token_dtype) as writer:
-            if writer.next_index:
-                progress.note(f"{store_path}: resuming after {writer.next_index} patches")
-            _write_patches(writer, slide, image, patches, counts, encoder, progress)
-            slide_id = store_path.name.removesuffix(".vst")
-            manifest = _manifest(slide, patches, counts, encoder, n_tissue, n_tissue - leftover)
-            registration = _check_registration(writer, slide, patches, counts, progress)
-            writer.finish(
-                {"patient": patient, "slide": slide_id, **manifest, "registration": registration}
-            )
-    return open_store(store_path)
+            check_same_job(store_path, "is finished, but was made from", finished, job)
+        else:
+            if (begun := begun_job(store_path)) is not None:
+                check_same_job(store_path, "was begun with", begun, job)
+            job["encoding"] = encoding_for(encoder, store_path, begun)
+            counts = slide.read_counts(patches)  # a bad matrix leaves no store behind
+        stack.pop_all()
+    return OpenedSlide(store_path, job, patient, config, encoder, slide, image, patches, counts)
 
 
 def open_encoder(config: ExtractConfig, progress: Progress) -> Encoder:
     """Load the encoder and show what its licence asks."""
-    encoder = load_encoder(config.encoder, weights=config.weights, device=config.device)
+    encoder = load_encoder(
+        config.encoder, weights=config.weights, device=config.device, token_um=config.token_um
+    )
     if encoder.licence:
         progress.warn(f"{encoder.name}: {encoder.licence}")
     return encoder
-
-
-def _write_patches(
-    writer: StoreWriter,
-    slide: VisiumHDSlide,
-    image: SlideImage,
-    patches: PatchTable,
-    counts: PatchCounts,
-    encoder: Encoder,
-    progress: Progress,
-) -> None:
-    """Batch by batch: one is rendered and one committed while another is encoded."""
-    starts = range(writer.next_index, len(patches), _BATCH_PATCHES)
-    batches = [range(s, min(s + _BATCH_PATCHES, len(patches))) for s in starts]
-    # One thread to render, as an image handle belongs to one; and one to write.
-    with BackgroundWriter(writer) as background, ThreadPoolExecutor(1) as renderer:
-        for batch, rendered in ahead(
-            renderer, batches, lambda batch: _render(slide, image, patches, batch, encoder)
-        ):
-            tokens = encoder.encode(rendered.encoder_images)
-            background.append(
-                [
-                    _record(slide, patches, counts, index, rendered, tokens, place)
-                    for place, index in enumerate(batch)
-                ]
-            )
-            progress.step(batch.stop, len(patches), "patches")
-
-
-@dataclass(frozen=True)
-class _Rendered:
-    """Images of a batch: for the store, for the encoder, and which bins they show."""
-
-    stored_images: UInt8Array  # (B, 256, 256, 3)
-    encoder_images: UInt8Array  # (B, S, S, 3)
-    validity_masks: BoolArray  # (B, 128, 128)
-
-
-def _render(
-    slide: VisiumHDSlide, image: SlideImage, patches: PatchTable, batch: range, encoder: Encoder
-) -> _Rendered:
-    stored, encoded, valid = [], [], []
-    for i in batch:
-        sizes = (STORED_IMAGE_PX, encoder.image_px)
-        (rgb, on_image), (rgb_encoder, _) = render_patch(
-            image, slide.homography, int(patches.row0[i]), int(patches.col0[i]), sizes
-        )
-        stored.append(rgb)
-        encoded.append(rgb_encoder)
-        valid.append(bin_validity(on_image))
-    return _Rendered(np.stack(stored), np.stack(encoded), np.stack(valid))
 
 
 def _record(
@@ -185,7 +198,7 @@ def _record(
     patches: PatchTable,
     counts: PatchCounts,
     index: int,
-    rendered: _Rendered,
+    rendered: Rendered,
     tokens: Tokens,
     place: int,
 ) -> PatchRecord:
@@ -200,11 +213,11 @@ def _record(
             total_umi=int(count.sum(dtype=np.int64)),
         ),
         tissue_mask=slide.tissue_mask[row0 : row0 + PATCH_BINS, col0 : col0 + PATCH_BINS],
-        validity_mask=rendered.validity_masks[place],
+        validity_mask=rendered.validity_mask,
         gene=gene,
         position=position,
         count=count,
-        image=rendered.stored_images[place],
+        image=rendered.stored,
         class_token=tokens.cls[place],
         tokens=tokens.tokens[place],
     )
@@ -221,17 +234,28 @@ def _check_registration(
 
     The images are those of the store, so that a resumed extraction finds the same figures.
     """
-    check = RegistrationCheck()
-    for index, (_, position, count) in enumerate(counts):
-        row0, col0 = int(patches.row0[index]), int(patches.col0[index])
-        umi = np.bincount(position, count, PATCH_POSITIONS).reshape(PATCH_BINS, PATCH_BINS)
-        check.add(
-            unpack_image(writer.read(index, Kind.IMAGE)),
-            unpack_mask(writer.read(index, Kind.VALIDITY_MASK)),
-            umi,
-            slide.tissue_mask[row0 : row0 + PATCH_BINS, col0 : col0 + PATCH_BINS],
-        )
-        progress.step(index + 1, len(patches), "patches compared with their image")
+    check, reading = RegistrationCheck(), Lock()
+
+    def check_part(first: int) -> RegistrationCheck:
+        part = RegistrationCheck()
+        for index in range(first, min(first + _COMPARED_TOGETHER, len(patches))):
+            with reading:
+                image = writer.read(index, Kind.IMAGE)
+                validity_mask = writer.read(index, Kind.VALIDITY_MASK)
+            row0, col0 = int(patches.row0[index]), int(patches.col0[index])
+            _, position, count = counts[index]
+            umi = np.bincount(position, count, PATCH_POSITIONS).reshape(PATCH_BINS, PATCH_BINS)
+            tissue_mask = slide.tissue_mask[row0 : row0 + PATCH_BINS, col0 : col0 + PATCH_BINS]
+            part.add(unpack_image(image), unpack_mask(validity_mask), umi, tissue_mask)
+        return part
+
+    # Parts of a fixed size, added in their order: the figures are the same with any threads.
+    parts = range(0, len(patches), _COMPARED_TOGETHER)
+    with ThreadPoolExecutor(thread_count(), "compare") as pool:
+        for first, part in ahead(pool, parts, check_part, n_ahead=thread_count()):
+            check.merge(part)
+            done = min(first + _COMPARED_TOGETHER, len(patches))
+            progress.step(done, len(patches), "patches compared with their image")
     found = check.result()
     said = found.to_manifest()
     if found.verdict != "shifted" or check.example is None:
@@ -259,65 +283,3 @@ def _check_registration(
         f"--loupe-alignment, and extract anew"
     )
     return said
-
-
-def _job(
-    slide: VisiumHDSlide,
-    image: SlideImage,
-    patches: PatchTable,
-    patient: str,
-    encoder: Encoder,
-    config: ExtractConfig,
-) -> dict[str, Any]:
-    """What decides the bytes of the records; a store is resumed only under the same."""
-    options = {k: v for k, v in asdict(config).items() if k not in ("device", "weights")}
-    return {
-        "patient": patient,
-        "options": options,
-        "encoder": _encoder_id(encoder),
-        "inputs": {
-            "matrix": {"name": slide.matrix_path.name, "fingerprint": slide.fingerprint()},
-            "image": {"name": image.path.name, "fingerprint": image.fingerprint()},
-            "homography": slide.homography.matrix.tolist(),
-            "tissue_mask": xxhash.xxh64(np.packbits(slide.tissue_mask).data).hexdigest(),
-            "lattice": list(patches.offset),
-            "n_patches": len(patches),
-        },
-    }
-
-
-def _encoder_id(encoder: Encoder) -> dict[str, str]:
-    return {"name": encoder.name, "weights": encoder.weights_hash, "licence": encoder.licence}
-
-
-def _manifest(
-    slide: VisiumHDSlide,
-    patches: PatchTable,
-    counts: PatchCounts,
-    encoder: Encoder,
-    n_tissue: int,
-    n_covered: int,
-) -> dict[str, Any]:
-    totals = np.zeros(len(slide.genes.ids), np.int64)
-    for gene, _, count in counts:
-        totals += np.bincount(gene, count, len(totals)).astype(np.int64)  # exact below 2⁵³
-    return {
-        "grid": encoder.grid,
-        "dim": encoder.dim,
-        "token_um": PATCH_BINS * BIN_UM // encoder.grid,
-        "token_layout": [list(block) for block in encoder.layout],
-        "genes": {
-            "id": list(slide.genes.ids),
-            "symbol": list(slide.genes.symbols),
-            "total": totals.tolist(),
-        },
-        "homography": slide.homography.matrix.tolist(),
-        "mpp": float(slide.mpp),
-        "bin_um": BIN_UM,
-        "patch_bins": PATCH_BINS,
-        "grid_shape": list(slide.grid_shape),
-        "lattice": list(patches.offset),
-        "tissue_bins": {"slide": n_tissue, "patches": n_covered},
-        "encoder": _encoder_id(encoder),
-        "software": {name: version(name) for name in _SOFTWARE},
-    }

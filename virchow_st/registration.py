@@ -127,6 +127,15 @@ class RegistrationCheck:
             for total, (i, j) in zip(sums, _POWERS, strict=True):
                 total += of_counts[i].conj() * of_image[j]
 
+    def merge(self, other: RegistrationCheck) -> None:
+        """Add the patches of another check."""
+        self._sums += other._sums
+        theirs = other.example
+        if theirs is not None and (
+            self.example is None or theirs.umi.sum() > self.example.umi.sum()
+        ):
+            self.example = theirs
+
     def result(self) -> Registration:
         """The best shift of the patches so far, and whether to believe it."""
         maps = self.correlations()

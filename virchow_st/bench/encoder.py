@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from virchow_st.devices import pick_device
@@ -12,6 +13,8 @@ from virchow_st.errors import ConfigError
 from virchow_st.types import UInt8Array
 
 if TYPE_CHECKING:
+    import torch
+
     from virchow_st.encoders.vit import ViTEncoder
 
 RANDOM = "Virchow2's architecture, random weights"
@@ -38,18 +41,18 @@ def open_encoder(name: str, weights: str, random_weights: bool, device: str) -> 
         )
     import torch
 
-    from virchow_st.encoders import vit
+    from virchow_st.encoders.published import VIRCHOW2
+    from virchow_st.encoders.vit import IMAGE_PX, ViTEncoder
 
     place = pick_device(device)
     with place:
         torch.manual_seed(0)
-        model = vit.virchow2_model()
-    return vit.ViTEncoder(
+        model = VIRCHOW2.model()
+    return ViTEncoder(
         model,
         name=RANDOM,
-        image_px=vit.IMAGE_PX[14],
-        mean=(0.5, 0.5, 0.5),
-        std=(0.25, 0.25, 0.25),
+        image_px=IMAGE_PX[14],
+        colours=VIRCHOW2.colours,
         n_prefix=5,
         weights_hash="random",
         licence="",
@@ -67,18 +70,44 @@ def flops_of(encoder: ViTEncoder, images: UInt8Array) -> float:
 
 
 class Timed(Encoder):
-    """An encoder that keeps the seconds spent in it; `encode` ends when its tokens are there."""
+    """An encoder that keeps the seconds in which the device was at work for it.
+
+    On a GPU the device's own clock says so: from where a batch begins in its queue to where it
+    ends, whatever the program does meanwhile.
+    """
 
     def __init__(self, encoder: Encoder) -> None:
         self._encoder = encoder
         self.name, self.dim, self.grid = encoder.name, encoder.dim, encoder.grid
         self.image_px, self.weights_hash = encoder.image_px, encoder.weights_hash
         self.licence, self.layout = encoder.licence, encoder.layout
-        self.seconds = 0.0
+        self.precision, self.batch = encoder.precision, encoder.batch
+        self._device: torch.device | None = getattr(encoder, "device", None)
+        self._host_s = 0.0
+        self._batches: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+
+    @property
+    def seconds(self) -> float:
+        """So far; on a GPU once the last tokens have been waited for."""
+        return self._host_s + sum(a.elapsed_time(b) for a, b in self._batches) / 1e3
 
     def encode(self, images: UInt8Array) -> Tokens:
         """Encode a batch."""
-        start = time.perf_counter()
-        tokens = self._encoder.encode(images)
-        self.seconds += time.perf_counter() - start
-        return tokens
+        return self.launch(images)()
+
+    def launch(self, images: UInt8Array) -> Callable[[], Tokens]:
+        """Begin to encode a batch; see `Encoder.launch`."""
+        if self._device is None or self._device.type != "cuda":
+            start = time.perf_counter()
+            wait = self._encoder.launch(images)
+            self._host_s += time.perf_counter() - start
+            return wait
+        import torch
+
+        queue = torch.cuda.current_stream(self._device)
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record(queue)
+        wait = self._encoder.launch(images)
+        end.record(queue)
+        self._batches.append((begin, end))
+        return wait

@@ -6,21 +6,22 @@ import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from virchow_st.bench.encoder import Timed, flops_of
 from virchow_st.bench.limits import matmul_rate
-from virchow_st.bench.samples import COMMIT, SimulatedSlide, simulate_slide, write_store
+from virchow_st.bench.samples import SimulatedSlide, simulate_slide, write_store
 from virchow_st.bench.tables import Cell, Table, interleaved
 from virchow_st.config import ExtractConfig
 from virchow_st.encoders import load_encoder
 from virchow_st.encoders.base import Encoder
 from virchow_st.extract import extract
-from virchow_st.patches import lay_patches, render_patch
+from virchow_st.patches import PatchTable, lay_patches, render_patch
 from virchow_st.progress import SILENT, Progress
 from virchow_st.registration import RegistrationCheck
+from virchow_st.render import render_ahead, thread_count
 from virchow_st.slide.image import SlideImage
 from virchow_st.slide.visium_hd import VisiumHDSlide
 from virchow_st.store.reader import Patch, Store
@@ -76,10 +77,11 @@ def measure(
     progress.note(f"extract: drawing a slide of {bins}×{bins} bins")
     slide = simulate_slide(folder, bins, genes)
     extracted_store(folder, load_encoder("stain"), bins, genes)  # compiles all but the encoder
-    images = _images(slide, encoder)
+    visium, patches = _open(slide)
+    images, _ = _images(slide, visium, patches, encoder)
     if bins == SMALL:  # for a ViT on a CPU, which varies little and takes long
         rounds = 1
-    encoder.encode(images[: COMMIT if rounds > 1 else 1])
+    encoder.encode(images[: encoder.batch if rounds > 1 else 1])
     progress.note(f"extract: {len(images)} patches through {encoder.name}")
     whole_s, encoding_s = np.inf, np.inf
     for _ in range(rounds):
@@ -102,14 +104,16 @@ class _Parts:
     """Seconds a patch of each part by itself, nothing beside it."""
 
     counts: float
-    render: float
+    read: float
+    warp: float
     encode: float
     write: float
     register: float
+    threads: float  # read and warp by all threads; none of the parts
 
     @property
     def total(self) -> float:
-        return self.counts + self.render + self.encode + self.write + self.register
+        return self.counts + self.read + self.warp + self.encode + self.write + self.register
 
 
 def _time_parts(
@@ -120,14 +124,21 @@ def _time_parts(
     images: UInt8Array,
     rounds: int,
 ) -> _Parts:
-    batch = images[:COMMIT]
+    batch = images[: encoder.batch]
+    visium, patches = _open(slide)
     (encode_s,) = interleaved(lambda: encoder.encode(batch), rounds=rounds, warm_up=False)
-    counts_s, render_s, register_s = interleaved(
+    counts_s, register_s, threads_s = interleaved(
         lambda: _read_counts(slide),
-        lambda: _images(slide, encoder),
         lambda: _register(store),
+        lambda: _images_by_threads(slide, visium, patches, encoder),
         rounds=rounds,
     )
+    render_s, read_s = np.inf, np.inf
+    for _ in range(rounds):
+        start = time.perf_counter()
+        _, reading_s = _images(slide, visium, patches, encoder)
+        if (seconds := time.perf_counter() - start) < render_s:
+            render_s, read_s = seconds, reading_s
     records = [_record_of(patch) for patch in store]
     write_s = np.inf
     for _ in range(rounds):
@@ -135,31 +146,60 @@ def _time_parts(
         shutil.rmtree(folder / "written.vst")
     n = len(store)
     return _Parts(
-        counts_s / n, render_s / n, encode_s / len(batch), float(write_s) / n, register_s / n
+        counts=counts_s / n,
+        read=read_s / n,
+        warp=(render_s - read_s) / n,
+        encode=encode_s / len(batch),
+        write=float(write_s) / n,
+        register=register_s / n,
+        threads=threads_s / n,
     )
 
 
+def _open(slide: SimulatedSlide) -> tuple[VisiumHDSlide, PatchTable]:
+    visium = VisiumHDSlide.open(slide.outs)
+    return visium, lay_patches(visium.tissue_mask, ExtractConfig().min_tissue)
+
+
 def _read_counts(slide: SimulatedSlide) -> None:
-    visium = VisiumHDSlide.open(slide.outs)
-    visium.read_counts(lay_patches(visium.tissue_mask, ExtractConfig().min_tissue))
+    visium, patches = _open(slide)
+    visium.read_counts(patches)
 
 
-def _images(slide: SimulatedSlide, encoder: Encoder) -> UInt8Array:
-    """Read and warp every patch as extraction does; the encoder's images (P, S, S, 3)."""
-    visium = VisiumHDSlide.open(slide.outs)
-    patches = lay_patches(visium.tissue_mask, ExtractConfig().min_tissue)
-    sizes = (STORED_IMAGE_PX, encoder.image_px)
+def _images(
+    slide: SimulatedSlide, visium: VisiumHDSlide, patches: PatchTable, encoder: Encoder
+) -> tuple[UInt8Array, float]:
+    """Read and warp every patch in one thread; the encoder's images, and seconds of reading."""
+    sizes, reading_s = (STORED_IMAGE_PX, encoder.image_px), 0.0
     with SlideImage.open(slide.image) as image:
-        return np.stack(
-            [
-                render_patch(image, visium.homography, int(row0), int(col0), sizes)[1][0]
-                for row0, col0 in zip(patches.row0, patches.col0, strict=True)
-            ]
-        )
+        read_region = image.read_region
+
+        def clocked(*region: Any) -> Any:
+            nonlocal reading_s
+            start = time.perf_counter()
+            came = read_region(*region)
+            reading_s += time.perf_counter() - start
+            return came
+
+        image.read_region = clocked  # type: ignore[assignment, method-assign]
+        images = [
+            render_patch(image, visium.homography, int(row0), int(col0), sizes)[1][0]
+            for row0, col0 in zip(patches.row0, patches.col0, strict=True)
+        ]
+    return np.stack(images), reading_s
+
+
+def _images_by_threads(
+    slide: SimulatedSlide, visium: VisiumHDSlide, patches: PatchTable, encoder: Encoder
+) -> None:
+    """Read and warp every patch as extraction does."""
+    with SlideImage.open(slide.image) as image:
+        for _ in render_ahead(image, visium.homography, patches, encoder.image_px):
+            pass
 
 
 def _register(store: Store) -> None:
-    """Compare image and counts of every patch, as extraction does in the end."""
+    """Compare image and counts of every patch, as extraction does in the end; in one thread."""
     check = RegistrationCheck()
     for patch in store:
         counts = patch.sparse_counts
@@ -191,41 +231,45 @@ def _parts_table(
         [name, 1e3 * seconds, 1 / seconds, seconds / whole_s]
         for name, seconds in (
             ("positions, matrix and counts", parts.counts),
-            ("read and warp", parts.render),
+            ("read the image, 1 thread", parts.read),
+            ("warp it, 1 thread", parts.warp),
             ("encode", parts.encode),
             ("pack, commit and finish", parts.write),
-            ("compare image and counts", parts.register),
+            ("compare with counts, 1 thread", parts.register),
             ("these one after the other", parts.total),
+            (f"read and warp, {thread_count()} threads", parts.threads),
             ("vst extract", whole_s),
-            ("of which in the encoder", encoding_s),
+            ("of which encoding", encoding_s),
         )
     ]
-    wait = 1 - encoding_s / whole_s
+    device = getattr(encoder, "device", None)
+    idle = max(0.0, 1 - encoding_s / whole_s)
     return Table(
-        f"Extraction: {len(store)} patches, {encoder.name}",
+        f"Extraction: {len(store)} patches, {encoder.name}, {encoder.batch} patches at once",
         ["", "ms a patch", "patches/s", "share of the whole"],
         rows,
         [
             f"vst extract runs at {parts.encode / whole_s:.0%} of the encoder alone and at "
-            f"{parts.total / whole_s:.2f}× its parts one after the other; the encoder waits "
-            f"{wait:.0%} of the time. On a slide as small as this, opening and closing weigh more "
-            "than on a real one."
+            f"{parts.total / whole_s:.2f}× its parts one after the other; the "
+            f"{'GPU idles' if device and device.type == 'cuda' else 'encoder waits'} {idle:.0%} of "
+            "the time. On a slide as small as this, opening and closing weigh more than on a real "
+            "one."
         ],
     )
 
 
 def _peak_table(encoder: ViTEncoder, images: UInt8Array, encode_s: float, whole_s: float) -> Table:
     """Images a second and the share of the machine's own matrix product."""
-    on_cuda = encoder.device.type == "cuda"
-    flops, peak = flops_of(encoder, images), matmul_rate(encoder.device)
+    flops = flops_of(encoder, images)
+    peak = matmul_rate(encoder.device, precision=encoder.precision)
     rows: list[list[Cell]] = [
         [name, 1 / seconds, flops / seconds / 1e12, flops / seconds / peak]
         for name, seconds in (("encoder alone", encode_s), ("vst extract", whole_s))
     ]
-    kind = "bfloat16" if on_cuda else "float32"
     return Table(
-        f"{encoder.name} on {encoder.device.type}, against the matrix product in {kind}",
+        f"{encoder.name} on {encoder.device.type}, against the matrix product in "
+        f"{encoder.precision}",
         ["", "images/s", "TFLOP/s", "share of the peak"],
         [*rows, ["matrix product", peak / flops, peak / 1e12, 1.0]],
-        [f"{flops / 1e9:.0f} GFLOP an image, batches of {min(COMMIT, len(images))}."],
+        [f"{flops / 1e9:.0f} GFLOP an image, {min(encoder.batch, len(images))} images at once."],
     )

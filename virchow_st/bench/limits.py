@@ -44,17 +44,21 @@ def copy_rate(block_bytes: int, rounds: int = 5) -> float:
     return source.nbytes / seconds
 
 
-def matmul_rate(device: torch.device, rounds: int = 5) -> float:
+def matmul_rate(device: torch.device, rounds: int = 5, precision: str = "") -> float:
     """Floating point operations a second of a large square matrix product on a device.
 
-    On the CPU in float32 with torch's threads; on CUDA in bfloat16 with float32 sums, which is how
-    encoders run there. A product of n × n matrices counts 2 n³.
+    A product of n × n matrices counts 2 n³.
+
+    Args:
+        device: where; on the CPU with torch's threads.
+        rounds: timed turns; the best counts.
+        precision: as torch calls it; float32 on the CPU and bfloat16 on CUDA where empty.
     """
     import torch
 
     on_cuda = device.type == "cuda"
     n = 8192 if on_cuda else 1024
-    dtype = torch.bfloat16 if on_cuda else torch.float32
+    dtype = getattr(torch, precision or ("bfloat16" if on_cuda else "float32"))
     a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
     burst = 10 if on_cuda else 3  # on a GPU they queue up, so that starting them costs nothing
 

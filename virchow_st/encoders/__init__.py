@@ -6,12 +6,16 @@ Nothing here loads torch until an encoder that needs it is asked for.
 from __future__ import annotations
 
 from virchow_st.encoders.base import Encoder, Tokens, dihedral_channels
+from virchow_st.encoders.quarters import Quartered
 from virchow_st.errors import ConfigError
+from virchow_st.types import PATCH_UM
 
 __all__ = ["Encoder", "Tokens", "dihedral_channels", "load_encoder"]
 
 
-def load_encoder(name: str, *, weights: str = "", device: str = "auto") -> Encoder:
+def load_encoder(
+    name: str, *, weights: str = "", device: str = "auto", token_um: int = 16
+) -> Encoder:
     """Load the encoder that ``--encoder`` names, ready to encode.
 
     Args:
@@ -19,11 +23,19 @@ def load_encoder(name: str, *, weights: str = "", device: str = "auto") -> Encod
             ``hf-hub:``), or a ViT in timm's own registry.
         weights: a local ``.safetensors`` or ``.bin`` file instead of the hub.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``; the stain encoder always runs on the CPU.
+        token_um: side of a token; 16 for patches encoded whole, 8 for patches in quarters.
 
     Raises:
         ConfigError: the name is unknown, the weights cannot be fetched or do not fit, or the
             device is not there. No other encoder is ever loaded in its place.
     """
+    encoder = _load(name, weights, device)
+    if PATCH_UM // token_um == encoder.grid:
+        return encoder
+    return Quartered(encoder)
+
+
+def _load(name: str, weights: str, device: str) -> Encoder:
     if name == "stain":
         if weights:
             raise ConfigError(f"weights: the stain encoder has none to load; got {weights!r}")
@@ -31,8 +43,6 @@ def load_encoder(name: str, *, weights: str = "", device: str = "auto") -> Encod
 
         return StainEncoder()
 
-    from virchow_st.encoders import vit
+    from virchow_st.encoders.load import load_vit
 
-    if vit.hub_repo(name).lower() in ("virchow2", vit.VIRCHOW2_REPO.lower()):
-        return vit.load_virchow2(weights=weights, device=device)
-    return vit.load_timm(name, weights=weights, device=device)
+    return load_vit(name, weights=weights, device=device)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from virchow_st.types import Float32Array, Int64Array, UInt8Array
+from virchow_st.types import Array, Int64Array, UInt8Array
 
 
 @dataclass(frozen=True)
@@ -16,13 +16,14 @@ class Tokens:
     """The tokens of a batch of patches.
 
     Attributes:
-        tokens: (B, T, T, D) float32, row-major: ``tokens[:, i, j]`` describes the square in row
-            ``i`` (counted downwards) and column ``j`` of the patch.
-        cls: (B, D) float32, one vector for the whole patch.
+        tokens: (B, T, T, D), row-major: ``tokens[:, i, j]`` describes the square in row ``i``
+            (counted downwards) and column ``j`` of the patch; float32, or float16 where they have
+            been rounded already, as the store keeps them.
+        cls: (B, D), one vector for the whole patch; the same dtype.
     """
 
-    tokens: Float32Array
-    cls: Float32Array
+    tokens: Array
+    cls: Array
 
 
 class Encoder(ABC):
@@ -35,6 +36,8 @@ class Encoder(ABC):
         image_px: side of the square patch image that `encode` expects, px.
         weights_hash: 16 hexadecimal digits of xxHash64 over the parameters, or a version.
         licence: what may be done with the tokens; empty where nothing restricts them.
+        precision: of the arithmetic, as torch calls it.
+        batch: patches to encode at once: as many as keep the device busy, or as fit its memory.
         layout: blocks ``(start, side)`` of channels that are themselves a small image: channels
             ``start … start + side²``, row-major sub-cells of the token. Channels in no block do
             not depend on orientation. Empty for a ViT.
@@ -46,11 +49,26 @@ class Encoder(ABC):
     image_px: int
     weights_hash: str
     licence: str = ""
+    precision: str = "float32"
+    batch: int = 16
     layout: Sequence[tuple[int, int]] = ()
 
     @abstractmethod
     def encode(self, images: UInt8Array) -> Tokens:
-        """Encode RGB images (B, image_px, image_px, 3); another shape or dtype: `ValueError`."""
+        """Encode RGB images (B, image_px, image_px, 3).
+
+        Raises:
+            ValueError: another shape or dtype.
+            MemoryError: too many for the device's memory; fewer may do.
+        """
+
+    def launch(self, images: UInt8Array) -> Callable[[], Tokens]:
+        """Begin to encode; what comes back waits for the tokens when it is called.
+
+        On a GPU the next batch can so be begun before the last is waited for. Raises as `encode`.
+        """
+        tokens = self.encode(images)
+        return lambda: tokens
 
     def dihedral_permutation(self, k: int, flip: bool) -> Int64Array | None:
         """Order of the channels after a flip and quarter turns; see `dihedral_channels`."""

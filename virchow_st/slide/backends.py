@@ -6,7 +6,6 @@ Each gives levels of RGB pixels and reads a rectangle of one level; `SlideImage`
 from __future__ import annotations
 
 import logging
-from collections import OrderedDict
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,6 +17,7 @@ import zarr
 
 from virchow_st.errors import SlideError
 from virchow_st.slide.layout import reading
+from virchow_st.slide.segments import Segments
 from virchow_st.types import Array, BoolArray, UInt8Array
 
 # Of a damaged file it logs every odd tag; users get one line, or with --verbose all of it.
@@ -26,17 +26,19 @@ logging.getLogger("tifffile").addHandler(logging.NullHandler())
 _WHAT = "a slide image"
 _LARGEST_PICTURE_BYTES = 256 << 20  # of PNG and JPEG, which are decoded wholly
 _LARGEST_CHUNK_BYTES = 256 << 20  # of a TIFF's strip or tile, decoded for every region
-_KEPT_STRIPS_BYTES = 512 << 20  # decoded; a row of patches needs some 250 MiB of a slide 20 mm wide
 _TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 # Pages as their tags say. By default tifffile believes a description that it wrote itself, also in
 # what libvips has made of that file since: a pyramid, which the description does not fit.
 _AS_WRITTEN = {"is_shaped": False}
 _RGB = (tifffile.PHOTOMETRIC.RGB, tifffile.PHOTOMETRIC.YCBCR)
+# Compressions of tiles that are decoded here, by OpenSlide's name of the format: none, LZW, JPEG
+# and deflate. Other vendors' tiles overlap, lie apart, or are no TIFF's.
+_PLAIN = {"generic-tiff": (1, 5, 7, 8, 32946), "aperio": (7,)}
 _CONVERT = "vips tiffsave IMAGE OUT.tif --tile --pyramid --compression jpeg --Q 90 --bigtiff"
 
 
 class Pixels(Protocol):
-    """Levels of RGB pixels, finest first."""
+    """Levels of RGB pixels, finest first; several threads may read at once."""
 
     name: str
     level_sizes: list[tuple[int, int]]  # (width, height)
@@ -58,7 +60,7 @@ class Pixels(Protocol):
 
 
 def open_pixels(path: Path) -> Pixels:
-    """Open with OpenSlide where it can, else with tifffile; a PNG or JPEG with OpenCV.
+    """Open plain TIFFs with tifffile, other formats with OpenSlide; a PNG or JPEG with OpenCV.
 
     Raises:
         SlideError: missing, damaged, of an unknown format, or not 8-bit RGB.
@@ -82,7 +84,8 @@ def open_pixels(path: Path) -> Pixels:
     try:
         with reading(path, "a TIFF image"):
             levels = _checked_levels(path, tiff)
-            if openslide.OpenSlide.detect_format(str(path)) is not None:
+            vendor = openslide.OpenSlide.detect_format(str(path))
+            if vendor is not None and not _is_plain(vendor, levels):
                 pixels = _OpenSlidePixels(path)
                 # Pyramids in SubIFDs, as OME-TIFF has them, are seen by tifffile alone.
                 if len(pixels.level_sizes) >= len(levels):
@@ -130,7 +133,7 @@ class _OpenSlidePixels:
 
 
 class _ArrayPixels:
-    """Levels that are sliced: tiles and strips by way of zarr, plain pixels, pictures in memory."""
+    """Levels that are sliced: tiles and strips, plain pixels, pictures in memory."""
 
     def __init__(self, name: str, path: Path, levels: list[tuple[Any, bool]]) -> None:
         self.name = name
@@ -153,9 +156,10 @@ class _ArrayPixels:
 
     def close(self) -> None:
         for array, _ in self._levels:
-            tiff = array.array if isinstance(array, _Strips) else array
-            if isinstance(tiff, zarr.Array):
-                tiff.store.close()
+            if isinstance(array, Segments):
+                array.close()
+            elif isinstance(array, zarr.Array):
+                array.store.close()
         self._levels = []
 
 
@@ -170,48 +174,11 @@ class _Plain:
         return np.array(np.memmap(self._path, np.uint8, "r", self._offset, self.shape)[place])
 
 
-class _Strips:
-    """Strips as wide as the image: a patch needs a little of many, and its neighbour the same.
-
-    The strips read last are kept decoded, up to 512 MiB: where rows of patches run along them,
-    each is decoded once or twice instead of once a patch.
-    """
-
-    def __init__(self, array: zarr.Array) -> None:
-        self.array = array
-        self.shape = array.shape
-        self._rows = array.chunks[0]  # of a strip
-        self._kept: OrderedDict[int, Array] = OrderedDict()
-        self._kept_bytes = 0
-
-    def __getitem__(self, place: tuple[slice, slice]) -> Array:
-        rows, cols = place
-        n = self._rows
-        out = np.empty((rows.stop - rows.start, cols.stop - cols.start, *self.shape[2:]), np.uint8)
-        for strip in range(rows.start // n, -(-rows.stop // n)):
-            top, bottom = max(rows.start, strip * n), min(rows.stop, (strip + 1) * n)
-            part = self._strip(strip)[top - strip * n : bottom - strip * n, cols]
-            out[top - rows.start : bottom - rows.start] = part
-        return out
-
-    def _strip(self, strip: int) -> Array:
-        if strip in self._kept:
-            self._kept.move_to_end(strip)
-        else:
-            pixels = np.asarray(self.array[strip * self._rows : (strip + 1) * self._rows])
-            while self._kept and self._kept_bytes + pixels.nbytes > _KEPT_STRIPS_BYTES:
-                _, oldest = self._kept.popitem(last=False)
-                self._kept_bytes -= oldest.nbytes
-            self._kept[strip] = pixels
-            self._kept_bytes += pixels.nbytes
-        return self._kept[strip]
-
-
 def _onto_white(pixels: Array) -> tuple[UInt8Array, BoolArray | None]:
     """RGB (h, w, 3) and where there are pixels, of (h, w, 3) RGB or (h, w, 4) RGBA."""
-    rgb = np.ascontiguousarray(pixels[..., :3])
     if pixels.shape[2] == 3:
-        return rgb, None
+        return np.ascontiguousarray(pixels), None
+    rgb = cv2.cvtColor(pixels, cv2.COLOR_RGBA2RGB)
     alpha = pixels[..., 3]
     if alpha.min() == 255:
         return rgb, None
@@ -268,16 +235,29 @@ def _checked_levels(path: Path, tiff: tifffile.TiffFile) -> list[Any]:
     return list(series.levels)
 
 
+def _is_plain(vendor: str, levels: list[Any]) -> bool:
+    """Whether the tiles of a file are all there is to its pixels.
+
+    Then they need no OpenSlide, which takes five times as long to put a region together.
+    """
+    compressions = _PLAIN.get(vendor, ())
+    return all(
+        level.axes in ("YXS", "YXC")
+        and level.keyframe.is_tiled
+        and level.keyframe.compression in compressions
+        for level in levels
+    )
+
+
 def _level_array(path: Path, number: int, level: Any) -> tuple[Any, bool]:
     planes_first = level.axes in ("CYX", "SYX")
     # Plain pixels in one piece would come as one chunk.
     if level.dataoffset is not None:
         return _Plain(path, level.dataoffset, level.shape), planes_first
-    chunks = tifffile.imread(path, aszarr=True, level=number, **_AS_WRITTEN)
-    array = zarr.open_array(chunks, mode="r")
-    if not planes_first and array.chunks[1] >= array.shape[1]:
-        return _Strips(array), planes_first
-    return array, planes_first
+    if not planes_first:
+        return Segments(path, level), planes_first
+    planes = tifffile.imread(path, aszarr=True, level=number, **_AS_WRITTEN)
+    return zarr.open_array(planes, mode="r"), planes_first
 
 
 def _not_rgb(path: Path, came: str) -> SlideError:

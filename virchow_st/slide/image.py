@@ -18,7 +18,7 @@ _BAND_PX = 8 << 20  # read at once while a region is averaged; 14 bytes each in 
 class SlideImage:
     """An RGB slide image in full-resolution px, corner-based: pixel ``i`` spans ``[i, i+1)``.
 
-    A handle belongs to one thread of one process: open one per worker.
+    Several threads of a process may read from one; another process has to open its own.
 
     Attributes:
         path: the file.
@@ -82,8 +82,8 @@ class SlideImage:
 
         It comes from the coarsest pyramid level not beyond ``downsample`` that has a pixel corner
         at ``(x0, y0)``. Memory, whatever the size of the image: the result, and at most 112 MiB or
-        what one row of it is averaged from; of a striped TIFF also 512 MiB of decoded strips, else
-        32 MiB of OpenSlide's decoded tiles.
+        what one row of it is averaged from; also 512 MiB of a TIFF's decoded strips or 128 MiB of
+        its tiles, or 32 MiB of those that OpenSlide decodes.
 
         Args:
             x0: left edge of the region, full-resolution px; may lie off the image.
@@ -125,18 +125,25 @@ class SlideImage:
         """(h, w) averages over blocks of level pixels from level pixel (x, y) on."""
         level = self._level_of_factor[factor]
         level_width, level_height = self._pixels.level_sizes[level]
-        pixels = np.full((h * block, w * block, 3), 255, np.uint8)
+        size = h * block, w * block
+        pixels = None
         there = np.ones((h, w), bool)
         left, right = max(x, 0), min(x + w * block, level_width)
         top, bottom = max(y, 0), min(y + h * block, level_height)
         if left < right and top < bottom:
             rgb, opaque = self._pixels.read(level, left, top, right - left, bottom - top)
             inside = slice(top - y, bottom - y), slice(left - x, right - x)
-            pixels[inside] = rgb
+            if rgb.shape[:2] == size:
+                pixels = rgb
+            else:
+                pixels = np.full((*size, 3), 255, np.uint8)
+                pixels[inside] = rgb
             if opaque is not None:
-                holes = np.zeros(pixels.shape[:2], bool)
+                holes = np.zeros(size, bool)
                 holes[inside] = ~opaque
                 there &= ~holes.reshape(h, block, w, block).any(axis=(1, 3))
+        if pixels is None:  # wholly off the image
+            pixels = np.full((*size, 3), 255, np.uint8)
         if block > 1:
             # By a whole factor INTER_AREA is the plain mean of each block.
             pixels = cv2.resize(pixels, (w, h), interpolation=cv2.INTER_AREA)

@@ -22,6 +22,7 @@ from virchow_st.store.format import pack_image, unpack_image
 from virchow_st.types import (
     BIN_UM,
     CELL_BINS,
+    PATCH_UM,
     STORED_IMAGE_PX,
     Array,
     BoolArray,
@@ -108,10 +109,10 @@ def open_encoder(
     Raises:
         ConfigError: the weights cannot be had, or are others than the run's.
     """
-    wanted = run.state["encoder"]
-    encoder = load(wanted["name"], weights=weights, device=device)
+    wanted, grid = run.state["encoder"], run.state["grid"]
+    encoder = load(wanted["name"], weights=weights, device=device, token_um=PATCH_UM // grid)
     if (encoder.weights_hash, encoder.grid, encoder.dim) != (
-        wanted["weights"], run.state["grid"], run.state["dim"],
+        wanted["weights"], grid, run.state["dim"],
     ):  # fmt: skip
         raise ConfigError(
             f"{weights or encoder.name}: expected the weights of {named(wanted)}, on whose "
@@ -150,7 +151,8 @@ def predict_patches(
         return [np.stack([images[k][0] for images in rendered]) for k in range(len(sizes))]
 
     n = len(patches)
-    batches = [range(s, min(s + _BATCH_PATCHES, n)) for s in range(0, n, _BATCH_PATCHES)]
+    size = min(_BATCH_PATCHES, encoder.batch)  # that of a GPU with little memory is small
+    batches = [range(s, min(s + size, n)) for s in range(0, n, size)]
     with ThreadPoolExecutor(1) as renderer:  # one thread, as an image handle belongs to one
         for batch, images in ahead(renderer, batches, render):
             # As a store keeps them, so that the decoder sees what it was trained on.

@@ -77,6 +77,17 @@ def finished_job(path: Path) -> dict[str, Any] | None:
     return read_manifest(path).get("job") if is_finished(path) else None
 
 
+def begun_job(path: Path) -> dict[str, Any] | None:
+    """The job of a store that was begun and is not finished; None where there is none to read."""
+    if is_finished(path):
+        return None
+    try:
+        job = json.loads((path / JOB).read_text("utf-8"))
+    except (OSError, ValueError):  # `StoreWriter` says what is wrong
+        return None
+    return job if isinstance(job, dict) else None
+
+
 def remove_leftovers(path: Path) -> None:
     """Remove what a writer needed of a finished store; it may have been killed before it did."""
     for name in (JOB, JOB + ".part", MANIFEST + ".part", LOCK):
@@ -170,6 +181,20 @@ class StoreWriter:
                 f"again, the first {self.next_index} patches are safe"
             ) from None
         self.next_index += len(records)
+
+    def amend(self, job: dict[str, Any]) -> None:
+        """Put another job in the place of this one, before the records that it tells of come.
+
+        Records that were appended before have to be the same under either.
+        """
+        try:
+            write_json(self.path / JOB, job)
+        except OSError as e:
+            raise StoreError(
+                f"{self.path}: writing failed ({e.strerror}); free disk space and run the same "
+                f"command again, the first {self.next_index} patches are safe"
+            ) from None
+        self.job = job
 
     def read(self, index: int, kind: Kind) -> memoryview:
         """Payload of a record that has been committed; its checksum compared."""
