@@ -110,7 +110,7 @@ def test_slide_given_twice_is_refused(patient):
 def test_written_split_is_read_back_and_guarded(cohort, tmp_path):
     split = split_patients(cohort, "P5", 0)
     path = tmp_path / "split.json"
-    split.write(path, cohort)
+    split.write(path)
     assert Split.read(path) == split
     content = json.loads(path.read_text("utf-8"))
     assert [part["patient"] for part in content["train"]] == ["P1", "P2"]

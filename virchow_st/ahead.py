@@ -1,7 +1,8 @@
-"""Batches made by a thread, one ahead of who uses them."""
+"""Batches made by threads, ahead of who uses them."""
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
@@ -11,12 +12,15 @@ Made = TypeVar("Made")
 
 
 def ahead(
-    pool: ThreadPoolExecutor, batches: Sequence[Batch], make: Callable[[Batch], Made]
+    pool: ThreadPoolExecutor,
+    batches: Sequence[Batch],
+    make: Callable[[Batch], Made],
+    n_ahead: int = 1,
 ) -> Iterator[tuple[Batch, Made]]:
-    """Each batch with what ``make`` makes of it, the next one already under way in ``pool``."""
-    coming: Future[Made] | None = pool.submit(make, batches[0]) if batches else None
+    """Each batch with what ``make`` makes of it, the next ``n_ahead`` under way in ``pool``."""
+    coming: deque[Future[Made]] = deque(pool.submit(make, batch) for batch in batches[:n_ahead])
     for i, batch in enumerate(batches):
-        assert coming is not None
-        made = coming.result()
-        coming = pool.submit(make, batches[i + 1]) if i + 1 < len(batches) else None
+        made = coming.popleft().result()
+        if i + n_ahead < len(batches):
+            coming.append(pool.submit(make, batches[i + n_ahead]))
         yield batch, made

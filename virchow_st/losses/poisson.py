@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 
 from virchow_st.counts import BatchCounts
 from virchow_st.kernels.poisson import MAX_LOG_RATE, MIN_LOG_RATE
-from virchow_st.losses.base import Objective, dense_counts
+from virchow_st.losses.base import Counts, Objective, dense_counts
 from virchow_st.losses.fused import fused_half_deviance
 from virchow_st.losses.scales import bins_with_tissue, check_scales, pyramid, spread
 
@@ -44,7 +44,7 @@ class MultiScalePoisson(Objective):
         """Expected UMIs per 2 µm bin: the exponential of the output."""
         return output_BGRC.float().clamp(MIN_LOG_RATE, MAX_LOG_RATE).exp()
 
-    def forward(self, output_BGRC: Tensor, counts: BatchCounts, tissue_mask_BRC: Tensor) -> Tensor:
+    def forward(self, output_BGRC: Tensor, counts: Counts, tissue_mask_BRC: Tensor) -> Tensor:
         """Half the deviance at each scale, (S,); see `Objective`."""
         wide = torch.promote_types(output_BGRC.dtype, torch.float32)
         output_BGRC = output_BGRC.to(wide)
@@ -52,6 +52,7 @@ class MultiScalePoisson(Objective):
         n_tissue = pyramid(mask_B1RC, self.scales_um)
         n_bins_S = torch.stack([bins_with_tissue(n) * output_BGRC.shape[1] for n in n_tissue])
         if output_BGRC.device.type == "cpu":
+            assert isinstance(counts, BatchCounts)
             return fused_half_deviance(
                 output_BGRC, counts, tissue_mask_BRC, n_bins_S, self.scales_um
             )
