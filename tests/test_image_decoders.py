@@ -7,7 +7,7 @@ import pytest
 import torch
 from tiny_store import make_record, write_records
 
-from virchow_st import training
+from virchow_st import schedule
 from virchow_st.config import TrainConfig
 from virchow_st.predict import load_run
 from virchow_st.progress import Progress
@@ -29,7 +29,7 @@ def few_steps_on_one_thread():
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "_LEAST_STEPS_PER_EPOCH", 8)
+        patch.setattr(schedule, "_LEAST_STEPS_PER_EPOCH", 8)
         yield
     torch.set_num_threads(before)
 

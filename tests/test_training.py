@@ -7,7 +7,7 @@ import pytest
 import torch
 from tiny_store import write_store
 
-from virchow_st import checkpoint, learner, schedule, training
+from virchow_st import learner, schedule, training
 from virchow_st.config import TrainConfig, from_toml
 from virchow_st.errors import ConfigError
 from virchow_st.folds import Split

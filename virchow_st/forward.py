@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from inspect import signature
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -47,14 +49,19 @@ class Forward:
             self._called = _Compiled(decoder, features)
         self._parallel: DistributedDataParallel | None = None
         if processes.size > 1:
+            # Of dimensions of one, whose strides mean nothing.
+            warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
             # Buffers do not change, so they need not be sent at every step.
             known = signature(DistributedDataParallel.__init__).parameters
-            name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+            kept = (
+                "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+            )
+            keep_buffers: dict[str, Any] = {kept: False}
             self._called = self._parallel = DistributedDataParallel(
                 self._called,
                 device_ids=[device] if on_gpu else None,
                 gradient_as_bucket_view=True,
-                **{name: False},
+                **keep_buffers,
             )
         words = {
             "bfloat16 with float32 sums and losses": self._in_bfloat16,

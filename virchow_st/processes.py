@@ -116,9 +116,28 @@ class Processes:
                 )
         return made
 
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Say in a line when another process has ended, where this one would wait for it."""
+        try:
+            yield
+        except RuntimeError as e:
+            if self.size == 1 or not _is_lost_connection(e):
+                raise
+            raise VirchowSTError(
+                f"process {self.rank} of {self.size}: another process of the run ended; what it "
+                "said tells why; what was finished is kept, --resume goes on from there"
+            ) from e
+
     def told_once(self, error: VirchowSTError) -> BaseException:
         """What to raise for an error that all processes have: the first one tells it."""
         return error if self.is_first else SystemExit(2)
+
+
+def _is_lost_connection(error: RuntimeError) -> bool:
+    from torch import distributed
+
+    return isinstance(error, distributed.DistError) or "gloo/transport" in str(error)
 
 
 ALONE = Processes()

@@ -74,7 +74,8 @@ def train(
         trainer.load(run)
     elif processes.is_first:  # epoch 0: a run stopped in its first epoch can resume
         begin(run, config, split, panel, lambda folder: trainer.save(folder, is_best=True))
-    trainer.fit(run, progress)
+    with processes.watching():
+        trainer.fit(run, progress)
 
 
 def _open(config: TrainConfig, processes: Processes) -> tuple[torch.device, list[Store], Split]:

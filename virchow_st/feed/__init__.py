@@ -32,14 +32,14 @@ def open_feed(
         members: all that will be asked for.
         device: where the decoder is.
         progress: told which feed it is.
-        n_sharing: processes that share the device's memory.
+        n_sharing: processes that share this machine's memory; each has a GPU of its own.
     """
     from virchow_st.devices import free_memory
     from virchow_st.feed.resident import Resident, resident_bytes
     from virchow_st.feed.streamed import Streamed
 
     n_bytes = resident_bytes(dataset, members)
-    room = int(_SHARE_TO_HOLD * free_memory(device)) // n_sharing
+    room = int(_SHARE_TO_HOLD * free_memory(device)) // (n_sharing if device.type == "cpu" else 1)
     size = f"{len(members)} patches, {_size(n_bytes)},"
     place = "in memory" if device.type == "cpu" else f"on {device}"
     if n_bytes <= room:
