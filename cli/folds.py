@@ -19,16 +19,16 @@ def print_summary(console: Console, summary: dict[str, Any]) -> None:
     rows: list[tuple[str, list[str], str]] = [
         ("PCC", _spreads(scales, "pcc"), "bold cyan"),
         *((f"  {patient}", _of_fold(scales, "pcc", patient), "") for patient in patients),
-        ("  share of the ceiling", _spreads(scales, "pcc_of_ceiling"), ""),
-        ("  null: other patches", _spreads(scales, "pcc_shuffled"), "dim"),
-        ("  ceiling, given the noise", _spreads(scales, "pcc_ceiling"), "green"),
-        ("  baseline: ridge on tokens", _spreads(ridge, "pcc"), "dim"),
+        ("  share of ceiling", _spreads(scales, "pcc_of_ceiling"), ""),
+        ("  null, other patches", _spreads(scales, "pcc_shuffled"), "dim"),
+        ("  ceiling", _spreads(scales, "pcc_ceiling"), "green"),
+        ("  baseline, ridge", _spreads(ridge, "pcc"), "dim"),
         ("D²", _spreads(scales, "d2_poisson"), "bold cyan"),
-        ("  baseline: ridge on tokens", _spreads(ridge, "d2_poisson"), "dim"),
+        ("  baseline, ridge", _spreads(ridge, "d2_poisson"), "dim"),
         ("SSIM", _spreads(scales, "ssim"), "bold cyan"),
-        ("  null: other patches", _spreads(scales, "ssim_shuffled"), "dim"),
-        ("  null: 0 everywhere", _spreads(scales, "ssim_all_zero"), "dim"),
-        ("Σ predicted / Σ observed", _spreads(scales, "calibration"), "bold cyan"),
+        ("  null, other patches", _spreads(scales, "ssim_shuffled"), "dim"),
+        ("  null, 0 everywhere", _spreads(scales, "ssim_all_zero"), "dim"),
+        ("Level: 1 right", _spreads(scales, "calibration"), "bold cyan"),
     ]
     caption = (
         "Mean ± standard deviation over the patients, each tested by a run that has not seen it. "

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from dying import DiesAfterEpoch, Killed
 from joined_trainer import DIED, STEPS
 from safetensors.torch import load_file
 from tiny_store import write_store
@@ -109,22 +110,6 @@ def assert_close(run, other):
         torch.testing.assert_close(a[name], b[name], rtol=1e-3, atol=atol, msg=name)
 
 
-class Killed(BaseException):
-    pass
-
-
-class DiesAfterFirstEpoch:
-    def note(self, text):
-        if text.startswith("epoch 1/"):
-            raise Killed
-
-    def warn(self, text):
-        pass
-
-    def step(self, done, total, unit, detail=""):
-        pass
-
-
 @pytest.fixture(scope="module")
 def folder(config, tmp_path_factory):
     """Runs of one process, of two, and one that one began and two end."""
@@ -133,7 +118,7 @@ def folder(config, tmp_path_factory):
     begun = simpler(config)
     train(folder / "alone2", begun)
     with pytest.raises(Killed):
-        train(folder / "two2", begun, progress=DiesAfterFirstEpoch())
+        train(folder / "two2", begun, progress=DiesAfterEpoch(1))
     return folder
 
 

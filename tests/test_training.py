@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from dying import DiesAfterEpoch, Killed
 from tiny_store import write_store
 
 from virchow_st import learner, schedule, training
@@ -147,25 +148,6 @@ def test_same_seed_same_run_and_another_seed_another(run, config, tmp_path):
     assert same_checkpoints(tmp_path / "again", run)
     train(tmp_path / "other", replace(config, seed=1, epochs=1))
     assert history(tmp_path / "other")[0]["train"] != history(run)[0]["train"]
-
-
-class Killed(BaseException):
-    pass
-
-
-class DiesAfterEpoch:
-    def __init__(self, epoch):
-        self.epoch = epoch
-
-    def note(self, text):
-        if text.startswith(f"epoch {self.epoch}/"):
-            raise Killed
-
-    def warn(self, text):
-        pass
-
-    def step(self, done, total, unit, detail=""):
-        pass
 
 
 @pytest.mark.parametrize("epoch", [1, pytest.param(2, marks=pytest.mark.slow)])

@@ -126,8 +126,8 @@ class TrainConfig(_Checked):
     patience: int = setting(10, "epochs without a better validation before stopping", at_least=1)
     ema: float = setting(
         0.0,
-        "decay a step of a running mean of the decoder's weights, such as 0.99, which is then "
-        "validated and kept instead of them; 0 for none",
+        "decay of a running mean of the decoder's weights, such as 0.99; the mean is then what is "
+        "validated and kept; 0 for none",
         at_least=0.0,
         at_most=0.99999,
     )
