@@ -16,6 +16,7 @@ from virchow_st.config import TrainConfig
 from virchow_st.decoders import decode
 from virchow_st.decoders.base import Decoder
 from virchow_st.decoders.stem import OpticalDensity
+from virchow_st.errors import ConfigError
 from virchow_st.feed.base import DeviceBatch
 from virchow_st.processes import Processes
 
@@ -41,7 +42,8 @@ class Forward:
     ) -> None:
         self._decoder, self._device, self._processes = decoder, device, processes
         on_gpu = device.type == "cuda"
-        self._in_bfloat16 = on_gpu and torch.cuda.is_bf16_supported(including_emulation=False)
+        # Older GPUs only emulate bfloat16, which is slow; there all is float32.
+        self._in_bfloat16 = on_gpu and torch.cuda.get_device_capability(device) >= (8, 0)
         self._stains = [m for m in decoder.modules() if isinstance(m, OpticalDensity)]
         self._called: Callable[..., Tensor] = decoder
         if is_compiled:
@@ -103,7 +105,15 @@ class _Compiled(nn.Module):
         self.features = features
 
     def forward(self, tokens_BTTD: Tensor, image_B3PP: Tensor | None = None) -> Tensor:
-        return self.decoder.head(self.features(tokens_BTTD, image_B3PP))
+        try:
+            features_BCRR = self.features(tokens_BTTD, image_B3PP)
+        except torch._dynamo.exc.TorchDynamoException as e:  # such as a missing C compiler
+            reason = str(e).strip().splitlines()[0]
+            raise ConfigError(
+                f"compile: torch could not compile the decoder ({reason}); train with --compile "
+                "never"
+            ) from e
+        return self.decoder.head(features_BCRR)
 
 
 def worth_compiling(config: TrainConfig, device: torch.device, n_batches: int) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from virchow_st.decoders.parts import PADDING, ResBlock
+from virchow_st.decoders.parts import EdgeConv, ResBlock
 
 # Optical density of a pixel of stained tissue, and its spread: inputs of order one learn faster.
 _TYPICAL, _SPREAD = 0.2, 0.15
@@ -76,9 +76,9 @@ class ImageStem(nn.Module):
         fine, middle, coarse = widths
         self.to_2um = nn.Sequential(
             nn.PixelUnshuffle(2),
-            nn.Conv2d(12, fine, 3, padding=1, padding_mode=PADDING),
+            EdgeConv(12, fine, 3),
             nn.GELU(),
-            nn.Conv2d(fine, fine, 3, padding=1, padding_mode=PADDING),
+            EdgeConv(fine, fine, 3),
         )
         self.to_4um = nn.Sequential(nn.Conv2d(fine, middle, 2, stride=2), ResBlock(middle))
         self.to_8um = nn.Sequential(nn.Conv2d(middle, coarse, 2, stride=2), ResBlock(coarse))
