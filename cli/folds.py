@@ -20,14 +20,14 @@ def print_summary(console: Console, summary: dict[str, Any]) -> None:
         ("PCC", _spreads(scales, "pcc"), "bold cyan"),
         *((f"  {patient}", _of_fold(scales, "pcc", patient), "") for patient in patients),
         ("  share of ceiling", _spreads(scales, "pcc_of_ceiling"), ""),
-        ("  null, other patches", _spreads(scales, "pcc_shuffled"), "dim"),
+        ("  null, shuffled", _spreads(scales, "pcc_shuffled"), "dim"),
         ("  ceiling", _spreads(scales, "pcc_ceiling"), "green"),
         ("  baseline, ridge", _spreads(ridge, "pcc"), "dim"),
         ("D²", _spreads(scales, "d2_poisson"), "bold cyan"),
         ("  baseline, ridge", _spreads(ridge, "d2_poisson"), "dim"),
         ("SSIM", _spreads(scales, "ssim"), "bold cyan"),
-        ("  null, other patches", _spreads(scales, "ssim_shuffled"), "dim"),
-        ("  null, 0 everywhere", _spreads(scales, "ssim_all_zero"), "dim"),
+        ("  null, shuffled", _spreads(scales, "ssim_shuffled"), "dim"),
+        ("  null, all 0", _spreads(scales, "ssim_all_zero"), "dim"),
         ("Level: 1 right", _spreads(scales, "calibration"), "bold cyan"),
     ]
     caption = (

@@ -200,3 +200,25 @@ def test_half_of_what_torchrun_sets_is_refused(monkeypatch):
         joined(),
     ):
         pass
+
+
+@pytest.mark.slow
+def test_torchrun_and_the_command_line(config, tmp_path):
+    """As docs/training.md has it: one voice, one run; and a wrong option is told once."""
+
+    def torchrun(*options):
+        return subprocess.run(
+            [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "--",
+             "virchow_st_cli.main", "train", *config.stores, "--run", tmp_path / "run",
+             "--config", written(config, tmp_path / "c.toml"), *options],
+            capture_output=True, text=True, timeout=300, check=False,
+        )  # fmt: skip
+
+    wrong = torchrun("--loss", "mae")
+    assert wrong.stderr.count("Invalid value for '--loss'") == 1
+    assert torchrun("--leave-one-out").stderr.count("expected it without a test patient") == 1
+    done = torchrun("--epochs", "2")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"{tmp_path / 'run'}: trained; next: vst evaluate {tmp_path / 'run'}\n"
+    assert done.stderr.count("epoch 2/2: ") == 1
+    assert len(history(tmp_path / "run")) == 2

@@ -25,7 +25,7 @@ from virchow_st.learner import Learner
 from virchow_st.loss_watch import LossWatch
 from virchow_st.predict import load_run
 from virchow_st.schedule import Schedule
-from virchow_st.training import Trainer, train
+from virchow_st.training import Trainer, _time_left, train
 
 ROOT = Path(__file__).resolve().parents[1]
 TIMES = ("seconds", "patches_per_s")
@@ -116,7 +116,18 @@ def test_what_is_told_while_it_trains(config, tmp_path):
         for values in (line["train"]["loss"], line["weights"], line["validation"]["pcc"]):
             assert " ".join(f"{v:.3f}" for v in values.values()) in note
         assert ("(best)" in note) == line["best"]
-        assert re.search(r"[\d.e+]+ patches/s, \d+ s left$", note)
+        assert re.search(r", [\d.e+]+ patches/s(, \d+ s left)?$", note)
+    assert "left" in epochs[0]
+    assert "left" not in epochs[-1]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.0, ""), (3.4, ", 3 s left"), (119, ", 119 s left"), (500, ", 8 min left"),
+     (9000, ", 2.5 h left")],
+)  # fmt: skip
+def test_time_left(seconds, text):
+    assert _time_left(seconds) == text
 
 
 # --- the mean of the weights --------------------------------------------------------------------

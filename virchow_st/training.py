@@ -197,7 +197,7 @@ class Trainer:
                 seen = f", PCC {_texts(pcc)}, best epoch {self.best_epoch}"
                 an_epoch = (time.perf_counter() - began) / (self.epoch - first_epoch)
                 left = an_epoch * (self.config.epochs - self.epoch)
-                progress.note(f"{summary(line, self.config.epochs)}, {left:.0f} s left")
+                progress.note(f"{summary(line, self.config.epochs)}{_time_left(left)}")
         if history is not None:
             history.close(self.best_epoch, {"split_xxh64": self.split.xxh64})
 
@@ -311,6 +311,14 @@ class Trainer:
         self.epoch, self.best_epoch = state["epoch"], state["best_epoch"]
         self.best_score = math.inf if state["best_score"] is None else state["best_score"]
         self.first_losses = state["first_losses"]
+
+
+def _time_left(seconds: float) -> str:
+    """As people say it; nothing after the last epoch."""
+    if seconds < 120:
+        return f", {seconds:.0f} s left" if seconds else ""
+    minutes = seconds / 60
+    return f", {minutes:.0f} min left" if minutes < 120 else f", {minutes / 60:.1f} h left"
 
 
 def _texts(values: Iterable[float]) -> str:
