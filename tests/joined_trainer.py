@@ -17,7 +17,7 @@ import torch
 
 from virchow_st import schedule
 from virchow_st.config import TrainConfig, from_toml
-from virchow_st.errors import StoreError, VirchowSTError
+from virchow_st.errors import ConfigError, StoreError, VirchowSTError
 from virchow_st.learner import Learner
 from virchow_st.processes import joined
 from virchow_st.run_folder import is_begun
@@ -39,7 +39,7 @@ def main(arguments: list[str]) -> None:
                     bring_about(fault, faults)
                 try:
                     train(Path(run), settings, resume=resume, processes=processes)
-                except VirchowSTError as e:
+                except (ConfigError, StoreError) as e:
                     print(f"error: {e}", file=sys.stderr)
                 except SystemExit as e:
                     if e.code != 2:
@@ -64,4 +64,7 @@ def bring_about(fault: str, faults: ExitStack) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    try:
+        main(sys.argv[1:])
+    except VirchowSTError as e:
+        sys.exit(f"error: {e}")

@@ -160,7 +160,7 @@ def test_errors_end_all_and_are_told_once(answers, config, folder):
     assert lost == f"error: process 1 of 2: {config.stores[0]}: no such store"
     assert died.startswith("error: process 0 of 2: another process of the run ended; what it said")
     assert answers[1].err == ""
-    assert [answer.code for answer in answers] == [0, DIED]
+    assert [answer.code for answer in answers] == [1, DIED]
     assert not (folder / "odd").exists()
     assert not (folder / "lost").exists()
 

@@ -66,9 +66,9 @@ class Forward:
                 **keep_buffers,
             )
         words = {
-            "bfloat16 with float32 sums and losses": self._in_bfloat16,
+            "in bfloat16": self._in_bfloat16,
             "compiled": is_compiled,
-            f"{processes.size} processes": processes.size > 1,
+            f"in {processes.size} processes": processes.size > 1,
         }
         self.about = ", ".join(word for word, holds in words.items() if holds)
 

@@ -172,7 +172,7 @@ class Learner:
         """What predicts."""
         return {"decoder": self.judged, "objective": self.objective}
 
-    def all(self) -> dict[str, nn.Module]:
+    def everything(self) -> dict[str, nn.Module]:
         """What training goes on from, beside the optimiser."""
         modules: dict[str, nn.Module] = {"decoder": self.decoder, "objective": self.objective}
         modules["balance"] = self.balance
@@ -182,4 +182,4 @@ class Learner:
 
     def load(self, folder: Path) -> dict[str, Any]:
         """Go on from a checkpoint; returns its state."""
-        return load_checkpoint(folder, self.all(), self.optimizer)
+        return load_checkpoint(folder, self.everything(), self.optimizer)

@@ -116,28 +116,9 @@ class Processes:
                 )
         return made
 
-    @contextmanager
-    def watching(self) -> Iterator[None]:
-        """Say in a line when another process has ended, where this one would wait for it."""
-        try:
-            yield
-        except RuntimeError as e:
-            if self.size == 1 or not _is_lost_connection(e):
-                raise
-            raise VirchowSTError(
-                f"process {self.rank} of {self.size}: another process of the run ended; what it "
-                "said tells why; what was finished is kept, --resume goes on from there"
-            ) from e
-
     def told_once(self, error: VirchowSTError) -> BaseException:
         """What to raise for an error that all processes have: the first one tells it."""
         return error if self.is_first else SystemExit(2)
-
-
-def _is_lost_connection(error: RuntimeError) -> bool:
-    from torch import distributed
-
-    return isinstance(error, distributed.DistError) or "gloo/transport" in str(error)
 
 
 ALONE = Processes()
@@ -156,6 +137,7 @@ def joined() -> Iterator[Processes]:
 
     Raises:
         ConfigError: the others cannot be reached, or only a part of what torchrun sets is there.
+        VirchowSTError: another process ended while this one waited for it.
     """
     if os.environ.get("WORLD_SIZE", "1") == "1":
         yield ALONE
@@ -175,5 +157,19 @@ def joined() -> Iterator[Processes]:
         raise ConfigError(f"torchrun: the processes cannot reach each other ({e})") from None
     numbers = (int(os.environ[name]) for name in _VARIABLES[:4])
     rank, size, local_rank, local_size = numbers
-    yield Processes(rank, size, local_rank, local_size)
+    try:
+        yield Processes(rank, size, local_rank, local_size)
+    except RuntimeError as e:
+        if not _is_lost_connection(e):
+            raise
+        raise VirchowSTError(
+            f"process {rank} of {size}: another process of the run ended; what it said tells why; "
+            "what was finished is kept, --resume goes on from there"
+        ) from e
     distributed.destroy_process_group()  # after an error the others learn of it from the exit
+
+
+def _is_lost_connection(error: RuntimeError) -> bool:
+    from torch import distributed
+
+    return isinstance(error, distributed.DistError) or "gloo/transport" in str(error)

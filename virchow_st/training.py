@@ -74,8 +74,7 @@ def train(
         trainer.load(run)
     elif processes.is_first:  # epoch 0: a run stopped in its first epoch can resume
         begin(run, config, split, panel, lambda folder: trainer.save(folder, is_best=True))
-    with processes.watching():
-        trainer.fit(run, progress)
+    trainer.fit(run, progress)
 
 
 def _open(config: TrainConfig, processes: Processes) -> tuple[torch.device, list[Store], Split]:
@@ -151,7 +150,7 @@ class Trainer:
         )
         self.scales_um = self.learner.objective.scales_um
         if about := self.learner.forward.about:
-            progress.note(f"the decoder runs with {about}")
+            progress.note(f"the decoder runs {about}")
         dataset.wants_image = self.learner.decoder.wants_image
         members = split.train + split.validation
         self.feed: Feed = open_feed(dataset, members, device, progress, processes.local_size)
@@ -303,7 +302,7 @@ class Trainer:
         write = save_checkpoint if writer is None else writer.save
         if is_best:
             write(run / CHECKPOINTS / "best", self.learner.best(), state)
-        write(run / CHECKPOINTS / "last", self.learner.all(), state, self.learner.optimizer)
+        write(run / CHECKPOINTS / "last", self.learner.everything(), state, self.learner.optimizer)
 
     def load(self, run: Path) -> None:
         """Continue from ``checkpoints/last``."""
