@@ -36,8 +36,8 @@ def save_checkpoint(
 class CheckpointWriter:
     """Saves checkpoints in a thread, in order, while training goes on; `close` waits for the last.
 
-    What is saved is copied first, so that the next step may change it. A disk that is full is
-    told by the next call.
+    What is saved is copied first, so that the next step may change it. What goes wrong is raised by
+    one of the next calls, at the latest by `close`.
     """
 
     def __init__(self) -> None:
@@ -52,18 +52,18 @@ class CheckpointWriter:
         optimizer: torch.optim.Optimizer | None = None,
     ) -> None:
         """As `save_checkpoint`, but returns before all is written."""
+        self._wait(n_left=1)  # the best and the last one of an epoch, and no more in memory
         tensors = _copied(modules, optimizer)
         self._writing.append(self._thread.submit(_write, folder, tensors, dict(state)))
 
-    def wait(self) -> None:
-        """Until all is written."""
-        while self._writing:
+    def _wait(self, n_left: int) -> None:
+        while len(self._writing) > n_left:
             self._writing.pop(0).result()
 
     def close(self) -> None:
         """Write what is left and end the thread."""
         try:
-            self.wait()
+            self._wait(n_left=0)
         finally:
             self._thread.shutdown()
 
@@ -94,7 +94,12 @@ def _write(folder: Path, tensors: dict[str, Tensor], state: Mapping[str, Any]) -
     for leftover in (aside, old):
         shutil.rmtree(leftover, ignore_errors=True)
     aside.mkdir(parents=True)
-    save_file(tensors, aside / _TENSORS)
+    try:
+        save_file(tensors, aside / _TENSORS)
+    except SafetensorError as e:
+        raise ConfigError(
+            f"{aside / _TENSORS}: cannot be written ({e}); make room, then go on with --resume"
+        ) from None
     (aside / _STATE).write_text(json.dumps({"format": FORMAT, **state}, indent=1) + "\n", "utf-8")
     for name in (_TENSORS, _STATE):  # before the name, so that a power cut leaves one or the other
         with open(aside / name, "rb") as file:
