@@ -40,7 +40,7 @@ def test_killed_and_resumed(config, tmp_path, seed, n_runs):
     (tmp_path / "config.toml").write_text(to_toml(config), "utf-8")
     command = [sys.executable, HERE / "killed_trainer.py", tmp_path / "config.toml", tmp_path]
     done = subprocess.run(
-        [*map(str, command), str(seed), str(n_runs)], capture_output=True, text=True, timeout=600
+        [*map(str, command), str(seed), str(n_runs)], capture_output=True, text=True, timeout=1800
     )
     assert done.returncode == 0, done.stderr
     lines = [json.loads(line) for line in done.stdout.splitlines()]
