@@ -277,6 +277,44 @@ def test_device_and_compiling_may_change_on_the_way(config, tmp_path):
     assert from_toml(TrainConfig, tmp_path / "run" / "config.toml") == config
 
 
+OTHER_ENCODER = {"encoder": {"name": "other", "weights": "1" * 16, "licence": ""}}
+TWINS = [f"ENSG{g:05d}" for g in range(4)], ["A", "TWIN", "TWIN", "B"]
+SAME_NAME = {"genes": {"id": TWINS[0], "symbol": TWINS[1], "total": [9, 9, 9, 9]}}
+
+
+@pytest.mark.parametrize(
+    ("manifest", "panel", "expected"),
+    [
+        (OTHER_ENCODER, None, "P2.vst: expected tokens of ('tiny', '0000000000000000', 16, 8)"),
+        ({"grid": 32}, None, "extract with one encoder"),
+        ({"dim": 9}, None, "extract with one encoder"),
+        ({}, "", "expected a gene id or symbol a line; the file names none"),
+        ({}, "GENE1\nNOTHING\n", "gene NOTHING is not in every store; take it out"),
+        (SAME_NAME, "TWIN\n", "symbol TWIN stands for ENSG00001, ENSG00002; give the gene id"),
+        ({}, "GENE1\nENSG00001\n", "names a gene twice; name each once"),
+    ],
+)
+def test_what_cannot_be_trained_on_is_said_in_a_line(vst, tmp_path, manifest, panel, expected):
+    stores = []
+    for i, patient in enumerate(("P2", "P5")):
+        path = tmp_path / f"{patient}.vst"
+        own = manifest if patient == "P2" or "genes" in manifest else {}
+        write_store(path, patient, 3, n_genes=4, seed=i, **own)
+        stores.append(path)
+    stores.reverse()
+    (tmp_path / "panel.txt").write_text(panel or "", "utf-8")
+    arguments = ["train", *stores, "--run", tmp_path / "run", "--test-patient", "P5"]
+    if panel is not None:
+        arguments += ["--panel", tmp_path / "panel.txt"]
+    answer = vst(*arguments, "--device", "cpu")
+    assert answer.code == 2
+    assert answer.out == ""
+    (line,) = answer.err.splitlines()
+    assert line.startswith("error: ")
+    assert expected in line
+    assert not (tmp_path / "run").exists()
+
+
 # --- what else it writes ------------------------------------------------------------------------
 
 
