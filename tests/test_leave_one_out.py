@@ -87,7 +87,7 @@ def test_every_patient_is_the_test_once(run, config):
         metrics = json.loads((fold / "metrics.json").read_text("utf-8"))
         assert metrics["test_patients"] == [patient]
         split = Split.read(fold / "split.json")
-        trained = {split.patients[m.store] for m in split.train + split.validation}
+        trained = {PATIENTS[m.store] for m in split.train + split.validation}
         assert trained == set(PATIENTS) - {patient}
 
 
@@ -109,7 +109,7 @@ def test_summary_is_the_folds_figures(run, summary):
     for patient in PATIENTS:
         fold = summary["folds"][patient]
         assert fold["run"] == f"fold-{patient}"
-        assert fold["split_xxh64"] == Split.read(run / fold["run"] / "split.json").xxh64
+        assert fold["split_xxh64"] == Split.read_xxh64(run / fold["run"] / "split.json")
         assert fold["n_patches"] == metrics[patient]["n_patches"]
     panels = [set(load_run(run / f"fold-{p}", "cpu").panel.ids) for p in PATIENTS]
     assert summary["genes_in_all_folds"] == len(panels[0] & panels[1])
@@ -157,7 +157,7 @@ def test_the_command_prints_the_table(vst, run, config, monkeypatch):
     answer = vst("train", "--run", run, "--resume", "--quiet")
     assert answer.code == 0, answer.err
     assert "2 folds: linear, poisson, on tiny" in answer.out
-    rows = {line[:22].strip(): line for line in answer.out.splitlines()}
+    rows = {line.strip().split("  ")[0]: line for line in answer.out.splitlines()}
     assert rows["PCC"].count("±") == 4
     for patient in PATIENTS:
         assert rows[patient].count("0.") == 4

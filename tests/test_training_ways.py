@@ -252,7 +252,7 @@ def test_a_run_is_begun_whole_or_not_at_all(run, config, tmp_path, monkeypatch):
 
 
 def test_the_split_is_hashed_into_the_run(run, tmp_path):
-    digest = Split.read(run / "split.json").xxh64
+    digest = Split.read_xxh64(run / "split.json")
     assert (run / "config.toml").read_text("utf-8").endswith(f"# Hash of split.json: {digest}\n")
     for which in ("last", "best"):
         state = json.loads((run / f"checkpoints/{which}/state.json").read_text("utf-8"))

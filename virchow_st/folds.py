@@ -34,38 +34,45 @@ class Split:
 
     Attributes:
         train, validation, test: patches.
-        patients: the patient of each of the run's stores.
-        slides: the hash of all records of each store, so that one that was written anew in between
-            is noticed.
+        slides: the hash of all records of each of the run's stores, so that a store that was
+            written anew in between is noticed.
     """
 
     train: tuple[Member, ...]
     validation: tuple[Member, ...]
     test: tuple[Member, ...]
-    patients: tuple[str, ...]
     slides: tuple[str, ...]
 
-    @property
-    def xxh64(self) -> str:
+    def write(self, path: Path, stores: Sequence[Store]) -> None:
+        """Write as JSON, by store and patient, with `xxh64`."""
+        content = {**self._content(stores), "xxh64": self.xxh64(stores)}
+        write_json(path, {"format": _FORMAT, **content})
+
+    def xxh64(self, stores: Sequence[Store]) -> str:
         """Hash over all of it, which checkpoints and results of the run repeat."""
-        return _digest(self._content())
+        return _digest(self._content(stores))
 
-    def write(self, path: Path) -> None:
-        """Write as JSON, by store and patient, with the hash."""
-        write_json(path, {"format": _FORMAT, **self._content(), "xxh64": self.xxh64})
-
-    def _content(self) -> dict[str, Any]:
+    def _content(self, stores: Sequence[Store]) -> dict[str, Any]:
         return {
             "slides": [
-                {"store": i, "patient": patient, "records_xxh64": slide}
-                for i, (patient, slide) in enumerate(zip(self.patients, self.slides, strict=True))
+                {"store": i, "patient": store.patient, "records_xxh64": slide}
+                for i, (store, slide) in enumerate(zip(stores, self.slides, strict=True))
             ],
-            **{name: _by_store(getattr(self, name), self.patients) for name in _PARTS},
+            **{name: _by_store(getattr(self, name), stores) for name in _PARTS},
         }
 
     @classmethod
     def read(cls, path: Path) -> Split:
         """Read what `write` wrote; raises `ConfigError` for anything else."""
+        return cls._verified(path)[0]
+
+    @classmethod
+    def read_xxh64(cls, path: Path) -> str:
+        """The hash of what `write` wrote, compared; raises `ConfigError` for anything else."""
+        return cls._verified(path)[1]
+
+    @classmethod
+    def _verified(cls, path: Path) -> tuple[Split, str]:
         try:
             content = json.loads(path.read_text("utf-8"))
             file_format, digest = content.pop("format"), content.pop("xxh64")
@@ -73,13 +80,12 @@ class Split:
                 tuple(Member(s["store"], p) for s in content[name] for p in s["patches"])
                 for name in _PARTS
             )
-            patients = tuple(slide["patient"] for slide in content["slides"])
             slides = tuple(slide["records_xxh64"] for slide in content["slides"])
         except (OSError, ValueError, LookupError, TypeError, AttributeError) as e:
             raise ConfigError(f"{path}: cannot be read as a split ({e}); train anew") from None
         if file_format != _FORMAT or digest != _digest(content):
             raise ConfigError(f"{path}: does not match its hash; the split was changed, train anew")
-        return cls(train, validation, test, patients, slides)
+        return cls(train, validation, test, slides), digest
 
     def check_stores(self, stores: Sequence[Store]) -> None:
         """Raise `ConfigError` unless these are the stores that the split was made of."""
@@ -95,14 +101,14 @@ _FORMAT = "virchow_st.split/1"
 _PARTS = ("train", "validation", "test")
 
 
-def _by_store(members: Sequence[Member], patients: Sequence[str]) -> list[dict[str, Any]]:
+def _by_store(members: Sequence[Member], stores: Sequence[Store]) -> list[dict[str, Any]]:
     return [
         {
             "store": i,
-            "patient": patient,
+            "patient": store.patient,
             "patches": sorted(m.patch for m in members if m.store == i),
         }
-        for i, patient in enumerate(patients)
+        for i, store in enumerate(stores)
         if any(m.store == i for m in members)
     ]
 
@@ -145,9 +151,8 @@ def split_patients(stores: Sequence[Store], test_patient: str, seed: int) -> Spl
         validation += [m for m in members if m.patch in held_out]
     if not train or not validation:
         raise ConfigError("stores: expected at least two training patches; give larger slides")
-    patient_of_store = tuple(store.patient for store in stores)
-    slides = tuple(str(store.manifest["records_xxh64"]) for store in stores)
-    return Split(tuple(train), tuple(validation), tuple(test), patient_of_store, slides)
+    slides = tuple(store.manifest["records_xxh64"] for store in stores)
+    return Split(tuple(train), tuple(validation), tuple(test), slides)
 
 
 def _check_no_slide_twice(stores: Sequence[Store]) -> None:

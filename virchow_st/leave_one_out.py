@@ -130,7 +130,7 @@ def summarise(folds: Mapping[str, Path]) -> dict[str, Any]:
         "folds": {
             patient: {
                 "run": fold.name,
-                "split_xxh64": Split.read(fold / "split.json").xxh64,
+                "split_xxh64": Split.read_xxh64(fold / "split.json"),
                 **{name: metrics[patient][name] for name in ("epoch", "n_patches", "n_genes")},
             }
             for patient, fold in folds.items()

@@ -104,7 +104,8 @@ def load_run(path: Path | str, device: str = "auto") -> Run:
     config = from_toml(TrainConfig, path / "config.toml")
     panel = Panel.read(path / "panel.tsv")
     split = Split.read(path / "split.json")
-    if state.get("split_xxh64", split.xxh64) != split.xxh64:  # runs of older versions have none
+    digest = Split.read_xxh64(path / "split.json")
+    if state.get("split_xxh64", digest) != digest:  # runs of older versions have none
         raise ConfigError(
             f"{path / 'split.json'}: is not the split that the run was trained with; train anew"
         )

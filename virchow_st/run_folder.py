@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from virchow_st.config import TrainConfig, from_toml, to_toml
 from virchow_st.errors import ConfigError
 from virchow_st.folds import Split
 from virchow_st.panel import Panel
+from virchow_st.store.reader import Store
 
 CHECKPOINTS = "checkpoints"
 _ELSEWHERE = ("device", "compile")  # settings that a resumed run may have otherwise
@@ -55,7 +56,12 @@ def nothing_to_resume(run: Path) -> ConfigError:
 
 
 def begin(
-    run: Path, config: TrainConfig, split: Split, panel: Panel, save: Callable[[Path], None]
+    run: Path,
+    config: TrainConfig,
+    split: Split,
+    stores: Sequence[Store],
+    panel: Panel,
+    save: Callable[[Path], None],
 ) -> None:
     """Write all that a run begins with; ``save`` writes the first checkpoints into a folder.
 
@@ -64,9 +70,9 @@ def begin(
     aside = run.with_name(f".{run.name}.part")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
-    text = f"{to_toml(config)}\n# Hash of split.json: {split.xxh64}\n"
+    text = f"{to_toml(config)}\n# Hash of split.json: {split.xxh64(stores)}\n"
     (aside / "config.toml").write_text(text, "utf-8")
-    split.write(aside / "split.json")
+    split.write(aside / "split.json", stores)
     panel.write(aside / "panel.tsv")
     save(aside)
     os.replace(aside, run)

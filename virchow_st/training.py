@@ -73,7 +73,7 @@ def train(
     if resume:
         trainer.load(run)
     elif processes.is_first:  # epoch 0: a run stopped in its first epoch can resume
-        begin(run, config, split, panel, lambda folder: trainer.save(folder, is_best=True))
+        begin(run, config, split, stores, panel, lambda folder: trainer.save(folder, is_best=True))
     trainer.fit(run, progress)
 
 
@@ -198,7 +198,7 @@ class Trainer:
                 left = an_epoch * (self.config.epochs - self.epoch)
                 progress.note(f"{summary(line, self.config.epochs)}{_time_left(left)}")
         if history is not None:
-            history.close(self.best_epoch, {"split_xxh64": self.split.xxh64})
+            history.close(self.best_epoch, {"split_xxh64": self._split_xxh64()})
 
     def train_epoch(self, progress: Progress = SILENT, seen: str = "") -> Tensor:
         """One epoch of optimiser steps; returns the mean loss at each scale, (S,).
@@ -294,7 +294,7 @@ class Trainer:
             "best_epoch": self.best_epoch,
             "best_score": self.best_score if self.best_epoch else None,
             "first_losses": self.first_losses,
-            "split_xxh64": self.split.xxh64,
+            "split_xxh64": self._split_xxh64(),
             "grid": manifest["grid"],
             "dim": manifest["dim"],
             "encoder": manifest["encoder"],
@@ -303,6 +303,9 @@ class Trainer:
         if is_best:
             write(run / CHECKPOINTS / "best", self.learner.best(), state)
         write(run / CHECKPOINTS / "last", self.learner.everything(), state, self.learner.optimizer)
+
+    def _split_xxh64(self) -> str:
+        return self.split.xxh64(self.dataset.stores)
 
     def load(self, run: Path) -> None:
         """Continue from ``checkpoints/last``."""

@@ -32,7 +32,7 @@ def trainer_of(config: TrainConfig, store: Store, panel: Panel) -> Trainer:
     dataset = PatchDataset([store], panel)
     members = tuple(Member(0, p) for p in range(len(store)))
     record = str(store.manifest["records_xxh64"])
-    split = Split(members, members[:1], (), (store.patient,), (record,))
+    split = Split(members, members[:1], (), (record,))
     statistics = training_statistics(dataset, members)
     trainer = Trainer(config, dataset, split, statistics, pick_device(config.device))
     n_steps = max(1, len(store) // config.batch_size)
