@@ -9,7 +9,9 @@ import click
 
 from virchow_st.config import TrainConfig
 from virchow_st.errors import ConfigError
+from virchow_st.progress import SILENT
 from virchow_st_cli.console import Console
+from virchow_st_cli.folds import print_summary
 from virchow_st_cli.options import build_config, config_options, with_console
 from virchow_st_cli.scores import print_comparison, print_scores, short_names
 
@@ -33,19 +35,46 @@ def train(
     resume: bool,
     **options: Any,
 ) -> None:
-    """Train a decoder on STORES; the test patient's are only set aside."""
+    """Train a decoder on STORES; the test patient's are only set aside.
+
+    With --leave-one-out every patient is the test once. Started by torchrun, the processes share
+    every batch.
+    """
     if resume and config_file is None and not stores:
         config_file = run / "config.toml"
     paths = tuple(str(store.resolve()) for store in stores)
-    config = build_config(TrainConfig, options, config_file, stores=paths)
+    from virchow_st.processes import joined
+
+    with joined() as processes:
+        config = processes.together(lambda: _train_config(options, config_file, paths))
+        progress = console if processes.is_first else SILENT
+        how: Any = {"resume": resume, "progress": progress, "processes": processes}
+        if config.leave_one_out:
+            from virchow_st.leave_one_out import leave_one_out
+
+            summary = leave_one_out(run, config, **how)
+            if processes.is_first:
+                print_summary(console, summary)
+                console.result(f"{run / 'summary.json'}; each fold is a run, see vst figures")
+            return
+        from virchow_st.training import train as run_training
+
+        run_training(run, config, **how)
+        if processes.is_first:
+            console.result(f"{run}: trained; next: vst evaluate {run}")
+
+
+def _train_config(
+    options: dict[str, Any], file: Path | None, stores: tuple[str, ...]
+) -> TrainConfig:
+    config = build_config(TrainConfig, options, file, stores=stores)
     if not config.stores:
         raise ConfigError("stores: expected the stores of at least two patients; got none")
-    if not config.test_patient:
-        raise ConfigError("test patient: expected a name; give --test-patient")
-    from virchow_st.training import train as run_training
-
-    run_training(run, config, resume=resume, progress=console)
-    console.result(f"{run}: trained; next: vst evaluate {run}")
+    if not config.test_patient and not config.leave_one_out:
+        raise ConfigError(
+            "test patient: expected a name; give --test-patient, or --leave-one-out for all"
+        )
+    return config
 
 
 @click.command(short_help="Score runs on their test patient.")

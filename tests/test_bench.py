@@ -27,8 +27,10 @@ from virchow_st.bench import (
 )
 from virchow_st.bench.encoder import open_encoder
 from virchow_st.bench.tables import Table, document, interleaved
+from virchow_st.bench.train_gains import gains_table
 from virchow_st.errors import ConfigError
 from virchow_st.kernels.table import TABLE
+from virchow_st.panel import choose_panel
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 
@@ -160,11 +162,28 @@ def test_train(folder) -> None:
         rounds=1,
     )  # fmt: skip
     rows = check(steps)
+    assert list(rows) == ["from memory", "resident", "from the store", "encoder in the loop"]
     assert rows["from memory"]["ratio of time to memory"] == 1
     assert rows["encoder in the loop"]["ratio to the encoder"] == 1
     parts = check(shares)
     assert parts.pop("all")["share of the step"] == 1
     assert sum(row["share of the step"] for row in parts.values()) == pytest.approx(1)
+
+
+@pytest.mark.slow
+def test_gains_one_after_the_other(folder) -> None:
+    """What runs on a GPU only, here with a small decoder on the CPU."""
+    made = extract.extracted_store(folder, open_encoder("stain", "", False, "cpu"), 256, 80)
+    panel = choose_panel("top:5", [made])
+    table = gains_table(made, panel, "cpu", 2, decoder="linear", rounds=1)
+    rows = check(table)
+    assert list(rows) == [
+        "plain loss, from the store", "and the fused loss", "and resident", "and compiled",
+    ]  # fmt: skip
+    ratio = 1.0
+    for row in rows.values():
+        ratio *= row["ratio to the row above"]
+        assert row["ratio to plain"] == pytest.approx(ratio)
 
 
 def test_unknown_target(tmp_path) -> None:

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from virchow_st import checkpoint
-from virchow_st.checkpoint import load_checkpoint, read_state, save_checkpoint
+from virchow_st.checkpoint import CheckpointWriter, load_checkpoint, read_state, save_checkpoint
 from virchow_st.errors import ConfigError
 
 
@@ -152,3 +152,38 @@ def test_foreign_and_damaged_checkpoints_are_refused(tmp_path):
         (folder / "state.json").write_text(text, "utf-8")
         with pytest.raises(ConfigError, match=reason):
             read_state(folder)
+
+
+def test_written_aside_it_is_as_it_was_when_saved(tmp_path):
+    """What training changes while the thread writes is not what is saved."""
+    modules, optimizer = make(0)
+    step(modules, optimizer)
+    save_checkpoint(tmp_path / "plain", modules, {"epoch": 1}, optimizer)
+    writer = CheckpointWriter()
+    for epoch in (1, 2, 3):
+        writer.save(tmp_path / f"aside{epoch}", modules, {"epoch": epoch}, optimizer)
+        with torch.no_grad():
+            for parameter in modules["decoder"].parameters():
+                parameter.zero_()
+        step(modules, optimizer)
+    writer.close()
+    tensors = "tensors.safetensors"
+    assert (tmp_path / "aside1" / tensors).read_bytes() == (
+        tmp_path / "plain" / tensors
+    ).read_bytes()
+    assert [read_state(tmp_path / f"aside{epoch}")["epoch"] for epoch in (1, 2, 3)] == [1, 2, 3]
+
+
+def test_a_disk_that_is_full_is_told(tmp_path, monkeypatch):
+    def full(tensors, path):
+        raise checkpoint.SafetensorError("No space left on device")
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    modules, _ = make(0)
+    writer = CheckpointWriter()
+    writer.save(tmp_path / "best", modules, {})
+    writer.save(tmp_path / "last", modules, {})
+    with pytest.raises(ConfigError, match=r"\.best\.part/tensors\.safetensors: cannot be written"):
+        writer.save(tmp_path / "best", modules, {})
+    with pytest.raises(ConfigError, match=r"\.last\.part/tensors\.safetensors: .*make room"):
+        writer.close()

@@ -2,10 +2,11 @@ import numpy as np
 import pytest
 from tiny_store import make_record, write_records, write_store
 
-from virchow_st.dataset import PatchDataset, training_statistics, turn, turned_positions
+from virchow_st.dataset import PatchDataset, turn, turned_positions
 from virchow_st.errors import ConfigError
 from virchow_st.folds import Member
 from virchow_st.panel import Panel
+from virchow_st.training_statistics import training_statistics
 
 GRID, CELLS = 16, 4  # a token is 4×4 sub-cells here: a 64×64 picture of the patch
 

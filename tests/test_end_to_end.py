@@ -64,7 +64,7 @@ def metrics(run: Path) -> dict[str, Any]:
 
 
 def test_run_directory_is_whole(run: Path, stores: dict[str, Path]) -> None:
-    assert {p.name for p in run.iterdir()} - {"figures"} == {
+    assert {p.name for p in run.iterdir()} - {"figures", "tensorboard"} == {
         "config.toml", "split.json", "panel.tsv", "history.jsonl", "checkpoints",
         "best_metrics.json", "metrics.json", "per_gene.csv", "blocks.npz", "maps",
     }  # fmt: skip

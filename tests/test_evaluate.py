@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from tiny_store import write_store
 
-from virchow_st import training
+from virchow_st import schedule, training
 from virchow_st.compare import compare_runs, differences, intervals
 from virchow_st.config import TrainConfig
 from virchow_st.errors import ConfigError
@@ -369,7 +369,7 @@ def run_of_two_slides(tmp_path_factory: pytest.TempPathFactory) -> Path:
         lr=5e-3, warmup_epochs=0, device="cpu",
     )  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "_LEAST_STEPS_PER_EPOCH", 2)
+        patch.setattr(schedule, "_LEAST_STEPS_PER_EPOCH", 2)
         training.train(folder / "run", config)
         training.train(folder / "turned", replace(config, test_patient="A"))
     return folder / "run"

@@ -5,23 +5,14 @@ import json
 import numpy as np
 import pytest
 import torch
+from dying import DiesAfterEpoch, Killed
 from tiny_store import make_record, write_records
 
-from virchow_st import training
+from virchow_st import schedule
 from virchow_st.config import TrainConfig
 from virchow_st.predict import load_run
-from virchow_st.progress import Progress
 from virchow_st.store.reader import open_store
 from virchow_st.training import train
-
-
-class Killed(BaseException):
-    pass
-
-
-class DiesAfterFirstEpoch(Progress):
-    def step(self, *args):
-        raise Killed
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -29,7 +20,7 @@ def few_steps_on_one_thread():
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "_LEAST_STEPS_PER_EPOCH", 8)
+        patch.setattr(schedule, "_LEAST_STEPS_PER_EPOCH", 8)
         yield
     torch.set_num_threads(before)
 
@@ -93,7 +84,7 @@ def test_it_learns_from_images_turned_with_their_counts(run):
 def test_random_stain_resumes_bit_for_bit(run, config, tmp_path):
     path = tmp_path / "run"
     with pytest.raises(Killed):
-        train(path, config, progress=DiesAfterFirstEpoch())
+        train(path, config, progress=DiesAfterEpoch(1))
     train(path, config, resume=True)
     assert history(path) == history(run)
     tensors = "checkpoints/last/tensors.safetensors"

@@ -5,9 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from dying import DiesAfterEpoch, Killed
 from tiny_store import write_store
 
-from virchow_st import training
+from virchow_st import learner, schedule, training
 from virchow_st.config import TrainConfig, from_toml
 from virchow_st.errors import ConfigError
 from virchow_st.folds import Split
@@ -33,7 +34,7 @@ def one_thread():
 @pytest.fixture(autouse=True, scope="module")
 def short_epochs():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "_LEAST_STEPS_PER_EPOCH", STEPS)
+        patch.setattr(schedule, "_LEAST_STEPS_PER_EPOCH", STEPS)
         yield
 
 
@@ -117,7 +118,7 @@ def test_history_has_the_documented_keys(run):
 
 
 def test_run_directory(run, config):
-    assert {p.name for p in run.iterdir()} == {
+    assert {p.name for p in run.iterdir()} - {"tensorboard"} == {
         "config.toml", "split.json", "panel.tsv", "history.jsonl", "checkpoints",
         "best_metrics.json",
     }  # fmt: skip
@@ -147,25 +148,6 @@ def test_same_seed_same_run_and_another_seed_another(run, config, tmp_path):
     assert same_checkpoints(tmp_path / "again", run)
     train(tmp_path / "other", replace(config, seed=1, epochs=1))
     assert history(tmp_path / "other")[0]["train"] != history(run)[0]["train"]
-
-
-class Killed(BaseException):
-    pass
-
-
-class DiesAfterEpoch:
-    def __init__(self, epoch):
-        self.epoch = epoch
-
-    def note(self, text):
-        pass
-
-    def warn(self, text):
-        pass
-
-    def step(self, done, total, unit, detail=""):
-        if done == self.epoch:
-            raise Killed
 
 
 @pytest.mark.parametrize("epoch", [1, pytest.param(2, marks=pytest.mark.slow)])
@@ -231,7 +213,7 @@ def test_resuming_a_finished_run_changes_nothing(run, config):
 
 def test_accumulated_batches_are_one_large_batch(config, monkeypatch):
     """Weighted by their patches, a short last batch included."""
-    monkeypatch.setattr(training, "_MAX_GRADIENT_NORM", math.inf)
+    monkeypatch.setattr(learner, "_MAX_GRADIENT_NORM", math.inf)
     weights = []
     for batch_size, accumulate in ((4, 1), (3, 2)):
         changed = replace(
@@ -239,11 +221,11 @@ def test_accumulated_batches_are_one_large_batch(config, monkeypatch):
         )
         trainer = make_trainer(changed)
         trainer.epoch_members = trainer.split.train  # four patches: 4, or 3 and 1
-        trainer.steps_per_epoch, trainer.patches_per_step = 1, 6
+        trainer.schedule = replace(trainer.schedule, steps_per_epoch=1)
         trainer.epoch = 1
-        trainer.optimizer = torch.optim.SGD(trainer._parameter_groups())
+        trainer.learner.optimizer = torch.optim.SGD(trainer.learner.parameter_groups())
         trainer.train_epoch()
-        weights.append(trainer.decoder.head.bias.detach().clone())
+        weights.append(trainer.learner.decoder.head.bias.detach().clone())
     torch.testing.assert_close(*weights)
 
 
@@ -264,8 +246,8 @@ def test_validation_figures_are_numpys(config):
     dataset, members = trainer.dataset, trainer.split.validation
     (batch,) = dataset.batches(members, 99)
     with torch.no_grad():
-        output = trainer.decoder(torch.from_numpy(batch.tokens).float(), None)
-    rates = trainer.objective.rate(output).numpy()
+        output = trainer.learner.decoder(torch.from_numpy(batch.tokens).float(), None)
+    rates = trainer.learner.objective.rate(output).numpy()
     for scale, found in zip((2, 4, 8, 16), pcc.tolist(), strict=True):
         f, n = scale // 2, 256 // scale
         whole = batch.tissue_mask.reshape(-1, n, f, n, f).all((2, 4))
@@ -295,7 +277,7 @@ def test_balance_moves_every_so_many_optimiser_steps(config, monkeypatch):
     moved = []
     monkeypatch.setattr(GradNorm, "update", lambda *_: moved.append(trainer.epoch))
     trainer = make_trainer(replace(config, balance_every=3))
-    assert trainer.steps_per_epoch == 4
+    assert trainer.schedule.steps_per_epoch == 4
     for trainer.epoch in (1, 2):
         trainer.train_epoch()
     assert moved == [1, 1, 2]  # steps 0, 3 and 6 of eight
@@ -313,7 +295,7 @@ def test_negative_binomial_and_uncertainty_resume_bit_for_bit(config, tmp_path):
     assert same_checkpoints(tmp_path / "run", tmp_path / "whole")
     assert lines[1]["validation"]["score"] < 1
     assert lines[0]["weights"] != lines[1]["weights"]
-    begun = make_trainer(config).objective.log_size
+    begun = make_trainer(config).learner.objective.log_size
     learned = load_run(tmp_path / "run", "cpu").objective.log_size
     assert learned.shape == (4, 3)
     assert (learned != begun).all()

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from virchow_st.errors import ConfigError
+from virchow_st.files import sync_folder
 
 FORMAT = "virchow_st.checkpoint/1"
 _TENSORS = "tensors.safetensors"
@@ -28,24 +30,84 @@ def save_checkpoint(
     optimizer: torch.optim.Optimizer | None = None,
 ) -> None:
     """Replace ``folder`` by a checkpoint of the modules, the optimiser's moments and ``state``."""
+    _write(folder, _copied(modules, optimizer), state)
+
+
+class CheckpointWriter:
+    """Saves checkpoints in a thread, in order, while training goes on; `close` waits for the last.
+
+    What is saved is copied first, so that the next step may change it. What goes wrong is raised by
+    one of the next calls, at the latest by `close`.
+    """
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(1)
+        self._writing: list[Future[None]] = []
+
+    def save(
+        self,
+        folder: Path,
+        modules: Mapping[str, nn.Module],
+        state: Mapping[str, Any],
+        optimizer: torch.optim.Optimizer | None = None,
+    ) -> None:
+        """As `save_checkpoint`, but returns before all is written."""
+        self._wait(n_left=1)  # the best and the last one of an epoch, and no more in memory
+        tensors = _copied(modules, optimizer)
+        self._writing.append(self._thread.submit(_write, folder, tensors, dict(state)))
+
+    def _wait(self, n_left: int) -> None:
+        while len(self._writing) > n_left:
+            self._writing.pop(0).result()
+
+    def close(self) -> None:
+        """Write what is left and end the thread."""
+        try:
+            self._wait(n_left=0)
+        finally:
+            self._thread.shutdown()
+
+
+def _copied(
+    modules: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer | None
+) -> dict[str, Tensor]:
     tensors = {
-        f"{name}.{key}": value.detach().cpu().contiguous()
+        f"{name}.{key}": value
         for name, module in modules.items()
         for key, value in module.state_dict().items()
     }
     if optimizer is not None:
-        tensors |= _optimizer_tensors(optimizer)
+        tensors |= {
+            f"optimizer.{index}.{key}": value
+            for index, moments in optimizer.state_dict()["state"].items()
+            for key, value in moments.items()
+        }
+    return {
+        name: value.detach().to("cpu", copy=True).contiguous() for name, value in tensors.items()
+    }
+
+
+def _write(folder: Path, tensors: dict[str, Tensor], state: Mapping[str, Any]) -> None:
     aside, old = folder.with_name(f".{folder.name}.part"), folder.with_name(f".{folder.name}.old")
     if whole(folder) == old:  # an earlier save died between its renames: this is all there is
         os.replace(old, folder)
     for leftover in (aside, old):
         shutil.rmtree(leftover, ignore_errors=True)
     aside.mkdir(parents=True)
-    save_file(tensors, aside / _TENSORS)
+    try:
+        save_file(tensors, aside / _TENSORS)
+    except SafetensorError as e:
+        raise ConfigError(
+            f"{aside / _TENSORS}: cannot be written ({e}); make room, then go on with --resume"
+        ) from None
     (aside / _STATE).write_text(json.dumps({"format": FORMAT, **state}, indent=1) + "\n", "utf-8")
+    for name in (_TENSORS, _STATE):  # before the name, so that a power cut leaves one or the other
+        with open(aside / name, "rb") as file:
+            os.fsync(file.fileno())
     if folder.exists():
         os.replace(folder, old)
     os.replace(aside, folder)
+    sync_folder(folder.parent)
     shutil.rmtree(old, ignore_errors=True)
 
 
@@ -93,15 +155,6 @@ def whole(folder: Path) -> Path:
     """The folder, or its predecessor if the process died between the two renames of a save."""
     old = folder.with_name(f".{folder.name}.old")
     return old if not folder.exists() and old.exists() else folder
-
-
-def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    state = optimizer.state_dict()["state"]
-    return {
-        f"optimizer.{index}.{key}": value.detach().cpu().contiguous()
-        for index, moments in state.items()
-        for key, value in moments.items()
-    }
 
 
 def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:

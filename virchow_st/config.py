@@ -99,6 +99,9 @@ class TrainConfig(_Checked):
 
     stores: tuple[str, ...] = setting((), "stores to train on and to test on")
     test_patient: str = setting("", "patient held out for vst evaluate")
+    leave_one_out: bool = setting(
+        False, "hold out every patient once: a run each in RUN/fold-PATIENT, and RUN/summary.json"
+    )
     panel: str = setting("top50", "top50, top:N, or a file of gene ids or symbols")
     decoder: str = setting(
         "hist2st",
@@ -125,8 +128,28 @@ class TrainConfig(_Checked):
     lr: float = setting(5e-5, "peak learning rate of AdamW", at_least=0.0)
     warmup_epochs: int = setting(2, "epochs of linear warm-up", at_least=0)
     patience: int = setting(10, "epochs without a better validation before stopping", at_least=1)
+    ema: float = setting(
+        0.0,
+        "decay of a running mean of the decoder's weights, such as 0.99; the mean is then what is "
+        "validated and kept; 0 for none",
+        at_least=0.0,
+        at_most=0.99999,
+    )
     seed: int = setting(0, "seed of weights, order and orientations", at_least=0)
+    compile: str = setting(
+        "auto",
+        "torch.compile the decoder, which takes a minute: auto does on a GPU for a long run",
+        choices=("auto", "always", "never"),
+    )
     device: str = setting("auto", "auto, cpu, cuda or cuda:N")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.leave_one_out and self.test_patient:
+            raise ConfigError(
+                "leave_one_out: expected it without a test patient, since every patient is the "
+                f"test once; got test_patient {self.test_patient!r}; leave one of the two out"
+            )
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -10,26 +10,63 @@ from typing import Any
 
 import numpy as np
 
+from virchow_st.ahead import ahead
 from virchow_st.counts import BatchCounts
 from virchow_st.encoders.base import dihedral_channels
 from virchow_st.errors import ConfigError
 from virchow_st.folds import Member
-from virchow_st.kernels.pooling import sum_pool
 from virchow_st.panel import Panel
+from virchow_st.store.panel_reads import PanelCounts
 from virchow_st.store.reader import Patch, Store
 from virchow_st.types import (
-    BIN_UM,
     PATCH_BINS,
     PATCH_POSITIONS,
-    SCALES_UM,
+    STORED_IMAGE_PX,
     Array,
     BoolArray,
     Float32Array,
-    Float64Array,
+    Int64Array,
     UInt8Array,
 )
 
 N_ORIENTATIONS = 8  # four quarter turns, each flipped or not
+
+Room = Callable[[str, tuple[int, ...], Any], Array]
+"""Gives an array to write to, from its name, shape and dtype."""
+
+
+@dataclass(frozen=True)
+class Portion:
+    """Which patches make a batch, and how each is turned.
+
+    Attributes:
+        members: (B,).
+        turns: (B,) orientations, 0 to 7.
+    """
+
+    members: tuple[Member, ...]
+    turns: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.members)
+
+    def __getitem__(self, part: slice) -> Portion:
+        return Portion(self.members[part], self.turns[part])
+
+
+def portions(
+    members: Sequence[Member], batch_size: int, rng: np.random.Generator | None = None
+) -> list[Portion]:
+    """Batches that hold all members once; the last may be smaller.
+
+    With ``rng``, in random order and orientation; without, in order and as they lie.
+    """
+    order = np.arange(len(members)) if rng is None else rng.permutation(len(members))
+    turns = np.zeros(len(members), int)
+    if rng is not None:
+        turns = rng.integers(N_ORIENTATIONS, size=len(members))
+    chunks = [order[s : s + batch_size] for s in range(0, len(members), batch_size)]
+    return [Portion(tuple(members[i] for i in c), tuple(turns[c].tolist())) for c in chunks]
 
 
 @dataclass(frozen=True)
@@ -79,42 +116,82 @@ class PatchDataset:
             dihedral_channels(layout, dim, *divmod_orientation(o)) for o in range(N_ORIENTATIONS)
         ]
 
-    def load(self, members: Sequence[Member], orientations: Sequence[int] | None = None) -> Batch:
-        """Read patches, each turned by its orientation (0 to 7; all 0 when None)."""
-        turns = [0] * len(members) if orientations is None else orientations
-        pairs = list(zip(members, turns, strict=True))
-        return Batch(
-            members=tuple(members),
-            tokens=np.stack([self._tokens(m, o) for m, o in pairs]),
-            image=np.stack([self._image(m, o) for m, o in pairs]) if self.wants_image else None,
-            targets=self._targets(pairs),
-            tissue_mask=np.stack([turn(self._patch(m).tissue_mask, o) for m, o in pairs]),
-        )
+    @property
+    def token_shape(self) -> tuple[int, int, int]:
+        """(T, T, D) of every store."""
+        return self.stores[0].token_shape
 
-    def _patch(self, member: Member) -> Patch:
+    def channels(self, orientation: int) -> Int64Array | None:
+        """(D,) order of a token's channels once the patch is turned, None where none moves."""
+        return self._channels[orientation]
+
+    def patch(self, member: Member) -> Patch:
+        """A member's patch."""
         return self.stores[member.store][member.patch]
 
-    def _tokens(self, member: Member, orientation: int) -> Array:
-        grid = turn(self._patch(member).tokens, orientation, axes=(0, 1))
-        channels = self._channels[orientation]
-        return grid if channels is None else grid[..., channels]
+    def panel_counts(self, member: Member) -> PanelCounts:
+        """Non-zero UMIs of the panel's genes in a member's patch, as it lies."""
+        return self.patch(member).panel_counts(self._gene_indices[member.store])
+
+    def panel_umis(self, store: int) -> int:
+        """UMIs of the panel's genes in one of the stores: at least as many as non-zero counts."""
+        return int(self.stores[store].genes.totals[self._gene_indices[store]].sum())
+
+    def load(
+        self,
+        members: Sequence[Member],
+        orientations: Sequence[int] | None = None,
+        room: Room = lambda _, shape, dtype: np.empty(shape, dtype),
+    ) -> Batch:
+        """Read patches, each turned by its orientation (0 to 7; all 0 when None).
+
+        Args:
+            members: which.
+            orientations: of each.
+            room: where the batch's arrays come from, such as buffers used again and again.
+        """
+        turns = [0] * len(members) if orientations is None else orientations
+        pairs = list(zip(members, turns, strict=True))
+        n, side = len(pairs), STORED_IMAGE_PX
+        tokens = self._tokens(pairs, room)
+        image = room("image", (n, side, side, 3), np.uint8) if self.wants_image else None
+        if image is not None:
+            np.stack([self._image(m, o) for m, o in pairs], out=image)
+        mask = room("tissue_mask", (n, PATCH_BINS, PATCH_BINS), np.bool_)
+        np.stack([turn(self.patch(m).tissue_mask, o) for m, o in pairs], out=mask)
+        return Batch(tuple(members), tokens, image, self._targets(pairs, room), mask)
+
+    def _tokens(self, pairs: Sequence[tuple[Member, int]], room: Room) -> Array:
+        """(B, T, T, D), in memory channel by channel where channels move."""
+        T, _, D = self.token_shape
+        turned = [turn(self.patch(m).tokens, o, axes=(0, 1)) for m, o in pairs]
+        if self._channels[0] is None:
+            return np.stack(turned, out=room("tokens", (len(pairs), T, T, D), np.float16))
+        planes = [
+            np.moveaxis(grid, 2, 0)[self._channels[o]]
+            for grid, (_, o) in zip(turned, pairs, strict=True)
+        ]
+        out = np.stack(planes, out=room("tokens", (len(pairs), D, T, T), np.float16))
+        return np.moveaxis(out, 1, 3)
 
     def _image(self, member: Member, orientation: int) -> UInt8Array:
-        return turn(self._patch(member).image, orientation, axes=(0, 1))
+        return turn(self.patch(member).image, orientation, axes=(0, 1))
 
-    def _targets(self, pairs: Sequence[tuple[Member, int]]) -> BatchCounts:
+    def _targets(self, pairs: Sequence[tuple[Member, int]], room: Room) -> BatchCounts:
         n_genes = len(self.panel)
         starts, positions, counts, n = [], [], [], 0
         for member, orientation in pairs:
-            patch = self._patch(member).panel_counts(self._gene_indices[member.store])
+            patch = self.panel_counts(member)
             starts.append(n + np.searchsorted(patch.gene, np.arange(n_genes)))
             positions.append(turned_positions(orientation)[patch.position])
-            counts.append(patch.count.astype(np.float32))
+            counts.append(patch.count)
             n += len(patch.count)
         return BatchCounts(
-            start=np.concatenate([*starts, [n]]).astype(np.int64),
-            position=np.concatenate(positions),
-            count=np.concatenate(counts),
+            start=np.concatenate(
+                [*starts, [n]], out=room("start", (len(pairs) * n_genes + 1,), np.int64)
+            ),
+            position=np.concatenate(positions, out=room("position", (n,), np.uint16)),
+            count=np.concatenate(counts, out=room("count", (n,), np.float32), casting="same_kind"),
             shape=(len(pairs), n_genes, PATCH_BINS, PATCH_BINS),
         )
 
@@ -124,27 +201,11 @@ class PatchDataset:
         batch_size: int,
         rng: np.random.Generator | None = None,
     ) -> Iterator[Batch]:
-        """All members once, the next batch read while the last is used.
-
-        With ``rng``, in random order and orientation; without, in order and as they lie.
-        """
-        order = np.arange(len(members)) if rng is None else rng.permutation(len(members))
-        turns = np.zeros(len(members), int)
-        if rng is not None:
-            turns = rng.integers(N_ORIENTATIONS, size=len(members))
-        starts = range(0, len(members), batch_size)
-        chunks = [order[s : s + batch_size] for s in starts]
+        """Batches of `portions`, the next one read while the last is used."""
         with ThreadPoolExecutor(1) as reader:
-            pending = None
-            for chunk in chunks:
-                coming = reader.submit(
-                    self.load, [members[i] for i in chunk], turns[chunk].tolist()
-                )
-                if pending is not None:
-                    yield pending.result()
-                pending = coming
-            if pending is not None:
-                yield pending.result()
+            coming = portions(members, batch_size, rng)
+            for _, batch in ahead(reader, coming, lambda p: self.load(p.members, p.turns)):
+                yield batch
 
 
 def divmod_orientation(orientation: int) -> tuple[int, bool]:
@@ -181,47 +242,3 @@ def check_same_encoder(stores: Sequence[Store]) -> None:
                 f"{store.path}: expected tokens of {encoder(stores[0])} (name, weights, grid, "
                 f"dimension) as in {stores[0].path}; got {encoder(store)}; extract with one encoder"
             )
-
-
-@dataclass(frozen=True)
-class TrainingStatistics:
-    """What a run learns from its training patches before the first step.
-
-    Attributes:
-        token_mean, token_std: (D,) over all tokens.
-        rate: (G,) mean UMIs per tissue bin; a gene never seen gets half a UMI over all bins, so
-            that its logarithm exists.
-        std: (4, G) standard deviation of the summed counts at 2, 4, 8 and 16 µm, over the bins
-            that hold tissue; 1 for a gene without counts.
-    """
-
-    token_mean: Float32Array
-    token_std: Float32Array
-    rate: Float64Array
-    std: Float64Array
-
-
-def training_statistics(dataset: PatchDataset, members: Sequence[Member]) -> TrainingStatistics:
-    """One pass over the training patches, in float64."""
-    n_tokens = 0
-    token_sums: Float64Array = np.zeros((2, dataset.stores[0].manifest["dim"]))
-    n_bins = np.zeros(len(SCALES_UM))
-    sums: Float64Array = np.zeros((2, len(SCALES_UM), len(dataset.panel)))
-    for batch in dataset.batches(members, batch_size=1):
-        tokens = batch.tokens.reshape(-1, batch.tokens.shape[-1]).astype(np.float64)
-        n_tokens += len(tokens)
-        token_sums += [tokens.sum(0), (tokens**2).sum(0)]
-        mask = batch.tissue_mask.astype(np.float32)
-        for i, scale in enumerate(SCALES_UM):
-            counts = sum_pool(batch.counts[0] * mask, scale // BIN_UM)
-            n_bins[i] += int((sum_pool(mask, scale // BIN_UM) > 0).sum())
-            sums[:, i] += [counts.sum((1, 2)), (counts**2).sum((1, 2))]
-    mean, mean_square = token_sums / n_tokens
-    count_mean, count_mean_square = sums / n_bins[:, None]
-    std = np.sqrt(np.maximum(count_mean_square - count_mean**2, 0.0))
-    return TrainingStatistics(
-        token_mean=mean.astype(np.float32),
-        token_std=np.sqrt(np.maximum(mean_square - mean**2, 0.0)).astype(np.float32),
-        rate=np.maximum(sums[0, 0], 0.5) / n_bins[0],
-        std=np.where(std > 0, std, 1.0),
-    )

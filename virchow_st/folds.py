@@ -44,19 +44,35 @@ class Split:
     slides: tuple[str, ...]
 
     def write(self, path: Path, stores: Sequence[Store]) -> None:
-        """Write as JSON, by store and patient, with a hash over all of it."""
-        content: dict[str, Any] = {
+        """Write as JSON, by store and patient, with `xxh64`."""
+        content = {**self._content(stores), "xxh64": self.xxh64(stores)}
+        write_json(path, {"format": _FORMAT, **content})
+
+    def xxh64(self, stores: Sequence[Store]) -> str:
+        """Hash over all of it, which checkpoints and results of the run repeat."""
+        return _digest(self._content(stores))
+
+    def _content(self, stores: Sequence[Store]) -> dict[str, Any]:
+        return {
             "slides": [
                 {"store": i, "patient": store.patient, "records_xxh64": slide}
                 for i, (store, slide) in enumerate(zip(stores, self.slides, strict=True))
             ],
             **{name: _by_store(getattr(self, name), stores) for name in _PARTS},
         }
-        write_json(path, {"format": _FORMAT, **content, "xxh64": _digest(content)})
 
     @classmethod
     def read(cls, path: Path) -> Split:
         """Read what `write` wrote; raises `ConfigError` for anything else."""
+        return cls._verified(path)[0]
+
+    @classmethod
+    def read_xxh64(cls, path: Path) -> str:
+        """The hash of what `write` wrote, compared; raises `ConfigError` for anything else."""
+        return cls._verified(path)[1]
+
+    @classmethod
+    def _verified(cls, path: Path) -> tuple[Split, str]:
         try:
             content = json.loads(path.read_text("utf-8"))
             file_format, digest = content.pop("format"), content.pop("xxh64")
@@ -69,7 +85,7 @@ class Split:
             raise ConfigError(f"{path}: cannot be read as a split ({e}); train anew") from None
         if file_format != _FORMAT or digest != _digest(content):
             raise ConfigError(f"{path}: does not match its hash; the split was changed, train anew")
-        return cls(train, validation, test, slides)
+        return cls(train, validation, test, slides), digest
 
     def check_stores(self, stores: Sequence[Store]) -> None:
         """Raise `ConfigError` unless these are the stores that the split was made of."""

@@ -167,6 +167,12 @@ def load_run(path: Path | str, device: str = "auto") -> Run:
     state = read_state(best)
     config = from_toml(TrainConfig, path / "config.toml")
     panel = Panel.read(path / "panel.tsv")
+    split = Split.read(path / "split.json")
+    digest = Split.read_xxh64(path / "split.json")
+    if state.get("split_xxh64", digest) != digest:  # runs of older versions have none
+        raise ConfigError(
+            f"{path / 'split.json'}: is not the split that the run was trained with; train anew"
+        )
     where = pick_device(device)
     # Shapes only: the checkpoint holds the values.
     objective = build_objective(
@@ -179,7 +185,7 @@ def load_run(path: Path | str, device: str = "auto") -> Run:
         path=path,
         config=config,
         panel=panel,
-        split=Split.read(path / "split.json"),
+        split=split,
         state=state,
         decoder=decoder.to(where).eval(),
         objective=objective.to(where).eval(),

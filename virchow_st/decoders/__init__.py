@@ -5,6 +5,7 @@ The contract is `virchow_st.decoders.base.Decoder`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -51,13 +52,16 @@ def build_decoder(
 
 
 def decode(
-    decoder: Decoder, tokens: Array, image: UInt8Array | None, device: torch.device
+    decoder: Callable[..., Tensor],
+    tokens: Array | Tensor,
+    image: UInt8Array | Tensor | None,
+    device: torch.device,
 ) -> Tensor:
-    """Run a decoder on NumPy arrays.
+    """Run a decoder on patches as stores and batches hold them.
 
     Args:
-        decoder: any decoder, on ``device``.
-        tokens: (B, T, T, D), any float dtype.
+        decoder: any decoder on ``device``, or what wraps one.
+        tokens: (B, T, T, D), any float dtype, NumPy's or torch's.
         image: (B, 256, 256, 3) uint8, or None where the decoder does not want it.
         device: where to compute.
 
@@ -66,8 +70,8 @@ def decode(
     """
     import torch
 
-    tokens_BTTD = torch.from_numpy(tokens).to(device).float()
+    tokens_BTTD = torch.as_tensor(tokens).to(device).float()
     image_B3HW = None
     if image is not None:
-        image_B3HW = torch.from_numpy(image).to(device).permute(0, 3, 1, 2).float() / 255
+        image_B3HW = torch.as_tensor(image).to(device).permute(0, 3, 1, 2).float() / 255
     return decoder(tokens_BTTD, image_B3HW)

@@ -28,8 +28,9 @@ class GeneHead(nn.Conv2d):
             self.bias.copy_(initial_bias_G)  # type: ignore[union-attr]
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        """(B, C, H, W) to (B, G, H, W)."""
-        return super().forward(_GAIN * x_BCHW)
+        """(B, C, H, W) to (B, G, H, W), float32: bfloat16 would round a log-rate of -6 to 1/32."""
+        with torch.autocast(x_BCHW.device.type, enabled=False):
+            return super().forward(_GAIN * x_BCHW.float())
 
 
 class Decoder(nn.Module):
@@ -37,13 +38,17 @@ class Decoder(nn.Module):
 
     Attributes:
         wants_image: whether ``forward`` looks at the image.
-        head: the last layer.
+        head: the last layer. It stands apart, because GradNorm asks for the gradient of its weight
+            alone: inside what `torch.compile` made one graph of, that would take all gradients.
     """
 
     wants_image: bool = False
     head: GeneHead
 
     @abstractmethod
+    def features(self, tokens_BTTD: Tensor, image_B3PP: Tensor | None) -> Tensor:
+        """(B, C, 128, 128), what the head makes outputs of; see `forward`."""
+
     def forward(self, tokens_BTTD: Tensor, image_B3PP: Tensor | None = None) -> Tensor:
         """Log-rates, or z-scores, of 2 µm bins.
 
@@ -54,3 +59,4 @@ class Decoder(nn.Module):
         Returns:
             (B, G, 128, 128).
         """
+        return self.head(self.features(tokens_BTTD, image_B3PP))

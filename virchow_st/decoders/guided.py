@@ -38,7 +38,7 @@ class PixelsDecoder(Decoder):
         self.to_2um = Fusion(middle, fine)
         self.head = GeneHead(fine, initial_bias_G)
 
-    def forward(self, tokens_BTTD: Tensor, image_B3PP: Tensor | None = None) -> Tensor:
+    def features(self, tokens_BTTD: Tensor, image_B3PP: Tensor | None) -> Tensor:
         """See `Decoder`; the tokens are not used."""
         return self._decode(image_B3PP, None)
 
@@ -49,7 +49,7 @@ class PixelsDecoder(Decoder):
         if tokens_BCLL is not None:
             x_BCLL = x_BCLL + tokens_BCLL
         x_BCMM = self.to_4um(self.context(x_BCLL), middle_BCMM)
-        return self.head(nn.functional.gelu(self.to_2um(x_BCMM, fine_BCHH)))
+        return nn.functional.gelu(self.to_2um(x_BCMM, fine_BCHH))
 
 
 class GuidedDecoder(PixelsDecoder):
@@ -84,7 +84,7 @@ class GuidedDecoder(PixelsDecoder):
             unfolding(token_width, widths[-1], _COARSEST // grid),
         )
 
-    def forward(self, tokens_BTTD: Tensor, image_B3PP: Tensor | None = None) -> Tensor:
+    def features(self, tokens_BTTD: Tensor, image_B3PP: Tensor | None) -> Tensor:
         """See `Decoder`."""
         tokens_BDTT = self.normalise(tokens_BTTD).permute(0, 3, 1, 2)
         return self._decode(image_B3PP, self.token_path(tokens_BDTT))

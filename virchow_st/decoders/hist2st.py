@@ -79,7 +79,7 @@ class Hist2ST(Decoder):
         self.detail = unfold_tokens(len(token_mean_D), _DETAIL_CHANNELS, _BINS // grid)
         self.head = GeneHead(bin_channels + _DETAIL_CHANNELS, initial_bias_G)
 
-    def forward(self, tokens_BTTD: Tensor, image_B3PP: Tensor | None = None) -> Tensor:
+    def features(self, tokens_BTTD: Tensor, image_B3PP: Tensor | None) -> Tensor:
         """See `Decoder`; the image is not used."""
         T = tokens_BTTD.shape[1]
         tokens_BTTD = self.normalise(tokens_BTTD)
@@ -100,7 +100,7 @@ class Hist2ST(Decoder):
         fused_BNC = x_BNC + self.fuse(torch.cat(paths_BNC4, dim=-1))
         grid_BCTT = fused_BNC.transpose(1, 2).unflatten(2, (T, T))
         detail_BCHW = self.detail(tokens_BTTD.permute(0, 3, 1, 2))
-        return self.head(torch.cat([self.upsample(grid_BCTT), detail_BCHW], dim=1))
+        return torch.cat([self.upsample(grid_BCTT), detail_BCHW], dim=1)
 
 
 def grid_neighbours(side: int) -> Tensor:

@@ -51,7 +51,7 @@ class Img2ST(Decoder):
         self.upsample = Upsampler(widths[0], bin_channels, (_BINS // grid).bit_length() - 1)
         self.head = GeneHead(bin_channels, initial_bias_G)
 
-    def forward(self, tokens_BTTD: Tensor, image_B3PP: Tensor | None = None) -> Tensor:
+    def features(self, tokens_BTTD: Tensor, image_B3PP: Tensor | None) -> Tensor:
         """See `Decoder`; the image is not used."""
         x_BCTT = self.embed(self.normalise(tokens_BTTD).permute(0, 3, 1, 2))
         skips = []
@@ -60,4 +60,4 @@ class Img2ST(Decoder):
             x_BCTT = down(x_BCTT)
         for up in self.up:
             x_BCTT = up(x_BCTT, skips.pop())
-        return self.head(self.upsample(x_BCTT))
+        return self.upsample(x_BCTT)

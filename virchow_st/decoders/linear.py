@@ -36,6 +36,6 @@ class LinearDecoder(Decoder):
         self.unfold = unfold_tokens(len(token_mean_D), bin_channels, _BINS // grid)
         self.head = GeneHead(bin_channels, initial_bias_G)
 
-    def forward(self, tokens_BTTD: Tensor, image_B3PP: Tensor | None = None) -> Tensor:
+    def features(self, tokens_BTTD: Tensor, image_B3PP: Tensor | None) -> Tensor:
         """See `Decoder`; the image is not used."""
-        return self.head(self.unfold(self.normalise(tokens_BTTD).permute(0, 3, 1, 2)))
+        return self.unfold(self.normalise(tokens_BTTD).permute(0, 3, 1, 2))

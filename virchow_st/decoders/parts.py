@@ -5,13 +5,39 @@ Shape suffixes: B patches, T tokens a side, D token channels, C width.
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import conv2d
 
-# Rates do not end where a patch ends: zeros around it would darken the seams of a stitched slide.
-PADDING: Literal["replicate"] = "replicate"
+
+class EdgeConv(nn.Conv2d):
+    """Convolution that keeps the size of a map, whose edges go on as they end.
+
+    Rates do not end where a patch ends: zeros around it would darken the seams of a stitched slide.
+
+    Args:
+        channels, out_channels: of the input and the output.
+        side: of the kernel, odd.
+        groups: of channels that do not see each other.
+    """
+
+    def __init__(self, channels: int, out_channels: int, side: int, groups: int = 1) -> None:
+        super().__init__(
+            channels, out_channels, side, padding=side // 2, groups=groups, padding_mode="replicate"
+        )
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """(B, C, H, W) to (B, C', H, W)."""
+        if not torch.compiler.is_compiling():
+            return super().forward(x_BCHW)
+        # torch.compile mistakes in which order torch's own padding leaves its gradient in memory
+        # (2.15), and can fuse this.
+        n = self.kernel_size[0] // 2
+        for dim in (2, 3):
+            last = x_BCHW.shape[dim] - 1
+            edges = x_BCHW.narrow(dim, 0, 1), x_BCHW.narrow(dim, last, 1)
+            x_BCHW = torch.cat([*[edges[0]] * n, x_BCHW, *[edges[1]] * n], dim)
+        return conv2d(x_BCHW, self.weight, self.bias, groups=self.groups)
 
 
 class TokenNorm(nn.Module):
@@ -40,7 +66,7 @@ class ConvBlock(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.space = nn.Sequential(
-            nn.Conv2d(width, width, 5, padding=2, groups=width, padding_mode=PADDING),
+            EdgeConv(width, width, 5, groups=width),
             nn.GELU(),
             nn.GroupNorm(8, width),
         )
@@ -63,10 +89,10 @@ class ResBlock(nn.Module):
         self.layers = nn.Sequential(
             nn.GroupNorm(8, width),
             nn.GELU(),
-            nn.Conv2d(width, width, 3, padding=1, padding_mode=PADDING),
+            EdgeConv(width, width, 3),
             nn.GroupNorm(8, width),
             nn.GELU(),
-            nn.Conv2d(width, width, 3, padding=1, padding_mode=PADDING),
+            EdgeConv(width, width, 3),
         )
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
@@ -95,7 +121,7 @@ class Upsampler(nn.Module):
             layers += [
                 *unfolding(channels, narrower),
                 nn.GELU(),
-                nn.Conv2d(narrower, narrower, 3, padding=1, padding_mode=PADDING),
+                EdgeConv(narrower, narrower, 3),
                 nn.GELU(),
             ]
             channels = narrower

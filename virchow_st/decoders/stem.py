@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from virchow_st.decoders.parts import PADDING, ResBlock
+from virchow_st.decoders.parts import EdgeConv, ResBlock
 
 # Optical density of a pixel of stained tissue, and its spread: inputs of order one learn faster.
 _TYPICAL, _SPREAD = 0.2, 0.15
@@ -27,10 +27,15 @@ class OpticalDensity(nn.Module):
     learn from what a stain does not mean. A random strength and colour of each stain, drawn anew
     for every patch, shows the stem other laboratories (Tellez et al. 2018, arXiv:1808.05896). The
     draw comes from torch's generator, which the trainer seeds, so that a run repeats itself.
+
+    Attributes:
+        part_of: where the next batch is a part of one that processes share: its first patch and the
+            number of patches there. All draw for all of them, and take what falls to their own.
     """
 
     stains_33: Tensor
     unmix_33: Tensor
+    part_of: tuple[int, int] | None = None
 
     def __init__(self) -> None:
         super().__init__()
@@ -48,7 +53,9 @@ class OpticalDensity(nn.Module):
         return (density_B3PP - _TYPICAL) / _SPREAD
 
     def _stained_anew(self, density_B3PP: Tensor) -> Tensor:
-        draw_B35 = torch.randn(len(density_B3PP), 3, 5, device=density_B3PP.device)
+        n = len(density_B3PP)
+        first, n_drawn = self.part_of or (0, n)
+        draw_B35 = torch.randn(n_drawn, 3, 5, device=density_B3PP.device)[first : first + n]
         strength_B31 = torch.exp(_STRENGTH_SD * draw_B35[..., :1])
         stains_B33 = strength_B31 * (self.stains_33 + _DIRECTION_SD * draw_B35[..., 1:4])
         glass_B31 = _GLASS_SD * draw_B35[..., 4:]
@@ -69,9 +76,9 @@ class ImageStem(nn.Module):
         fine, middle, coarse = widths
         self.to_2um = nn.Sequential(
             nn.PixelUnshuffle(2),
-            nn.Conv2d(12, fine, 3, padding=1, padding_mode=PADDING),
+            EdgeConv(12, fine, 3),
             nn.GELU(),
-            nn.Conv2d(fine, fine, 3, padding=1, padding_mode=PADDING),
+            EdgeConv(fine, fine, 3),
         )
         self.to_4um = nn.Sequential(nn.Conv2d(fine, middle, 2, stride=2), ResBlock(middle))
         self.to_8um = nn.Sequential(nn.Conv2d(middle, coarse, 2, stride=2), ResBlock(coarse))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -80,8 +82,8 @@ class GradNorm(_Learned):
     def update(self, losses: Tensor, gradient_norms: Tensor | None) -> None:
         """One step of Adam on the weights."""
         assert gradient_norms is not None
-        if torch.isnan(self.first_losses).any():
-            self.first_losses.copy_(losses)
+        is_first = torch.isnan(self.first_losses)  # asked of the device without waiting for it
+        self.first_losses.copy_(torch.where(is_first.any(), losses, self.first_losses))
         ratio = losses / self.first_losses
         weighted = self.weights * gradient_norms
         target = weighted.mean() * (ratio / ratio.mean()) ** self.alpha
@@ -118,7 +120,18 @@ class Uncertainty(_Learned):
         self.weights.copy_((-self.log_dispersion).exp())
 
 
-def gradient_norms(losses: Tensor, weight: Tensor) -> Tensor:
-    """``‖∂L_i/∂W‖`` of each loss at the shared weight, (n_tasks,), detached; keeps the graph."""
-    norms = [torch.autograd.grad(loss, weight, retain_graph=True)[0].norm() for loss in losses]
-    return torch.stack(norms).detach()
+def gradient_norms(
+    losses: Tensor, weight: Tensor, add_up: Callable[[Tensor], Tensor] | None = None
+) -> Tensor:
+    """``‖∂L_i/∂W‖`` of each loss at the shared weight, (n_tasks,), detached; keeps the graph.
+
+    Args:
+        losses: (n_tasks,).
+        weight: W.
+        add_up: adds the gradients (n_tasks, …) of losses that are parts of a whole; the norm of a
+            sum is not the sum of norms.
+    """
+    gradients = [torch.autograd.grad(loss, weight, retain_graph=True)[0] for loss in losses]
+    if add_up is not None:
+        gradients = list(add_up(torch.stack(gradients)))
+    return torch.stack([gradient.norm() for gradient in gradients]).detach()

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from virchow_st.counts import BatchCounts
+from virchow_st.losses.base import Counts
 from virchow_st.types import BIN_UM, Array
 
 _LEAST_SIDE = 8  # rows of a strip, however fine the scales; `kernels.poisson_triton` says why
@@ -50,7 +50,7 @@ def missing() -> str:
 
 def fused_half_deviance(
     output_BGRC: Tensor,
-    counts: BatchCounts,
+    counts: Counts,
     mask_BRC: Tensor,
     n_bins_S: Tensor,
     scales_um: Sequence[int],

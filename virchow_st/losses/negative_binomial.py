@@ -10,9 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from virchow_st.counts import BatchCounts
 from virchow_st.kernels.poisson import MAX_LOG_RATE, MIN_LOG_RATE
-from virchow_st.losses.base import Objective, dense_counts
+from virchow_st.losses.base import Counts, Objective, dense_counts
 from virchow_st.losses.scales import (
     bins_with_tissue,
     check_scales,
@@ -66,7 +65,7 @@ class MultiScaleNegativeBinomial(Objective):
         """Expected UMIs per 2 µm bin: the exponential of the output."""
         return output_BGRC.float().clamp(MIN_LOG_RATE, MAX_LOG_RATE).exp()
 
-    def forward(self, output_BGRC: Tensor, counts: BatchCounts, tissue_mask_BRC: Tensor) -> Tensor:
+    def forward(self, output_BGRC: Tensor, counts: Counts, tissue_mask_BRC: Tensor) -> Tensor:
         """Loss at each scale, (S,); see `Objective`."""
         wide = torch.promote_types(output_BGRC.dtype, torch.float32)
         mask_B1RC = tissue_mask_BRC[:, None].to(wide)

@@ -12,10 +12,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from virchow_st.counts import BatchCounts
 from virchow_st.kernels.poisson import MAX_LOG_RATE, MIN_LOG_RATE
 from virchow_st.losses import fused, fused_gpu
-from virchow_st.losses.base import Objective, dense_counts
+from virchow_st.losses.base import Counts, Objective, dense_counts
 from virchow_st.losses.scales import check_scales, pyramid, spread, tissue_bins
 
 
@@ -45,7 +44,7 @@ class MultiScalePoisson(Objective):
         """Expected UMIs per 2 µm bin: the exponential of the output."""
         return output_BGRC.float().clamp(MIN_LOG_RATE, MAX_LOG_RATE).exp()
 
-    def forward(self, output_BGRC: Tensor, counts: BatchCounts, tissue_mask_BRC: Tensor) -> Tensor:
+    def forward(self, output_BGRC: Tensor, counts: Counts, tissue_mask_BRC: Tensor) -> Tensor:
         """Half the deviance at each scale, (S,); see `Objective`."""
         output_BGRC = output_BGRC.to(torch.promote_types(output_BGRC.dtype, torch.float32))
         count_bins, half_deviance_of = way_on(output_BGRC.device)
@@ -69,7 +68,7 @@ def way_on(device: torch.device) -> tuple[Callable[..., Tensor], Callable[..., T
 
 def dense_half_deviance(
     output_BGRC: Tensor,
-    counts: BatchCounts,
+    counts: Counts,
     mask_BRC: Tensor,
     n_bins_S: Tensor,
     scales_um: Sequence[int],

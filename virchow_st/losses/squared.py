@@ -10,8 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from virchow_st.counts import BatchCounts
-from virchow_st.losses.base import Objective, dense_counts
+from virchow_st.losses.base import Counts, Objective, dense_counts
 from virchow_st.losses.scales import bins_with_tissue, check_scales, chosen_scales, pyramid
 
 
@@ -44,7 +43,7 @@ class MultiScaleSquared(Objective):
         mean_G11, std_G11 = self.train_rate[:, None, None], self.std_2um[:, None, None]
         return mean_G11 + std_G11 * output_BGRC.float()
 
-    def forward(self, output_BGRC: Tensor, counts: BatchCounts, tissue_mask_BRC: Tensor) -> Tensor:
+    def forward(self, output_BGRC: Tensor, counts: Counts, tissue_mask_BRC: Tensor) -> Tensor:
         """Mean squared z-score difference at each scale, (S,); see `Objective`."""
         mask_B1RC = tissue_mask_BRC[:, None].float()
         counts_BGRC = dense_counts(counts, output_BGRC.device)

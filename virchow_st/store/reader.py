@@ -19,7 +19,7 @@ from virchow_st.store.datafile import DataFile
 from virchow_st.store.format import Kind, PatchInfo, SparseCounts
 from virchow_st.store.manifest import DATA, read_manifest
 from virchow_st.store.pages import Place
-from virchow_st.store.tokens import unpack_tokens
+from virchow_st.store.tokens import unpack_codes, unpack_tokens
 from virchow_st.types import (
     PATCH_POSITIONS,
     Array,
@@ -204,6 +204,15 @@ class Patch:
         """(T, T, D) float16, whichever way the store keeps them."""
         shape, dtype = self.store.token_shape, self.store.token_dtype
         return self._unpack(Kind.TOKENS, lambda payload: unpack_tokens(payload, shape, dtype))
+
+    @property
+    def token_codes(self) -> tuple[Array, Float32Array]:
+        """(T, T, D) int8 and (D,) float32: a store of int8 tokens as it keeps them, half the size.
+
+        `tokens` is their product, rounded to float16.
+        """
+        shape = self.store.token_shape
+        return self._unpack(Kind.TOKENS, lambda payload: unpack_codes(payload, shape))
 
     @property
     def cls(self) -> Array:

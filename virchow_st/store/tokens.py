@@ -10,7 +10,7 @@ import math
 import numpy as np
 
 from virchow_st.errors import StoreError
-from virchow_st.types import Array
+from virchow_st.types import Array, Float32Array
 
 TOKEN_DTYPES = ("float16", "int8")
 
@@ -68,6 +68,25 @@ def _pack_int8(half: Array) -> bytes:
 def _unpack_int8(payload: memoryview, shape: tuple[int, ...]) -> Array:
     from virchow_st.kernels.tokens import dequantise  # loads numba, which float16 does without
 
+    return dequantise(*_codes_and_scales(payload, shape))
+
+
+def unpack_codes(payload: memoryview, shape: tuple[int, ...]) -> tuple[Array, Float32Array]:
+    """Bytes of int8 tokens to copies of their codes, int8 of ``shape``, and scales, float32 (D,).
+
+    A token is ``codes * scales`` in float32, rounded to float16.
+
+    Raises:
+        StoreError: another length, or a forbidden state.
+    """
+    expected = token_bytes(shape, "int8")
+    if len(payload) != expected:
+        raise StoreError(f"token record: expected {expected} bytes, got {len(payload)}")
+    codes, scales = _codes_and_scales(payload, shape)
+    return codes.copy(), scales.astype(np.float32)
+
+
+def _codes_and_scales(payload: memoryview, shape: tuple[int, ...]) -> tuple[Array, Array]:
     dim = shape[-1]
     scales = np.frombuffer(payload, "<f4", dim)
     codes = np.frombuffer(payload, np.int8, offset=4 * dim).reshape(shape)
@@ -79,4 +98,4 @@ def _unpack_int8(payload: memoryview, shape: tuple[int, ...]) -> Array:
     is_zero = scales == 0
     if is_zero.any() and codes[..., is_zero].any():
         raise StoreError("token record: a channel of scale 0 holds codes that are not 0")
-    return dequantise(codes, scales)
+    return codes, scales
