@@ -32,11 +32,13 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
     "losses": ({"losses"}, {"ground", "kernels"}),
     "metrics": ({"metrics"}, {"ground", "kernels"}),
     "simulate": ({"simulate"}, {"ground", "geometry"}),
-    "figures": ({"figures"}, {"ground"}),
     "panel": ({"panel"}, {"ground", "store"}),
     "folds": ({"folds"}, {"ground", "store"}),
+    # Result files of an evaluation: written, read, compared.
+    "results": ({"results", "compare"}, {"ground", "kernels", "metrics", "store", "panel"}),
+    "figures": ({"figures"}, {"ground", "metrics", "results"}),
     "checkpoint": ({"checkpoint"}, {"ground"}),
-    "maps": ({"maps"}, {"ground", "store", "panel"}),
+    "maps": ({"maps", "overview"}, {"ground", "store", "panel", "folds"}),
     "registration": ({"registration"}, {"ground", "encoders"}),
     "extract": (
         {"extract", "cohort"},
@@ -61,9 +63,9 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
         {"ground", "kernels", "store", "panel", "folds", "encoders"},
     ),
     "evaluate": (
-        {"evaluate", "scoreboard", "compare", "results", "spatial", "against_truth"},
-        {"ground", "kernels", "store", "panel", "folds", "dataset", "metrics", "maps", "predict",
-         "baselines", "simulate"},
+        {"evaluate", "scoreboard", "spatial", "against_truth"},
+        {"ground", "kernels", "store", "panel", "folds", "dataset", "metrics", "results", "maps",
+         "predict", "baselines", "simulate"},
     ),
     "tissue": ({"tissue"}, {"ground"}),
     "whole_slide": (
