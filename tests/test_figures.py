@@ -21,6 +21,8 @@ from virchow_st.errors import ConfigError
 from virchow_st.figures import draw, draw_figures, find_genes, strongest_genes
 from virchow_st.figures.numbers import NumbersFile
 from virchow_st.figures.results import Gene, read_scores
+from virchow_st.figures.run import read_run
+from virchow_st.figures.slides import open_maps
 from virchow_st.figures.style import Picture, new_figure, styled
 
 Pictures = dict[str, list[Picture]]
@@ -185,6 +187,26 @@ def test_nor_where_names_are_long_or_there_is_but_one_gene_and_patch(
     for name, pages in all_pictures(run, other, n_genes=2).items():
         for picture in pages:
             check_room(name, picture)
+
+
+def test_slides_of_one_patient_are_told_apart(tmp_path: Path) -> None:
+    case = FigureRun(lattice=[(0, 0), (0, 1)], symbols=["EPCAM"], means=[0.1])
+    run = case.write(tmp_path / "run")
+    (first,) = (run / "maps").iterdir()
+    shutil.copy(first, run / "maps" / "P5-3.h5")
+    first.rename(run / "maps" / "P5-2.h5")
+    results = read_run(run)
+    with open_maps(run / "maps" / "P5-2.h5") as a, open_maps(run / "maps" / "P5-3.h5") as b:
+        drawn = dict(draw.pictures(results, a.genes, [a, b], [], None))
+    assert list(drawn)[:6] == [
+        "multiscale_P5-2_EPCAM", "mosaic_P5-2_EPCAM", "patches_P5-2",
+        "multiscale_P5-3_EPCAM", "mosaic_P5-3_EPCAM", "patches_P5-3",
+    ]  # fmt: skip
+    for name in list(drawn)[3:6]:
+        texts = [text.get_text() for text in drawn[name][0].figure.texts]
+        assert "patient P5, slide P5-3" in texts
+    # Both slides are in the calibration.
+    assert drawn["calibration"][0].numbers["scales"]["2"]["n_bins"] == 2 * case.mask.sum()
 
 
 # --- genes -----------------------------------------------------------------------------------

@@ -148,6 +148,22 @@ def test_names_of_points_cover_neither_points_nor_names() -> None:
         assert axes.bbox.contains(box.x1, box.y1)
 
 
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [
+        (3e-4, 20, ["0.001", "0.01", "0.1", "1", "10"]),
+        (2e-8, 3e3, ["10⁻⁷", "0.0001", "0.1", "100"]),
+        (0.3, 30, ["0.3", "1", "3", "10", "30"]),
+        (0.4, 2.1, ["0.5", "1", "2"]),
+    ],
+)
+def test_a_logarithmic_axis_has_a_few_ticks(low: float, high: float, expected: list[str]) -> None:
+    axes = style.place(style.new_figure(2), 0.5, 0.5, 1, 1)
+    axes.set(xscale="log", xlim=(low, high))
+    style.log_ticks(axes.xaxis, low, high, style.plain)
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == expected
+
+
 def test_genes_whose_names_look_alike_are_told_apart_by_id() -> None:
     symbols = (*SYMBOLS, "epcam", "x/y", "x y")
     panel = [Gene(f"ENSG{g:04d}", symbol) for g, symbol in enumerate(symbols)]

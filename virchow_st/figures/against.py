@@ -159,7 +159,9 @@ def _scatter(
     axes.text(0.03, 0.97, f"A higher: {better['a']} of {n}", va="top", color=COLOURS[0], **look)
     axes.text(0.97, 0.03, f"B higher: {better['b']} of {n}", ha="right", color=COLOURS[1], **look)
     far = np.argsort(-np.abs(np.where(drawn, x - y, 0.0)))[:8].tolist()
-    label_points(axes, np.where(drawn, x, np.nan), y, labels, list(dict.fromkeys([shown, *far])))
+    diagonal = np.repeat(np.linspace(*limits, 80)[:, None], 2, axis=1)
+    order = list(dict.fromkeys([shown, *far]))
+    label_points(axes, np.where(drawn, x, np.nan), y, labels, order, diagonal)
     return better
 
 
@@ -239,7 +241,7 @@ def _draw_maps(
     style.fit(name, 3.0)
     style.write(
         figure, LEFT + style.size_in(name)[0] + 0.1, MAPS_TOP - 0.4,
-        f"patient {slide.patient}; whole slide at 8 µm, square at 2 µm", color=style.MUTED,
+        f"{slide.heading}; whole slide at 8 µm, square at 2 µm", color=style.MUTED,
     )  # fmt: skip
     limits = {}
     for letter, window, top, scale, tall in (

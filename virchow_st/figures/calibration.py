@@ -106,7 +106,7 @@ def draw_curve(axes: Axes, curve: Curve, colour: str, limits: tuple[float, float
     )  # fmt: skip
     axes.set(xscale="log", yscale="log", xlim=limits, ylim=limits)
     for axis in (axes.xaxis, axes.yaxis):
-        style.log_ticks(axis, *limits, lambda v: f"{v:g}")
+        style.log_ticks(axis, *limits, style.plain)
 
 
 def _draw_shares(axes: Axes, curve: Curve, colour: str, limits: tuple[float, float]) -> None:
@@ -121,7 +121,7 @@ def _draw_shares(axes: Axes, curve: Curve, colour: str, limits: tuple[float, flo
     top = float(share.max()) if share.size else 1.0
     room = 1.6 if curve.n_not_positive else 1.05  # for the line of text
     axes.set(xscale="log", xlim=limits, ylim=(0, room * top))
-    style.log_ticks(axes.xaxis, *limits, lambda v: f"{v:g}")
+    style.log_ticks(axes.xaxis, *limits, style.plain)
     axes.set_yticks([0, top], ["0", f"{top:.0%}".replace("%", " %")])
     if curve.n_not_positive:
         text = f"{curve.share_not_positive:.1%} have no rate above 0".replace("%", " %")
@@ -152,8 +152,8 @@ def _draw_ratios(
         else (0.5, 2.0)
     )
     axes.set_ylim(y_low / 1.15, y_high * 1.15)
-    style.log_ticks(axes.xaxis, x_low / 1.6, x_high * 2.2, lambda v: f"{v:g}")
-    style.log_ticks(axes.yaxis, y_low / 1.15, y_high * 1.15, lambda v: f"{v:g}")
+    style.log_ticks(axes.xaxis, x_low / 1.6, x_high * 2.2, style.plain)
+    style.log_ticks(axes.yaxis, y_low / 1.15, y_high * 1.15, style.plain)
     axes.set_xlabel("observed mean, UMIs per 8 µm bin", labelpad=1)
     axes.set_ylabel("Σ predicted / Σ observed")
     ids = [gene[RATIO_SCALE].gene.id for gene in genes]

@@ -40,7 +40,7 @@ def mosaic_figure(
     side = (MOSAIC - (columns - 1) * GAP) / columns
     pitch = side + CAPTION + GAP
     figure = style.new_figure(HEAD + rows * pitch + FOOT)
-    style.title(figure, label, f"patient {slide.patient}", style.WIDTH_IN - 0.2)
+    style.title(figure, label, slide.heading, style.WIDTH_IN - 0.2)
     first = "H&E, most UMIs first" if len(places) > 1 else "H&E, most UMIs"
     heads = first, f"Observed, {SCALE} µm", f"Predicted, {SCALE} µm"
     notes = ("bin row, column", "UMIs", "PCC / SSIM")

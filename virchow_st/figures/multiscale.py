@@ -61,7 +61,7 @@ def multiscale_figure(
     zoom_top = HEAD + 2 * height + GAP + BETWEEN
     figure = style.new_figure(zoom_top + 2 * PANEL + GAP + FOOT)
 
-    style.title(figure, label, f"patient {slide.patient}", MAPS_LEFT - 2 * LEFT)
+    style.title(figure, label, slide.heading, MAPS_LEFT - 2 * LEFT)
     for column, scale in enumerate(SCALES):
         _column_head(figure, _column(column) + PANEL / 2, scale, scores)
     panels, limit = _draw_half(figure, slide, rate, counts, slide.whole, HEAD, height)

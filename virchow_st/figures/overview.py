@@ -33,9 +33,7 @@ def overview_figure(slide: SlideOverview) -> Picture:
     height = PANEL * min(max(rows / cols, 0.4), 1.6)
     figure = style.new_figure(HEAD + height + FOOT)
     part = " and ".join(name for i, name in enumerate(PARTS) if (slide.parts == i).any())
-    style.title(
-        figure, "Slide, patches and split", f"patient {slide.patient}, {part}", 7.0, italic=False
-    )
+    style.title(figure, "Slide, patches and split", f"{slide.heading}, {part}", 7.0, italic=False)
     image = shrink(slide.image, _LONGEST_PX)
     heads = "H&E and tissue", "Split", "UMIs of all genes"
     panels = []

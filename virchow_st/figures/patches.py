@@ -71,7 +71,7 @@ def patches_figures(slide: SlideResult, patches: Sequence[GenePatch]) -> list[Pi
 def _page(slide: SlideResult, patches: Sequence[GenePatch]) -> Picture:
     figure = style.new_figure(HEAD + len(patches) * PITCH + FOOT)
     subject = "Patches of strongest signal"
-    style.title(figure, subject, f"patient {slide.patient}", 6.0, italic=False)
+    style.title(figure, subject, slide.heading, 6.0, italic=False)
     heads = ["H&E", *(f"{kind}, {s} µm" for s in SCALES for kind in ("Observed", "Predicted"))]
     for column, head in enumerate(heads):
         centre = _column(column) + PANEL / 2

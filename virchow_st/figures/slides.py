@@ -47,6 +47,11 @@ class SlideResult:
     _file: Any
 
     @property
+    def heading(self) -> str:
+        """What a title calls the slide."""
+        return _heading(self.patient, self.name)
+
+    @property
     def whole(self) -> Window:
         """All of the slide."""
         return Window(0, 0, *self.scored_mask.shape)
@@ -131,9 +136,18 @@ class SlideOverview:
     total_umi: Int64Array  # (P,) UMIs of all genes
 
     @property
+    def heading(self) -> str:
+        """What a title calls the slide."""
+        return _heading(self.patient, self.name)
+
+    @property
     def whole(self) -> Window:
         """All of the slide."""
         return Window(0, 0, *self.tissue_mask.shape)
+
+
+def _heading(patient: str, name: str) -> str:
+    return f"patient {patient}" if name == patient else f"patient {patient}, slide {name}"
 
 
 def read_overviews(run: Path) -> Iterator[SlideOverview]:

@@ -165,7 +165,7 @@ def legend(
 
 
 def log_ticks(axis: Axis, low: float, high: float, text: Callable[[float], str]) -> None:
-    """Few labelled ticks on a logarithmic axis: decades, and values between where those are few.
+    """Two to five labelled ticks on a logarithmic axis: decades, or values between where few.
 
     Args:
         axis: of the axes, its limits set.
@@ -177,9 +177,19 @@ def log_ticks(axis: Axis, low: float, high: float, text: Callable[[float], str])
         ticks = [d * s for d in decades for s in steps if low <= d * s <= high]
         if len(ticks) >= 3:
             break
-    axis.set_major_locator(FixedLocator(ticks))
+    axis.set_major_locator(FixedLocator(ticks[:: math.ceil(len(ticks) / 5)]))
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(FuncFormatter(lambda value, _: text(float(f"{value:.3g}"))))
+
+
+def plain(value: float) -> str:
+    """A tick's value: 0.001, 20, and powers of ten as 10⁻⁵ where zeros would be many."""
+    text = f"{value:g}"
+    if "e" not in text:
+        return text
+    mantissa, exponent = text.split("e")
+    raised = str(int(exponent)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+    return f"10{raised}" if mantissa == "1" else f"{mantissa}·10{raised}"
 
 
 def halo(width: float, colour: str = "white") -> list[patheffects.AbstractPathEffect]:
