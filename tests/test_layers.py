@@ -210,7 +210,7 @@ def test_importing_the_package_is_light() -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["", "simulate", "extract", "train", "evaluate", "predict", "demo"]
+    "command", ["", "simulate", "extract", "train", "evaluate", "figures", "predict", "demo"]
 )
 def test_help_is_light(command: str) -> None:
     arguments = [command, "--help"] if command else ["--help"]

@@ -143,7 +143,7 @@ def _scatter(
     drawn = scored & ~np.isnan(x) & ~np.isnan(y)
     values = np.concatenate([x[drawn], y[drawn]])
     low, high = (float(values.min()), float(values.max())) if values.size else (0.0, 1.0)
-    margin = 0.06 * max(high - low, 0.05)
+    margin = 0.12 * max(high - low, 0.05)  # room for the lines of text
     limits = low - margin, high + margin
     axes.plot(limits, limits, color=style.MUTED, linewidth=0.6, linestyle="--", zorder=1)
     axes.plot(x[drawn], y[drawn], "o", color="#444444", ms=2.8, mew=0, zorder=2)
@@ -189,7 +189,7 @@ def _draw_differences(
         reach = max(1.15 * reach, _LEAST_REACH)
         axes.set(xlim=(-reach, reach), ylim=(len(SCALES_UM) - 0.5, -0.5))
         axes.set_yticks(range(len(SCALES_UM)), [f"{s} µm" for s in SCALES_UM])
-        axes.locator_params(axis="x", nbins=4)
+        axes.locator_params(axis="x", nbins=3)
         axes.set_xlabel("← B better      A better →", fontsize=6, labelpad=1)
     handles = [
         Line2D([], [], color="black", marker="o", ms=4, lw=1.2),

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from virchow_st.figures import style
 from virchow_st.figures.labels import label_points
@@ -129,7 +130,7 @@ def _draw_shares(axes: Axes, curve: Curve, colour: str, limits: tuple[float, flo
 
 
 def _draw_ratios(
-    figure: style.Figure,
+    figure: Figure,
     genes: Sequence[Mapping[int, GeneScore]],
     labels: Sequence[str],
     chosen: Sequence[str],

@@ -8,12 +8,14 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from virchow_st.errors import ConfigError
 from virchow_st.figures.against import Side, against_figure
 from virchow_st.figures.calibration import SCALES as CALIBRATION_SCALES
 from virchow_st.figures.calibration import calibration_figure
 from virchow_st.figures.choice import find_genes, stem, strongest_genes
 from virchow_st.figures.curves import curves_figure
-from virchow_st.figures.genes import MOST_BARS, SCALES, genes_figure, sparsity_figure
+from virchow_st.figures.genes import MOST_BARS, genes_figure, sparsity_figure
+from virchow_st.figures.genes import SCALES as BAR_SCALES
 from virchow_st.figures.mosaic import MOST, mosaic_figure
 from virchow_st.figures.multiscale import multiscale_figure
 from virchow_st.figures.numbers import NAME, NumbersFile
@@ -133,7 +135,7 @@ def _intervals(blocks: RunBlocks, ids: Sequence[str]) -> dict[tuple[str, int], t
     found = {}
     for gene in ids:
         g = blocks.gene_ids.index(gene)
-        for scale in SCALES:
+        for scale in BAR_SCALES:
             sums = blocks.sums[RUN][scale]
             one = BlockSums(
                 sums.moments[:, g : g + 1], sums.poisson_sums[:, g : g + 1],
@@ -178,7 +180,13 @@ def _against(
     with ExitStack() as stack:
         paths = find_maps(other.results.path)
         theirs = [stack.enter_context(open_maps(path)) for path in paths]
-        same = next(s for s in theirs if s.name == slide.name)
+        same = {their.name: their for their in theirs}.get(slide.name)
+        if same is None or same.scored_mask.shape != slide.scored_mask.shape:
+            raise ConfigError(
+                f"{other.results.path / 'maps'}: expected {slide.name}.h5 of the slide that "
+                f"{slide.path} is of; got {', '.join(path.name for path in paths)}; train both "
+                f"with their stores in one order"
+            )
         their_curves = _curves(theirs, pooled)
         their_rate = same.layers(gene)[0]
     names = _run_names(results.path, other.results.path)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from virchow_st.figures import style
@@ -44,7 +45,7 @@ def genes_figure(
     order = sorted(range(len(genes)), key=lambda i: (-_value(genes[i], 8, "pcc"), i))
     figure = style.new_figure(HEAD + PITCH * len(genes) + FOOT)
     which = f"{len(genes)} most abundant of {n_panel:,} genes" if len(genes) < n_panel else ""
-    style.title(figure, "PCC of every gene, and its ceiling", which, 7.0, italic=False)
+    style.title(figure, "PCC by gene, and its ceiling", which, 7.0, italic=False)
 
     names = [
         style.fit(style.write(figure, 0, 0, labels[i], fontstyle="italic", fontsize=6.5),
@@ -113,7 +114,7 @@ def _bars(
     axes.set_axisbelow(True)
 
 
-def _bar_legend(figure: style.Figure) -> None:
+def _bar_legend(figure: Figure) -> None:
     handles = [
         Line2D([], [], color=style.SCALE_COLOURS[8], lw=4, solid_capstyle="butt"),
         Line2D([], [], color=INTERVAL, lw=0.7),

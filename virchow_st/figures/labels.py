@@ -47,7 +47,7 @@ def label_points(
     renderer = figure.canvas.get_renderer()  # type: ignore[attr-defined]
     points = axes.transData.transform(np.column_stack([x, y]))
     others = np.empty((0, 2)) if also is None else axes.transData.transform(also)
-    radius = figure.dpi / 72 * 1.5
+    radius = figure.dpi / 72 * 3.0
     edge = axes.get_window_extent(renderer)
     taken: list[Bbox] = [text.get_window_extent(renderer) for text in axes.texts]
     named = []

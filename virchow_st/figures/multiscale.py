@@ -116,7 +116,8 @@ def _draw_half(
             axes = style.place(figure, *place, PANEL, height)
             drawn = draw_map(axes, window.cut(values), mask, window, scale, limit)
             panels.append(axes)
-        panels[-len(SCALES)].set_ylabel(name, labelpad=2)
+        centre = MAPS_LEFT - 0.09, top + row * (height + GAP) + height / 2
+        style.write(figure, *centre, name, rotation=90, ha="center", va="center")
     label = f"{UNIT} (an 8 µm bin); one UMI in a 2 µm bin is 16"
     bar_top = top + 2 * height + GAP + 0.12
     colour_bar(figure, drawn, MAPS_LEFT, bar_top, 3 * PANEL + 2 * GAP, label)
