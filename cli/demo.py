@@ -60,7 +60,7 @@ def demo(console: Console, out: Path) -> None:
             console, out / loss, replace(_TRAIN, stores=stores, loss=loss), truth
         )
     console.note("4/4 draw")
-    pictures = _draw(out)
+    pictures = _draw(console, out)
     print_scores(console, metrics)
     titles = {str(out / loss): title for loss, title in _LOSSES.items()}
     print_comparison(console, compare_runs([out / loss for loss in _LOSSES]), titles)
@@ -116,8 +116,8 @@ def _train_and_evaluate(
     return read_metrics(run)
 
 
-def _draw(out: Path) -> list[Path]:
+def _draw(console: Console, out: Path) -> list[Path]:
     from virchow_st.figures import draw_figures
 
-    pictures = draw_figures(out / "poisson", None)
+    pictures = draw_figures(out / "poisson", against=out / "mse", progress=console)
     return [picture for picture in pictures if picture.suffix == ".png"]

@@ -22,8 +22,9 @@ from virchow_st_cli.console import Console
 from virchow_st_cli.demo import demo
 from virchow_st_cli.doctor import doctor
 from virchow_st_cli.export import export
+from virchow_st_cli.pictures import figures
 from virchow_st_cli.predict import predict
-from virchow_st_cli.runs import evaluate, figures, train
+from virchow_st_cli.runs import evaluate, train
 from virchow_st_cli.slides import extract, simulate
 from virchow_st_cli.stores import inspect, verify
 

@@ -1,4 +1,4 @@
-"""``vst train``, ``vst evaluate`` and ``vst figures``."""
+"""``vst train`` and ``vst evaluate``."""
 
 from __future__ import annotations
 
@@ -14,8 +14,6 @@ from virchow_st_cli.console import Console
 from virchow_st_cli.folds import print_summary
 from virchow_st_cli.options import build_config, config_options, with_console
 from virchow_st_cli.scores import print_comparison, print_scores, short_names
-
-_RUN = click.argument("run", type=click.Path(path_type=Path))
 
 
 @click.command(short_help="Train a decoder on stores.")
@@ -127,16 +125,3 @@ def evaluate(
             write_json(json_file, comparison)
     for run in runs:
         console.result(f"{run / 'metrics.json'}; next: vst figures {run}")
-
-
-@click.command(short_help="Draw genes and training curves of a run.")
-@_RUN
-@click.option("--genes", help="symbols or ids with commas; the best predicted ones if left out")
-@with_console
-def figures(console: Console, run: Path, genes: str | None) -> None:
-    """Draw one gene across H&E, prediction and observation, and the training curves."""
-    from virchow_st.figures import draw_figures
-
-    wanted = [g.strip() for g in genes.split(",") if g.strip()] if genes else None
-    for path in draw_figures(run, wanted):
-        console.result(str(path))

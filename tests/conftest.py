@@ -10,10 +10,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
+from figure_run import FigureRun, all_pictures
 from virchow_st.cohort import extract_cohort
 from virchow_st.config import ExtractConfig, SimulateConfig
 from virchow_st.simulate import simulate_cohort
@@ -72,3 +73,21 @@ def vst(capfd: pytest.CaptureFixture[str]) -> Callable[..., Answer]:
         return Answer(code, *capfd.readouterr())
 
     return call
+
+
+@pytest.fixture(scope="session")
+def drawn_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Result files of a run of six genes and seven patches, rates known; read only."""
+    return FigureRun().write(tmp_path_factory.mktemp("drawn") / "poisson")
+
+
+@pytest.fixture(scope="session")
+def worse_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same slide, predicted worse; read only."""
+    return FigureRun(skill=0.4, loss="mse").write(tmp_path_factory.mktemp("worse") / "mse")
+
+
+@pytest.fixture(scope="session")
+def pictures(drawn_run: Path, worse_run: Path) -> dict[str, list[Any]]:
+    """All pictures of the run against the one that predicts worse, by name."""
+    return all_pictures(drawn_run, worse_run, n_genes=2)

@@ -13,8 +13,11 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+from PIL import Image
 
 import virchow_st
+from virchow_st import overview
+from virchow_st.folds import Member, Split
 from virchow_st.kernels.pooling import pool_mask, sum_pool
 from virchow_st.results import PER_GENE
 
@@ -66,7 +69,7 @@ def metrics(run: Path) -> dict[str, Any]:
 def test_run_directory_is_whole(run: Path, stores: dict[str, Path]) -> None:
     assert {p.name for p in run.iterdir()} - {"figures", "tensorboard"} == {
         "config.toml", "split.json", "panel.tsv", "history.jsonl", "checkpoints",
-        "best_metrics.json", "metrics.json", "per_gene.csv", "blocks.npz", "maps",
+        "best_metrics.json", "metrics.json", "per_gene.csv", "blocks.npz", "maps", "overview.h5",
     }  # fmt: skip
     assert not [p for p in run.rglob("*") if p.name.endswith((".part", ".old"))]
     config = tomllib.loads((run / "config.toml").read_text("utf-8"))
@@ -289,6 +292,9 @@ def test_counts_are_conserved_at_every_scale(run: Path, stores: dict[str, Path])
         row0, col0 = int(f.attrs["row0"]), int(f.attrs["col0"])
         counts, rate, mask = f["counts"][:], f["rate"][:], f["scored_mask"][:]
         image = f["image"][:]
+        places = np.stack([f["patch_row0"][:], f["patch_col0"][:]], axis=1)
+        assert f["patch_block"][:].tolist() == list(range(9))  # so few that each is one
+    np.testing.assert_array_equal(places, [(patch.row0, patch.col0) for patch in store])
     assert image.shape == (2 * mask.shape[0], 2 * mask.shape[1], 3)
     assert mask.sum() == store.manifest["tissue_bins"]["patches"]
     np.testing.assert_array_equal(counts.sum(axis=(1, 2)), store.genes.totals[indices])
@@ -325,27 +331,100 @@ def test_evaluating_again_gives_the_same(vst, runs: dict[str, Path]) -> None:
     assert "\x1b" not in answer.out + answer.err
 
 
+def test_the_overview_shows_every_slide_with_its_split(run: Path, stores: dict[str, Path]) -> None:
+    split = read_json(run / "split.json")
+    with h5py.File(run / "overview.h5") as f:
+        assert dict(f.attrs) == {"format": "virchow_st.overview/1", "bin_um": 2, "block_um": 256}
+        assert [f[key].attrs["name"] for key in sorted(f)] == list(stores)
+        for key, (patient, path) in zip(sorted(f), stores.items(), strict=True):
+            group, store = f[key], virchow_st.open_store(path)
+            parts = {
+                patch: place
+                for place, part in enumerate(("train", "validation", "test"))
+                for slide in split[part]
+                if slide["patient"] == patient
+                for patch in slide["patches"]
+            }
+            assert group["patch_part"][:].tolist() == [parts[i] for i in range(len(store))]
+            assert (group["patch_block"][:] >= 0).all() == (patient == "P5")
+            tissue, valid, image = (
+                group[name][:] for name in ("tissue_mask", "validity_mask", "image")
+            )
+            um, row0, col0 = (int(group.attrs[name]) for name in ("um_per_px", "row0", "col0"))
+            assert um == 1  # a slide this small is kept as it is
+            for i, patch in enumerate(store):
+                info = patch.info
+                assert group["patch_total_umi"][i] == info.total_umi
+                assert (group["patch_row0"][i], group["patch_col0"][i]) == (info.row0, info.col0)
+                r, c = info.row0 - row0, info.col0 - col0
+                window = np.s_[r : r + 128, c : c + 128]
+                np.testing.assert_array_equal(tissue[window], patch.tissue_mask)
+                np.testing.assert_array_equal(valid[window], patch.validity_mask)
+                part = image[2 * r : 2 * r + 256, 2 * c : 2 * c + 256]
+                np.testing.assert_array_equal(part, patch.image)
+
+
+def test_a_large_slide_is_shown_smaller_in_the_overview(
+    stores: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(overview, "LONGEST_PX", 200)  # of 768
+    store = virchow_st.open_store(stores["P5"])
+    split = Split((), (), tuple(Member(0, i) for i in (4, 5, 8)), ("",))
+    overview.write_overview(tmp_path / "overview.h5", [store], split, {}, 512)
+    (slide,) = read_overviews_of(tmp_path)
+    assert slide.um_per_px == 4
+    assert [(place.row, place.col) for place in slide.patches] == [(0, 0), (0, 128), (128, 128)]
+    assert slide.image.shape == (128, 128, 3)
+    expected = store[5].image.reshape(64, 4, 64, 4, 3).mean(axis=(1, 3)).round()
+    np.testing.assert_array_equal(slide.image[:64, 64:], expected)
+    assert (slide.image[64:, :64] == 255).all()
+
+
+def read_overviews_of(folder: Path) -> list[Any]:
+    from virchow_st.figures.slides import read_overviews
+
+    return list(read_overviews(folder))
+
+
+RESULTS = ("metrics.json", "per_gene.csv", "history.jsonl", "blocks.npz", "overview.h5", "maps")
+
+
 def test_figures_are_drawn_from_results_alone(
     vst, runs: dict[str, Path], tmp_path: Path, stores: dict[str, Path]
 ) -> None:
-    run = tmp_path / "moved"
-    run.mkdir()
-    for name in ("metrics.json", "per_gene.csv", "history.jsonl"):
-        (run / name).write_bytes((runs["linear"] / name).read_bytes())
-    (run / "maps").mkdir()
-    (run / "maps" / "P5.h5").write_bytes((runs["linear"] / "maps" / "P5.h5").read_bytes())
+    for name, moved in ((name, tmp_path / name) for name in runs):
+        moved.mkdir()
+        for part in RESULTS:
+            copy = shutil.copytree if part == "maps" else shutil.copy
+            copy(runs[name] / part, moved / part)
+    run = tmp_path / "linear"
     symbol = (runs["linear"] / "panel.tsv").read_text().splitlines()[1].split("\t")[1]
-    answer = vst("figures", run, "--genes", symbol)
-    assert answer.code == 0, answer.err
-    named = [Path(line) for line in answer.out.splitlines()]
-    assert sorted(named) == sorted((run / "figures").iterdir())
-    assert {p.stem for p in named} == {f"multiscale_P5_{symbol}", "training_curves"}
-    for path in named:
-        start = b"\x89PNG" if path.suffix == ".png" else b"%PDF"
-        assert path.read_bytes().startswith(start)
     unknown = vst("figures", run, "--genes", "NOGENE")
     assert unknown.code == 2
     assert "NOGENE" in unknown.err
+    assert not (run / "figures").exists()
+    answer = vst("figures", run, "--genes", symbol, "--against", tmp_path / "hist2st")
+    assert answer.code == 0, answer.err
+    names = [
+        f"multiscale_P5_{symbol}", f"mosaic_P5_{symbol}", "patches_P5", "genes", "sparsity",
+        "calibration", "training_curves", "overview_P1", "overview_P2", "overview_P5", "against",
+    ]  # fmt: skip
+    assert "11/11 pictures" in answer.err
+    named = [Path(line) for line in answer.out.splitlines()]
+    assert named == [run / "figures" / f"{n}.{kind}" for n in names for kind in ("png", "pdf")]
+    numbers = run / "figures" / "visualization_metrics.json"
+    assert sorted((run / "figures").iterdir()) == sorted([*named, numbers])
+    assert list(read_json(numbers)["figures"]) == names
+    for path in named:
+        if path.suffix == ".png":
+            with Image.open(path) as image:
+                assert image.width == 2160  # 7.2 inches
+                assert image.info["dpi"] == pytest.approx((300, 300), abs=0.1)
+        else:
+            pdf = path.read_bytes()
+            assert pdf.startswith(b"%PDF")
+            assert b"/Subtype /Type0" in pdf  # TrueType, which an editor takes for text
+            assert b"/Subtype /Type3" not in pdf
 
 
 def test_training_again_refuses_and_a_config_repeats_it(

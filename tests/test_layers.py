@@ -33,11 +33,13 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
     "losses": ({"losses"}, {"ground", "kernels"}),
     "metrics": ({"metrics"}, {"ground", "kernels"}),
     "simulate": ({"simulate"}, {"ground", "geometry"}),
-    "figures": ({"figures"}, {"ground"}),
     "panel": ({"panel"}, {"ground", "store"}),
     "folds": ({"folds"}, {"ground", "store"}),
+    # Result files of an evaluation: written, read, compared.
+    "results": ({"results", "compare"}, {"ground", "kernels", "metrics", "store", "panel"}),
+    "figures": ({"figures"}, {"ground", "metrics", "results"}),
     "checkpoint": ({"checkpoint"}, {"ground"}),
-    "maps": ({"maps"}, {"ground", "store", "panel"}),
+    "maps": ({"maps", "overview"}, {"ground", "store", "panel", "folds"}),
     "registration": ({"registration"}, {"ground", "encoders"}),
     "extract": (
         {"extract", "cohort", "engine", "provenance"},
@@ -70,17 +72,17 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
         {"ground", "kernels", "store", "panel", "folds", "encoders"},
     ),
     "evaluate": (
-        {"evaluate", "scoreboard", "compare", "results", "spatial", "against_truth"},
-        {"ground", "kernels", "store", "panel", "folds", "dataset", "metrics", "maps", "predict",
-         "baselines", "simulate"},
+        {"evaluate", "scoreboard", "spatial", "against_truth"},
+        {"ground", "kernels", "store", "panel", "folds", "dataset", "metrics", "results", "maps",
+         "predict", "baselines", "simulate"},
     ),
     "leave_one_out": (
         {"leave_one_out"},
-        {"ground", "store", "panel", "folds", "training", "evaluate"},
+        {"ground", "store", "panel", "folds", "training", "results", "evaluate"},
     ),
     "export": (
         {"export"},
-        {"ground", "kernels", "geometry", "store", "panel", "maps", "evaluate", "formats"},
+        {"ground", "kernels", "geometry", "store", "panel", "results", "maps", "formats"},
     ),
     "plot": (
         {"plot"},
@@ -240,7 +242,8 @@ def test_importing_the_package_is_light() -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["", "simulate", "extract", "train", "evaluate", "predict", "export", "demo"]
+    "command",
+    ["", "simulate", "extract", "train", "evaluate", "figures", "predict", "export", "demo"],
 )
 def test_help_is_light(command: str) -> None:
     arguments = [command, "--help"] if command else ["--help"]

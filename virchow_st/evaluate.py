@@ -17,6 +17,7 @@ from virchow_st.dataset import PatchDataset
 from virchow_st.errors import ConfigError
 from virchow_st.folds import Member
 from virchow_st.maps import SlideMaps, write_maps
+from virchow_st.overview import slide_names, write_overview
 from virchow_st.panel import Panel
 from virchow_st.predict import Run, load_run
 from virchow_st.progress import SILENT, Progress
@@ -65,6 +66,12 @@ def evaluate(
     for name in _RESULTS:
         (run_path / name).unlink(missing_ok=True)
     blocks = cut_blocks([slide.infos for slide in slides])
+    block_of = {
+        member: int(block)
+        for slide, of_patch in zip(slides, blocks.of_patch, strict=True)
+        for member, block in zip(slide.members, of_patch, strict=True)
+    }
+    write_overview(run_path / "overview.h5", stores, run.split, block_of, blocks.um)
     baselines = fit_baselines(stores, run.panel, run.split, run.train_rate, progress)
     board = Board(run.train_rate, baselines, blocks.n_blocks, slides, truth_scores)
 
@@ -72,7 +79,8 @@ def evaluate(
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         for slide, block_of_patch in zip(slides, blocks.of_patch, strict=True):
             maps_path = run_path / "maps" / f"{slide.name}.h5"
-            with write_maps(maps_path, slide.store, run.panel) as maps:
+            placed = slide.infos, block_of_patch
+            with write_maps(maps_path, slide.store, run.panel, *placed) as maps:
                 _predict(run, stores, slide, maps)
                 partners = shuffled_places(len(slide.infos)), shifted_places(slide.infos)
                 for place, block in enumerate(block_of_patch.tolist()):
@@ -125,14 +133,12 @@ def _open_stores(run: Run) -> list[Store]:
 
 
 def _test_slides(run: Run, stores: Sequence[Store]) -> list[Slide]:
-    tested = sorted({member.store for member in run.split.test})
-    slides = []
-    for i in tested:
+    names, slides = slide_names(stores), []
+    for i in sorted({member.store for member in run.split.test}):
         store = stores[i]
         members = [member for member in run.split.test if member.store == i]
-        name = store.patient if len(tested) == 1 else f"{store.patient}-{i}"
         infos = [store.patch_table[member.patch] for member in members]
-        slides.append(Slide(name, store, members, infos, run.panel.indices(store)))
+        slides.append(Slide(names[i], store, members, infos, run.panel.indices(store)))
     return slides
 
 

@@ -4,7 +4,9 @@
 of the first bin) and ``bin_um``; datasets ``rate`` (G, R, C) float16, expected UMIs per 2 µm bin in
 every bin of an evaluated patch; ``counts`` (G, R, C) uint16, in tissue; ``scored_mask`` (R, C)
 bool, the tissue bins of those patches; ``image`` (2R, 2C, 3) uint8 at 1 µm/px; ``gene_id``,
-``gene_symbol``.
+``gene_symbol``; and of the P evaluated patches, ``patch_row0`` and ``patch_col0`` (P,) int32,
+array_row and array_col of their first bins, and ``patch_block`` (P,) int32, the spatial block of
+each, numbered through all test slides.
 
 The attribute ``store`` is the manifest of the slide's store without its list of genes, as JSON: the
 homography, the image and the encoder with its licence, for what leaves the run by ``vst export``.
@@ -14,7 +16,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -46,8 +48,14 @@ _MOST_COUNTS = np.iinfo(np.uint16).max
 class SlideMaps:
     """Maps of one slide, patch by patch; made by `write_maps`."""
 
-    def __init__(self, file: h5py.File, store: Store, panel: Panel) -> None:
-        infos = store.patch_table
+    def __init__(
+        self,
+        file: h5py.File,
+        store: Store,
+        panel: Panel,
+        infos: Sequence[PatchInfo],
+        blocks: Int64Array,
+    ) -> None:
         self.row0 = min(info.row0 for info in infos)
         self.col0 = min(info.col0 for info in infos)
         rows = max(info.row0 for info in infos) + PATCH_BINS - self.row0
@@ -69,6 +77,9 @@ class SlideMaps:
         )  # fmt: skip
         file["gene_id"] = list(panel.ids)
         file["gene_symbol"] = list(panel.symbols)
+        file["patch_row0"] = np.array([info.row0 for info in infos], np.int32)
+        file["patch_col0"] = np.array([info.col0 for info in infos], np.int32)
+        file["patch_block"] = np.asarray(blocks, np.int32)
 
     def write(
         self,
@@ -99,13 +110,23 @@ class SlideMaps:
 
 
 @contextmanager
-def write_maps(path: Path, store: Store, panel: Panel) -> Iterator[SlideMaps]:
-    """Write the maps of a store's slide; the file appears under its name when it is whole."""
+def write_maps(
+    path: Path, store: Store, panel: Panel, infos: Sequence[PatchInfo], blocks: Int64Array
+) -> Iterator[SlideMaps]:
+    """Write the maps of a store's slide; the file appears under its name when it is whole.
+
+    Args:
+        path: of the file.
+        store: of the slide.
+        panel: the genes.
+        infos: the patches that will be written.
+        blocks: (P,) the spatial block of each.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(path.name + ".part")
     try:
         with h5py.File(aside, "w") as file:
-            yield SlideMaps(file, store, panel)
+            yield SlideMaps(file, store, panel, infos, blocks)
     except BaseException:
         aside.unlink(missing_ok=True)
         raise

@@ -11,6 +11,7 @@ from matplotlib.ticker import MaxNLocator
 
 from virchow_st.figures import style
 from virchow_st.figures.results import ByScale, Epoch, TestMetrics
+from virchow_st.figures.style import Picture
 
 HEIGHT = 4.2  # inches
 LEFT = 0.52  # room for an axis' numbers and name
@@ -18,7 +19,7 @@ TOP_B = 2.45  # of the axes in (b) and (c)
 
 
 @style.styled
-def curves_figure(history: Sequence[Epoch], metrics: TestMetrics) -> Figure:
+def curves_figure(history: Sequence[Epoch], metrics: TestMetrics) -> Picture:
     """Draw (a) loss of training and validation, a panel a scale; (b) PCC; (c) weights.
 
     Diamonds in (b) are the test slides' PCC, beside the best epoch, whose checkpoint was tested.
@@ -52,7 +53,8 @@ def curves_figure(history: Sequence[Epoch], metrics: TestMetrics) -> Figure:
         left = axes.get_position().x0 * style.WIDTH_IN
         style.panel_letter(figure, left - LEFT + 0.06, TOP_B - 0.3, letter)
     _legends(figure, scales)
-    return figure
+    test = {str(scale): metrics.pcc.get(scale, float("nan")) for scale in scales}
+    return Picture(figure, {"best_epoch": best, "test_pcc": test})
 
 
 def _row(figure: Figure, n: int, top: float, height: float) -> list[Axes]:
@@ -99,9 +101,5 @@ def _legends(figure: Figure, scales: Sequence[int]) -> None:
     below = [Line2D([], [], color=style.SCALE_COLOURS[s], marker="o", mew=0.6) for s in scales]
     below.append(Line2D([], [], color=grey, marker="D", ms=4, mfc="white", ls=""))
     below_names = [f"{s} µm" for s in scales] + ["test slides"]
-    for handles, labels, top in ((above, names, 0.05), (below, below_names, TOP_B - 0.27)):
-        place = (0.3 / style.WIDTH_IN, 1 - top / HEIGHT)
-        figure.legend(
-            handles, labels, loc="upper left", bbox_to_anchor=place, ncols=len(labels),
-            borderaxespad=0, borderpad=0, columnspacing=1.2, handlelength=1.8, handletextpad=0.5,
-        )  # fmt: skip
+    style.legend(figure, above, names, 0.3, 0.05)
+    style.legend(figure, below, below_names, 0.3, TOP_B - 0.27)

@@ -1,13 +1,12 @@
-"""Read what ``vst train`` and ``vst evaluate`` left in a run directory; nothing else reads it here.
+"""Read the tables that ``vst train`` and ``vst evaluate`` left in a run directory.
 
-=======================  ============  ====================================================
+=======================  ============  ===================================
 file                     written by    read as
-=======================  ============  ====================================================
+=======================  ============  ===================================
 ``history.jsonl``        vst train     `Epoch`, one a line
 ``metrics.json``         vst evaluate  `TestMetrics`
 ``per_gene.csv``         vst evaluate  `GeneScore`, one a gene and scale
-``maps/<patient>.h5``    vst evaluate  `SlideResult`, its gene layers read one at a time
-=======================  ============  ====================================================
+=======================  ============  ===================================
 """
 
 from __future__ import annotations
@@ -15,19 +14,13 @@ from __future__ import annotations
 import csv
 import json
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import h5py
-import numpy as np
-
 from virchow_st.errors import ConfigError
-from virchow_st.types import Array, BoolArray, Float32Array, UInt8Array
 
-MAPS_FORMAT = "virchow_st.maps/1"
 METRICS_FORMAT = "virchow_st.metrics/1"
 
 ByScale = dict[int, float]
@@ -49,10 +42,17 @@ class GeneScore:
     gene: Gene
     scale_um: int
     mean: float  # observed UMIs per bin of this scale
+    nonzero: float  # share of bins with a UMI
     pcc: float
     pcc_ceiling: float
+    pcc_shuffled: float
     ssim: float
     ssim_shuffled: float
+    d2_poisson: float
+    calibration: float
+
+
+_FIGURES = tuple(field.name for field in fields(GeneScore) if field.type == "float")
 
 
 @dataclass(frozen=True)
@@ -73,83 +73,10 @@ class TestMetrics:
 
     __test__ = False  # its name must not make pytest collect it
 
+    loss: str
+    decoder: str
+    epoch: int
     pcc: ByScale  # averaged over genes
-
-
-@dataclass(frozen=True)
-class SlideResult:
-    """One test slide, open for reading; arrays are in bin orientation (row down = array_row up)."""
-
-    path: Path
-    patient: str
-    genes: tuple[Gene, ...]
-    scored_mask: BoolArray  # (R, C), True for tissue bins of evaluated patches
-    image: UInt8Array  # (2R, 2C, 3), 1 µm/px
-    _file: Any
-
-    def layers(self, gene: Gene) -> tuple[Float32Array, Array]:
-        """Rate float32 and counts uint16, both (R, C) and per 2 µm bin, of one gene."""
-        ids = [g.id for g in self.genes]
-        if gene.id not in ids:
-            raise ConfigError(
-                f"{self.path}: gene {gene.id} of per_gene.csv is not in it; run vst evaluate again"
-            )
-        g = ids.index(gene.id)
-        rate = self._file["rate"][g].astype(np.float32)
-        return rate, self._file["counts"][g].astype(np.uint16, copy=False)
-
-
-def find_maps(run: Path) -> list[Path]:
-    """The maps files of a run in order of their names; `ConfigError` if there is none."""
-    if not run.is_dir():
-        raise ConfigError(f"{run}: no such folder; give the folder that vst train wrote")
-    paths = sorted((run / "maps").glob("*.h5"))
-    if not paths:
-        raise ConfigError(f"{run / 'maps'}: holds no .h5 file; run `vst evaluate {run}` first")
-    return paths
-
-
-@contextmanager
-def open_maps(path: Path) -> Iterator[SlideResult]:
-    """Open ``maps/<patient>.h5``; mask and image are read now, genes when asked for.
-
-    Raises `ConfigError` for a file that is damaged or of another format.
-    """
-    try:
-        file = h5py.File(path, "r")
-    except OSError as e:
-        raise ConfigError(f"{path}: cannot be read as HDF5 ({e}); run vst evaluate again") from None
-    with file:
-        if (found := file.attrs.get("format")) != MAPS_FORMAT:
-            raise ConfigError(
-                f"{path}: expected format {MAPS_FORMAT!r}; got {found!r}; run vst evaluate again"
-            )
-        yield _slide_result(path, file)
-
-
-def _slide_result(path: Path, file: Any) -> SlideResult:
-    try:
-        shape = file["rate"].shape
-        ids, symbols = file["gene_id"].asstr()[:], file["gene_symbol"].asstr()[:]
-        slide = SlideResult(
-            path=path,
-            patient=str(file.attrs["patient"]),
-            genes=tuple(Gene(str(i), str(s)) for i, s in zip(ids, symbols, strict=True)),
-            scored_mask=file["scored_mask"][:].astype(bool),
-            image=file["image"][:],
-            _file=file,
-        )
-        counts_shape = file["counts"].shape
-    except (KeyError, ValueError) as e:
-        raise ConfigError(f"{path}: incomplete ({e}); run vst evaluate again") from None
-    rows, cols = slide.scored_mask.shape
-    want = (len(slide.genes), rows, cols)
-    if not (shape == counts_shape == want and slide.image.shape == (2 * rows, 2 * cols, 3)):
-        raise ConfigError(
-            f"{path}: expected rate and counts {want} and image {(2 * rows, 2 * cols, 3)}; got "
-            f"{shape}, {counts_shape} and {slide.image.shape}; run vst evaluate again"
-        )
-    return slide
 
 
 def read_scores(run: Path) -> list[GeneScore]:
@@ -163,11 +90,7 @@ def read_scores(run: Path) -> list[GeneScore]:
             GeneScore(
                 gene=Gene(row["gene_id"], row["symbol"]),
                 scale_um=int(row["scale_um"]),
-                mean=_number(row["mean"]),
-                pcc=_number(row["pcc"]),
-                pcc_ceiling=_number(row["pcc_ceiling"]),
-                ssim=_number(row["ssim"]),
-                ssim_shuffled=_number(row["ssim_shuffled"]),
+                **{name: _number(row[name]) for name in _FIGURES},
             )
             for row in rows
         ]
@@ -187,8 +110,12 @@ def read_metrics(run: Path) -> TestMetrics:
         found = json.loads(text)
         if found["format"] != METRICS_FORMAT:
             raise ValueError(f"expected format {METRICS_FORMAT!r}, got {found['format']!r}")
-        pcc = {int(scale): _number(at["pcc"]) for scale, at in found["scales"].items()}
-        return TestMetrics(pcc)
+        return TestMetrics(
+            loss=str(found["loss"]),
+            decoder=str(found["decoder"]),
+            epoch=int(found["epoch"]),
+            pcc={int(scale): _number(at["pcc"]) for scale, at in found["scales"].items()},
+        )
     except (KeyError, TypeError, ValueError, AttributeError) as e:
         reason = f"{e} is missing" if isinstance(e, KeyError) else str(e)
         raise ConfigError(f"{path}: {reason}; run `vst evaluate {run}` again") from None

@@ -6,18 +6,22 @@ state behind and needs no display. Positions are in inches from the figure's top
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 from matplotlib import patheffects
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import Colormap
 from matplotlib.figure import Figure
-from matplotlib.text import Annotation, Text
+from matplotlib.text import Text
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from virchow_st.types import SCALES_UM
 
@@ -50,12 +54,30 @@ RC: Any = {
     "lines.linewidth": 1.2,
     "lines.markersize": 2.5,
     "text.parse_math": False,  # a symbol is text, whatever signs it holds
+    "hatch.linewidth": 0.6,
+    "hatch.color": "#d55e00",
     "pdf.fonttype": 42,  # TrueType, so that text stays text in a vector editor
     "savefig.facecolor": "white",
 }
 
 styled = matplotlib.rc_context(RC)
 """Decorator that gives a function the settings above and restores the caller's afterwards."""
+
+
+def depth_colours() -> Colormap:
+    """Perceptually uniform colours for sums of all genes, not to be taken for a gene's."""
+    return matplotlib.colormaps["cividis"].with_extremes(bad=UNSCORED)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure, and every number that is printed in it, unrounded and by name.
+
+    The numbers are what JSON holds; NaN stands for one that is not defined.
+    """
+
+    figure: Figure
+    numbers: dict[str, Any]
 
 
 def rate_colours() -> Colormap:
@@ -82,14 +104,47 @@ def write(figure: Figure, left: float, top: float, text: str, **look: Any) -> Te
     return figure.text(left / w, 1 - top / h, text, **{"va": "top", **look})
 
 
-def title(figure: Figure, subject: str, rest: str) -> None:
-    """The figure's title: ``subject`` in italics, as gene symbols are set, then ``rest``."""
-    first = write(figure, 0.06, 0.06, subject, fontsize=11, fontstyle="italic")
-    second = Annotation(
-        rest, (1, 0), xycoords=first, xytext=(8, 0), textcoords="offset points",
-        va="bottom", fontsize=8, color=MUTED,
-    )  # fmt: skip
-    figure.add_artist(second)
+def title(figure: Figure, subject: str, rest: str, width: float, italic: bool = True) -> None:
+    """The figure's title: ``subject``, in italics as gene symbols are set, then ``rest``.
+
+    Both shrink, then lose their middle, until they fit into ``width`` inches.
+    """
+    slant = "italic" if italic else "normal"
+    line: dict[str, Any] = {"va": "baseline"}
+    first = write(figure, 0.06, 0.2, subject, fontsize=11, fontstyle=slant, **line)
+    fit(first, width if not rest else 0.65 * width)
+    left = 0.06 + size_in(first)[0] + 8 / 72
+    fit(write(figure, left, 0.2, rest, fontsize=8, color=MUTED, **line), width + 0.06 - left)
+
+
+LEAST_POINTS = 5.0
+"""No type is smaller, whatever has to fit."""
+
+
+def size_in(text: Text) -> tuple[float, float]:
+    """Width and height of a text as it will be drawn, in inches."""
+    figure = text.get_figure(root=True)
+    assert figure is not None
+    box = text.get_window_extent(figure.canvas.get_renderer())  # type: ignore[attr-defined]
+    return box.width / figure.dpi, box.height / figure.dpi
+
+
+def fit(text: Text, room: float, upright: bool = False) -> Text:
+    """Shrink a text to ``room`` inches, down to `LEAST_POINTS`; then cut out of its middle.
+
+    ``upright`` takes the height, as of a text turned by 90°. Returns the text.
+    """
+    side = 1 if upright else 0
+    points = float(text.get_fontsize())
+    while size_in(text)[side] > room and points > LEAST_POINTS:
+        points = max(LEAST_POINTS, points - 0.25)
+        text.set_fontsize(points)
+    whole = text.get_text()
+    keep = len(whole)
+    while size_in(text)[side] > room and keep > 2:
+        keep -= 1
+        text.set_text(f"{whole[: (keep + 1) // 2]}…{whole[len(whole) - keep // 2 :]}")
+    return text
 
 
 def panel_letter(figure: Figure, left: float, top: float, letter: str) -> None:
@@ -97,29 +152,77 @@ def panel_letter(figure: Figure, left: float, top: float, letter: str) -> None:
     write(figure, left, top, letter, fontsize=9, fontweight="bold")
 
 
+def legend(
+    figure: Figure, handles: Sequence[Any], names: Sequence[str], left: float, top: float
+) -> None:
+    """A legend in one line at a position in inches."""
+    w, h = figure.get_size_inches()
+    figure.legend(
+        handles, names, loc="upper left", bbox_to_anchor=(left / w, 1 - top / h),
+        ncols=len(names), borderaxespad=0, borderpad=0, columnspacing=1.2, handlelength=1.8,
+        handletextpad=0.5,
+    )  # fmt: skip
+
+
+def log_ticks(axis: Axis, low: float, high: float, text: Callable[[float], str]) -> None:
+    """Two to five labelled ticks on a logarithmic axis: decades, or values between where few.
+
+    Args:
+        axis: of the axes, its limits set.
+        low, high: where ticks may lie.
+        text: how a value is written.
+    """
+    decades = [10.0**e for e in range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)]
+    for steps in ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 7)):
+        ticks = [d * s for d in decades for s in steps if low <= d * s <= high]
+        if len(ticks) >= 3:
+            break
+    axis.set_major_locator(FixedLocator(ticks[:: math.ceil(len(ticks) / 5)]))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(lambda value, _: text(float(f"{value:.3g}"))))
+
+
+def plain(value: float) -> str:
+    """A tick's value: 0.001, 20, and powers of ten as 10⁻⁵ where zeros would be many."""
+    text = f"{value:g}"
+    if "e" not in text:
+        return text
+    mantissa, exponent = text.split("e")
+    raised = str(int(exponent)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+    return f"10{raised}" if mantissa == "1" else f"{mantissa}·10{raised}"
+
+
 def halo(width: float, colour: str = "white") -> list[patheffects.AbstractPathEffect]:
     """An outline that keeps a line or text readable on any image."""
     return [patheffects.withStroke(linewidth=width, foreground=colour)]
 
 
-def scale_bar(axes: Axes, extent_um: Sequence[float]) -> float:
-    """Draw a scale bar in the lower left of an image whose data units are µm; return its length.
+def scale_bar(
+    axes: Axes, extent_um: Sequence[float], right: bool = False, fontsize: float = 7
+) -> float:
+    """Draw a scale bar into an image whose data units are µm; return its length.
 
-    ``extent_um`` is (left, right, bottom, top) as `imshow` takes it, rows downwards.
+    Args:
+        axes: of the image.
+        extent_um: (left, right, bottom, top) as `imshow` takes it, rows downwards.
+        right: in the lower right corner rather than the lower left.
+        fontsize: of the label.
     """
-    left, right, bottom, top = extent_um
-    width, height = right - left, bottom - top
+    x0, x1, bottom, top = extent_um
+    width, height = x1 - x0, bottom - top
     fitting = [n for n in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000) if n <= 0.3 * width]
     length = float(max(fitting, default=0.3 * width))
-    x, y = left + 0.04 * width, bottom - 0.04 * height
+    x, y = x0 + 0.04 * width, bottom - 0.04 * height
+    if right:
+        x = x1 - 0.04 * width - length
     axes.plot(
         [x, x + length], [y, y], color="black", linewidth=2, solid_capstyle="butt",
         path_effects=halo(3.5),
     )  # fmt: skip
     label = f"{length / 1000:g} mm" if length >= 1000 else f"{length:g} µm"
     axes.annotate(
-        label, (x, y), (0, 3), textcoords="offset points", va="bottom",
-        path_effects=halo(2),
+        label, (x + length if right else x, y), (0, 3), textcoords="offset points", va="bottom",
+        ha="right" if right else "left", path_effects=halo(2), fontsize=fontsize,
     )  # fmt: skip
     return length
 

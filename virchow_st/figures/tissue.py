@@ -9,7 +9,7 @@ from matplotlib.collections import PatchCollection
 from matplotlib.patches import Rectangle
 
 from virchow_st.figures import style
-from virchow_st.figures.multiscale import shrink
+from virchow_st.figures.rasters import shrink
 from virchow_st.types import PATCH_UM, BoolArray, Int64Array, UInt8Array
 
 LONGEST_PX = 1600

@@ -1,0 +1,28 @@
+"""``vst figures``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from virchow_st_cli.console import Console
+from virchow_st_cli.options import with_console
+
+
+@click.command(short_help="Draw genes, scores, calibration and the slides of a run.")
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--genes", help="symbols or ids with commas; the best predicted ones if left out")
+@click.option(
+    "--against",
+    type=click.Path(path_type=Path),
+    help="another evaluated run of the same panel and test patches, to compare with",
+)
+@with_console
+def figures(console: Console, run: Path, genes: str | None, against: Path | None) -> None:
+    """Draw an evaluated RUN into RUN/figures, from its result files alone."""
+    from virchow_st.figures import draw_figures
+
+    wanted = [g.strip() for g in genes.split(",") if g.strip()] if genes is not None else None
+    for path in draw_figures(run, wanted, against, console):
+        console.result(str(path))

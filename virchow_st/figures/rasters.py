@@ -1,0 +1,120 @@
+"""Maps and images as they are drawn: summed to bins, cut to windows, in one unit.
+
+Rates add, so a gene's density does not depend on the bin it is summed in. Every map is therefore
+drawn in one unit, UMIs per 64 µm² (the area of an 8 µm bin), and all maps that are compared on one
+colour scale: panels compare by eye across scales, and shrinking a map on paper averages it without
+dimming it. Single UMIs in 2 µm bins are 16 in this unit and stand out as dots.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from virchow_st.types import BIN_UM, Array, BoolArray, Float64Array, UInt8Array
+
+UNIT_BINS = 16  # 2 µm bins in 64 µm²
+WINDOW_BINS = 128  # side of an enlarged square, 256 µm
+_WINDOW_STEP = 8  # bins; a multiple of 4, so that the square cuts no 8 µm bin
+
+Masked = tuple[Array, BoolArray]
+"""A map (R, C) and where it is scored, (R, C) bool."""
+
+
+def sum_bins(values: Array, factor: int) -> Float64Array:
+    """Sum (R, C) over squares of ``factor`` bins to (⌈R/factor⌉, ⌈C/factor⌉); the total stays.
+
+    A last row or column of squares that the map does not fill counts what there is.
+    """
+    rows, cols = values.shape
+    padded = np.pad(values, ((0, -rows % factor), (0, -cols % factor)))
+    blocks = padded.reshape(padded.shape[0] // factor, factor, padded.shape[1] // factor, factor)
+    return blocks.sum(axis=(1, 3), dtype=np.float64)
+
+
+def density(values: Array, mask: BoolArray, factor: int) -> np.ma.MaskedArray:
+    """UMIs per 64 µm² in squares of ``factor`` 2 µm bins; masked unless every bin is scored.
+
+    That is the rule by which metrics score coarse bins, so grey is what no figure rests on.
+    """
+    known = sum_bins(mask, factor) == factor**2
+    umis = sum_bins(np.where(mask, values, 0), factor)
+    return np.ma.MaskedArray((umis * (UNIT_BINS / factor**2)).astype(np.float32), ~known)
+
+
+@dataclass(frozen=True)
+class Window:
+    """A rectangle of 2 µm bins: first row and column, and how many."""
+
+    row: int
+    col: int
+    rows: int
+    cols: int
+
+    @property
+    def extent_um(self) -> tuple[float, float, float, float]:
+        """(left, right, bottom, top) from the map's corner in µm, as `imshow` takes it."""
+        left, top = BIN_UM * self.col, BIN_UM * self.row
+        return left, left + BIN_UM * self.cols, top + BIN_UM * self.rows, top
+
+    def cut(self, values: Array, per_bin: int = 1) -> Array:
+        """The part of a map, or of an image with ``per_bin`` pixels a bin, inside the window."""
+        rows = slice(per_bin * self.row, per_bin * (self.row + self.rows))
+        return values[rows, per_bin * self.col : per_bin * (self.col + self.cols)]
+
+
+def strongest_window(counts: Array, side: int = WINDOW_BINS) -> Window:
+    """The square of ``side`` bins with most observed UMIs, on a 16 µm raster.
+
+    The observation alone chooses it, so that it cannot favour the prediction.
+    """
+    cells = sum_bins(counts, _WINDOW_STEP)
+    height, width = (min(side // _WINDOW_STEP, n) for n in cells.shape)
+    integral = np.pad(cells.cumsum(axis=0).cumsum(axis=1), ((1, 0), (1, 0)))
+    rows = integral[height:] - integral[:-height]
+    sums = rows[:, width:] - rows[:, :-width]
+    best = np.unravel_index(int(sums.argmax()), sums.shape)
+    sizes = [min(side, n) for n in counts.shape]
+    last = [(n - size) // 4 * 4 for n, size in zip(counts.shape, sizes, strict=True)]
+    row, col = (min(int(b) * _WINDOW_STEP, end) for b, end in zip(best, last, strict=True))
+    return Window(row, col, *sizes)
+
+
+def strongest(windows: Sequence[Window], counts: Array, n: int) -> list[Window]:
+    """The ``n`` windows with most observed UMIs, most first; those without any are left out."""
+    sums = [int(window.cut(counts).sum(dtype=np.int64)) for window in windows]
+    order = sorted(range(len(windows)), key=lambda i: (-sums[i], i))
+    return [windows[i] for i in order[:n] if sums[i] > 0]
+
+
+def shared_limit(predicted: Sequence[Masked], observed: Sequence[Masked]) -> float:
+    """Upper end of one colour scale for all these maps, UMIs per 64 µm².
+
+    The larger 99.5th percentile of the predictions at 8 µm and of the observations at 16 µm, where
+    four times the UMIs let tissue rather than Poisson noise set it.
+
+    Args:
+        predicted: rates (R, C) and where they are scored (R, C), of each map.
+        observed: counts, likewise.
+    """
+    tops = []
+    for maps, factor in ((predicted, 4), (observed, 8)):
+        cells = np.concatenate(
+            [density(values, mask, factor).compressed() for values, mask in maps]
+        )
+        tops += [float(np.percentile(cells, 99.5))] if cells.size else []
+    return max(tops, default=0.0) or 1.0  # a gene without a single UMI still needs a scale
+
+
+def shrink(image: UInt8Array, longest: int) -> UInt8Array:
+    """Average (H, W, 3) over whole squares until neither side is above ``longest`` pixels."""
+    f = math.ceil(max(image.shape[:2]) / longest)
+    h, w = (f * max(1, n // f) for n in image.shape[:2])
+    total = np.zeros((len(range(0, h, f)), len(range(0, w, f)), 3), np.uint32)
+    for i in range(f):
+        for j in range(f):
+            total += image[i:h:f, j:w:f]
+    return (total // f**2).astype(np.uint8)
