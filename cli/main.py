@@ -21,6 +21,7 @@ from virchow_st_cli.console import Console
 from virchow_st_cli.demo import demo
 from virchow_st_cli.doctor import doctor
 from virchow_st_cli.predict import predict
+from virchow_st_cli.report import report
 from virchow_st_cli.runs import evaluate, figures, train
 from virchow_st_cli.slides import extract, simulate
 from virchow_st_cli.stores import inspect, verify
@@ -37,7 +38,8 @@ _UNUSABLE_PLACE = (
 def cli() -> None:
     """Predict gene expression at 2 µm from H&E.
 
-    `vst extract` once per slide, `vst train` many times, `vst evaluate`, `vst figures`.
+    `vst extract` once per slide, `vst train` many times, `vst evaluate`, `vst figures`,
+    `vst report`.
     `vst demo` shows all of it on simulated slides.
     """
 
@@ -51,6 +53,7 @@ for _command in (
     train,
     evaluate,
     figures,
+    report,
     predict,
     demo,
     bench,

@@ -65,6 +65,12 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
         {"ground", "kernels", "store", "panel", "folds", "dataset", "metrics", "maps", "predict",
          "baselines", "simulate"},
     ),
+    # The rows of the table of figures, and the page that shows them beside the pictures.
+    "score_table": ({"score_table"}, set()),
+    "report": (
+        {"report"},
+        {"ground", "store", "panel", "folds", "figures", "evaluate", "score_table"},
+    ),
     "tissue": ({"tissue"}, {"ground"}),
     "whole_slide": (
         {"whole_slide"},
@@ -90,6 +96,8 @@ OUTSIDE = {
     "losses": {"numpy", "torch"},
     "metrics": {"numpy", "scipy"},
     "figures": {"numpy", "h5py", "matplotlib"},
+    "score_table": set(),
+    "report": {"numpy", "cv2"},
     "panel": {"numpy"},
     "folds": {"numpy", "xxhash"},
 }
@@ -208,7 +216,7 @@ def test_importing_the_package_is_light() -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["", "simulate", "extract", "train", "evaluate", "predict", "demo"]
+    "command", ["", "simulate", "extract", "train", "evaluate", "report", "predict", "demo"]
 )
 def test_help_is_light(command: str) -> None:
     arguments = [command, "--help"] if command else ["--help"]
@@ -225,6 +233,10 @@ def test_drawing_loads_no_torch() -> None:
     assert not loaded("from virchow_st.figures import draw_figures") & {"torch", "lmdb", "numba"}
 
 
+def test_reporting_loads_no_torch() -> None:
+    assert "torch" not in loaded("from virchow_st.report import write_report")
+
+
 def test_every_folder_is_installed() -> None:
     listed = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["setuptools"]
     there = {
@@ -238,6 +250,18 @@ def test_every_folder_is_installed() -> None:
     assert holding_code == there, "a folder has no __init__.py"
     assert sorted(listed["packages"]) == sorted(there | {"virchow_st_cli"})
     assert listed["package-dir"]["virchow_st_cli"] == "cli"
+
+
+def test_every_file_that_is_no_code_is_installed() -> None:
+    setuptools = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["setuptools"]
+    listed = {
+        file
+        for package, patterns in setuptools["package-data"].items()
+        for pattern in patterns
+        for file in ROOT.joinpath(*package.split(".")).glob(pattern)
+    }
+    files = {f for f in (ROOT / "virchow_st").rglob("*") if f.is_file() and f.suffix != ".py"}
+    assert listed == {f for f in files if "__pycache__" not in f.parts}
 
 
 def test_public_names_are_there() -> None:

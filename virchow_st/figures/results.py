@@ -82,6 +82,8 @@ class SlideResult:
 
     path: Path
     patient: str
+    row0: int  # array_row of the first bin
+    col0: int  # array_col of the first bin
     genes: tuple[Gene, ...]
     scored_mask: BoolArray  # (R, C), True for tissue bins of evaluated patches
     image: UInt8Array  # (2R, 2C, 3), 1 µm/px
@@ -134,6 +136,8 @@ def _slide_result(path: Path, file: Any) -> SlideResult:
         slide = SlideResult(
             path=path,
             patient=str(file.attrs["patient"]),
+            row0=int(file.attrs["row0"]),
+            col0=int(file.attrs["col0"]),
             genes=tuple(Gene(str(i), str(s)) for i, s in zip(ids, symbols, strict=True)),
             scored_mask=file["scored_mask"][:].astype(bool),
             image=file["image"][:],
