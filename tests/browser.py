@@ -48,6 +48,6 @@ def resize(browser: Any, width: int, height: int) -> None:
 
 def pixels(element: Any) -> np.ndarray:
     """What is seen of an element, brought into the window, (height, width, 3) uint8."""
-    show = "arguments[0].scrollIntoView({block: 'center', behavior: 'instant'})"
+    show = "arguments[0].scrollIntoView({block: 'center'})"
     element.parent.execute_script(show, element)
     return np.array(Image.open(io.BytesIO(element.screenshot_as_png)).convert("RGB"))

@@ -312,12 +312,12 @@ def test_stores_that_are_gone_or_changed_are_said_to_be(run: Path, tmp_path: Pat
     moved = tmp_path / "stores"
     shutil.copytree(place, moved, ignore=lambda folder, names: [n for n in names if n == "run"])
     (run / "config.toml").write_text(config.replace(place, str(moved)))
-    assert not Page(write_report(run)).says("store not found")
+    assert not Page(write_report(run)).says("no readable store")
     shutil.rmtree(moved / "A1.vst")
     manifest = json.loads((moved / "T2.vst" / "store.json").read_text())
     (moved / "T2.vst" / "store.json").write_text(json.dumps({**manifest, "records_xxh64": "0"}))
     page = Page(write_report(run))
-    assert page.says("store not found at its place")
+    assert page.says("no readable store at its place")
     assert page.says("store has changed since")
 
 
@@ -429,12 +429,20 @@ def test_a_missing_file_is_named(run: Path, file: str, message: str) -> None:
         (r"(?s)(,8,[^,]*),.*", r"\1", "a line is too short"),
         (r"(,16,)[^,]*", r"\1nan", "expected numbers; got nan"),
         (r"(,16,)[^,]*", r"\1many", "could not convert"),
+        (r"(?s)\n.*", "\n", "holds no gene"),
     ],
 )
 def test_a_damaged_table_of_genes_is_refused(run: Path, old: str, new: str, message: str) -> None:
     path = run / "per_gene.csv"
     path.write_text(re.sub(old, new, path.read_text(), count=0 if "m)" in old else 1))
     with pytest.raises(ConfigError, match=message):
+        write_report(run)
+
+
+def test_a_configuration_of_other_stores_is_refused(run: Path) -> None:
+    path = run / "config.toml"
+    path.write_text(re.sub(r'    ".*/T2\.vst",\n', "", path.read_text()))
+    with pytest.raises(ConfigError, match=r"expected the 3 stores of split\.json; got 2"):
         write_report(run)
 
 

@@ -158,7 +158,7 @@ def read_per_gene(run: Path) -> list[GeneFigures]:
     path = run / "per_gene.csv"
     try:
         with open(path, newline="", encoding="utf-8") as f:
-            return [
+            rows = [
                 GeneFigures(
                     row["gene_id"],
                     row["symbol"],
@@ -167,6 +167,9 @@ def read_per_gene(run: Path) -> list[GeneFigures]:
                 )
                 for row in csv.DictReader(f)
             ]
+        if not rows:
+            raise ValueError("holds no gene")
+        return rows
     except FileNotFoundError:
         raise ConfigError(f"{path}: not found; run `vst evaluate {run}` first") from None
     except KeyError as e:

@@ -24,6 +24,7 @@ __all__ = ["write_report"]
 
 FIGURES_BYTES = 12_000_000
 """Most characters of all figures in the page."""
+_SCRIPTS = ("genes.js", "slide.js", "reading.js", "controls.js")  # one after another, as one
 _STALE_S = 60.0  # a copied folder has its files' dates mixed up within seconds
 
 
@@ -93,7 +94,7 @@ def _page(results: RunResults, figures: Markup) -> tuple[str, str]:
         "viewer_licence": escaped(_asset("vendor", "openseadragon.LICENSE.txt")),
         "style": _asset("page", "page.css"),
         "viewer": _asset("vendor", "openseadragon.min.js"),
-        "script": _asset("page", "page.js") + _asset("page", "viewer.js"),
+        "scripts": "\n".join(_asset("page", name) for name in _SCRIPTS),
     }
     head, tail = (
         Template(part).substitute(texts) for part in _asset("page", "page.html").split("$data\n")

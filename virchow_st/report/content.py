@@ -24,7 +24,7 @@ COLUMNS = (
     ("SSIM", (("ssim", "run"), ("ssim_shuffled", "null"), ("ssim_all_zero", "zeros"))),
     ("Deviance", (("d2_poisson", "D²"),)),
     ("AUPRC", (("auprc", "run"), ("auprc_prevalence", "null"))),
-    ("Level", (("calibration", "Σ/Σ"),)),
+    ("Level", (("calibration", "pred./obs."),)),
     ("Moran's I", (("morans_i_observed", "observed"), ("morans_i_predicted", "run"))),
 )  # fmt: skip
 """Columns of the table of genes, in groups: names of ``per_gene.csv`` and what to call them."""
@@ -43,8 +43,7 @@ class RunResults:
     metrics: dict[str, Any]
     per_gene: list[GeneFigures]
     n_epochs: int
-    split: Split
-    split_content: dict[str, Any]
+    split: dict[str, Any]
 
     @property
     def panel(self) -> list[Gene]:
@@ -67,15 +66,21 @@ def read_results(run: Path) -> RunResults:
         n_epochs = len(history.read_text("utf-8").splitlines())
     except (OSError, UnicodeDecodeError) as e:
         raise ConfigError(f"{history}: cannot be read ({e}); train anew") from None
+    config = from_toml(TrainConfig, run / "config.toml")
+    n_stores = len(Split.read(run / "split.json").slides)  # which compares its hash
+    if len(config.stores) != n_stores:
+        raise ConfigError(
+            f"{run / 'config.toml'}: expected the {n_stores} stores of split.json; got "
+            f"{len(config.stores)}; put the run's own file back"
+        )
     return RunResults(
         path=run,
         name=run.resolve().name,
-        config=from_toml(TrainConfig, run / "config.toml"),
+        config=config,
         metrics=metrics,
         per_gene=read_per_gene(run),
         n_epochs=n_epochs,
-        split=Split.read(run / "split.json"),
-        split_content=json.loads((run / "split.json").read_text("utf-8")),
+        split=json.loads((run / "split.json").read_text("utf-8")),
     )
 
 

@@ -18,7 +18,7 @@ _QUALITY = 88
 KINDS = {
     "overview": (
         "Slide",
-        "The slide with its patches, what they were used for, and the masks of tissue.",
+        "The slide with its tissue, its patches and what they were used for, and its UMIs.",
     ),
     "multiscale": (
         "Maps at 8, 4 and 2 µm",
@@ -27,9 +27,12 @@ KINDS = {
     ),
     "patches": (
         "Patches with most signal",
-        "H&E, observed and predicted, of several genes in the patches with most UMIs.",
+        "H&E, observed and predicted, of several genes in the patch where each is strongest.",
     ),
-    "mosaic": ("Mosaic", "Patches with most UMIs of one gene side by side."),
+    "mosaic": (
+        "Mosaic",
+        "H&E, observed and predicted of one gene in the patches where it is strongest.",
+    ),
     "genes": ("Genes", "PCC of every gene beside the ceiling that Poisson noise leaves it."),
     "sparsity": ("Sparsity", "PCC of every gene against how seldom its counts are above zero."),
     "calibration": (
@@ -60,10 +63,8 @@ class Picture:
 
 def find_pictures(folder: Path) -> list[Path]:
     """PNGs of a folder, by kind and then by name."""
-    kinds = list(KINDS)
-    return sorted(
-        folder.glob("*.png"), key=lambda path: (kinds.index(k) if (k := _kind(path)) else 99, path)
-    )
+    kinds = [*KINDS, None]
+    return sorted(folder.glob("*.png"), key=lambda path: (kinds.index(_kind(path)), path))
 
 
 def load_pictures(paths: Sequence[Path], most_bytes: int) -> tuple[list[Picture], list[str]]:

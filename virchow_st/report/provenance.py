@@ -30,8 +30,6 @@ def run_section(results: RunResults) -> Markup:
             ("Loss", f"{metrics['loss']} at {', '.join(map(str, results.config.scales))} µm, "
                      f"balanced by {results.config.balance}"),
             ("Seed", results.config.seed),
-            ("Ridge penalty", f"{metrics['ridge_penalty']:g}") if "ridge_penalty" in metrics
-            else ("Baselines", ", ".join(metrics["baselines"])),
             ("Written by", _versions()),
         ]
     )  # fmt: skip
@@ -56,7 +54,7 @@ def run_section(results: RunResults) -> Markup:
 
 
 def _split(results: RunResults) -> Markup:
-    content = results.split_content
+    content = results.split
     parts = ("train", "validation", "test")
     n_patches: Counter[tuple[str, int]] = Counter()
     for part in parts:
@@ -80,7 +78,7 @@ def _split(results: RunResults) -> Markup:
 def _slides(results: RunResults) -> Markup:
     """What the stores' manifests say of the run's slides, as far as they are still there."""
     rows, software = [], Counter[str]()
-    places = zip(results.config.stores, results.split_content["slides"], strict=True)
+    places = zip(results.config.stores, results.split["slides"], strict=True)
     for store, slide in places:
         manifest = _manifest(Path(store), slide["records_xxh64"])
         if isinstance(manifest, str):
@@ -116,7 +114,7 @@ def _manifest(store: Path, records: str) -> dict[str, Any] | str:
     try:
         manifest = read_manifest(store)
     except StoreError:
-        return "store not found at its place"
+        return "no readable store at its place"
     return manifest if manifest["records_xxh64"] == records else "store has changed since"
 
 
