@@ -52,7 +52,7 @@ def write_report(
     if genes is not None:
         shown = find_genes(results.panel, genes)
         if not shown:
-            raise ConfigError("--genes: expected symbols or ids; got none; leave it out for all")
+            raise ConfigError("--genes: expected symbols or ids with commas between; got none")
         n_fine = len(shown)
         order = shown + [gene for gene in order if gene not in shown]
 
