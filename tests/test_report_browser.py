@@ -24,7 +24,6 @@ from virchow_st.report.content import read_results, strongest_first
 BINS = 256
 GREEN, SEEN, MEANT = (24, 150), (40, 200), (200, 56)  # first row and column of the squares, 16 bins
 BIN = 16
-FRAMES = 0.15  # s in which a browser draws
 SQUARES = {"he": GREEN, "observed": SEEN, "predicted": MEANT}
 
 
@@ -73,11 +72,23 @@ def page(browser: Any, run: Path) -> Iterator[Any]:
 
 def until(is_true: Callable[[], Any]) -> None:
     """Wait for what a page does in its own time."""
-    for _ in range(200):
+    for _ in range(600):
         if is_true():
             return
         time.sleep(0.05)
-    pytest.fail("the page did not get there in 10 s")
+    pytest.fail("the page did not get there in 30 s")
+
+
+def drawn(page: Any) -> None:
+    """Wait until every layer is there, nothing moves, and that has been drawn."""
+    until(lambda: loaded(page))
+    springs = "[v.zoomSpring, v.centerSpringX, v.centerSpringY]"
+    rests = f"const v = viewer.viewport; return {springs}.every((x) => x.isAtTargetValue())"
+    until(lambda: page.execute_script(rests))
+    page.execute_async_script(
+        "const done = arguments[0]; let frames = 5;"
+        "const frame = () => --frames ? requestAnimationFrame(frame) : done(); frame()"
+    )
 
 
 def loaded(page: Any) -> bool:
@@ -97,15 +108,14 @@ def find(page: Any, css: str) -> Any:
 def choose(page: Any, fieldset: str, value: str) -> None:
     """Choose a radio button of a bar, as a click on its label does."""
     find(page, f"#{fieldset} label:has([value='{value}'])").click()
-    until(lambda: loaded(page))
-    time.sleep(FRAMES)
+    drawn(page)
 
 
 def move_divider(page: Any, *keys: str) -> None:
     from selenium.webdriver.common.keys import Keys
 
     find(page, "#curtain").send_keys("".join(getattr(Keys, key) for key in keys))
-    time.sleep(FRAMES)
+    drawn(page)
 
 
 def place(mark: np.ndarray) -> tuple[float, float, float]:
@@ -200,15 +210,13 @@ def test_another_gene_shows_its_own_map(page: Any) -> None:
     first = pixels(find(page, "#osd"))
     assert is_bright(first).any()
     find(page, "#gene-list label:nth-child(3)").click()
-    until(lambda: loaded(page))
-    time.sleep(FRAMES)
+    drawn(page)
     other = pixels(find(page, "#osd"))
     assert (first != other).any(axis=2).mean() > 0.05
     name = find(page, "#gene-list label:nth-child(3) span").text
     assert find(page, "#unit").text.endswith(name)
     find(page, "#gene-list label:nth-child(1)").click()
-    until(lambda: loaded(page))
-    time.sleep(FRAMES)
+    drawn(page)
     inner = np.s_[8:-8, 8:-8]  # but for the corners, which are rounded
     assert (pixels(find(page, "#osd"))[inner] == first[inner]).all()
 
@@ -236,13 +244,13 @@ def test_zoom_makes_bins_larger_and_home_shows_all(page: Any) -> None:
     centre = "viewer.viewport.panTo(new OpenSeadragon.Point(0.617, 0.125), true)"  # of the mark
     page.execute_script(centre)
     find(page, "#zoom-in").click()
-    time.sleep(1.0)
+    drawn(page)
     zoomed = pixels(find(page, "#osd"))
     growth = is_green(zoomed).sum() / is_green(before).sum()
     assert growth == pytest.approx(1.5**2, rel=0.1)
     assert (find(page, "#scale-bar i").size["width"], find(page, "#scale-bar span").text) != bar
     find(page, "#home").click()
-    time.sleep(1.0)
+    drawn(page)
     assert is_green(pixels(find(page, "#osd"))).sum() == pytest.approx(
         is_green(before).sum(), rel=0.03
     )
@@ -258,7 +266,8 @@ def test_keys_move_and_zoom_but_neither_turn_nor_mirror(page: Any) -> None:
     assert page.execute_script(turned) == [0, False]
     canvas.send_keys("+")
     until(lambda: page.execute_script(zoom) > before)
-    time.sleep(0.8)  # a tap on the key zooms for some frames
+    for _ in range(10):  # a tap on the key zooms for some frames
+        drawn(page)
     canvas.send_keys("0")
     until(lambda: page.execute_script(zoom) == pytest.approx(before))
 
@@ -270,7 +279,7 @@ def test_opacity_lets_the_tissue_through(page: Any) -> None:
         "const x = document.getElementById('opacity'); x.value = 0;"
         "x.dispatchEvent(new Event('input'))"
     )
-    time.sleep(FRAMES)
+    drawn(page)
     assert is_green(pixels(find(page, "#osd"))).any()
     assert not is_green(solid).any()
 
@@ -299,8 +308,7 @@ def test_another_slide_brings_its_own_tissue_and_maps(page: Any) -> None:
         "const x = document.getElementById('slide-select'); x.value = 1;"
         "x.dispatchEvent(new Event('change'))"
     )
-    until(lambda: loaded(page))
-    time.sleep(FRAMES)
+    drawn(page)
     assert (first != pixels(find(page, "#osd"))).any(axis=2).mean() > 0.3
     assert "T-2" in find(page, "#slide-select option:checked").text
     only(page, "observed")
@@ -371,7 +379,7 @@ def test_nothing_is_wider_than_the_page(page: Any, width: int, scheme: str) -> N
         {"features": [{"name": "prefers-color-scheme", "value": scheme}]},
     )
     page.execute_script("for (const x of document.querySelectorAll('details')) x.open = true")
-    time.sleep(FRAMES)
+    drawn(page)
     assert page.execute_script("return document.documentElement.scrollWidth") == width
     beyond = page.execute_script(
         "return [...document.querySelectorAll('main *')].filter((x) => !x.closest('.scroll *') "
