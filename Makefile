@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test test-all lint docs bench clean
+.PHONY: demo test test-all lint docs bench vendor clean
 .DELETE_ON_ERROR:
 
 demo: $(READY)
@@ -36,6 +36,19 @@ bench: $(READY)
 	$(BIN)/python benchmarks/bench_ingest.py .bench/slide --json .bench/ingest.json \
 	  $(if $(PEER_PYTHON),--peer-python $(PEER_PYTHON))
 	$(BIN)/python benchmarks/report.py .bench/*.json
+
+# The viewer in `vst report`, fetched anew; needs npm. For another version, change both lines.
+VIEWER := openseadragon-6.1.1
+VIEWER_SHA512 := 83888a7b6abc07ae3649a053dfec78645dfff1bd53c4f3f27728e6b6b38b803ae561630a77d65733ed426ffc5af435724a4becffb97a1d1d671ca7c3e45dd3b3
+VENDOR := virchow_st/report/vendor
+vendor:
+	mkdir -p .vendor && cd .vendor && npm pack --silent $(subst -,@,$(VIEWER))
+	echo "$(VIEWER_SHA512)  .vendor/$(VIEWER).tgz" | sha512sum --check --quiet
+	tar -xzf .vendor/$(VIEWER).tgz -C .vendor
+	sed '/^\/\/# sourceMappingURL=/d' .vendor/package/build/openseadragon/openseadragon.min.js \
+	  > $(VENDOR)/openseadragon.min.js
+	cp .vendor/package/LICENSE.txt $(VENDOR)/openseadragon.LICENSE.txt
+	rm -r .vendor
 
 clean:
 	rm -rf .venv build dist demo .bench docs/_build .pytest_cache .mypy_cache .ruff_cache *.egg-info

@@ -59,12 +59,14 @@ def demo(console: Console, out: Path) -> None:
         metrics[title] = _train_and_evaluate(
             console, out / loss, replace(_TRAIN, stores=stores, loss=loss), truth
         )
-    console.note("4/4 draw")
+    console.note("4/4 draw, report")
     pictures = _draw(console, out)
+    report = _report(out, console)
     print_scores(console, metrics)
     titles = {str(out / loss): title for loss, title in _LOSSES.items()}
     print_comparison(console, compare_runs([out / loss for loss in _LOSSES]), titles)
     console.result(f"picture: {pictures[0]}")
+    console.result(f"report: {report}")
     console.note(f"all pictures in {out / 'poisson' / 'figures'}")
     console.note(f"{time.monotonic() - started:.0f} s")
 
@@ -121,3 +123,9 @@ def _draw(console: Console, out: Path) -> list[Path]:
 
     pictures = draw_figures(out / "poisson", against=out / "mse", progress=console)
     return [picture for picture in pictures if picture.suffix == ".png"]
+
+
+def _report(out: Path, console: Console) -> Path:
+    from virchow_st.report import write_report
+
+    return write_report(out / "poisson", None, console)

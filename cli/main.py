@@ -24,6 +24,7 @@ from virchow_st_cli.doctor import doctor
 from virchow_st_cli.export import export
 from virchow_st_cli.pictures import figures
 from virchow_st_cli.predict import predict
+from virchow_st_cli.report import report
 from virchow_st_cli.runs import evaluate, train
 from virchow_st_cli.slides import extract, simulate
 from virchow_st_cli.stores import inspect, verify
@@ -40,7 +41,8 @@ _UNUSABLE_PLACE = (
 def cli() -> None:
     """Predict gene expression at 2 µm from H&E.
 
-    `vst extract` once per slide, `vst train` many times, `vst evaluate`, `vst figures`.
+    `vst extract` once per slide, `vst train` many times, `vst evaluate`, `vst figures`,
+    `vst report`.
     `vst demo` shows all of it on simulated slides.
     """
 
@@ -54,6 +56,7 @@ for _command in (
     train,
     evaluate,
     figures,
+    report,
     predict,
     export,
     demo,

@@ -16,7 +16,7 @@ import pytest
 
 from figure_run import FigureRun, all_pictures
 from virchow_st.cohort import extract_cohort
-from virchow_st.config import ExtractConfig, SimulateConfig
+from virchow_st.config import ExtractConfig, SimulateConfig, TrainConfig
 from virchow_st.simulate import simulate_cohort
 
 TINY = SimulateConfig(bins=384, genes=120)
@@ -91,3 +91,28 @@ def worse_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def pictures(drawn_run: Path, worse_run: Path) -> dict[str, list[Any]]:
     """All pictures of the run against the one that predicts worse, by name."""
     return all_pictures(drawn_run, worse_run, n_genes=2)
+
+
+@pytest.fixture(scope="session")
+def evaluated_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An evaluated run of five genes whose test patient T has two slides, T-1 and T-2; read only.
+
+    Its stores are those of `tiny_store`; T-1 is 256 × 256 bins, four whole patches.
+    """
+    from tiny_store import write_store
+
+    from virchow_st.evaluate import evaluate
+    from virchow_st.training import train
+
+    folder = tmp_path_factory.mktemp("evaluated")
+    slides = (("A1", "A", 4), ("T1", "T", 4), ("T2", "T", 3))
+    for seed, (slide, patient, n_patches) in enumerate(slides):
+        write_store(folder / f"{slide}.vst", patient, n_patches, seed=seed, slide=slide)
+    config = TrainConfig(
+        stores=tuple(str(folder / f"{slide}.vst") for slide, _, _ in slides),
+        test_patient="T", panel="top:5", decoder="linear", epochs=1, batch_size=2, accumulate=1,
+        lr=5e-3, warmup_epochs=0, device="cpu",
+    )  # fmt: skip
+    train(folder / "run", config)
+    evaluate(folder / "run", "cpu")
+    return folder / "run"

@@ -88,6 +88,12 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
         {"plot"},
         {"ground", "kernels", "store", "figures", "stitching", "predict", "export"},
     ),
+    # The rows of the table of figures, and the page that shows them beside the pictures.
+    "score_table": ({"score_table"}, set()),
+    "report": (
+        {"report"},
+        {"ground", "store", "panel", "folds", "figures", "results", "score_table"},
+    ),
     "whole_slide": (
         {"whole_slide"},
         {"ground", "kernels", "slide", "patches", "encoders", "figures", "panel", "tissue",
@@ -115,6 +121,8 @@ OUTSIDE = {
     "losses": {"numpy", "torch"},
     "metrics": {"numpy", "scipy"},
     "figures": {"numpy", "h5py", "matplotlib"},
+    "score_table": set(),
+    "report": {"numpy", "cv2"},
     "panel": {"numpy"},
     "folds": {"numpy", "xxhash"},
 }
@@ -243,7 +251,18 @@ def test_importing_the_package_is_light() -> None:
 
 @pytest.mark.parametrize(
     "command",
-    ["", "simulate", "extract", "train", "evaluate", "figures", "predict", "export", "demo"],
+    [
+        "",
+        "simulate",
+        "extract",
+        "train",
+        "evaluate",
+        "figures",
+        "report",
+        "predict",
+        "export",
+        "demo",
+    ],
 )
 def test_help_is_light(command: str) -> None:
     arguments = [command, "--help"] if command else ["--help"]
@@ -266,6 +285,10 @@ def test_exporting_and_plotting_load_no_torch(tiny_run: Path) -> None:
     assert "torch" not in loaded(f"import virchow_st as v; v.plot_gene({store!r}, 'GENE1')")
 
 
+def test_reporting_loads_no_torch() -> None:
+    assert "torch" not in loaded("from virchow_st.report import write_report")
+
+
 def test_every_folder_is_installed() -> None:
     listed = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["setuptools"]
     there = {
@@ -279,6 +302,18 @@ def test_every_folder_is_installed() -> None:
     assert holding_code == there, "a folder has no __init__.py"
     assert sorted(listed["packages"]) == sorted(there | {"virchow_st_cli"})
     assert listed["package-dir"]["virchow_st_cli"] == "cli"
+
+
+def test_every_file_that_is_no_code_is_installed() -> None:
+    setuptools = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["setuptools"]
+    listed = {
+        file
+        for package, patterns in setuptools["package-data"].items()
+        for pattern in patterns
+        for file in ROOT.joinpath(*package.split(".")).glob(pattern)
+    }
+    files = {f for f in (ROOT / "virchow_st").rglob("*") if f.is_file() and f.suffix != ".py"}
+    assert listed == {f for f in files if "__pycache__" not in f.parts}
 
 
 def test_public_names_are_there() -> None:

@@ -12,11 +12,9 @@ from __future__ import annotations
 import csv
 import json
 import math
-import os
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO, cast
@@ -24,7 +22,7 @@ from typing import Any, TextIO, cast
 import numpy as np
 
 from virchow_st.errors import ConfigError
-from virchow_st.files import write_json
+from virchow_st.files import write_json, written_whole
 from virchow_st.metrics import ScaleScores
 from virchow_st.metrics.bootstrap import BlockSums, Figure
 from virchow_st.panel import Panel
@@ -126,7 +124,7 @@ def read_metrics(run: Path) -> dict[str, Any]:
 def write_per_gene(run: Path, panel: Panel, computed: Mapping[int, ScaleScores]) -> None:
     """Write ``per_gene.csv``: a line a gene and scale, an empty field where undefined."""
     with (
-        _written(run / "per_gene.csv") as aside,
+        written_whole(run / "per_gene.csv") as aside,
         open(aside, "w", newline="", encoding="utf-8") as f,
     ):
         _write_rows(f, panel, computed)
@@ -143,6 +141,51 @@ def _write_rows(f: TextIO, panel: Panel, computed: Mapping[int, ScaleScores]) ->
 
 def _text(values: Float64Array, gene: int) -> str:
     return "" if np.isnan(values[gene]) else f"{values[gene]:.6g}"
+
+
+@dataclass(frozen=True)
+class GeneFigures:
+    """A line of ``per_gene.csv``: the figures of `PER_GENE` by name, None where undefined."""
+
+    gene_id: str
+    symbol: str
+    scale_um: int
+    figures: dict[str, float | None]
+
+
+def read_per_gene(run: Path) -> list[GeneFigures]:
+    """``per_gene.csv`` in its order; raises `ConfigError` where it is missing or damaged."""
+    path = run / "per_gene.csv"
+    try:
+        with open(path, newline="", encoding="utf-8") as f:
+            rows = [
+                GeneFigures(
+                    row["gene_id"],
+                    row["symbol"],
+                    int(row["scale_um"]),
+                    {name: _figure(row[name]) for name in PER_GENE},
+                )
+                for row in csv.DictReader(f)
+            ]
+        if not rows:
+            raise ValueError("holds no gene")
+        return rows
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: not found; run `vst evaluate {run}` first") from None
+    except KeyError as e:
+        raise ConfigError(
+            f"{path}: column {e} is missing; run `vst evaluate {run}` again"
+        ) from None
+    except (OSError, ValueError, TypeError, csv.Error) as e:
+        raise ConfigError(f"{path}: cannot be read ({e}); run `vst evaluate {run}` again") from None
+
+
+def _figure(text: str | None) -> float | None:
+    if text is None:
+        raise ValueError("a line is too short")
+    if text and not math.isfinite(float(text)):
+        raise ValueError(f"expected numbers; got {text}")
+    return float(text) if text else None
 
 
 @dataclass(frozen=True)
@@ -176,7 +219,7 @@ def write_blocks(run: Path, blocks: RunBlocks) -> None:
         for name in _SUMS
     }
     arrays |= {"format": np.array(BLOCKS_FORMAT), "gene_id": np.array(blocks.gene_ids)}
-    with _written(run / "blocks.npz") as aside, open(aside, "wb") as f:
+    with written_whole(run / "blocks.npz") as aside, open(aside, "wb") as f:
         np.savez_compressed(f, **arrays)
 
 
@@ -200,15 +243,3 @@ def read_blocks(run: Path) -> RunBlocks:
         raise ConfigError(f"{path}: not found; run `vst evaluate {run}` first") from None
     except _UNREADABLE as e:
         raise ConfigError(f"{path}: cannot be read ({e}); run `vst evaluate {run}` again") from None
-
-
-@contextmanager
-def _written(path: Path) -> Iterator[Path]:
-    """A file beside the path to write to, which takes its name when it is whole."""
-    aside = path.with_name(path.name + ".part")
-    try:
-        yield aside
-    except BaseException:
-        aside.unlink(missing_ok=True)
-        raise
-    os.replace(aside, path)

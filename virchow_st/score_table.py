@@ -1,0 +1,225 @@
+"""Figures of runs as rows of texts, beside ceiling, nulls and baselines: one table, shown anywhere.
+
+``vst evaluate`` prints these rows and ``vst report`` sets them in HTML, so both say the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+SCALES = ("2", "4", "8", "16")
+"""Columns: bin sides in µm, as ``metrics.json`` names them."""
+NAMES = {"pcc": "PCC", "d2_poisson": "D²"}
+"""Figures that have intervals and are compared, and what they are called."""
+BASELINES = {
+    "ridge": "ridge on tokens",
+    "nuclear_density": "nuclear density",
+    "gene_mean": "gene mean",
+    "total_umi": "total UMI",
+}
+"""What models beside the run are called."""
+_FEW_BLOCKS = 8
+
+Metrics = dict[str, Any]
+Runs = Mapping[str, Metrics]
+Kind = Literal["head", "figure", "run", "detail", "null", "target", "baseline", "oracle"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of the table.
+
+    Attributes:
+        label, cells: its texts; a cell a scale, "–" where undefined, empty in a head.
+        kind: head of a section; figure, one of a run that counts most, or run, another of a run;
+            detail of the figure above; null, what no skill reaches; target, what there is to
+            reach; baseline, what no decoder reaches; oracle, which reads the test counts.
+        inset: belongs to the row above it.
+        below: columns of a baseline that a run is below.
+    """
+
+    label: str
+    cells: tuple[str, ...]
+    kind: Kind
+    inset: bool = False
+    below: frozenset[int] = frozenset()
+
+
+def score_rows(runs: Runs) -> list[Row]:
+    """Figures of one or several runs at every scale, beside ceiling, nulls and baselines.
+
+    Args:
+        runs: ``metrics.json`` contents by the name to show; all of the same test patches.
+    """
+    first = next(iter(runs.values()))
+    rows = [*_correlation(runs), _head("D²: 1 best, 0 train means")]
+    for name, metrics in runs.items():
+        scales = metrics["scales"]
+        rows.append(Row(name, _numbers(scales, "d2_poisson"), "figure"))
+        rows.append(_detail("95 % interval", _intervals(scales, "d2_poisson")))
+        rows.append(_detail("against test means", _numbers(scales, "d2_poisson_test_mean")))
+    rows += [*_baselines(runs, "d2_poisson"), _head("AUPRC: 1 best"), *_each(runs, "auprc")]
+    rows.append(
+        Row("null: share of such bins", _numbers(first["scales"], "auprc_prevalence"), "null")
+    )
+    rows += [*_baselines(runs, "auprc"), _head("SSIM: 1 best")]
+    for name, metrics in runs.items():
+        scales = metrics["scales"]
+        rows.append(Row(name, _numbers(scales, "ssim"), "run"))
+        rows += _nulls(scales, "ssim")
+    rows.append(Row("null: 0 everywhere", _numbers(first["scales"], "ssim_all_zero"), "null"))
+    rows += [_head("Level: 1 right"), *_each(runs, "calibration")]
+    gene_mean = first["baselines"]["gene_mean"]
+    rows.append(Row("baseline gene mean", _numbers(gene_mean, "calibration"), "baseline"))
+    rows.append(_head("Moran's I: as observed"))
+    rows.append(Row("observed", _numbers(first["scales"], "morans_i_observed"), "target"))
+    for name, metrics in runs.items():
+        scales = metrics["scales"]
+        rows.append(Row(name, _numbers(scales, "morans_i_predicted"), "run"))
+        rows.append(_detail("left unexplained", _numbers(scales, "morans_i_residual")))
+    return rows
+
+
+def table_title(metrics: Metrics) -> str:
+    """Who was tested, on how much."""
+    patients = ", ".join(metrics["test_patients"])
+    return f"Test patient {patients}: {metrics['n_patches']} patches, {metrics['n_genes']} genes"
+
+
+def table_caption(metrics: Metrics) -> str:
+    """What the rows mean, in lines of under 80 characters."""
+    bootstrap = metrics["bootstrap"]
+    n_blocks, um = bootstrap["n_blocks"], bootstrap["block_um"]
+    rough = "; so few make them rough" if n_blocks < _FEW_BLOCKS else ""
+    return (
+        "PCC: Pearson's r of prediction and counts over the test slide's bins, averaged\n"
+        "over genes. Counts carry Poisson noise, so nothing can pass the ceiling. A good\n"
+        "model is near it and clear of the nulls (its own map laid elsewhere) and of the\n"
+        "baselines (no decoder, same training patches). The oracle is no model: it reads\n"
+        "the test counts. D²: share of the Poisson deviance explained. AUPRC: finding the\n"
+        "bins with any UMI. SSIM: likeness of pictures; read it beside its nulls. Level:\n"
+        "Σ predicted / Σ observed. Moran's I: likeness of neighbours; unexplained, 0 is\n"
+        "best. !: a run is below this baseline. 95 % intervals: "
+        f"{bootstrap['draws']} draws of\n{n_blocks} blocks of {um} µm{rough}."
+    )
+
+
+def below_baselines(runs: Runs) -> list[str]:
+    """A line for each run, figure and baseline that is better somewhere."""
+    lines = []
+    for name, metrics in runs.items():
+        for figure in NAMES:
+            for key, label in BASELINES.items():
+                below = [s for s in SCALES if _is_below(metrics, key, s, figure)]
+                if below and key not in metrics["oracles"]:
+                    by = ", ".join(_by_how_much(metrics, key, s, figure) for s in below)
+                    lines.append(f"{name} is below {label} in {NAMES[figure]}: {by}")
+    return lines
+
+
+def better_of(ci95: list[float] | None) -> str:
+    """Which of A and B is better, by the interval of A − B."""
+    if ci95 is None or ci95[0] <= 0 <= ci95[1]:
+        return "unclear"
+    return "A" if ci95[0] > 0 else "B"
+
+
+def interval_text(ci95: list[float] | None, digits: int = 2) -> str:
+    """``low..high``, or a dash where there is none."""
+    if ci95 is None:
+        return "–"
+    low, high = (round(x, digits) + 0.0 for x in ci95)
+    return f"{low:.{digits}f}..{high:.{digits}f}"
+
+
+def signed_text(value: float) -> str:
+    """A difference to three digits, its sign always shown."""
+    return f"{round(value, 3) + 0.0:+.3f}"
+
+
+def _correlation(runs: Runs) -> list[Row]:
+    first = next(iter(runs.values()))
+    rows = [_head("PCC: 1 best, 0 nothing")]
+    for name, metrics in runs.items():
+        scales = metrics["scales"]
+        rows.append(Row(name, _numbers(scales, "pcc"), "figure"))
+        rows.append(_detail("95 % interval", _intervals(scales, "pcc")))
+        rows.append(_detail("share of the ceiling", _percents(scales, "pcc_of_ceiling")))
+        rows.append(_detail("as ranks, Spearman's ρ", _numbers(scales, "spearman")))
+        for slide, of_slide in metrics.get("slides", {}).items():
+            rows.append(_detail(f"on {slide}", _numbers(of_slide, "pcc")))
+        rows += _nulls(scales, "pcc")
+        if "truth" in metrics:
+            rows.append(_detail("with the true rate", _numbers(metrics["truth"], "pcc_with_truth")))
+    rows.append(Row("ceiling, given the noise", _numbers(first["scales"], "pcc_ceiling"), "target"))
+    if "truth" in first:
+        of_truth = _numbers(first["truth"], "pcc_of_truth")
+        rows.append(Row("the true rate itself", of_truth, "target", inset=True))
+    return rows + _baselines(runs, "pcc")
+
+
+def _head(text: str) -> Row:
+    return Row(text, ("",) * len(SCALES), "head")
+
+
+def _detail(label: str, cells: tuple[str, ...]) -> Row:
+    return Row(label, cells, "detail", inset=True)
+
+
+def _nulls(scales: Metrics, figure: str) -> list[Row]:
+    nulls = {"other patches": "shuffled", "map shifted": "shifted"}
+    return [
+        Row(f"null: {label}", _numbers(scales, f"{figure}_{name}"), "null", inset=True)
+        for label, name in nulls.items()
+    ]
+
+
+def _each(runs: Runs, figure: str) -> list[Row]:
+    return [Row(name, _numbers(m["scales"], figure), "run") for name, m in runs.items()]
+
+
+def _baselines(runs: Runs, figure: str) -> list[Row]:
+    """Rows of the baselines, marked where a run is below one that is no oracle."""
+    first = next(iter(runs.values()))
+    rows = []
+    for key, label in BASELINES.items():
+        cells = _numbers(first["baselines"][key], figure)
+        if key in first["oracles"]:
+            rows.append(Row(f"oracle   {label}", cells, "oracle"))
+            continue
+        below = frozenset(
+            i
+            for i, scale in enumerate(SCALES)
+            if any(_is_below(metrics, key, scale, figure) for metrics in runs.values())
+        )
+        rows.append(Row(f"baseline {label}", cells, "baseline", below=below))
+    return rows
+
+
+def _is_below(metrics: Metrics, baseline: str, scale: str, figure: str) -> bool:
+    # To the last digit shown, as gene means differ from 0 by rounding.
+    ours, theirs = metrics["scales"][scale][figure], metrics["baselines"][baseline][scale][figure]
+    return ours is not None and theirs is not None and round(ours, 3) < round(theirs, 3)
+
+
+def _by_how_much(metrics: Metrics, baseline: str, scale: str, figure: str) -> str:
+    paired = metrics["differences"][baseline][scale][figure]
+    unclear = "" if better_of(paired["ci95"]) == "B" else " (unclear)"
+    return f"{signed_text(paired['difference'])} at {scale} µm{unclear}"
+
+
+def _numbers(scales: Metrics, figure: str) -> tuple[str, ...]:
+    values = [scales[scale][figure] for scale in SCALES]
+    # Adding 0.0 after rounding turns a negative zero into zero.
+    return tuple("–" if value is None else f"{round(value, 3) + 0.0:.3f}" for value in values)
+
+
+def _percents(scales: Metrics, figure: str) -> tuple[str, ...]:
+    values = [scales[scale][figure] for scale in SCALES]
+    return tuple("–" if value is None else f"{value:.0%}" for value in values)
+
+
+def _intervals(scales: Metrics, figure: str) -> tuple[str, ...]:
+    return tuple(interval_text(scales[scale][f"{figure}_ci95"]) for scale in SCALES)
