@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -56,6 +57,13 @@ def press_ctrl_c() -> None:
     main = threading.main_thread().ident
     assert main is not None
     signal.pthread_kill(main, signal.SIGINT)
+
+
+def press_ctrl_c_then(action: Callable[[], None]) -> None:
+    """The signal first, however busy the machine is."""
+    press_ctrl_c()
+    time.sleep(0.3)
+    action()
 
 
 def test_what_a_thread_writes_is_what_the_writer_writes(tmp_path: Path) -> None:
@@ -150,8 +158,7 @@ def test_ctrl_c_while_a_batch_is_committed(tmp_path: Path) -> None:
             for record in records:
                 thread.append([record])
             assert writer.began.acquire(timeout=SOON)
-            later(press_ctrl_c)
-            later(writer.open, after=0.4)
+            later(lambda: press_ctrl_c_then(writer.open))
             raise KeyboardInterrupt
         assert writer.next_index == 1
     assert len(committed(tmp_path / "A.vst")) == 7
@@ -164,8 +171,7 @@ def test_ctrl_c_while_the_last_batches_are_waited_for(tmp_path: Path) -> None:
             for record in records:
                 thread.append([record])
             assert writer.began.acquire(timeout=SOON)
-            later(press_ctrl_c)
-            later(writer.open, after=0.4)
+            later(lambda: press_ctrl_c_then(writer.open))
         assert writer.next_index == 1
     with StoreWriter(tmp_path / "A.vst", JOB) as writer, BackgroundWriter(writer) as thread:
         thread.append(records[1:])
