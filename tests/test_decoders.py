@@ -7,6 +7,8 @@ import torch
 from virchow_st.config import TrainConfig
 from virchow_st.decoders import build_decoder, decode, stem
 from virchow_st.decoders.hist2st import grid_neighbours
+from virchow_st.decoders.parts import TokenNorm
+from virchow_st.decoders.variation import variations
 
 DIM, GENES = 24, 5
 BIAS = torch.tensor([-4.0, -2.0, 0.0, 1.0, 3.0])
@@ -209,14 +211,43 @@ def test_random_strength_scales_a_stain_and_leaves_its_colour(monkeypatch):
     monkeypatch.setattr(stem, "_GLASS_SD", 0.0)
     density = stem.OpticalDensity().train()
     for stain in density.stains_33[:2]:
-        image = 10 ** (-0.5 * stain.view(1, 3, 1, 1))
-        amount = density(image).flatten() * stem._SPREAD + stem._TYPICAL
-        strength = (amount / stain)[stain > 0.1]
-        assert strength.std() < 0.03
-        assert 0.25 < float(strength.mean()) < 1.0
+        images = 10 ** (-0.5 * stain.view(1, 3, 1, 1)).expand(400, 3, 1, 1)
+        amounts = density(images).flatten(1) * stem._SPREAD + stem._TYPICAL
+        strengths = (amounts / stain)[:, stain > 0.1]
+        assert (strengths.std(1) < 0.05 * strengths.mean(1)).all()
+        assert strengths.mean(1).log().std() == pytest.approx(stem._STRENGTH_SD, rel=0.2)
     monkeypatch.setattr(stem, "_STRENGTH_SD", 0.0)
     image = some_image("pixels")
     torch.testing.assert_close(density.train()(image), density.eval()(image), atol=1e-4, rtol=1e-4)
+
+
+def test_channels_of_a_patch_are_stretched_and_shifted_in_training_alone():
+    norm, tokens = TokenNorm(torch.zeros(300), torch.ones(300)), torch.randn(2, 16, 16, 300)
+    assert torch.equal(norm.eval()(tokens), tokens.clamp(-8, 8))
+    norm.amount = 0.0
+    assert torch.equal(norm.train()(tokens), tokens.clamp(-8, 8))
+    norm.amount = 0.5
+    tokens[:, 0, 0] = 0
+    changed = norm(tokens)
+    shift = changed[:, 0, 0]
+    stretch = (changed - shift[:, None, None])[:, 1:] / tokens[:, 1:]
+    assert stretch.std((1, 2)).max() < 0.01  # one for all tokens of a patch
+    for drawn, mean in ((stretch[:, 0, 0], 1), (shift, 0)):
+        assert drawn.mean() == pytest.approx(mean, abs=0.05)
+        assert drawn.std() == pytest.approx(0.25, rel=0.1)
+
+
+def test_guided_learns_without_tokens_too():
+    decoder, image = make("guided").train(), some_image("guided", 1)
+    for variation in variations(decoder):
+        variation.amount = 0.0
+    mean = torch.full((1, 16, 16, DIM), 2.0)
+    with torch.no_grad():
+        without = decoder(mean, image)
+        alike = [torch.equal(decoder(some_tokens(1), image), without) for _ in range(60)]
+        assert 15 < sum(alike) < 45
+        decoder.eval()
+        assert not any(torch.equal(decoder(some_tokens(1), image), without) for _ in range(9))
 
 
 def test_neighbours_equal_brute_force():

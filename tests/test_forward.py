@@ -11,8 +11,9 @@ import torch
 from virchow_st.config import TrainConfig
 from virchow_st.decoders import build_decoder
 from virchow_st.decoders.base import GeneHead
-from virchow_st.decoders.parts import EdgeConv
+from virchow_st.decoders.parts import EdgeConv, TokenNorm
 from virchow_st.decoders.stem import OpticalDensity
+from virchow_st.decoders.variation import Withheld, variations
 from virchow_st.devices import pick_device
 from virchow_st.errors import ConfigError
 from virchow_st.forward import _Compiled, worth_compiling
@@ -59,16 +60,25 @@ def test_moments_on_a_device_are_those_of_the_kernels(scale_um):
 
 
 @pytest.mark.parametrize("n_processes", [2, 3])
-def test_stain_is_drawn_for_the_batch_and_not_for_its_part(n_processes):
-    density = OpticalDensity().train()
-    images = torch.rand(5, 3, 8, 8)
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (OpticalDensity(), (5, 3, 8, 8)),
+        (TokenNorm(torch.zeros(6), torch.ones(6)), (5, 4, 4, 6)),
+        (Withheld(), (5, 4, 4, 6)),
+    ],
+)
+def test_variation_is_drawn_for_the_batch_and_not_for_its_part(layer, shape, n_processes):
+    layer.train()
+    x = torch.rand(shape)
     torch.manual_seed(3)
-    whole = density(images)
+    layer.part_of = None
+    whole = layer(x)
     ends = [5 * i // n_processes for i in range(n_processes + 1)]
     for first, last in pairwise(ends):
         torch.manual_seed(3)
-        density.part_of = (first, 5)
-        torch.testing.assert_close(density(images[first:last]), whole[first:last])
+        layer.part_of = (first, 5)
+        torch.testing.assert_close(layer(x[first:last]), whole[first:last])
 
 
 # --- compiling ----------------------------------------------------------------------------------
@@ -115,7 +125,10 @@ def test_compiled_is_the_same(name):
     """Outputs, all gradients, and those GradNorm asks for, at the head alone."""
     torch.manual_seed(0)
     decoder = build_decoder(name, 16, torch.zeros(8), torch.ones(8), torch.full((3,), -3.0))
-    decoder.train(name != "guided")  # compiled, it draws other random stains
+    if name == "guided":
+        decoder.eval()  # compiled, it withholds the tokens of other patches
+    for variation in variations(decoder):
+        variation.amount = 0.0  # and varies otherwise
     tokens, image = torch.randn(2, 16, 16, 8), torch.rand(2, 3, 256, 256)
     found = []
     for called in (decoder, _Compiled(decoder, torch.compile(decoder.features, dynamic=False))):

@@ -10,6 +10,7 @@ from tiny_store import write_store
 
 from virchow_st import learner, schedule, training
 from virchow_st.config import TrainConfig, from_toml
+from virchow_st.decoders.variation import variations
 from virchow_st.errors import ConfigError
 from virchow_st.folds import Split
 from virchow_st.losses.balance import GradNorm
@@ -217,8 +218,9 @@ def test_accumulated_batches_are_one_large_batch(config, monkeypatch):
     weights = []
     for batch_size, accumulate in ((4, 1), (3, 2)):
         changed = replace(
-            config, batch_size=batch_size, accumulate=accumulate, balance="equal", epochs=1
-        )
+            config, batch_size=batch_size, accumulate=accumulate, balance="equal", epochs=1,
+            stain_variation=0.0,
+        )  # fmt: skip
         trainer = make_trainer(changed)
         trainer.epoch_members = trainer.split.train  # four patches: 4, or 3 and 1
         trainer.schedule = replace(trainer.schedule, steps_per_epoch=1)
@@ -227,6 +229,12 @@ def test_accumulated_batches_are_one_large_batch(config, monkeypatch):
         trainer.train_epoch()
         weights.append(trainer.learner.decoder.head.bias.detach().clone())
     torch.testing.assert_close(*weights)
+
+
+def test_variation_is_what_was_asked_for(config):
+    for decoder in ("linear", "guided"):
+        made = make_trainer(replace(config, decoder=decoder, stain_variation=0.3)).learner.decoder
+        assert {variation.amount for variation in variations(made)} == {0.3}
 
 
 def make_trainer(config):

@@ -135,7 +135,14 @@ class TrainConfig(_Checked):
         at_least=0.0,
         at_most=0.99999,
     )
-    seed: int = setting(0, "seed of weights, order and orientations", at_least=0)
+    stain_variation: float = setting(
+        1.0,
+        "how much stain is varied in training, for patients stained differently; 0 for slides "
+        "stained alike (docs/decoders.md)",
+        at_least=0.0,
+        at_most=4.0,
+    )
+    seed: int = setting(0, "seed of weights, order, orientations and variation", at_least=0)
     compile: str = setting(
         "auto",
         "torch.compile the decoder, which takes a minute: auto does on a GPU for a long run",

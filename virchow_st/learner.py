@@ -19,6 +19,7 @@ from virchow_st.config import TrainConfig
 from virchow_st.dataset import PatchDataset, Portion
 from virchow_st.decoders import build_decoder
 from virchow_st.decoders.base import Decoder
+from virchow_st.decoders.variation import variations
 from virchow_st.feed.base import DeviceBatch
 from virchow_st.folds import Member
 from virchow_st.forward import Forward
@@ -76,6 +77,8 @@ class Learner:
             torch.tensor(statistics.token_std),
             self.objective.initial_bias,
         ).to(device)
+        for variation in variations(self.decoder):
+            variation.amount = config.stain_variation
         self.mean = RunningMean(self.decoder, config.ema) if config.ema else None
         self.balance = build_balance(config.balance, len(self.objective.scales_um)).to(device)
         self.optimizer = torch.optim.AdamW(self.parameter_groups(), fused=device.type == "cuda")

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from virchow_st.decoders.base import Decoder, GeneHead
 from virchow_st.decoders.parts import ConvBlock, Fusion, ResBlock, TokenNorm, unfolding
 from virchow_st.decoders.stem import ImageStem
+from virchow_st.decoders.variation import Withheld
 
 _WIDTHS = (32, 64, 96)  # channels at 2, 4 and 8 µm
 _COARSEST = 32  # cells a side at 8 µm
@@ -77,6 +78,7 @@ class GuidedDecoder(PixelsDecoder):
     ) -> None:
         super().__init__(initial_bias_G, widths)
         self.normalise = TokenNorm(token_mean_D, token_std_D)
+        self.withhold = Withheld()
         self.token_path = nn.Sequential(
             nn.Conv2d(len(token_mean_D), token_width, 1),
             ConvBlock(token_width),
@@ -86,5 +88,6 @@ class GuidedDecoder(PixelsDecoder):
 
     def features(self, tokens_BTTD: Tensor, image_B3PP: Tensor | None) -> Tensor:
         """See `Decoder`."""
-        tokens_BDTT = self.normalise(tokens_BTTD).permute(0, 3, 1, 2)
+        tokens_BTTD = self.withhold(self.normalise(tokens_BTTD))
+        tokens_BDTT = tokens_BTTD.permute(0, 3, 1, 2)
         return self._decode(image_B3PP, self.token_path(tokens_BDTT))

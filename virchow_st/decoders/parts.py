@@ -9,6 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d
 
+from virchow_st.decoders.variation import Variation
+
+# How far a channel is stretched and shifted in training, in its standard deviations.
+_JITTER_SD = 0.5
+
 
 class EdgeConv(nn.Conv2d):
     """Convolution that keeps the size of a map, whose edges go on as they end.
@@ -40,8 +45,11 @@ class EdgeConv(nn.Conv2d):
         return conv2d(x_BCHW, self.weight, self.bias, groups=self.groups)
 
 
-class TokenNorm(nn.Module):
+class TokenNorm(Variation):
     """Standardise token channels with the training tokens' mean and standard deviation.
+
+    In training, every channel of a patch's tokens is stretched and shifted a little, as another
+    patient's may be. What only one channel tells is then worth less than what many agree on.
 
     Args:
         mean_D, std_D: (D,) over the tokens of the training patches.
@@ -57,7 +65,13 @@ class TokenNorm(nn.Module):
 
     def forward(self, tokens_BTTD: Tensor) -> Tensor:
         """(B, T, T, D) to the same shape; far outliers are cut at ±8 standard deviations."""
-        return ((tokens_BTTD - self.mean) * self.scale).clamp(-8.0, 8.0)
+        tokens_BTTD = ((tokens_BTTD - self.mean) * self.scale).clamp(-8.0, 8.0)
+        if not self.training or self.amount == 0:
+            return tokens_BTTD
+        stretch_B11D, shift_B11D = (
+            _JITTER_SD * self.amount * self.draw(tokens_BTTD, 2, 1, 1, len(self.mean))
+        ).unbind(1)
+        return tokens_BTTD * (1 + stretch_B11D) + shift_B11D
 
 
 class ConvBlock(nn.Module):

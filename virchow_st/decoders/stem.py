@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from virchow_st.decoders.parts import EdgeConv, ResBlock
+from virchow_st.decoders.variation import Variation
 
 # Optical density of a pixel of stained tissue, and its spread: inputs of order one learn faster.
 _TYPICAL, _SPREAD = 0.2, 0.15
@@ -17,25 +18,19 @@ _TYPICAL, _SPREAD = 0.2, 0.15
 _STAINS = ((0.65, 0.70, 0.29), (0.07, 0.99, 0.11))
 # The random stain of training: spread of the log of a stain's strength, of its direction, and of
 # the density of the glass.
-_STRENGTH_SD, _DIRECTION_SD, _GLASS_SD = 0.1, 0.03, 0.01
+_STRENGTH_SD, _DIRECTION_SD, _GLASS_SD = 0.25, 0.06, 0.03
 
 
-class OpticalDensity(nn.Module):
+class OpticalDensity(Variation):
     """RGB to optical density, where stains add up; in training, stained a little differently.
 
-    Two patients differ in stain more than the patches of one do, and a few patients are too few to
-    learn from what a stain does not mean. A random strength and colour of each stain, drawn anew
-    for every patch, shows the stem other laboratories (Tellez et al. 2018, arXiv:1808.05896). The
-    draw comes from torch's generator, which the trainer seeds, so that a run repeats itself.
-
-    Attributes:
-        part_of: where the next batch is a part of one that processes share: its first patch and the
-            number of patches there. All draw for all of them, and take what falls to their own.
+    Two patients differ in stain more than the patches of one do. A random strength and colour of
+    each stain, drawn anew for every patch, shows the stem other laboratories (Tellez et al. 2018,
+    arXiv:1808.05896).
     """
 
     stains_33: Tensor
     unmix_33: Tensor
-    part_of: tuple[int, int] | None = None
 
     def __init__(self) -> None:
         super().__init__()
@@ -48,14 +43,12 @@ class OpticalDensity(nn.Module):
     def forward(self, image_B3PP: Tensor) -> Tensor:
         """(B, 3, P, P) RGB in 0 to 1 to the same shape, of order one on tissue."""
         density_B3PP = -torch.log10((255 * image_B3PP + 1) / 256)
-        if self.training:
+        if self.training and self.amount > 0:
             density_B3PP = self._stained_anew(density_B3PP)
         return (density_B3PP - _TYPICAL) / _SPREAD
 
     def _stained_anew(self, density_B3PP: Tensor) -> Tensor:
-        n = len(density_B3PP)
-        first, n_drawn = self.part_of or (0, n)
-        draw_B35 = torch.randn(n_drawn, 3, 5, device=density_B3PP.device)[first : first + n]
+        draw_B35 = self.amount * self.draw(density_B3PP, 3, 5)
         strength_B31 = torch.exp(_STRENGTH_SD * draw_B35[..., :1])
         stains_B33 = strength_B31 * (self.stains_33 + _DIRECTION_SD * draw_B35[..., 1:4])
         glass_B31 = _GLASS_SD * draw_B35[..., 4:]

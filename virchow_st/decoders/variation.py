@@ -1,0 +1,51 @@
+"""What differs between patients and not within one, drawn at random in training.
+
+A few patients are too few to learn from what a stain, or a channel of the tokens, does not mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+
+class Variation(nn.Module):
+    """A layer that in training draws something anew for every patch.
+
+    The draw comes from torch's generator, which the trainer seeds, so that a run repeats itself.
+
+    Attributes:
+        amount: of the variation, relative to what laboratories differ by; 0 for none.
+        part_of: where the next batch is a part of one that processes share: its first patch and the
+            number of patches there. All draw for all of them, and take what falls to their own.
+    """
+
+    amount: float = 1.0
+    part_of: tuple[int, int] | None = None
+
+    def draw(self, x: Tensor, *shape: int) -> Tensor:
+        """(B, *shape) standard normal, for the B patches of ``x`` and on its device."""
+        first, n_drawn = self.part_of or (0, len(x))
+        return torch.randn(n_drawn, *shape, device=x.device)[first : first + len(x)]
+
+
+def variations(decoder: nn.Module) -> Iterator[Variation]:
+    """The layers of a decoder that draw."""
+    return (module for module in decoder.modules() if isinstance(module, Variation))
+
+
+class Withheld(Variation):
+    """The tokens of every other patch, at random, put to their mean in training.
+
+    Tokens alone soon tell most of what there is to tell, and the image would be left with little to
+    learn from. Where tokens are missing it has to be read (ModDrop, Neverova et al. 2016,
+    arXiv:1501.00102).
+    """
+
+    def forward(self, tokens_BTTD: Tensor) -> Tensor:
+        """(B, T, T, D) standardised tokens to the same shape."""
+        if not self.training:
+            return tokens_BTTD
+        return tokens_BTTD * (self.draw(tokens_BTTD, 1, 1, 1) > 0)
