@@ -6,8 +6,9 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import lmdb
 import pytest
@@ -59,10 +60,25 @@ def press_ctrl_c() -> None:
     signal.pthread_kill(main, signal.SIGINT)
 
 
-def press_ctrl_c_then(action: Callable[[], None]) -> None:
+@pytest.fixture
+def arrived() -> Iterator[threading.Event]:
+    """Set when Ctrl-C has reached the main thread."""
+    event = threading.Event()
+
+    def handler(number: int, frame: Any) -> None:
+        event.set()
+        signal.default_int_handler(number, frame)
+
+    before = signal.signal(signal.SIGINT, handler)
+    yield event
+    signal.signal(signal.SIGINT, before)
+
+
+def press_ctrl_c_then(arrived: threading.Event, action: Callable[[], None]) -> None:
     """The signal first, however busy the machine is."""
     press_ctrl_c()
-    time.sleep(0.3)
+    assert arrived.wait(SOON)
+    time.sleep(0.3)  # for what the main thread does about it
     action()
 
 
@@ -150,7 +166,7 @@ def test_an_error_of_the_block_finishes_one_batch_and_drops_the_rest(tmp_path: P
     assert len(committed(tmp_path / "A.vst")) == 7
 
 
-def test_ctrl_c_while_a_batch_is_committed(tmp_path: Path) -> None:
+def test_ctrl_c_while_a_batch_is_committed(tmp_path: Path, arrived: threading.Event) -> None:
     """The second Ctrl-C comes while the first one waits for the commit."""
     records = make_records(3)
     with GatedWriter(tmp_path / "A.vst") as writer:
@@ -158,20 +174,22 @@ def test_ctrl_c_while_a_batch_is_committed(tmp_path: Path) -> None:
             for record in records:
                 thread.append([record])
             assert writer.began.acquire(timeout=SOON)
-            later(lambda: press_ctrl_c_then(writer.open))
+            later(lambda: press_ctrl_c_then(arrived, writer.open))
             raise KeyboardInterrupt
         assert writer.next_index == 1
     assert len(committed(tmp_path / "A.vst")) == 7
 
 
-def test_ctrl_c_while_the_last_batches_are_waited_for(tmp_path: Path) -> None:
+def test_ctrl_c_while_the_last_batches_are_waited_for(
+    tmp_path: Path, arrived: threading.Event
+) -> None:
     records = make_records(3)
     with GatedWriter(tmp_path / "A.vst") as writer:
         with pytest.raises(KeyboardInterrupt), BackgroundWriter(writer) as thread:
             for record in records:
                 thread.append([record])
             assert writer.began.acquire(timeout=SOON)
-            later(lambda: press_ctrl_c_then(writer.open))
+            later(lambda: press_ctrl_c_then(arrived, writer.open))
         assert writer.next_index == 1
     with StoreWriter(tmp_path / "A.vst", JOB) as writer, BackgroundWriter(writer) as thread:
         thread.append(records[1:])
