@@ -300,7 +300,8 @@ def test_every_folder_is_installed() -> None:
         for file in (ROOT / "virchow_st").rglob("*.py")
     }
     assert holding_code == there, "a folder has no __init__.py"
-    assert sorted(listed["packages"]) == sorted(there | {"virchow_st_cli"})
+    data = set(listed["package-data"]) - {"virchow_st"}
+    assert sorted(listed["packages"]) == sorted(there | data | {"virchow_st_cli"})
     assert listed["package-dir"]["virchow_st_cli"] == "cli"
 
 

@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from virchow_st.config import TrainConfig
 from virchow_st.decoders import decode
 from virchow_st.decoders.base import Decoder
-from virchow_st.decoders.variation import variations
+from virchow_st.decoders.variation import Drawing
 from virchow_st.errors import ConfigError
 from virchow_st.feed.base import DeviceBatch
 from virchow_st.processes import Processes
@@ -44,7 +44,7 @@ class Forward:
         on_gpu = device.type == "cuda"
         # Older GPUs only emulate bfloat16, which is slow; there all is float32.
         self._in_bfloat16 = on_gpu and torch.cuda.get_device_capability(device) >= (8, 0)
-        self._variations = list(variations(decoder))
+        self._drawings = [m for m in decoder.modules() if isinstance(m, Drawing)]
         self._called: Callable[..., Tensor] = decoder
         if is_compiled:
             features = torch.compile(decoder.features, dynamic=False)
@@ -80,8 +80,8 @@ class Forward:
             part: which of the whole batch's patches they are.
             n_whole: how many patches that has.
         """
-        for variation in self._variations:
-            variation.part_of = None if self._parallel is None else (part.start, n_whole)
+        for drawing in self._drawings:
+            drawing.part_of = None if self._parallel is None else (part.start, n_whole)
         return self.of(self._called, batch)
 
     def of(self, decoder: Callable[..., Tensor], batch: DeviceBatch) -> Tensor:

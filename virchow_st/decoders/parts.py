@@ -66,7 +66,7 @@ class TokenNorm(Variation):
     def forward(self, tokens_BTTD: Tensor) -> Tensor:
         """(B, T, T, D) to the same shape; far outliers are cut at ±8 standard deviations."""
         tokens_BTTD = ((tokens_BTTD - self.mean) * self.scale).clamp(-8.0, 8.0)
-        if not self.training or self.amount == 0:
+        if not self.is_varying:
             return tokens_BTTD
         stretch_B11D, shift_B11D = (
             _JITTER_SD * self.amount * self.draw(tokens_BTTD, 2, 1, 1, len(self.mean))

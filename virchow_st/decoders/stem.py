@@ -43,7 +43,7 @@ class OpticalDensity(Variation):
     def forward(self, image_B3PP: Tensor) -> Tensor:
         """(B, 3, P, P) RGB in 0 to 1 to the same shape, of order one on tissue."""
         density_B3PP = -torch.log10((255 * image_B3PP + 1) / 256)
-        if self.training and self.amount > 0:
+        if self.is_varying:
             density_B3PP = self._stained_anew(density_B3PP)
         return (density_B3PP - _TYPICAL) / _SPREAD
 

@@ -1,7 +1,4 @@
-"""What differs between patients and not within one, drawn at random in training.
-
-A few patients are too few to learn from what a stain, or a channel of the tokens, does not mean.
-"""
+"""What is drawn at random in training, anew for every patch."""
 
 from __future__ import annotations
 
@@ -11,18 +8,16 @@ import torch
 from torch import Tensor, nn
 
 
-class Variation(nn.Module):
-    """A layer that in training draws something anew for every patch.
+class Drawing(nn.Module):
+    """A layer that in training draws something for every patch.
 
     The draw comes from torch's generator, which the trainer seeds, so that a run repeats itself.
 
     Attributes:
-        amount: of the variation, relative to what laboratories differ by; 0 for none.
         part_of: where the next batch is a part of one that processes share: its first patch and the
             number of patches there. All draw for all of them, and take what falls to their own.
     """
 
-    amount: float = 1.0
     part_of: tuple[int, int] | None = None
 
     def draw(self, x: Tensor, *shape: int) -> Tensor:
@@ -31,12 +26,30 @@ class Variation(nn.Module):
         return torch.randn(n_drawn, *shape, device=x.device)[first : first + len(x)]
 
 
+class Variation(Drawing):
+    """A layer that varies what differs between patients and not within one.
+
+    A few patients are too few to learn from what a stain, or a channel of the tokens, does not
+    mean.
+
+    Attributes:
+        amount: of the variation, relative to what laboratories differ by; 0 for none.
+    """
+
+    amount: float = 1.0
+
+    @property
+    def is_varying(self) -> bool:
+        """In training, unless there is nothing to vary by."""
+        return self.training and self.amount > 0
+
+
 def variations(decoder: nn.Module) -> Iterator[Variation]:
-    """The layers of a decoder that draw."""
+    """The layers of a decoder that vary."""
     return (module for module in decoder.modules() if isinstance(module, Variation))
 
 
-class Withheld(Variation):
+class Withheld(Drawing):
     """The tokens of every other patch, at random, put to their mean in training.
 
     Tokens alone soon tell most of what there is to tell, and the image would be left with little to
