@@ -42,12 +42,13 @@ class Tissue:
     threshold: int
 
 
-def find_tissue(overview: UInt8Array, um_per_px: float) -> Tissue:
+def find_tissue(overview: UInt8Array, um_per_px: float, name: str = "image") -> Tissue:
     """Tell tissue from glass.
 
     Args:
         overview: (H, W, 3) uint8 RGB of the whole slide, best at 4 to 16 µm/px.
         um_per_px: side of its pixels, µm.
+        name: of the slide, for the error.
 
     Raises:
         SlideError: there is no tissue.
@@ -60,8 +61,8 @@ def find_tissue(overview: UInt8Array, um_per_px: float) -> Tissue:
     mask = ~_without_small(~mask, _LARGEST_HOLE_UM2 / area_um2)
     if not mask.any():
         raise SlideError(
-            f"tissue: expected some on the slide; nothing of {_SMALLEST_PIECE_UM2:g} µm² is more "
-            f"saturated than {threshold} of 255; is it an H&E image, and --mpp right?"
+            f"{name}: expected tissue; nothing of {_SMALLEST_PIECE_UM2:,.0f} µm² is more saturated "
+            f"than {threshold} of 255; is it an H&E image, and --mpp right?"
         )
     return Tissue(mask, histogram, threshold)
 

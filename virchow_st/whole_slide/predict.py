@@ -94,7 +94,7 @@ def predict_slide(
             folder = Folder(zarr_path, flavour, {})
             pyramid = write_picture(folder, image, mpp)
             overview, um_per_px = pyramid.read(OVERVIEW_LEVEL)
-            tissue = find_tissue(overview, um_per_px)
+            tissue = find_tissue(overview, um_per_px, str(image_path))
             shape = grid_shape(image, mpp, 1 << (LEVELS - 1))
             cells = on_cells(tissue.mask, um_per_px, shape)
             patches = lay_over(cells, config.min_tissue, config.overlap_um // BIN_UM)
