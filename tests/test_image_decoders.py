@@ -1,28 +1,20 @@
 """Training of decoders that look at the image: turned with its counts, and resumed exactly."""
 
-import json
-
 import numpy as np
 import pytest
-import torch
 from dying import DiesAfterEpoch, Killed
 from tiny_store import make_record, write_records
+from tiny_training import PATIENTS, few_steps, history, paths, tiny_config
 
-from virchow_st import schedule
-from virchow_st.config import TrainConfig
 from virchow_st.predict import load_run
 from virchow_st.store.reader import open_store
 from virchow_st.training import train
 
 
 @pytest.fixture(autouse=True, scope="module")
-def few_steps_on_one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(schedule, "_LEAST_STEPS_PER_EPOCH", 8)
+def quick():
+    with few_steps(8):
         yield
-    torch.set_num_threads(before)
 
 
 def write_pictures(path, patient, seed):
@@ -42,22 +34,11 @@ def write_pictures(path, patient, seed):
 
 
 @pytest.fixture(scope="module")
-def config(tmp_path_factory, few_steps_on_one_thread):
+def config(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pictures")
-    for seed, patient in enumerate(("P1", "P5")):
+    for seed, patient in enumerate(PATIENTS):
         write_pictures(folder / f"{patient}.vst", patient, seed)
-    return TrainConfig(
-        stores=tuple(str(folder / f"{p}.vst") for p in ("P1", "P5")),
-        test_patient="P5",
-        panel="top:3",
-        decoder="guided",
-        epochs=2,
-        batch_size=2,
-        accumulate=1,
-        lr=5e-3,
-        warmup_epochs=1,
-        device="cpu",
-    )
+    return tiny_config(paths(folder), decoder="guided")
 
 
 @pytest.fixture(scope="module")
@@ -65,11 +46,6 @@ def run(config, tmp_path_factory):
     path = tmp_path_factory.mktemp("runs") / "run"
     train(path, config)
     return path
-
-
-def history(run):
-    lines = [json.loads(line) for line in (run / "history.jsonl").read_text("utf-8").splitlines()]
-    return [{k: v for k, v in x.items() if k not in ("seconds", "patches_per_s")} for x in lines]
 
 
 def test_it_learns_from_images_turned_with_their_counts(run):

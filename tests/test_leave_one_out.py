@@ -7,41 +7,28 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 from dying import Killed
 from tiny_store import write_store
+from tiny_training import PATIENTS, few_steps, tiny_config, two_patients
 
 from virchow_st import leave_one_out as module
-from virchow_st import schedule
 from virchow_st.config import TrainConfig, from_toml
 from virchow_st.errors import ConfigError
 from virchow_st.folds import Split
 from virchow_st.leave_one_out import leave_one_out, summarise
 from virchow_st.predict import load_run
 
-PATIENTS = ("P1", "P5")
-
 
 @pytest.fixture(autouse=True, scope="module")
 def quick():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(schedule, "_LEAST_STEPS_PER_EPOCH", 2)
+    with few_steps(2):
         yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("stores")
-    for seed, patient in enumerate(PATIENTS):
-        write_store(folder / f"{patient}.vst", patient, 3 + seed, n_genes=4, seed=seed)
-    return TrainConfig(
-        stores=tuple(str(folder / f"{p}.vst") for p in PATIENTS),
-        leave_one_out=True, panel="top:3", decoder="linear", epochs=1, batch_size=2, accumulate=1,
-        lr=5e-3, warmup_epochs=0, device="cpu",
-    )  # fmt: skip
+    stores = two_patients(tmp_path_factory.mktemp("stores"))
+    return tiny_config(stores, leave_one_out=True, test_patient="", epochs=1, warmup_epochs=0)
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +134,7 @@ def test_refusals(run, config, tmp_path):
     with pytest.raises(ConfigError, match="patient 'a/b': expected a name that a folder can have"):
         leave_one_out(tmp_path / "new", replace(config, stores=(*config.stores, str(slash.path))))
     # The same slide as two patients': it would train in one fold and be tested in it too.
-    twin = write_store(tmp_path / "twin.vst", "P9", 3, n_genes=4, seed=0)
+    twin = write_store(tmp_path / "twin.vst", "P9", 5, n_genes=4, seed=0, columns=5)
     with pytest.raises(ConfigError, match=r"twin\.vst: holds the same slide as .*P1\.vst"):
         leave_one_out(tmp_path / "new", replace(config, stores=(*config.stores, str(twin.path))))
     assert not (tmp_path / "new").exists()

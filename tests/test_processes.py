@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 import subprocess
@@ -16,10 +15,9 @@ import torch
 from dying import DiesAfterEpoch, Killed
 from joined_trainer import DIED, STEPS
 from safetensors.torch import load_file
-from tiny_store import write_store
+from tiny_training import few_steps, history, tiny_config, two_patients
 
-from virchow_st import schedule
-from virchow_st.config import TrainConfig, to_toml
+from virchow_st.config import to_toml
 from virchow_st.errors import ConfigError
 from virchow_st.processes import ALONE, Processes, joined
 from virchow_st.training import train
@@ -30,24 +28,17 @@ HERE = Path(__file__).parent
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
     """Five patches to train on in batches of four: the last batch has one patch for two."""
-    folder = tmp_path_factory.mktemp("stores")
-    for seed, (patient, n) in enumerate((("P1", 6), ("P5", 2))):
-        write_store(folder / f"{patient}.vst", patient, n, n_genes=4, seed=seed, columns=3)
-    return TrainConfig(
-        stores=tuple(str(folder / f"{p}.vst") for p in ("P1", "P5")),
-        test_patient="P5", panel="top:3", decoder="guided", loss="nb", epochs=1, batch_size=4,
-        accumulate=2, lr=5e-3, warmup_epochs=0, ema=0.9, device="cpu",
+    stores = two_patients(tmp_path_factory.mktemp("stores"), (6, 2), columns=3)
+    return tiny_config(
+        stores, decoder="guided", loss="nb", epochs=1, batch_size=4, accumulate=2,
+        warmup_epochs=0, ema=0.9,
     )  # fmt: skip
 
 
 @pytest.fixture(autouse=True, scope="module")
 def as_the_script():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(schedule, "_LEAST_STEPS_PER_EPOCH", STEPS)
+    with few_steps(STEPS):
         yield
-    torch.set_num_threads(before)
 
 
 class Answer(NamedTuple):
@@ -84,10 +75,6 @@ def together(*arguments: object, n: int = 2) -> list[Answer]:
 def written(config, path):
     path.write_text(to_toml(config), "utf-8")
     return path
-
-
-def history(run):
-    return [json.loads(line) for line in (run / "history.jsonl").read_text("utf-8").splitlines()]
 
 
 def figures(line):

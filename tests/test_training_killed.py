@@ -8,29 +8,17 @@ import sys
 from pathlib import Path
 
 import pytest
-from tiny_store import write_store
+from tiny_training import history, tiny_config, two_patients
 
-from virchow_st.config import TrainConfig, to_toml
+from virchow_st.config import to_toml
 
 HERE = Path(__file__).parent
-TIMES = ("seconds", "patches_per_s")
 
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("stores")
-    for seed, patient in enumerate(("P1", "P5")):
-        write_store(folder / f"{patient}.vst", patient, 5 - seed, n_genes=4, seed=seed, columns=5)
-    return TrainConfig(
-        stores=tuple(str(folder / f"{p}.vst") for p in ("P1", "P5")),
-        test_patient="P5", panel="top:3", decoder="linear", loss="nb", epochs=3, batch_size=2,
-        accumulate=2, lr=5e-3, warmup_epochs=1, ema=0.9, device="cpu",
-    )  # fmt: skip
-
-
-def history(run):
-    lines = [json.loads(line) for line in (run / "history.jsonl").read_text("utf-8").splitlines()]
-    return [{k: v for k, v in line.items() if k not in TIMES} for line in lines]
+    stores = two_patients(tmp_path_factory.mktemp("stores"))
+    return tiny_config(stores, loss="nb", epochs=3, accumulate=2, ema=0.9)
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ import pytest
 import torch
 from dying import DiesAfterEpoch, Killed
 from tiny_store import write_store
+from tiny_training import few_steps, history, tiny_config, two_patients
 
 from virchow_st import feed, schedule
 from virchow_st.averaging import RunningMean
@@ -28,29 +29,17 @@ from virchow_st.schedule import Schedule
 from virchow_st.training import Trainer, _time_left, train
 
 ROOT = Path(__file__).resolve().parents[1]
-TIMES = ("seconds", "patches_per_s")
 
 
 @pytest.fixture(autouse=True, scope="module")
 def quick():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(schedule, "_LEAST_STEPS_PER_EPOCH", 2)
+    with few_steps(2):
         yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("stores")
-    for seed, patient in enumerate(("P1", "P5")):
-        write_store(folder / f"{patient}.vst", patient, 5 - seed, n_genes=4, seed=seed, columns=5)
-    return TrainConfig(
-        stores=tuple(str(folder / f"{p}.vst") for p in ("P1", "P5")),
-        test_patient="P5", panel="top:3", decoder="linear", epochs=2, batch_size=2, accumulate=1,
-        lr=5e-3, warmup_epochs=1, device="cpu",
-    )  # fmt: skip
+    return tiny_config(two_patients(tmp_path_factory.mktemp("stores")))
 
 
 @pytest.fixture(scope="module")
@@ -74,11 +63,6 @@ class Listener:
 
     def step(self, done, total, unit, detail=""):
         self.steps.append((done, total, unit, detail))
-
-
-def history(run):
-    lines = [json.loads(line) for line in (run / "history.jsonl").read_text("utf-8").splitlines()]
-    return [{k: v for k, v in line.items() if k not in TIMES} for line in lines]
 
 
 def tensors(run, which="last"):
