@@ -13,13 +13,15 @@ counts that are zero in 95 of 100 bins. Three ways:
 
 Counts lie ready, dense or as lists, on the device. "GradNorm" is a step as GradNorm needs it:
 forward, each scale's gradient alone, and the gradient of the sum. All in turns in one process, the
-same number of threads each; losses and gradients must agree.
+same number of threads each; losses and gradients must agree. GOMP_SPINCOUNT is set as vst sets it
+for itself: torch's threads would spin on after their work, and the kernels' wait for a core.
 
 Memory on a CPU is measured in a process for each: the most memory it ever had resident (VmHWM,
 Linux) while it computed, less what it had with the inputs ready. On a GPU it is what torch's
 allocator handed out at the most, in the same way.
 
-    python benchmarks/bench_loss.py [--device auto] [--patches 8] [--rounds 10] [--json FILE]
+    GOMP_SPINCOUNT=10000 python benchmarks/bench_loss.py [--device auto] [--patches 8] [--rounds 10]
+        [--json FILE]
 """
 
 from __future__ import annotations

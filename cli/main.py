@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import _thread
 import errno
+import os
 import sys
 import threading
 import warnings
@@ -67,6 +68,9 @@ for _command in (
 
 def main() -> None:
     """Run the command line."""
+    # After their work torch's OpenMP threads spin for some 5 ms, on the cores that the threads of
+    # the kernels and of the reader wait for. libgomp reads this when torch is loaded.
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     sys.unraisablehook = _keep_interrupt
     # timm and torch-geometric still compile a few functions in a way that torch has deprecated.
     warnings.filterwarnings("ignore", message=r"`torch\.jit\.", category=FutureWarning)
