@@ -14,10 +14,9 @@ from torch import Tensor, nn
 from torch_geometric.nn import SAGEConv
 
 from virchow_st.decoders.base import Decoder, GeneHead
-from virchow_st.decoders.parts import ConvBlock, TokenNorm, Upsampler, unfold_tokens
+from virchow_st.decoders.parts import ConvBlock, TokenDetail, TokenNorm, Upsampler
 
 _BINS = 128
-_DETAIL_CHANNELS = 8
 
 
 class GraphBlock(nn.Module):
@@ -75,9 +74,8 @@ class Hist2ST(Decoder):
         self.fuse = nn.Sequential(nn.LayerNorm(4 * width), nn.Linear(4 * width, width))
 
         self.upsample = Upsampler(width, bin_channels, (_BINS // grid).bit_length() - 1)
-        # What a token knows of its own bins goes straight to them, past the paths that mix tokens.
-        self.detail = unfold_tokens(len(token_mean_D), _DETAIL_CHANNELS, _BINS // grid)
-        self.head = GeneHead(bin_channels + _DETAIL_CHANNELS, initial_bias_G)
+        self.detail = TokenDetail(len(token_mean_D), _BINS // grid)
+        self.head = GeneHead(bin_channels + TokenDetail.channels, initial_bias_G)
 
     def features(self, tokens_BTTD: Tensor, image_B3PP: Tensor | None) -> Tensor:
         """See `Decoder`; the image is not used."""
@@ -99,8 +97,7 @@ class Hist2ST(Decoder):
         paths_BNC4 = [x_BNC, conv_BCTT.flatten(2).transpose(1, 2), attended_BNC, graph_BNC]
         fused_BNC = x_BNC + self.fuse(torch.cat(paths_BNC4, dim=-1))
         grid_BCTT = fused_BNC.transpose(1, 2).unflatten(2, (T, T))
-        detail_BCHW = self.detail(tokens_BTTD.permute(0, 3, 1, 2))
-        return torch.cat([self.upsample(grid_BCTT), detail_BCHW], dim=1)
+        return self.detail(self.upsample(grid_BCTT), tokens_BTTD)
 
 
 def grid_neighbours(side: int) -> Tensor:

@@ -14,7 +14,7 @@ from itertools import pairwise
 from torch import Tensor, nn
 
 from virchow_st.decoders.base import Decoder, GeneHead
-from virchow_st.decoders.parts import Fusion, ResBlock, TokenNorm, Upsampler
+from virchow_st.decoders.parts import Fusion, ResBlock, TokenDetail, TokenNorm, Upsampler
 
 _BINS = 128
 
@@ -49,15 +49,17 @@ class Img2ST(Decoder):
         )
         self.up = nn.ModuleList(Fusion(coarse, fine) for fine, coarse in reversed(steps))
         self.upsample = Upsampler(widths[0], bin_channels, (_BINS // grid).bit_length() - 1)
-        self.head = GeneHead(bin_channels, initial_bias_G)
+        self.detail = TokenDetail(len(token_mean_D), _BINS // grid)
+        self.head = GeneHead(bin_channels + TokenDetail.channels, initial_bias_G)
 
     def features(self, tokens_BTTD: Tensor, image_B3PP: Tensor | None) -> Tensor:
         """See `Decoder`; the image is not used."""
-        x_BCTT = self.embed(self.normalise(tokens_BTTD).permute(0, 3, 1, 2))
+        tokens_BTTD = self.normalise(tokens_BTTD)
+        x_BCTT = self.embed(tokens_BTTD.permute(0, 3, 1, 2))
         skips = []
         for down in self.down:
             skips.append(x_BCTT)
             x_BCTT = down(x_BCTT)
         for up in self.up:
             x_BCTT = up(x_BCTT, skips.pop())
-        return self.upsample(x_BCTT)
+        return self.detail(self.upsample(x_BCTT), tokens_BTTD)

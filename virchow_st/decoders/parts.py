@@ -159,6 +159,25 @@ class Fusion(nn.Module):
         return self.block(self.unfold(coarse_BCLL) + fine_BCMM)
 
 
+class TokenDetail(nn.Module):
+    """What a token knows of its own bins, beside features of paths that mix tokens.
+
+    Args:
+        dim: D.
+        side: bins a side of a token.
+    """
+
+    channels = 8
+
+    def __init__(self, dim: int, side: int) -> None:
+        super().__init__()
+        self.unfold = unfold_tokens(dim, self.channels, side)
+
+    def forward(self, mixed_BCHW: Tensor, tokens_BTTD: Tensor) -> Tensor:
+        """Features and standardised tokens to (B, C + channels, H, W)."""
+        return torch.cat([mixed_BCHW, self.unfold(tokens_BTTD.permute(0, 3, 1, 2))], dim=1)
+
+
 def unfold_tokens(dim: int, channels: int, side: int) -> nn.Sequential:
     """Linear map of each token to ``channels`` maps of its own ``side``×``side`` bins.
 
