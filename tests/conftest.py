@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from cli_place import Place
 from figure_run import FigureRun, all_pictures
 from virchow_st.cohort import extract_cohort
 from virchow_st.config import ExtractConfig, SimulateConfig, TrainConfig
@@ -52,6 +53,12 @@ def stores(simulated: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
     outcomes = extract_cohort(folder / "slides.csv", STAIN)
     assert [o.n_patches for o in outcomes] == [9, 9, 9], outcomes
     return {outcome.patient: outcome.store for outcome in outcomes}
+
+
+@pytest.fixture
+def place(tmp_path: Path, simulated: Path, stores: dict[str, Path]) -> Place:
+    """An empty folder to make a mistake in."""
+    return Place(tmp_path, simulated, stores)
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from test_store import golden
+from test_store_bytes import golden
 from tiny_store import JOB, make_manifest, make_records, write_records
 
 from virchow_st.config import ExtractConfig
