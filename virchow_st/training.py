@@ -38,6 +38,9 @@ from virchow_st.store.reader import Store, open_store
 from virchow_st.training_statistics import TrainingStatistics, training_statistics
 from virchow_st.validation import ValidationSums
 
+# Passes over the training patches an epoch, from which on there are few patches for the steps.
+_MANY_PASSES = 3
+
 
 def train(
     run: Path,
@@ -70,6 +73,11 @@ def train(
     )
     statistics = processes.from_first(lambda: training_statistics(dataset, split.train))
     trainer = Trainer(config, dataset, split, statistics, device, processes, progress)
+    if trainer.schedule.passes >= _MANY_PASSES:
+        progress.note(
+            f"so few patches learn more in smaller steps than of {config.batch_size} × "
+            f"{config.accumulate} patches: try --batch-size 4 --accumulate 1 --lr 5e-4"
+        )
     if resume:
         trainer.load(run)
     elif processes.is_first:  # epoch 0: a run stopped in its first epoch can resume
