@@ -75,8 +75,9 @@ def train(
     trainer = Trainer(config, dataset, split, statistics, device, processes, progress)
     if trainer.schedule.passes >= _MANY_PASSES:
         progress.note(
-            f"so few patches learn more in smaller steps than of {config.batch_size} × "
-            f"{config.accumulate} patches: try --batch-size 4 --accumulate 1 --lr 5e-4"
+            f"so few patches want a higher learning rate, and smaller steps than of "
+            f"{config.batch_size} × {config.accumulate}: "
+            "try --lr 5e-4 --batch-size 4 --accumulate 1"
         )
     if resume:
         trainer.load(run)
