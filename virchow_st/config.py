@@ -125,7 +125,7 @@ class TrainConfig(_Checked):
     )
     batch_size: int = setting(8, "patches a batch", at_least=1)
     accumulate: int = setting(4, "batches an optimiser step", at_least=1)
-    lr: float = setting(5e-5, "peak learning rate of AdamW", at_least=0.0)
+    lr: float = setting(5e-4, "peak learning rate of AdamW", at_least=0.0)
     warmup_epochs: int = setting(2, "epochs of linear warm-up", at_least=0)
     patience: int = setting(10, "epochs without a better validation before stopping", at_least=1)
     ema: float = setting(

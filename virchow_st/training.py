@@ -75,9 +75,8 @@ def train(
     trainer = Trainer(config, dataset, split, statistics, device, processes, progress)
     if trainer.schedule.passes >= _MANY_PASSES:
         progress.note(
-            f"so few patches want a higher learning rate, and smaller steps than of "
-            f"{config.batch_size} × {config.accumulate}: "
-            "try --lr 5e-4 --batch-size 4 --accumulate 1"
+            f"so few patches take no steps of {config.batch_size} × {config.accumulate}: "
+            "--batch-size 4 --accumulate 1 learns as much in a fraction of the time"
         )
     if resume:
         trainer.load(run)
