@@ -68,7 +68,7 @@ for _command in (
 
 def main() -> None:
     """Run the command line."""
-    # After their work torch's OpenMP threads spin for some 5 ms, on the cores that the threads of
+    # After their work torch's OpenMP threads spin for milliseconds, on cores that the threads of
     # the kernels and of the reader wait for. libgomp reads this when torch is loaded.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     sys.unraisablehook = _keep_interrupt

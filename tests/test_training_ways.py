@@ -110,7 +110,7 @@ def test_steps_too_large_for_few_patches_are_told(config, tmp_path, accumulate, 
     """Two steps of 2 × 2 patches are two passes over four, two of 2 × 3 are three."""
     said = Listener()
     train(tmp_path / "run", replace(config, epochs=1, accumulate=accumulate), progress=said)
-    advice = "so few patches take no steps of 2 × 3: --batch-size 4 --accumulate 1 learns"
+    advice = "few patches for steps of 2 × 3: --batch-size 4 --accumulate 1"
     assert any(advice in note for note in said.notes) == is_told
 
 

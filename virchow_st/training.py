@@ -75,8 +75,8 @@ def train(
     trainer = Trainer(config, dataset, split, statistics, device, processes, progress)
     if trainer.schedule.passes >= _MANY_PASSES:
         progress.note(
-            f"so few patches take no steps of {config.batch_size} × {config.accumulate}: "
-            "--batch-size 4 --accumulate 1 learns as much in a fraction of the time"
+            f"few patches for steps of {config.batch_size} × {config.accumulate}: "
+            "--batch-size 4 --accumulate 1 and half as many epochs more learn as much in less time"
         )
     if resume:
         trainer.load(run)

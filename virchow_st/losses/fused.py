@@ -93,5 +93,5 @@ def _side_by_side(call: Callable[[int, int], None], n_maps: int) -> None:
     ends = [n_maps * i // n_threads for i in range(n_threads + 1)]
     with ThreadPoolExecutor(n_threads - 1) as pool:
         others = pool.map(call, ends[1:-1], ends[2:])
-        call(0, ends[1])  # keeps this thread's core busy, so that others wake on theirs
+        call(0, ends[1])  # a share for this thread, which would only wait
         list(others)  # passes on an error
