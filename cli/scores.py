@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from virchow_st.score_table import (
+from virchow_st.run.score_table import (
     NAMES,
     SCALES,
     Runs,
@@ -55,18 +55,20 @@ def print_comparison(console: Console, comparison: dict[str, Any], names: dict[s
 
     Args:
         console: where to print.
-        comparison: of `virchow_st.compare.compare_runs`.
+        comparison: of `virchow_st.run.compare.compare_runs`.
         names: what to call each run.
     """
     for pair in comparison["pairs"]:
         scales = pair["scales"]
         rows = []
         for figure, name in NAMES.items():
-            came = [scales[scale][figure] for scale in SCALES]
-            cells = ["–" if c["difference"] is None else signed_text(c["difference"]) for c in came]
+            pairs = [scales[scale][figure] for scale in SCALES]
+            cells = [
+                "–" if c["difference"] is None else signed_text(c["difference"]) for c in pairs
+            ]
             rows.append([f"{name}, A − B", *cells])
-            rows.append(["  95 % interval", *(interval_text(c["ci95"], digits=3) for c in came)])
-            rows.append(["  better", *(better_of(c["ci95"]) for c in came)])
+            rows.append(["  95 % interval", *(interval_text(c["ci95"], digits=3) for c in pairs)])
+            rows.append(["  better", *(better_of(c["ci95"]) for c in pairs)])
         console.table(
             f"A = {names[pair['a']]}, B = {names[pair['b']]}: is one better?",
             _COLUMNS,

@@ -8,18 +8,18 @@ from pathlib import Path
 import numpy as np
 
 from virchow_st.errors import SlideError
-from virchow_st.slide.counts import PatchCounts, PatchOrigins, read_patch_counts
 from virchow_st.slide.geometry import Homography
 from virchow_st.slide.image import SlideImage
-from virchow_st.slide.layout import (
+from virchow_st.slide.matrix import CountMatrix, GeneTable
+from virchow_st.slide.patch_counts import PatchCounts, PatchOrigins, read_patch_counts
+from virchow_st.slide.positions import BinPositions, read_positions
+from virchow_st.slide.space_ranger import (
     SlideFiles,
     find_files,
     fingerprint,
     read_png_size,
     read_scalefactors,
 )
-from virchow_st.slide.matrix import CountMatrix, GeneTable
-from virchow_st.slide.positions import BinPositions, read_positions
 from virchow_st.types import BoolArray, Mpp
 
 _COARSEST_MPP = 1.0
@@ -102,7 +102,7 @@ class VisiumHDSlide:
         return self.matrix.genes
 
     def fingerprint(self) -> str:
-        """Fingerprint of the count matrix file: see `virchow_st.slide.layout.fingerprint`."""
+        """Fingerprint of the count matrix file: see `virchow_st.slide.space_ranger.fingerprint`."""
         return fingerprint(self.matrix_path)
 
     def read_counts(self, patches: PatchOrigins) -> PatchCounts:
@@ -136,13 +136,15 @@ class VisiumHDSlide:
     def _check_size(self, image: SlideImage, width: float, height: float) -> None:
         if _near(image.width, width) and _near(image.height, height):
             return
-        came = f"{image.path}: expected about {width:.0f}×{height:.0f} px, the size of "
-        came += f"{self.files.hires_png} at full resolution; got {image.width}×{image.height} px"
+        actual = f"{image.path}: expected about {width:.0f}×{height:.0f} px, the size of "
+        actual += f"{self.files.hires_png} at full resolution; got {image.width}×{image.height} px"
         if _near(image.width, height) and _near(image.height, width):
-            raise SlideError(f"{came}, a quarter turn of it; give the image that Space Ranger got")
+            raise SlideError(
+                f"{actual}, a quarter turn of it; give the image that Space Ranger got"
+            )
         if max(image.width, image.height) < min(_CYTASSIST_PX, max(width, height)):
-            came += ", as small as a CytAssist or thumbnail image"
-        raise SlideError(f"{came}; {_GIVE_THE_MICROSCOPE_IMAGE}")
+            actual += ", as small as a CytAssist or thumbnail image"
+        raise SlideError(f"{actual}; {_GIVE_THE_MICROSCOPE_IMAGE}")
 
     def _check_inside(self, image: SlideImage) -> None:
         row, col = np.nonzero(self.tissue_mask)
@@ -156,5 +158,5 @@ class VisiumHDSlide:
             )
 
 
-def _near(came: float, expected: float) -> bool:
-    return abs(came - expected) <= _SIZE_TOLERANCE * expected
+def _near(actual: float, expected: float) -> bool:
+    return abs(actual - expected) <= _SIZE_TOLERANCE * expected

@@ -1,0 +1,185 @@
+"""Finds the files of a Space Ranger folder, reads its scale factors, takes fingerprints."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from virchow_st.errors import SlideError
+from virchow_st.types import BIN_UM
+
+_FINGERPRINT_BLOCK = 1 << 20
+_FINGERPRINT_BLOCKS = 16
+
+# What the HDF5, Parquet, TIFF and image libraries raise on files that are cut off or damaged.
+_DAMAGE = (
+    OSError,
+    RuntimeError,
+    ValueError,
+    KeyError,
+    IndexError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+)
+
+
+@dataclass(frozen=True)
+class SlideFiles:
+    """Where the parts of one 2 µm folder lie; ``hires_png`` is None where there is none.
+
+    ``is_filtered`` tells whether ``matrix`` is the filtered one, whose columns are tissue bins.
+    """
+
+    folder: Path
+    matrix: Path
+    is_filtered: bool
+    positions: Path
+    scalefactors: Path
+    hires_png: Path | None
+
+
+def find_files(outs: Path, matrix: str) -> SlideFiles:
+    """Find the 2 µm folder in ``outs`` and the files in it, prefixed or not.
+
+    Args:
+        outs: ``outs/``, ``binned_outputs/``, or ``square_002um/`` itself.
+        matrix: ``"filtered"`` or ``"raw"``.
+
+    Raises:
+        SlideError: not a folder, no or several 2 µm folders, or a file missing from it.
+    """
+    if not outs.is_dir():
+        raise SlideError(f"{outs}: expected a folder; give Space Ranger's outs or square_002um")
+    folder = _bin_folder(outs)
+    matrix_path = _the_one(folder, f"*{matrix}_feature_bc_matrix.h5", "the count matrix")
+    spatial = _the_one(folder, "*spatial", "the folder with bin positions")
+    hires = sorted(spatial.glob("*tissue_hires_image.png"))
+    return SlideFiles(
+        folder=folder,
+        matrix=matrix_path,
+        is_filtered=matrix == "filtered",
+        positions=_the_one(spatial, "*tissue_positions.parquet", "the bin positions"),
+        scalefactors=_the_one(spatial, "*scalefactors_json.json", "the scale factors"),
+        hires_png=hires[0] if hires else None,
+    )
+
+
+def read_scalefactors(path: Path) -> dict[str, float]:
+    """Read ``scalefactors_json.json``; its numbers, by name.
+
+    Raises:
+        SlideError: not JSON, no ``bin_size_um``, or bins that are not 2 µm.
+    """
+    try:
+        values: Any = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as e:
+        raise _damaged(path, "JSON scale factors", e) from None
+    if not isinstance(values, dict) or not isinstance(values.get("bin_size_um"), int | float):
+        raise SlideError(
+            f"{path}: expected bin_size_um among the scale factors, as Visium HD bins have; give "
+            "the square_002um folder, not segmented_outputs or a Visium v1 slide"
+        )
+    if values["bin_size_um"] != BIN_UM:
+        folder = path.parent.parent
+        raise SlideError(
+            f"{path}: expected bins of {BIN_UM} µm; got {values['bin_size_um']:g} µm; give "
+            f"{folder.parent / 'square_002um'} instead of {folder.name}"
+        )
+    return {
+        name: float(value)
+        for name, value in values.items()
+        if isinstance(value, int | float) and math.isfinite(value)
+    }
+
+
+def fingerprint(path: Path) -> str:
+    """A quick fingerprint that tells a changed file from the same one.
+
+    Returns:
+        16 hex digits: xxHash64 of the file's size and of sixteen evenly spaced blocks of 1 MiB,
+        the first and the last included (of every byte where the file is no larger than that).
+    """
+    digest = xxhash.xxh64()
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, 2)
+            digest.update(size.to_bytes(8, "little"))
+            last = max(0, size - _FINGERPRINT_BLOCK)
+            for i in range(_FINGERPRINT_BLOCKS):
+                file.seek(last * i // (_FINGERPRINT_BLOCKS - 1))
+                digest.update(file.read(_FINGERPRINT_BLOCK))
+    except OSError as e:
+        raise _damaged(path, "a readable file", e) from None
+    return digest.hexdigest()
+
+
+@contextmanager
+def reading(path: Path, expected: str) -> Iterator[None]:
+    """Turn whatever a library raises on a damaged file into one line that names the file."""
+    try:
+        yield
+    except _DAMAGE as e:
+        raise _damaged(path, expected, e) from e
+
+
+def _damaged(path: Path, expected: str, error: Exception) -> SlideError:
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return SlideError(
+        f"{path}: expected {expected}; it cannot be read ({reason[:160]}); the file is cut off or "
+        "damaged: copy it again from where Space Ranger or the scanner wrote it"
+    )
+
+
+def _bin_folder(outs: Path) -> Path:
+    if any(outs.glob("*_feature_bc_matrix.h5")) and any(outs.glob("*spatial")):
+        return outs
+    for pattern in ("*square_002um", "*binned_outputs/*square_002um"):
+        found = sorted(p for p in outs.glob(pattern) if p.is_dir())
+        if len(found) == 1:
+            return found[0]
+        if found:
+            names = ", ".join(str(p) for p in found)
+            raise SlideError(f"{outs}: expected one square_002um; found {names}; give one of them")
+    coarser = sorted({p.name for p in outs.glob("**/*square_0*um")})
+    actual = f"only {', '.join(coarser)}" if coarser else "no binned output"
+    raise SlideError(
+        f"{outs}: expected the 2 µm bins in square_002um; found {actual}; give the outs folder of "
+        "a Visium HD run, with binned_outputs/square_002um in it"
+    )
+
+
+def _the_one(folder: Path, pattern: str, what: str) -> Path:
+    found = sorted(folder.glob(pattern))
+    if len(found) == 1:
+        return found[0]
+    if found:
+        names = ", ".join(p.name for p in found)
+        raise SlideError(f"{folder}: expected one {pattern}; found {names}; keep one of them")
+    raise SlideError(
+        f"{folder}: expected {what}, {pattern}; found none; copy it from the Space Ranger output"
+    )
+
+
+def read_png_size(path: Path) -> tuple[int, int]:
+    """Width and height of a PNG from its header (PNG specification, chunk IHDR).
+
+    Raises:
+        SlideError: not a PNG.
+    """
+    try:
+        with path.open("rb") as file:
+            head = file.read(24)
+    except OSError as e:
+        raise _damaged(path, "a PNG image", e) from None
+    width, height = int.from_bytes(head[16:20], "big"), int.from_bytes(head[20:24], "big")
+    if head[:8] != b"\x89PNG\r\n\x1a\n" or head[12:16] != b"IHDR" or not width or not height:
+        raise _damaged(path, "a PNG image", ValueError("its first bytes are not a PNG's"))
+    return width, height
