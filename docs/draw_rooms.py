@@ -22,7 +22,6 @@ sys.path.insert(0, str(DOCS.parent / "tests" / "support"))
 from imports import rooms_imported, without_implied  # noqa: E402
 
 PICTURE = DOCS / "images" / "rooms.svg"
-FOUNDATION = ("types", "errors", "config", "runtime", "kernels")
 
 STEP, WORKS_ON, BESIDE, GROUND = "#dcebf7", "#e6f2e3", "#f1eee6", "#ececec"
 # Room → x of its centre, layer from below, colour, what it does.
@@ -41,22 +40,28 @@ PLACES: dict[str, tuple[float, int, str, str]] = {
     "evaluation": (2.75, 5, STEP, "scores, ceilings, baselines"),
     "plot": (5.0, 5, BESIDE, "one gene, in a notebook"),
 }
-BARS = (
-    (5.85, "cli", "the commands; imports the room that a command runs, and nothing imports it"),
-    (0.2, "runtime   kernels", "devices, processes, files, progress; numba and Triton code"),
-    (-0.33, "types   errors   config", "arrays, units, error classes, every setting"),
-)
 LEGEND = ((STEP, "a step of the pipeline"), (WORKS_ON, "what the steps work on"),
           (BESIDE, "beside the pipeline"))  # fmt: skip
 WIDTH, HEIGHT, LAYER, BAR = 1.56, 0.5, 0.98, 0.4
 LEFT, RIGHT = -1.25, 5.85
 
 
+def ground() -> list[str]:
+    """Single modules, beside those in `PLACES`, on which every room may stand."""
+    return [name for name in rooms_imported() if name not in PLACES and not _is_folder(name)]
+
+
 def edges() -> set[tuple[str, str]]:
     """The arrows: (importing room, imported room)."""
+    foundation = {"runtime", "kernels", *ground()}
     rooms = rooms_imported()
-    above = {n: targets - set(FOUNDATION) for n, targets in rooms.items() if n not in FOUNDATION}
-    return without_implied(above)
+    return without_implied(
+        {name: rooms[name] - foundation for name in rooms if name not in foundation}
+    )
+
+
+def _is_folder(name: str) -> bool:
+    return (DOCS.parent / "virchow_st" / name).is_dir()
 
 
 def draw(path: Path) -> None:
@@ -66,11 +71,16 @@ def draw(path: Path) -> None:
         SystemExit: a room has no place in `PLACES`, or an arrow would not lead down.
     """
     arrows = edges()
-    rooms = set(rooms_imported()) - set(FOUNDATION)
+    rooms = set(rooms_imported()) - {"runtime", "kernels", *ground()}
     if rooms != set(PLACES):
         raise SystemExit(f"PLACES: expected {sorted(rooms)}; found {sorted(PLACES)}")
     if wrong := [pair for pair in arrows if PLACES[pair[0]][1] <= PLACES[pair[1]][1]]:
         raise SystemExit(f"PLACES: expected the imported room in a lower layer; found {wrong}")
+    bars = (
+        (5.85, "cli", "the commands; imports the rooms they use, and nothing imports it"),
+        (0.2, "runtime   kernels", "devices, processes, files, progress; numba and Triton code"),
+        (-0.33, "   ".join(sorted(ground())), "single modules that every room may import"),
+    )
     style = {"svg.fonttype": "none", "svg.hashsalt": "rooms", "font.family": "sans-serif"}
     with matplotlib.rc_context(style):
         figure = Figure(figsize=(7.6, 6.1))
@@ -85,7 +95,7 @@ def draw(path: Path) -> None:
                 x, layer * LAYER - 0.12, about, ha="center", va="center", fontsize=6.6,
                 color="0.3",
             )  # fmt: skip
-        for layer, names, about in BARS:
+        for layer, names, about in bars:
             y = layer * LAYER
             _box(axes, LEFT, y, RIGHT - LEFT, BAR, GROUND)
             axes.text(LEFT + 0.15, y, names, va="center", fontsize=10.5)
@@ -112,7 +122,7 @@ def _box(
             edgecolor="0.45",
             linewidth=0.7,
             zorder=2,
-        )  # fmt: skip
+        )
     )
 
 
