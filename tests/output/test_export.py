@@ -93,7 +93,7 @@ def test_a_run_as_images(of_run: Path, tiny_run: Path) -> None:
 def test_a_run_says_where_it_came_from(of_run: Path, tiny_run: Path) -> None:
     about = zarr.open_group(of_run, mode="r").attrs["virchow_st"]
     metrics = json.loads((tiny_run / "metrics.json").read_text())
-    assert about["format"] == "virchow_st.output.export/1"
+    assert about["format"] == "virchow_st.export/1"
     assert about["run"]["path"] == str(tiny_run)
     assert about["run"]["epoch"] == metrics["epoch"]
     assert (about["patient"], about["slide"]) == ("T", "T")
