@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import matplotlib
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
@@ -109,9 +110,7 @@ def draw(path: Path) -> None:
         figure.savefig(path, format="svg", metadata={"Date": None, "Creator": None})
 
 
-def _box(
-    axes: matplotlib.axes.Axes, left: float, y: float, width: float, height: float, colour: str
-) -> None:
+def _box(axes: Axes, left: float, y: float, width: float, height: float, colour: str) -> None:
     axes.add_patch(
         FancyBboxPatch(
             (left, y - height / 2),
@@ -126,7 +125,7 @@ def _box(
     )
 
 
-def _arrow(axes: matplotlib.axes.Axes, pair: tuple[str, str], arrows: set[tuple[str, str]]) -> None:
+def _arrow(axes: Axes, pair: tuple[str, str], arrows: set[tuple[str, str]]) -> None:
     """From the lower edge of the importing room to the upper edge of the imported one."""
     start = _port(pair[0], [target for source, target in arrows if source == pair[0]], pair[1])
     end = _port(pair[1], [source for source, target in arrows if target == pair[1]], pair[0])
