@@ -1,4 +1,4 @@
-"""``vst doctor``: what is installed, what is missing and how to get it."""
+"""``vst doctor``: installed packages, missing packages and how to install them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``vst figures``."""
+"""``vst figures``: draw the figures of an evaluated run."""
 
 from __future__ import annotations
 
@@ -12,15 +12,18 @@ from virchow_st_cli.options import with_console
 
 @click.command(short_help="Draw genes, scores, calibration and the slides of a run.")
 @click.argument("run", type=click.Path(path_type=Path))
-@click.option("--genes", help="symbols or ids with commas; the best predicted ones if left out")
+@click.option(
+    "--genes",
+    help="gene symbols or ids separated by commas; default: the best predicted genes",
+)
 @click.option(
     "--against",
     type=click.Path(path_type=Path),
-    help="another evaluated run of the same panel and test patches, to compare with",
+    help="another evaluated run with the same panel and test patches, to compare with",
 )
 @with_console
 def figures(console: Console, run: Path, genes: str | None, against: Path | None) -> None:
-    """Draw an evaluated RUN into RUN/figures, from its result files alone."""
+    """Draw the figures of an evaluated RUN into RUN/figures, from its result files only."""
     from virchow_st.output.figures import draw_figures
 
     wanted = [g.strip() for g in genes.split(",") if g.strip()] if genes is not None else None

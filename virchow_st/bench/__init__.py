@@ -31,7 +31,7 @@ def run_target(
     Args:
         target: which.
         folder: scratch, on the disk to measure.
-        progress: who listens.
+        progress: Receives notes, warnings and step counts.
         encoder, weights, random_weights: what extract and train encode with; see
             `virchow_st.bench.encoder.open_encoder`.
         device: where encoder, decoder and loss run.

@@ -66,7 +66,7 @@ def measure(
 
     Args:
         folder: scratch.
-        progress: who listens.
+        progress: Receives notes, warnings and step counts.
         encoder: which; the stain encoder when None.
         bins: side of the slide; as `bins_for` has it when None.
         genes: number of genes.

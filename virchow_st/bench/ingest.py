@@ -37,7 +37,7 @@ def measure(
 
     Args:
         folder: scratch.
-        progress: who listens.
+        progress: Receives notes, warnings and step counts.
         bins: side of the slide, 2 µm bins.
         genes: number of genes.
         rounds: timed passes; the best counts.

@@ -77,7 +77,7 @@ def measure(
     """Measure on drawn counts, 95 % of them zero, and log-rates near the truth.
 
     Args:
-        progress: who listens.
+        progress: Receives notes, warnings and step counts.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         sizes: numbers of patches and of genes, a table each.
         rounds: timed passes; the best counts.

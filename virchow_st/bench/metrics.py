@@ -26,7 +26,7 @@ def measure(
     """Measure every pair of `virchow_st.kernels.table`, and the accumulators at every scale.
 
     Args:
-        progress: who listens.
+        progress: Receives notes, warnings and step counts.
         n_genes: genes of the scored patch.
         rounds: timed passes; the best counts.
         pairs: kernels to measure.

@@ -44,7 +44,7 @@ def measure(
 
     Args:
         folder: scratch, on the disk to measure; about 3 MB a patch.
-        progress: who listens.
+        progress: Receives notes, warnings and step counts.
         n_patches: patches to write.
         dim: channels of a token.
         rounds: timed passes; the best counts.

@@ -44,7 +44,7 @@ def measure(
 
     Args:
         folder: scratch.
-        progress: who listens.
+        progress: Receives notes, warnings and step counts.
         device: where decoder and loss run.
         encoder: which; the stain encoder when None.
         decoder: as ``--decoder``.
