@@ -10,6 +10,7 @@ import click
 from virchow_st.bench import TARGETS, run_target
 from virchow_st.errors import ConfigError
 from virchow_st.files import write_json
+from virchow_st.interrupt import exit_code
 from virchow_st_cli.console import Console
 from virchow_st_cli.options import with_console
 
@@ -70,9 +71,9 @@ def bench(
                     table.title, list(table.columns), table.texts(), caption="\n".join(table.notes)
                 )
             tables += measured
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as e:
         stopped = click.ClickException("stopped; the figures so far are above, no file is left")
-        stopped.exit_code = 130
+        stopped.exit_code = exit_code(e)
         raise stopped from None
     content = document(target, tables)
     console.result(machine_line(content["machine"]))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,6 +13,7 @@ from virchow_st.against_truth import TruthScores
 from virchow_st.baselines import BASELINES, ORACLES, fit_baselines
 from virchow_st.compare import DRAWS, check_same_panel, differences, other_patches
 from virchow_st.dataset import PatchDataset
+from virchow_st.devices import core_count
 from virchow_st.errors import ConfigError
 from virchow_st.folds import Member
 from virchow_st.maps import SlideMaps, write_maps
@@ -76,7 +76,7 @@ def evaluate(
     board = Board(run.train_rate, baselines, blocks.n_blocks, slides, truth_scores)
 
     n_done = 0
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+    with ThreadPoolExecutor(core_count()) as pool:
         for slide, block_of_patch in zip(slides, blocks.of_patch, strict=True):
             maps_path = run_path / "maps" / f"{slide.name}.h5"
             placed = slide.infos, block_of_patch
