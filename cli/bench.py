@@ -9,8 +9,8 @@ import click
 
 from virchow_st.bench import TARGETS, run_target
 from virchow_st.errors import ConfigError
-from virchow_st.files import write_json
 from virchow_st.interrupt import exit_code
+from virchow_st.runtime.atomic import write_json
 from virchow_st_cli.console import Console
 from virchow_st_cli.options import with_console
 

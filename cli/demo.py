@@ -15,7 +15,7 @@ import xxhash
 import virchow_st
 from virchow_st.config import ExtractConfig, SimulateConfig, TrainConfig
 from virchow_st.errors import ConfigError
-from virchow_st.files import write_json
+from virchow_st.runtime.atomic import write_json
 from virchow_st_cli.console import Console
 from virchow_st_cli.options import with_console
 from virchow_st_cli.scores import print_comparison, print_scores

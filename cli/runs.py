@@ -108,7 +108,7 @@ def evaluate(
     from virchow_st.compare import compare_runs
     from virchow_st.evaluate import check_comparable
     from virchow_st.evaluate import evaluate as run_evaluation
-    from virchow_st.files import write_json
+    from virchow_st.runtime.atomic import write_json
 
     if len(runs) > 1:
         check_comparable(runs)

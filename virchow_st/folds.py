@@ -12,7 +12,7 @@ import numpy as np
 import xxhash
 
 from virchow_st.errors import ConfigError
-from virchow_st.files import write_json
+from virchow_st.runtime.atomic import write_json
 from virchow_st.store.reader import Store
 from virchow_st.types import PATCH_BINS
 

@@ -22,10 +22,10 @@ from typing import Any, TextIO, cast
 import numpy as np
 
 from virchow_st.errors import ConfigError
-from virchow_st.files import write_json, written_whole
 from virchow_st.metrics import ScaleScores
 from virchow_st.metrics.bootstrap import BlockSums, Figure
 from virchow_st.panel import Panel
+from virchow_st.runtime.atomic import write_json, written_whole
 from virchow_st.types import SCALES_UM, Float64Array
 
 METRICS_FORMAT = "virchow_st.metrics/1"

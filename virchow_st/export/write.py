@@ -12,7 +12,6 @@ import numpy as np
 from virchow_st.config import ExportConfig
 from virchow_st.errors import ConfigError
 from virchow_st.export.sources import PX_PER_BIN, Source, blocks, homography, open_source
-from virchow_st.files import written_aside
 from virchow_st.formats.bins import BinImages, channel_names
 from virchow_st.formats.ngff import FLAVOURS, FULLRES, Folder
 from virchow_st.formats.picture import add_picture
@@ -26,6 +25,7 @@ from virchow_st.formats.tables import (
 )
 from virchow_st.kernels.pooling import sum_pool
 from virchow_st.progress import SILENT, Progress
+from virchow_st.runtime.atomic import written_aside
 from virchow_st.types import (
     BIN_UM,
     BLOCK_BINS,

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from virchow_st.files import write_json
+from virchow_st.runtime.atomic import write_json
 
 FORMAT = "virchow_st.visualization_metrics/1"
 NAME = "visualization_metrics.json"

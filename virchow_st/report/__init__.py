@@ -10,7 +10,6 @@ from string import Template
 from virchow_st.errors import ConfigError
 from virchow_st.figures import draw_figures, find_genes
 from virchow_st.figures.slides import find_maps
-from virchow_st.files import written_whole
 from virchow_st.progress import SILENT, Progress
 from virchow_st.report import sections
 from virchow_st.report.content import RunResults, gene_table_data, read_results, strongest_first
@@ -19,6 +18,7 @@ from virchow_st.report.markup import Markup, escaped, json_script
 from virchow_st.report.pictures import find_pictures, load_pictures
 from virchow_st.report.provenance import run_section
 from virchow_st.report.slides import FINE_GENES, write_slides
+from virchow_st.runtime.atomic import written_whole
 
 __all__ = ["write_report"]
 

@@ -17,7 +17,7 @@ import lmdb
 import xxhash
 
 from virchow_st.errors import StoreError
-from virchow_st.files import sync_folder, write_json
+from virchow_st.runtime.atomic import sync_folder, write_json
 from virchow_st.store import format as fmt
 from virchow_st.store.datafile import DataFile
 from virchow_st.store.format import Kind, PatchInfo

@@ -15,7 +15,6 @@ import xxhash
 from virchow_st.config import PredictConfig, to_toml
 from virchow_st.encoders.base import Encoder
 from virchow_st.errors import ConfigError
-from virchow_st.files import written_aside
 from virchow_st.formats.bins import LEVELS
 from virchow_st.formats.ngff import FLAVOURS, Folder
 from virchow_st.formats.picture import Picture
@@ -23,6 +22,7 @@ from virchow_st.formats.tables import check_format
 from virchow_st.patches import PatchTable
 from virchow_st.predict import Run, load_run
 from virchow_st.progress import SILENT, Progress
+from virchow_st.runtime.atomic import written_aside
 from virchow_st.slide.image import SlideImage
 from virchow_st.slide.resolution import slide_mpp
 from virchow_st.stitching.lattice import covered, lay_over
