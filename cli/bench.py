@@ -9,8 +9,9 @@ import click
 
 from virchow_st.bench import TARGETS, run_target
 from virchow_st.errors import ConfigError
-from virchow_st.interrupt import exit_code
 from virchow_st.runtime.atomic import write_json
+from virchow_st.runtime.interrupt import exit_code
+from virchow_st.runtime.lock import locked
 from virchow_st_cli.console import Console
 from virchow_st_cli.options import with_console
 
@@ -43,7 +44,7 @@ def bench(
     On data made for it in a temporary folder that is removed; TMPDIR says on which disk.
     """
     from virchow_st.bench.tables import Table, document, machine_line
-    from virchow_st.devices import pick_device
+    from virchow_st.runtime.devices import pick_device
 
     pick_device(device)  # an option that is wrong is said at once, not after minutes
     if json_path and not json_path.absolute().parent.is_dir():
@@ -78,4 +79,5 @@ def bench(
     content = document(target, tables)
     console.result(machine_line(content["machine"]))
     if json_path:
-        write_json(json_path, content)
+        with locked(json_path):
+            write_json(json_path, content)

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from virchow_st.config import ExportConfig
-from virchow_st.interrupt import exit_code
+from virchow_st.runtime.interrupt import exit_code
 from virchow_st_cli.console import Console
 from virchow_st_cli.options import build_config, config_options, with_console
 
@@ -25,7 +25,7 @@ def export(console: Console, source: Path, out: Path, **options: Any) -> int:
     a SpatialData folder.
     """
     config = build_config(ExportConfig, options)
-    from virchow_st.export.write import export as run_export
+    from virchow_st.output.export.write import export as run_export
 
     try:
         written, said = run_export(source, out, config, console)

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from virchow_st.config import PredictConfig
-from virchow_st.interrupt import exit_code
+from virchow_st.runtime.interrupt import exit_code
 from virchow_st_cli.console import Console
 from virchow_st_cli.options import build_config, config_options, with_console
 
@@ -39,7 +39,7 @@ def predict(
     8 µm. A picture of the tissue and the patches comes beside it.
     """
     config = build_config(PredictConfig, options)
-    from virchow_st.whole_slide.predict import predict_slide
+    from virchow_st.predict.slide import predict_slide
 
     try:
         done = predict_slide([run, *also], image, out, config, console)

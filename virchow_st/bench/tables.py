@@ -13,7 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from virchow_st.devices import core_count
+from virchow_st.runtime.devices import core_count
 
 Cell = str | int | float | None
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import stat
-import tempfile
 from pathlib import Path
 
 _FOLDERS = {
@@ -51,6 +50,8 @@ def _can_make(folder: Path) -> bool:
 
 def _own_folder() -> Path:
     """A folder that nobody else can put anything into: caches hold programs."""
+    import tempfile  # seldom needed
+
     folder = Path(tempfile.gettempdir()) / f"virchow_st-{os.getuid()}"
     try:
         folder.mkdir(mode=0o700)

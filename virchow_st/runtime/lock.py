@@ -22,7 +22,7 @@ from pathlib import Path
 
 from virchow_st.errors import ConfigError
 
-NAME = ".lock"
+LOCK_NAME = ".lock"
 """The lock's file within a folder that is written in place, such as a run."""
 _WITHOUT_FLOCK = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOLCK)
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
@@ -35,7 +35,7 @@ class BusyError(ConfigError):
 
 def lock_beside(output: Path) -> Path:
     """The lock's file for an output that is not there until it is whole, such as a prediction."""
-    return output.with_name(f".{output.name}{NAME}")
+    return output.with_name(f".{output.name}{LOCK_NAME}")
 
 
 class Lock:

@@ -13,10 +13,9 @@ import numpy as np
 from virchow_st.config import SimulateConfig
 from virchow_st.errors import ConfigError
 from virchow_st.runtime.atomic import remove_leftovers, whole_folder, written_whole
-from virchow_st.runtime.lock import NAME as LOCK
-from virchow_st.runtime.lock import locked
-from virchow_st.simulate.counts import draw_counts, draw_depth
+from virchow_st.runtime.lock import LOCK_NAME, locked
 from virchow_st.simulate.frame import draw_frame
+from virchow_st.simulate.morphology import grow_tissue
 from virchow_st.simulate.programmes import (
     PROGRAMMES,
     Genes,
@@ -26,6 +25,7 @@ from virchow_st.simulate.programmes import (
     programme_maps,
     tissue_map,
 )
+from virchow_st.simulate.sequencing import draw_counts, draw_depth
 from virchow_st.simulate.spaceranger import (
     write_matrix,
     write_positions,
@@ -33,7 +33,6 @@ from virchow_st.simulate.spaceranger import (
     write_spatial_images,
 )
 from virchow_st.simulate.stain import draw_laboratory, photograph, stain_density
-from virchow_st.simulate.tissue import grow_tissue
 from virchow_st.simulate.truth import Truth, read_origin, write_truth
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
@@ -60,7 +59,7 @@ def simulate_cohort(
     for folder, origin in zip(folders, origins, strict=True):
         _stands(folder, origin)  # refused before anything is made
     out.mkdir(parents=True, exist_ok=True)
-    with locked(out, out / LOCK):
+    with locked(out, out / LOCK_NAME):
         remove_leftovers(out)
         standing = [_stands(folder, o) for folder, o in zip(folders, origins, strict=True)]
         genes = draw_genes(np.random.default_rng(config.seed), config.genes)
