@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import json
+import os
+import re
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -17,7 +19,7 @@ from torch import Tensor, nn
 from virchow_st.errors import ConfigError
 from virchow_st.runtime.atomic import replaced_folder, settled
 
-FORMAT = "virchow_st.run.checkpoint/1"
+FORMAT = "virchow_st.checkpoint/1"
 _TENSORS = "tensors.safetensors"
 _STATE = "state.json"
 
@@ -91,9 +93,16 @@ def _write(folder: Path, tensors: dict[str, Tensor], state: Mapping[str, Any]) -
         try:
             save_file(tensors, aside / _TENSORS)
         except SafetensorError as e:
-            raise OSError(errno.EIO, f"cannot be written ({e})", str(aside / _TENSORS)) from None
+            raise _as_os_error(e, aside / _TENSORS) from None
         state_text = json.dumps({"format": FORMAT, **state}, indent=1) + "\n"
         (aside / _STATE).write_text(state_text, "utf-8")
+
+
+def _as_os_error(error: SafetensorError, path: Path) -> OSError:
+    """What the disk said, which safetensors passes on as a text."""
+    found = re.search(r"os error (\d+)", str(error))
+    number = int(found[1]) if found else errno.EIO
+    return OSError(number, os.strerror(number) if found else str(error), str(path))
 
 
 def load_checkpoint(
@@ -130,9 +139,9 @@ def read_state(folder: Path) -> dict[str, Any]:
         raise ConfigError(f"{folder}: no checkpoint there; run `vst train` first") from None
     except ValueError as e:
         raise ConfigError(f"{file}: cannot be read as JSON ({e}); train again") from None
-    came = state.get("format") if isinstance(state, dict) else None
-    if came != FORMAT:
-        raise ConfigError(f"{file}: expected format {FORMAT}, got {came!r}; train again")
+    actual = state.get("format") if isinstance(state, dict) else None
+    if actual != FORMAT:
+        raise ConfigError(f"{file}: expected format {FORMAT}, got {actual!r}; train again")
     return dict(state)
 
 

@@ -107,6 +107,8 @@ def new_output(out: Path) -> Iterator[Path]:
 def check_absent(out: Path) -> None:
     """Raise `ConfigError` where an output is there already."""
     if out.exists() or out.is_symlink():
+        with contextlib.suppress(ConfigError), locked(out):
+            remove(aside_of(out))  # of one that was killed just after it was done
         raise ConfigError(f"{out}: is already there; delete it or give another --out")
 
 

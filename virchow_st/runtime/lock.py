@@ -84,9 +84,9 @@ class Lock:
                     return descriptor
                 os.close(descriptor)
             except BlockingIOError:
-                holder = os.pread(descriptor, 1000, 0).decode("utf-8", "replace")
+                mark = os.pread(descriptor, 1000, 0).decode("utf-8", "replace")
                 os.close(descriptor)
-                raise self._busy(holder) from None
+                raise self._busy(mark) from None
             except OSError as e:
                 os.close(descriptor)
                 if e.errno not in _WITHOUT_FLOCK:
@@ -130,9 +130,25 @@ class Lock:
                     os.link(aside, self._file)
             aside.unlink()
 
-    def _busy(self, holder: str, more: str = "") -> BusyError:
-        who = holder.partition("\n")[0].strip() or "another process"
-        return BusyError(f"{self._output}: being written by {who}; wait for it to end{more}")
+    def _busy(self, mark: str, more: str = "") -> BusyError:
+        return BusyError(f"{self._output}: being written by {_who(mark)}; wait for it to end{more}")
+
+
+def holder(file: Path) -> str | None:
+    """Who holds the lock of a file, ``process N on MACHINE``; None if no living process does."""
+    try:
+        with open(file, encoding="utf-8", errors="replace") as opened:
+            fcntl.flock(opened, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return _who(_read(file) or "")
+    except OSError:  # not there, or no flock
+        mark = _read(_exclusive(file))
+        return None if mark is None or _is_dead(mark) else _who(mark)
+    return None
+
+
+def _who(mark: str) -> str:
+    return mark.partition("\n")[0].strip() or "another process"
 
 
 @contextmanager

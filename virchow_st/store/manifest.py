@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 from pathlib import Path
 from typing import Any
 
 from virchow_st.errors import StoreError
+from virchow_st.runtime.lock import holder
 from virchow_st.store.format import FORMAT, MAX_DIM, MAX_GENES, MAX_PATCHES
 from virchow_st.store.tokens import TOKEN_DTYPES
 from virchow_st.types import PATCH_BINS
@@ -71,11 +71,11 @@ def read_manifest(store: Path) -> dict[str, Any]:
         raise StoreError(
             f"{store / MANIFEST}: cannot be read as JSON ({e}); copy the store or extract it again"
         ) from None
-    came = manifest.get("format") if isinstance(manifest, dict) else None
-    if came != FORMAT:
-        came = came if isinstance(came, str | None) else type(came).__name__
+    actual = manifest.get("format") if isinstance(manifest, dict) else None
+    if actual != FORMAT:
+        actual = actual if isinstance(actual, str | None) else type(actual).__name__
         raise StoreError(
-            f"{store}: expected format {FORMAT}, got {came!r}; extract the slide again"
+            f"{store}: expected format {FORMAT}, got {actual!r}; extract the slide again"
         )
     for name, kind in _REQUIRED.items():
         if type(manifest.get(name)) is not kind:
@@ -144,8 +144,7 @@ def _unfinished(store: Path) -> StoreError:
             f"{store}: not a store (no {MANIFEST}); give a folder `vst extract` wrote"
         )
     remedy = "run its `vst extract` again, it will resume"
-    with contextlib.suppress(OSError, ValueError):  # no writer, or one that just ended
-        writer = (store / LOCK).read_text("utf-8")
+    if (writer := holder(store / LOCK)) is not None:
         return StoreError(
             f"{store}: unfinished, being written by {writer}; wait for that to end, or {remedy}"
         )
