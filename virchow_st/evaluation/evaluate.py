@@ -37,7 +37,7 @@ from virchow_st.training.dataset import PatchDataset
 from virchow_st.types import Float32Array
 
 
-def evaluate(
+def evaluate_run(
     run_path: Path,
     device: str = "auto",
     progress: Progress = SILENT,
