@@ -42,7 +42,7 @@ def check_one_line(code: int, err: str) -> str:
     return lines[0]
 
 
-@pytest.mark.parametrize("limit", [20_000, 100_000])
+@pytest.mark.parametrize("limit", [pytest.param(20_000, marks=pytest.mark.slow), 100_000])
 def test_evaluating_on_a_full_disk_keeps_the_old_results(run: Path, limit: int) -> None:
     """It ended with a segmentation fault, after the old metrics had been deleted."""
     before = listing(run)
@@ -118,7 +118,10 @@ main()
 """
 
 
-@pytest.mark.parametrize(("how", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("how", "code"),
+    [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)],
+)
 def test_a_stopped_evaluation_keeps_the_old_results(run: Path, how: signal.Signals, code: int):
     before = listing(run)
     process = subprocess.Popen(
@@ -143,7 +146,7 @@ def test_leftovers_of_the_dead_go(vst, run: Path) -> None:
     (run / ".metrics.json.part").write_text("half")
     (run / ".results.part").mkdir()
     (run / ".results.part" / "overview.h5").write_text("half")
-    answer = vst("figures", run, "--genes", "GENE1")
+    answer = vst("figures", run, "--genes", "GENE2")
     assert answer.code == 0, answer.err
     left = listing(run)
     assert not [name for name in left if name.split("/")[0].startswith(".")]
