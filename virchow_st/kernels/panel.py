@@ -4,8 +4,9 @@ Nothing in a record is trusted. `find_fault` looks at every number first and ref
 `virchow_st.store.format.unpack_counts` refuses; the other functions may be called on records
 without a fault only. All release the GIL, so that threads read different patches side by side.
 
-A record is given as four arrays without copies: ``genes`` (P,) uint16, ``sizes`` (P,) uint16,
-``entries`` (N,) uint16 and ``escapes`` (2E,) uint32, laid out as the document says.
+A record is given as four arrays without copies: ``genes`` (P,) uint16, or uint32 in a store of more
+than 65,535 genes, ``sizes`` (P,) uint16, ``entries`` (N,) uint16 and ``escapes`` (2E,) uint32, laid
+out as the document says.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def find_fault(
     """First fault of a record, in the order in which the plain unpacker looks, or `SOUND`.
 
     Args:
-        genes: (P,) uint16.
+        genes: (P,) uint16 or uint32.
         sizes: (P,) uint16.
         entries: (N,) uint16.
         padding: (0,) or (1,) uint16.
@@ -89,7 +90,7 @@ def find_panel(genes: Array, sizes: Array, panel: Int64Array) -> Int64Array:
     """Where the panel's genes lie in the entries.
 
     Args:
-        genes: (P,) uint16, strictly increasing.
+        genes: (P,) uint16 or uint32, strictly increasing.
         sizes: (P,) uint16.
         panel: (G,) int64 gene indices, in any order; one may be named twice.
 
