@@ -21,7 +21,7 @@ HEAVY = {"torch", "torchvision", "torch_geometric", "timm", "numba", "cv2", "mat
 LAYERS: dict[str, tuple[set[str], set[str]]] = {
     "ground": (
         {"types", "errors", "counts", "config", "files", "genes", "progress", "memory", "devices",
-         "ahead", "interrupt", "ranks", "processes"},
+         "ahead", "interrupt", "ranks", "processes", "lists"},
         set(),
     ),
     "kernels": ({"kernels"}, {"ground"}),

@@ -30,6 +30,8 @@ JPEG_QUALITY = 90
 MAX_NARROW_GENES = 65_535
 """Up to this number of genes, gene indices are ``u16`` and the store is of format 1."""
 MAX_GENES = (1 << 32) - 1
+MAX_PANEL = 1 << 16
+"""A read gives each count its gene's place in the panel, a ``u16``."""
 MAX_DIM = 65_535
 MAX_PATCHES = 1 << 32
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from virchow_st.errors import StoreError
 from virchow_st.kernels import panel as kernels
-from virchow_st.store.format import CountsParts, split_counts
+from virchow_st.store.format import MAX_PANEL, CountsParts, split_counts
 from virchow_st.types import (
     BIN_UM,
     PATCH_BINS,
@@ -23,8 +23,6 @@ from virchow_st.types import (
     Float32Array,
     Int64Array,
 )
-
-_MAX_PANEL = 65_536  # the place in the panel is a u16
 
 _FAULTS = {
     kernels.GENES_FAULT: "gene indices out of order or beyond the gene list",
@@ -137,8 +135,8 @@ def check_panel(panel: Sequence[int] | Int64Array, n_genes: int) -> Int64Array:
         raise ValueError(
             f"panel: expected a list of gene indices, got {given.dtype} of shape {given.shape}"
         )
-    if given.size > _MAX_PANEL:
-        raise ValueError(f"panel: expected at most {_MAX_PANEL} genes, got {given.size}")
+    if given.size > MAX_PANEL:
+        raise ValueError(f"panel: expected at most {MAX_PANEL} genes, got {given.size}")
     if ((given < 0) | (given >= n_genes)).any():
         wrong = given[(given < 0) | (given >= n_genes)][0]
         raise IndexError(f"panel: expected gene indices 0 to {n_genes - 1}, got {wrong}")
