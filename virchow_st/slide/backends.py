@@ -16,8 +16,8 @@ import tifffile
 import zarr
 
 from virchow_st.errors import SlideError
-from virchow_st.slide.layout import reading
-from virchow_st.slide.segments import Segments
+from virchow_st.slide.space_ranger import reading
+from virchow_st.slide.tiff_tiles import Segments
 from virchow_st.types import Array, BoolArray, UInt8Array
 
 # Of a damaged file it logs every odd tag; users get one line, or with --verbose all of it.

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 
 from virchow_st.slide.backends import Pixels, open_pixels, pixels_of
-from virchow_st.slide.layout import fingerprint
+from virchow_st.slide.space_ranger import fingerprint
 from virchow_st.types import BoolArray, UInt8Array
 
 _BAND_PX = 8 << 20  # read at once while a region is averaged; 14 bytes each in all their copies
@@ -65,7 +65,7 @@ class SlideImage:
         self.close()
 
     def fingerprint(self) -> str:
-        """Fingerprint of the file: see `virchow_st.slide.layout.fingerprint`."""
+        """Fingerprint of the file: see `virchow_st.slide.space_ranger.fingerprint`."""
         return fingerprint(self.path)
 
     def level_factor(self, downsample: float) -> int:
