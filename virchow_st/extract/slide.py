@@ -27,6 +27,7 @@ from virchow_st.slide.patches import PatchTable, lay_patches, leftover_tissue_bi
 from virchow_st.slide.render import Rendered, render_ahead, thread_count
 from virchow_st.slide.visium_hd import VisiumHDSlide
 from virchow_st.store.format import Kind, PatchInfo, unpack_image, unpack_mask
+from virchow_st.store.patients import patient_name
 from virchow_st.store.reader import Store, open_store
 from virchow_st.store.writer import (
     PatchRecord,
@@ -147,7 +148,7 @@ def open_slide(
 
     Takes and raises what `extract` does, and writes nothing.
     """
-    if not patient:
+    if not (patient := patient_name(patient)):
         raise ConfigError("patient: expected a name; give --patient")
     slide = VisiumHDSlide.open(outs, config.matrix)
     with ExitStack() as stack:
