@@ -183,8 +183,8 @@ def read_maps(path: Path) -> Iterator[SavedMaps]:
     """
     try:
         with h5py.File(path, "r") as file:
-            if (came := file.attrs.get("format")) != FORMAT:
-                raise ConfigError(f"{path}: expected format {FORMAT!r}; got {came!r}; {_AGAIN}")
+            if (actual := file.attrs.get("format")) != FORMAT:
+                raise ConfigError(f"{path}: expected format {FORMAT!r}; got {actual!r}; {_AGAIN}")
             try:
                 maps = SavedMaps(path, file)
             except (KeyError, ValueError) as e:

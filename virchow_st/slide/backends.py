@@ -17,7 +17,7 @@ import zarr
 
 from virchow_st.errors import SlideError
 from virchow_st.slide.space_ranger import reading
-from virchow_st.slide.tiff_tiles import Segments
+from virchow_st.slide.tiff_tiles import TiffTiles
 from virchow_st.types import Array, BoolArray, UInt8Array
 
 # Of a damaged file it logs every odd tag; users get one line, or with --verbose all of it.
@@ -156,7 +156,7 @@ class _ArrayPixels:
 
     def close(self) -> None:
         for array, _ in self._levels:
-            if isinstance(array, Segments):
+            if isinstance(array, TiffTiles):
                 array.close()
             elif isinstance(array, zarr.Array):
                 array.store.close()
@@ -255,13 +255,13 @@ def _level_array(path: Path, number: int, level: Any) -> tuple[Any, bool]:
     if level.dataoffset is not None:
         return _Plain(path, level.dataoffset, level.shape), planes_first
     if not planes_first:
-        return Segments(path, level), planes_first
+        return TiffTiles(path, level), planes_first
     planes = tifffile.imread(path, aszarr=True, level=number, **_AS_WRITTEN)
     return zarr.open_array(planes, mode="r"), planes_first
 
 
-def _not_rgb(path: Path, came: str) -> SlideError:
+def _not_rgb(path: Path, actual: str) -> SlideError:
     return SlideError(
-        f"{path}: expected an 8-bit RGB H&E image; got {came}; give the microscope image, not "
+        f"{path}: expected an 8-bit RGB H&E image; got {actual}; give the microscope image, not "
         f"cytassist_image.tiff or a fluorescence scan, or convert it: {_CONVERT}"
     )

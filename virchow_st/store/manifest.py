@@ -78,12 +78,12 @@ def read_manifest(store: Path) -> dict[str, Any]:
         raise StoreError(
             f"{store / MANIFEST}: cannot be read as JSON ({e}); copy the store or extract it again"
         ) from None
-    came = manifest.get("format") if isinstance(manifest, dict) else None
-    if came not in (FORMAT, FORMAT_WIDE):
-        came = came if isinstance(came, str | None) else type(came).__name__
+    actual = manifest.get("format") if isinstance(manifest, dict) else None
+    if actual not in (FORMAT, FORMAT_WIDE):
+        actual = actual if isinstance(actual, str | None) else type(actual).__name__
         raise StoreError(
-            f"{store}: expected format {FORMAT} or {FORMAT_WIDE}, got {came!r}; read it with the "
-            f"version of virchow_st that wrote it, or extract the slide again"
+            f"{store}: expected format {FORMAT} or {FORMAT_WIDE}, got {actual!r}; read it with "
+            f"the version of virchow_st that wrote it, or extract the slide again"
         )
     for name, kind in _REQUIRED.items():
         if type(manifest.get(name)) is not kind:
