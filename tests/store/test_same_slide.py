@@ -11,7 +11,7 @@ import pytest
 from tiny_store import JOB, make_record, make_records, write_records, write_store
 
 from virchow_st.errors import ConfigError
-from virchow_st.extract.slide import extract
+from virchow_st.extract.slide import extract_slide
 from virchow_st.store import same_slide
 from virchow_st.store.reader import open_store
 from virchow_st.store.same_slide import check_different_slides
@@ -183,7 +183,7 @@ def test_simulated_patients_are_different_and_a_second_extraction_is_not(
     from virchow_st.config import ExtractConfig
 
     config = ExtractConfig(encoder="stain", device="cpu", **options)
-    again = extract(
+    again = extract_slide(
         folder / "outs", folder / "tissue_image.tif", tmp_path / "again.vst", "PX", config
     )
     assert_same(one, again, "one count matrix")
