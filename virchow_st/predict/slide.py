@@ -42,6 +42,7 @@ from virchow_st.slide.tissue import Tissue, find_tissue
 from virchow_st.types import BIN_UM, CELL_BINS
 
 FORMAT = "virchow_st.prediction/1"
+_ENDINGS = (".ome.zarr", ".zarr", ".h5ad", ".npz")
 _SOFTWARE = ("virchow_st", "numpy", "opencv-python-headless", "torch", "timm", "zarr")
 
 
@@ -87,8 +88,8 @@ def predict_slide(
         if encoder.licence:
             progress.warn(f"{encoder.name}: {encoder.licence}")
         progress.note(f"{image_path}: {image.width}×{image.height} px, {mpp:.4g} µm/px")
-        picture = out.with_name(f"{out.name.partition('.')[0]}_tissue.png")
-        with _gone_on_failure(picture), written_aside(out) as aside:
+        picture = tissue_picture(out)
+        with _restored_on_failure(picture), written_aside(out) as aside:
             flavour = config.format if config.format in FLAVOURS else FLAVOURS[0]
             zarr_path = aside / "zarr"
             folder = Folder(zarr_path, flavour, {})
@@ -177,11 +178,28 @@ def _provenance(
     }
 
 
+def tissue_picture(out: Path) -> Path:
+    """Where the picture of the tissue goes: beside ``out``, by its whole name but the format.
+
+    >>> tissue_picture(Path("CRC.P1.zarr")).name
+    'CRC.P1_tissue.png'
+    """
+    endings = (ending for ending in _ENDINGS if out.name.endswith(ending) and out.name != ending)
+    return out.with_name(f"{out.name.removesuffix(next(endings, ''))}_tissue.png")
+
+
 @contextmanager
-def _gone_on_failure(picture: Path) -> Iterator[None]:
-    """Take the picture away where the job ends before its result is there."""
+def _restored_on_failure(picture: Path) -> Iterator[None]:
+    """Leave the picture as it was found, mostly absent, where the job fails.
+
+    One that was there is another result's: the same slide predicted in another format, say.
+    """
+    before = picture.read_bytes() if picture.is_file() else None
     try:
         yield
     except BaseException:
-        picture.unlink(missing_ok=True)
+        if before is None:
+            picture.unlink(missing_ok=True)
+        elif picture.read_bytes() != before:
+            picture.write_bytes(before)
         raise

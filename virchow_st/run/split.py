@@ -13,7 +13,10 @@ import xxhash
 
 from virchow_st.errors import ConfigError
 from virchow_st.runtime.atomic import write_json
+from virchow_st.runtime.progress import Progress
+from virchow_st.store.patients import alike_warnings
 from virchow_st.store.reader import Store
+from virchow_st.store.same_slide import check_different_slides
 from virchow_st.types import PATCH_BINS, Int64Array
 
 VALIDATION_SHARE = 0.15
@@ -126,7 +129,8 @@ def split_patients(stores: Sequence[Store], test_patient: str, seed: int) -> Spl
         seed: which blocks validate.
 
     Raises:
-        ConfigError: the patient is not there, no other patient is, or a slide is too small.
+        ConfigError: the patient is not there, no other patient is, a slide is given twice, or one
+            is too small.
     """
     patients = sorted({store.patient for store in stores})
     if test_patient not in patients:
@@ -137,7 +141,7 @@ def split_patients(stores: Sequence[Store], test_patient: str, seed: int) -> Spl
         raise ConfigError(
             f"test patient: all stores are of {test_patient}; give those of another patient too"
         )
-    _check_no_slide_twice(stores)
+    check_different_slides(stores)
     train: list[Member] = []
     validation: list[Member] = []
     test: list[Member] = []
@@ -155,13 +159,10 @@ def split_patients(stores: Sequence[Store], test_patient: str, seed: int) -> Spl
     return Split(tuple(train), tuple(validation), tuple(test), slides)
 
 
-def _check_no_slide_twice(stores: Sequence[Store]) -> None:
-    """A slide given twice would be in two parts of the split at once."""
-    seen: dict[str, Store] = {}
-    for store in stores:
-        other = seen.setdefault(store.manifest["records_xxh64"], store)
-        if other is not store:
-            raise ConfigError(f"{store.path}: holds the same slide as {other.path}; give it once")
+def warn_of_alike_patients(stores: Sequence[Store], progress: Progress) -> None:
+    """Warn where two patients of the stores differ by upper and lower case or by blanks only."""
+    for warning in alike_warnings(store.patient for store in stores):
+        progress.warn(warning)
 
 
 def square_blocks(row: Int64Array, col: Int64Array, side: int) -> Int64Array:
