@@ -3,9 +3,10 @@ import pytest
 from tiny_store import make_record, write_records, write_store
 
 from virchow_st.errors import ConfigError
+from virchow_st.kernels.orientation import turn
 from virchow_st.run.panel import Panel
 from virchow_st.run.split import Member
-from virchow_st.training.dataset import PatchDataset, turn, turned_positions
+from virchow_st.training.dataset import PatchDataset, turned_positions
 from virchow_st.training.statistics import training_statistics
 
 GRID, CELLS = 16, 4  # a token is 4×4 sub-cells here: a 64×64 picture of the patch

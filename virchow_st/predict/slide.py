@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +35,7 @@ from virchow_st.predict.stitch import Stitcher
 from virchow_st.predict.trained_on import check_not_trained_on
 from virchow_st.runtime.atomic import written_aside
 from virchow_st.runtime.progress import SILENT, Progress
+from virchow_st.runtime.software import versions
 from virchow_st.slide.image import SlideImage
 from virchow_st.slide.mpp import slide_mpp
 from virchow_st.slide.patches import PatchTable
@@ -184,7 +184,7 @@ def _provenance(
         "tissue": {"saturation_threshold": tissue.threshold, "covered": share},
         "n_patches": len(patches),
         "options": {k: v for k, v in asdict(config).items() if k not in ("device", "weights")},
-        "software": {name: version(name) for name in _SOFTWARE},
+        "software": versions(_SOFTWARE),
     }
 
 

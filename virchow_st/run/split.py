@@ -17,7 +17,7 @@ from virchow_st.runtime.progress import Progress
 from virchow_st.store.patients import alike_warnings
 from virchow_st.store.reader import Store
 from virchow_st.store.same_slide import check_different_slides
-from virchow_st.types import PATCH_BINS
+from virchow_st.types import PATCH_BINS, Int64Array
 
 VALIDATION_SHARE = 0.15
 _BLOCK_PATCHES = 2  # a validation block is 2×2 patches, 512 µm: wider than tissue texture repeats
@@ -165,24 +165,40 @@ def warn_of_alike_patients(stores: Sequence[Store], progress: Progress) -> None:
         progress.warn(warning)
 
 
+def square_blocks(row: Int64Array, col: Int64Array, side: int) -> Int64Array:
+    """Number of the square block that each of N places lies in.
+
+    Args:
+        row, col: (N,) places, in any unit.
+        side: of a block, in the same unit; the first block begins at (0, 0).
+
+    Returns:
+        (N,) int64 from 0 on, row-major over those blocks that hold a place.
+
+    Example:
+        >>> import numpy as np
+        >>> square_blocks(np.array([0, 3, 1]), np.array([5, 0, 4]), side=2).tolist()
+        [0, 1, 0]
+    """
+    places = np.stack([row // side, col // side], axis=1)
+    return np.unique(places, axis=0, return_inverse=True)[1].reshape(-1)
+
+
 def _validation_patches(store: Store, rng: np.random.Generator) -> set[int]:
     """Whole spatial blocks, drawn until they hold the validation share of the slide's patches."""
-    blocks: dict[tuple[int, int], list[int]] = {}
+    row0 = np.array([info.row0 for info in store.patch_table])
+    col0 = np.array([info.col0 for info in store.patch_table])
     for size in (_BLOCK_PATCHES, 1):  # a slide too small for several blocks is cut finer
-        side = size * PATCH_BINS
-        blocks = {}
-        for index, info in enumerate(store.patch_table):
-            blocks.setdefault((info.row0 // side, info.col0 // side), []).append(index)
-        if len(blocks) >= 4:
+        block_of = square_blocks(row0, col0, size * PATCH_BINS)
+        n_blocks = int(block_of.max(initial=-1)) + 1
+        if n_blocks >= 4:
             break
-    if len(blocks) < 2:
+    if n_blocks < 2:
         return set()
-    order = rng.permutation(len(blocks))
-    names = sorted(blocks)
     share = VALIDATION_SHARE * len(store)
     held_out: set[int] = set()
-    for i in order[:-1]:
-        block = blocks[names[i]]
+    for i in rng.permutation(n_blocks)[:-1]:
+        block = np.flatnonzero(block_of == i).tolist()
         if held_out and len(held_out) + len(block) > 2 * share:
             continue  # on a small slide, one more whole block may take half of it
         held_out.update(block)
