@@ -103,6 +103,8 @@ def warm():
     """What is loaded and compiled once does not count as memory taken for a payload."""
     read_dense(memoryview(COUNTS[3]), N_GENES, [1], None)
     read_sparse(memoryview(COUNTS[3]), N_GENES, [1])
+    unpack_tokens(memoryview(CODES[0]), SHAPE, "int8")
+    fmt.unpack_image(memoryview(IMAGES[0]))
 
 
 def read_or_refused(unpack, payload, beside=0):
