@@ -287,7 +287,7 @@ def test_counts_are_conserved_at_every_scale(run: Path, stores: dict[str, Path])
     panel = [line.split("\t")[0] for line in (run / "panel.tsv").read_text().splitlines()[1:]]
     indices = [store.genes.ids.index(gene) for gene in panel]
     with h5py.File(run / "maps" / "P5.h5") as f:
-        assert dict(f.attrs)["format"] == "virchow_st.run.maps/1"
+        assert dict(f.attrs)["format"] == "virchow_st.maps/1"
         assert [s.decode() for s in f["gene_id"][:]] == panel
         row0, col0 = int(f.attrs["row0"]), int(f.attrs["col0"])
         counts, rate, mask = f["counts"][:], f["rate"][:], f["scored_mask"][:]
@@ -335,7 +335,7 @@ def test_the_overview_shows_every_slide_with_its_split(run: Path, stores: dict[s
     split = read_json(run / "split.json")
     with h5py.File(run / "overview.h5") as f:
         assert dict(f.attrs) == {
-            "format": "virchow_st.run.overview/1",
+            "format": "virchow_st.overview/1",
             "bin_um": 2,
             "block_um": 256,
         }
@@ -467,7 +467,7 @@ def test_python_face(run: Path, stores: dict[str, Path]) -> None:
     assert one.shape == (20, 128, 128)
     assert one.dtype == np.float32
     assert (one >= 0).all()
-    every = list(loaded.predict(store))
+    every = list(loaded.predict_store(store))
     assert len(every) == 9
     np.testing.assert_allclose(every[0], one, rtol=1e-4, atol=1e-6)
     with h5py.File(run / "maps" / "P5.h5") as f:

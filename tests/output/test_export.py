@@ -24,7 +24,7 @@ from tiny_slide import TinySlide, draw_markers, write_image
 from tiny_store import make_records, write_records, write_store
 
 import virchow_st
-from virchow_st.extract.slide import extract
+from virchow_st.extract.slide import extract_slide
 from virchow_st.output.export.bins import rounded
 from virchow_st.slide.geometry import Homography
 
@@ -93,7 +93,7 @@ def test_a_run_as_images(of_run: Path, tiny_run: Path) -> None:
 def test_a_run_says_where_it_came_from(of_run: Path, tiny_run: Path) -> None:
     about = zarr.open_group(of_run, mode="r").attrs["virchow_st"]
     metrics = json.loads((tiny_run / "metrics.json").read_text())
-    assert about["format"] == "virchow_st.output.export/1"
+    assert about["format"] == "virchow_st.export/1"
     assert about["run"]["path"] == str(tiny_run)
     assert about["run"]["epoch"] == metrics["epoch"]
     assert (about["patient"], about["slide"]) == ("T", "T")
@@ -225,7 +225,7 @@ def marked(
     outs = slide.write(folder / "outs")
     image = draw_markers(slide.homography, slide.image_size, [MARKER], side=6)
     path = write_image(folder / "slide.tif", image, "tiles")
-    store = extract(outs, path, folder / "slide.vst", "P9", STAIN)
+    store = extract_slide(outs, path, folder / "slide.vst", "P9", STAIN)
     return store.path, slide.homography, image
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from virchow_st.errors import ConfigError
 from virchow_st.runtime.atomic import sync_folder
 
-FORMAT = "virchow_st.run.checkpoint/1"
+FORMAT = "virchow_st.checkpoint/1"
 _TENSORS = "tensors.safetensors"
 _STATE = "state.json"
 

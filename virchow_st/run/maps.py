@@ -39,7 +39,7 @@ from virchow_st.types import (
     UInt8Array,
 )
 
-FORMAT = "virchow_st.run.maps/1"
+FORMAT = "virchow_st.maps/1"
 _AGAIN = "run `vst evaluate` again"
 _IMAGE_PX_PER_BIN = STORED_IMAGE_PX // PATCH_BINS
 _MOST_COUNTS = np.iinfo(np.uint16).max

@@ -28,7 +28,7 @@ from virchow_st.runtime.atomic import written_aside
 from virchow_st.runtime.progress import SILENT, Progress
 from virchow_st.types import BIN_UM, BLOCK_BINS, CELL_BINS, Float32Array, Float64Array, UInt8Array
 
-FORMAT = "virchow_st.output.export/1"
+FORMAT = "virchow_st.export/1"
 CELLS, TABLE = "bins_8um", "table"
 """Names of the labels of 8 µm bins and of the table about them; SpatialData wants two."""
 _LONGEST_PICTURE_PX = 2000  # as Space Ranger's hires image
@@ -36,7 +36,7 @@ _FIT_POINTS = 33  # a side of the grid on which the affine to full-resolution px
 _SOFTWARE = ("virchow_st", "numpy", "zarr")
 
 
-def export(
+def export_run(
     path: Path, out: Path, config: ExportConfig, progress: Progress = SILENT
 ) -> tuple[Path, str]:
     """Write what a run predicted on its test slide, or what a store holds, for other programs.
