@@ -16,6 +16,12 @@ from virchow_st_cli.console import Console
 from virchow_st_cli.options import with_console
 
 
+class _Stopped(click.ClickException):
+    """Ended by Ctrl-C."""
+
+    exit_code = 130
+
+
 @click.command(short_help="Measure speed on this machine.")
 @click.argument("target", type=click.Choice([*TARGETS, "all"]), default="all")
 @click.option(
@@ -73,7 +79,7 @@ def bench(
                 )
             tables += measured
     except KeyboardInterrupt as e:
-        stopped = click.ClickException("stopped; the figures so far are above, no file is left")
+        stopped = _Stopped("stopped; the figures so far are above, no file is left")
         stopped.exit_code = exit_code(e)
         raise stopped from None
     content = document(target, tables)
