@@ -14,7 +14,8 @@ from virchow_st_cli.options import with_console
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option(
     "--genes",
-    help="gene symbols or ids separated by commas; default: the best predicted genes",
+    help="gene symbols or ids separated by commas, or a file of them; default: the best predicted "
+    "genes",
 )
 @click.option(
     "--against",
@@ -25,7 +26,8 @@ from virchow_st_cli.options import with_console
 def figures(console: Console, run: Path, genes: str | None, against: Path | None) -> None:
     """Draw the figures of an evaluated RUN into RUN/figures, from its result files only."""
     from virchow_st.output.figures import draw_figures
+    from virchow_st.store.genes import split_names
 
-    wanted = [g.strip() for g in genes.split(",") if g.strip()] if genes is not None else None
+    wanted = split_names(genes) if genes is not None else None
     for path in draw_figures(run, wanted, against, console):
         console.result(str(path))

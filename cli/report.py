@@ -14,8 +14,8 @@ from virchow_st_cli.options import with_console
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option(
     "--genes",
-    help="gene symbols or ids separated by commas, to show on the slide at every scale; "
-    "default: all genes, but at 2 and 4 µm only the strongest",
+    help="gene symbols or ids separated by commas, or a file of them, to show on the slide at "
+    "every scale; default: all genes, but at 2 and 4 µm only the strongest",
 )
 @with_console
 def report(console: Console, run: Path, genes: str | None) -> None:
@@ -25,7 +25,8 @@ def report(console: Console, run: Path, genes: str | None) -> None:
     figures, and the test slide with zoom: H&E, observed and predicted, compared under a divider.
     """
     from virchow_st.output.report import write_report
+    from virchow_st.store.genes import split_names
 
-    wanted = [g.strip() for g in genes.split(",") if g.strip()] if genes is not None else None
+    wanted = split_names(genes) if genes is not None else None
     path = write_report(run, wanted, console)
     console.result(f"{path}: {path.stat().st_size / 1e6:.1f} MB; open it in a browser")
