@@ -60,7 +60,7 @@ def add_picture(
 
     Args:
         folder: the Zarr folder to write to.
-        height, width: of the finest level; it is padded with white so that every level halves evenly.
+        height, width: of the finest level; white padding makes every level halve evenly.
         mpp: of the finest level.
         fewest_levels: smallest number of levels.
     """

@@ -3,8 +3,10 @@
 Both hold the same arrays: axes c, y, x in µm, one folder ``s0``, ``s1``, … per pyramid level.
 SpatialData 0.2 (https://spatialdata.scverse.org) is OME-Zarr 0.5
 (https://ngff.openmicroscopy.org/0.5) with a version, the name of a coordinate system and an
-attribute of its own. Strict readers of one format do not accept the other, hence two flavours. Pixel ``i`` of a level spans
-``[i, i + 1)`` times its size in µm, from the top left corner that all images of a folder share.
+attribute of its own. Strict readers of one format do not accept the other, hence two flavours.
+
+Pixel ``i`` of a level spans ``[i, i + 1)`` times its size in µm, from the top left corner that all
+images of a folder share.
 """
 
 from __future__ import annotations

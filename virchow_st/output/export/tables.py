@@ -110,7 +110,7 @@ def write_h5ad(out: Path, table: CellTable, about: dict[str, Any]) -> None:
 def write_npz(
     out: Path, images: Mapping[str, Array], genes: Panel, about: dict[str, Any], **more: Any
 ) -> None:
-    """Write (G, rows, columns) arrays of 8 µm bins by name, the genes, and where it came from."""
+    """Write arrays (G, rows, columns) of 8 µm bins by name, with genes and provenance, as npz."""
     content: dict[str, Any] = {**images, **more}
     with open(out, "wb") as file:  # a path would get the suffix .npz
         np.savez_compressed(

@@ -70,14 +70,14 @@ def export_run(
         with written_aside(out) as aside:
             result = aside / "result"
             if config.format in FLAVOURS:
-                said = _write_folder(source, result, config.format, about, progress)
+                summary = _write_folder(source, result, config.format, about, progress)
             elif config.format == "h5ad":
                 table = _table(source, not len(source.panel), with_picture=True)
                 write_h5ad(result, table, about)
-                said = f"{len(table.row):,} bins of 8 µm × {len(table.genes):,} genes"
+                summary = f"{len(table.row):,} bins of 8 µm × {len(table.genes):,} genes"
             else:
-                said = _write_npz(source, result, about, progress)
-    return out, said
+                summary = _write_npz(source, result, about, progress)
+    return out, summary
 
 
 def _write_folder(
@@ -93,14 +93,14 @@ def _write_folder(
         picture.write(PX_PER_BIN * row, source.read_image(rows))
     picture.fill_coarser()
     folder.add_labels("tissue", shape, BIN_UM)[:] = source.tissue_mask
-    said = f"{shape[0]}×{shape[1]} bins"
+    summary = f"{shape[0]}×{shape[1]} bins"
     if len(source.panel):
         _write_images(source, folder, shape, progress)
-        said += f", {len(source.panel)} genes as images"
+        summary += f", {len(source.panel)} genes as images"
     if flavour == "spatialdata" and source.kinds == ("counts",):
-        said += f", {_add_table(source, folder, about)}"
+        summary += f", {_add_table(source, folder, about)}"
     folder.finish(virchow_st=about)
-    return said
+    return summary
 
 
 def _write_images(

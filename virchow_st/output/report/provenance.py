@@ -66,13 +66,13 @@ def _split(results: RunResults) -> Markup:
     ]
     total = (sum(n for (part, _), n in n_patches.items() if part == p) for p in parts)
     rows.append(("all", *total))
-    said = (
+    rule = (
         "No patient is in both training and test; the validation patches are spatial blocks of the "
         "training patients. Genes, means and scalers come from training patches."
     )
     digest = tag("p", "Hash of the split: ", tag("code", content["xxh64"]), class_="caption")
     counts = table(("patient", "training patches", "validation", "test"), rows, numbers=3)
-    return joined([tag("p", said), counts, digest])
+    return joined([tag("p", rule), counts, digest])
 
 
 def _slides(results: RunResults) -> Markup:

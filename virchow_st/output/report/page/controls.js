@@ -19,9 +19,9 @@ function show() {
   $("unit").textContent = `UMIs per ${scale} µm bin of ${gene.label}`;
   $("note").textContent = scale === state.scale ? "" :
     `${gene.label} has no map at ${state.scale} µm in this file, only from ${scale} µm on; the note below lists the genes at ${state.scale} µm.`;
-  const figure = (name) => digits(table.value(gene, name, String(scale)));
-  $("gene-scores").textContent = `${gene.label} at ${scale} µm: PCC ${figure("pcc")} ` +
-    `(ceiling ${figure("pcc_ceiling")}), SSIM ${figure("ssim")} (null ${figure("ssim_shuffled")})`;
+  const score = (name) => digits(table.value(gene, name, String(scale)));
+  $("gene-scores").textContent = `${gene.label} at ${scale} µm: PCC ${score("pcc")} ` +
+    `(ceiling ${score("pcc_ceiling")}), SSIM ${score("ssim")} (null ${score("ssim_shuffled")})`;
   $("left-name").textContent = sideName("left");
   $("right-name").textContent = sideName("right");
   for (const label of $("gene-list").children) {
