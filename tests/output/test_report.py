@@ -453,7 +453,7 @@ def test_the_command_says_where_it_is_and_refuses_in_one_line(run: Path, vst: An
     assert re.search(r"error: --genes: 'GENE99' is not in the run's panel; did you", answer.err)
     answer = vst("report", run, "--genes", ",")
     assert (answer.code, answer.out) == (2, "")
-    assert "--genes: expected symbols or ids separated by commas; got none" in answer.err
+    assert "genes: expected symbols or ids with commas, or a file; got" in answer.err
     answer = vst("report", run / "nothing")
     assert answer.code == 2
     assert "nothing: no such folder; give the folder that vst train wrote" in answer.err
