@@ -16,12 +16,6 @@ from virchow_st_cli.console import Console
 from virchow_st_cli.options import with_console
 
 
-class _Stopped(click.ClickException):
-    """Ended by Ctrl-C."""
-
-    exit_code = 130
-
-
 @click.command(short_help="Measure speed on this machine.")
 @click.argument("target", type=click.Choice([*TARGETS, "all"]), default="all")
 @click.option(
@@ -52,7 +46,7 @@ def bench(
     random_weights: bool,
     device: str,
     json_path: Path | None,
-) -> None:
+) -> int:
     """Measure speed on this machine, compared with a plain implementation and the hardware limit.
 
     The data are generated in a temporary folder that is removed afterwards, on the disk
@@ -88,11 +82,12 @@ def bench(
                 )
             tables += measured
     except KeyboardInterrupt as e:
-        stopped = _Stopped("stopped; the tables so far are above, no file was written")
-        stopped.exit_code = exit_code(e)
-        raise stopped from None
+        console.close()
+        console.error("stopped; the tables so far are above, no file was written")
+        return exit_code(e)
     content = document(target, tables)
     console.result(machine_line(content["machine"]))
     if json_path:
         with locked(json_path):
             write_json(json_path, content)
+    return 0
