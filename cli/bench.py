@@ -10,10 +10,22 @@ import click
 from virchow_st.bench import TARGETS, run_target
 from virchow_st.errors import ConfigError
 from virchow_st.runtime.atomic import write_json
-from virchow_st.runtime.interrupt import exit_code
+from virchow_st.runtime.interrupt import Terminated
 from virchow_st.runtime.lock import locked
 from virchow_st_cli.console import Console
 from virchow_st_cli.options import with_console
+
+
+class _Stopped(click.ClickException):
+    """Ended by Ctrl-C."""
+
+    exit_code = 130
+
+
+class _Terminated(_Stopped):
+    """Ended by SIGTERM."""
+
+    exit_code = 143
 
 
 @click.command(short_help="Measure speed on this machine.")
@@ -46,7 +58,7 @@ def bench(
     random_weights: bool,
     device: str,
     json_path: Path | None,
-) -> int:
+) -> None:
     """Measure speed on this machine, compared with a plain implementation and the hardware limit.
 
     The data are generated in a temporary folder that is removed afterwards, on the disk
@@ -82,12 +94,10 @@ def bench(
                 )
             tables += measured
     except KeyboardInterrupt as e:
-        console.close()
-        console.error("stopped; the tables so far are above, no file was written")
-        return exit_code(e)
+        kind = _Terminated if isinstance(e, Terminated) else _Stopped
+        raise kind("stopped; the tables so far are above, no file was written") from None
     content = document(target, tables)
     console.result(machine_line(content["machine"]))
     if json_path:
         with locked(json_path):
             write_json(json_path, content)
-    return 0
