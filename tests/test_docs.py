@@ -93,12 +93,9 @@ def test_examples_use_public_names(page: Path) -> None:
         modules |= {n.module for n in nodes if isinstance(n, ast.ImportFrom) and n.module}
         ours = {name for name in modules if name.split(".")[0] == "virchow_st"}
         assert ours <= {"virchow_st", "virchow_st.metrics"}, page.name
+        attributes = [n for n in nodes if isinstance(n, ast.Attribute)]
         names = {
-            n.attr
-            for n in nodes
-            if isinstance(n, ast.Attribute)
-            and isinstance(n.value, ast.Name)
-            and n.value.id == "vst"
+            n.attr for n in attributes if isinstance(n.value, ast.Name) and n.value.id == "vst"
         }
         assert names <= set(virchow_st.__all__), page.name
 
