@@ -73,7 +73,7 @@ def test_patches_read_all_along_or_held_give_the_same_run(run, config, tmp_path,
     monkeypatch.setattr(feed, "_SHARE_TO_HOLD", 0.0)
     said = Listener()
     train(tmp_path / "run", config, progress=said)
-    assert any("read from the stores all along" in note for note in said.notes)
+    assert any("are read during training" in note for note in said.notes)
     assert history(tmp_path / "run") == history(run)
     assert tensors(tmp_path / "run") == tensors(run)
 
