@@ -127,6 +127,11 @@ def core_symbol(gene: str, symbol: str) -> str:
     return symbol.removeprefix(found["genome"] or "") if found else symbol
 
 
+def same_ids(a: Sequence[str], b: Sequence[str]) -> bool:
+    """Whether two lists name the same genes in the same order, versions and genomes aside."""
+    return list(map(core_id, a)) == list(map(core_id, b))
+
+
 def places_by_id(ids: Sequence[str]) -> dict[str, int]:
     """Index of each gene by its id, and by its core id where that is no other gene's."""
     times = Counter(map(core_id, ids))
