@@ -10,7 +10,7 @@ import click
 from virchow_st.bench import TARGETS, run_target
 from virchow_st.errors import ConfigError
 from virchow_st.runtime.atomic import write_json
-from virchow_st.runtime.interrupt import exit_code
+from virchow_st.runtime.interrupt import Terminated
 from virchow_st.runtime.lock import locked
 from virchow_st_cli.console import Console
 from virchow_st_cli.options import with_console
@@ -20,6 +20,12 @@ class _Stopped(click.ClickException):
     """Ended by Ctrl-C."""
 
     exit_code = 130
+
+
+class _Terminated(_Stopped):
+    """Ended by SIGTERM."""
+
+    exit_code = 143
 
 
 @click.command(short_help="Measure speed on this machine.")
@@ -88,9 +94,8 @@ def bench(
                 )
             tables += measured
     except KeyboardInterrupt as e:
-        stopped = _Stopped("stopped; the tables so far are above, no file was written")
-        stopped.exit_code = exit_code(e)
-        raise stopped from None
+        kind = _Terminated if isinstance(e, Terminated) else _Stopped
+        raise kind("stopped; the tables so far are above, no file was written") from None
     content = document(target, tables)
     console.result(machine_line(content["machine"]))
     if json_path:

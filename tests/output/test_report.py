@@ -239,11 +239,11 @@ def test_figures_are_drawn_where_there_are_none(run: Path, monkeypatch: pytest.M
     shutil.rmtree(run / "figures")
     asked = []
 
-    def draw(run: Path, genes: list[str] | None, **_: object) -> None:
+    def draw(run: Path, genes: list[str] | None, *_: object) -> None:
         asked.append(genes)
         write_picture(run / "figures" / "training_curves.png")
 
-    monkeypatch.setattr(report, "draw_figures", draw)
+    monkeypatch.setattr(report, "draw_into", draw)
     assert len(Page(write_report(run, ["GENE2"])).images) == 1
     assert asked == [["GENE2"]]
 
