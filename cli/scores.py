@@ -48,6 +48,16 @@ def print_scores(console: Console, runs: Runs) -> None:
     console.table(table_title(first), _COLUMNS, texts, rules, table_caption(first), styles=styles)
     for line in below_baselines(runs):
         console.result(f"! {line}")
+    for name, metrics in runs.items():
+        if "seams" in metrics:
+            borders = (
+                f"{border}s {'–' if ratio is None else f'{ratio:.2f}'}"
+                for border, ratio in metrics["seams"].items()
+            )
+            console.result(
+                f"seams of {name} at 2 µm, step across a border over one inside (1: none): "
+                f"{', '.join(borders)}"
+            )
 
 
 def print_comparison(console: Console, comparison: dict[str, Any], names: dict[str, str]) -> None:

@@ -104,9 +104,9 @@ class TrainConfig(_Checked):
     )
     panel: str = setting("top50", "top50, top:N, or a file of gene ids or symbols")
     decoder: str = setting(
-        "hist2st",
-        "how tokens, and for guided and pixels the image, become rates (docs/decoders.md)",
-        choices=("hist2st", "hist2st-large", "guided", "pixels", "img2st", "linear"),
+        "fusion",
+        "how tokens, and for some the image, become rates (docs/decoders.md)",
+        choices=("fusion", "hist2st", "hist2st-large", "guided", "pixels", "img2st", "linear"),
     )
     loss: str = setting(
         "poisson",
@@ -123,10 +123,15 @@ class TrainConfig(_Checked):
     epochs: int = setting(
         30, "passes over the training patches; on few patches several make an epoch", at_least=1
     )
-    batch_size: int = setting(8, "patches a batch", at_least=1)
-    accumulate: int = setting(4, "batches an optimiser step", at_least=1)
-    lr: float = setting(5e-4, "peak learning rate of AdamW", at_least=0.0)
-    warmup_epochs: int = setting(2, "epochs of linear warm-up", at_least=0)
+    batch_size: int = setting(4, "patches a batch", at_least=1)
+    accumulate: int = setting(1, "batches an optimiser step", at_least=1)
+    optimizer: str = setting(
+        "muon",
+        "muon for matrices and adamw for the rest, or adamw for all (docs/training.md)",
+        choices=("muon", "adamw"),
+    )
+    lr: float = setting(3e-3, "peak learning rate", at_least=0.0)
+    warmup_epochs: int = setting(1, "epochs of linear warm-up", at_least=0)
     patience: int = setting(10, "epochs without a better validation before stopping", at_least=1)
     ema: float = setting(
         0.0,
@@ -136,10 +141,10 @@ class TrainConfig(_Checked):
         at_most=0.99999,
     )
     stain_variation: float = setting(
-        1.0,
+        -1.0,
         "how much stain is varied in training, for patients stained differently; 0 for slides "
-        "stained alike (docs/decoders.md)",
-        at_least=0.0,
+        "stained alike; -1 for as much as the training patients differ (docs/decoders.md)",
+        at_least=-1.0,
         at_most=4.0,
     )
     seed: int = setting(0, "seed of weights, order, orientations and variation", at_least=0)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from virchow_st.evaluation.baselines import BASELINES, ORACLES, fit_baselines
 from virchow_st.evaluation.blocks import NOBODY, Blocks, cut_blocks, shifted_places, shuffled_places
 from virchow_st.evaluation.scoreboard import Scoreboard, Slide, scale_figures
 from virchow_st.evaluation.truth import TruthScores
+from virchow_st.metrics.seams import SeamAccumulator, Seams
 from virchow_st.predict.load import Run, load_run
 from virchow_st.run.compare import DRAWS, check_same_panel, differences, other_patches
 from virchow_st.run.maps import SlideMaps, write_maps
@@ -32,7 +35,7 @@ from virchow_st.run.split import Member
 from virchow_st.runtime.progress import SILENT, Progress
 from virchow_st.store.reader import Store, open_store
 from virchow_st.training.dataset import PatchDataset
-from virchow_st.types import Float32Array
+from virchow_st.types import PATCH_BINS, BoolArray, Float32Array
 
 _RESULTS = ("metrics.json", "per_gene.csv", "blocks.npz")
 
@@ -75,6 +78,7 @@ def evaluate(
     baselines = fit_baselines(stores, run.panel, run.split, run.train_rate, progress)
     board = Scoreboard(run.train_rate, baselines, blocks.n_blocks, slides, truth_scores)
 
+    seams = SeamAccumulator(len(run.panel), PATCH_BINS // run.state["grid"])
     n_done = 0
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         for slide, block_of_patch in zip(slides, blocks.of_patch, strict=True):
@@ -91,11 +95,12 @@ def evaluate(
                         done.result()
                     n_done += 1
                     progress.step(n_done, len(run.split.test), "patches", slide.store.patient)
+                _add_seams(seams, slide, maps)
 
     computed = {scale: accumulator.compute() for scale, accumulator in board.models[RUN].items()}
     write_per_gene(run_path, run.panel, computed)
     write_blocks(run_path, RunBlocks(run.panel.ids, board.block_sums()))
-    metrics = _metrics(run, slides, blocks, board, baselines.ridge_penalty)
+    metrics = _metrics(run, slides, blocks, board, baselines.ridge_penalty, seams.compute())
     write_metrics(run_path, metrics)
     return metrics
 
@@ -180,8 +185,30 @@ def _rate_at(maps: SlideMaps, slide: Slide, place: int) -> Float32Array | None:
     return None if place == NOBODY else maps.read_rate(slide.infos[place])
 
 
+def _add_seams(seams: SeamAccumulator, slide: Slide, maps: SlideMaps) -> None:
+    """Add a slide's predictions, with the borders of patches that lie side by side."""
+    places = {(info.row0, info.col0): place for place, info in enumerate(slide.infos)}
+
+    def patch(place: int) -> tuple[Float32Array, BoolArray]:
+        mask = slide.store[slide.members[place].patch].tissue_mask
+        return maps.read_rate(slide.infos[place]), mask
+
+    for (row0, col0), place in places.items():
+        this = patch(place)
+        seams.update(*this)
+        for is_below in (False, True):
+            beside = (row0 + PATCH_BINS * is_below, col0 + PATCH_BINS * (not is_below))
+            if beside in places:
+                seams.update_border(*this, *patch(places[beside]), is_below=is_below)
+
+
 def _metrics(
-    run: Run, slides: Sequence[Slide], blocks: Blocks, board: Scoreboard, ridge_penalty: float
+    run: Run,
+    slides: Sequence[Slide],
+    blocks: Blocks,
+    board: Scoreboard,
+    ridge_penalty: float,
+    seams: Seams,
 ) -> dict[str, Any]:
     """The content of ``metrics.json``; docs/metrics.md, "Files", says what is in it."""
     tissue_bins = {slide.name: slide.store.manifest["tissue_bins"]["slide"] for slide in slides}
@@ -202,6 +229,7 @@ def _metrics(
         "baselines": of_models,
         "oracles": list(ORACLES),
         "ridge_penalty": ridge_penalty,
+        "seams": {k: v if math.isfinite(v) else None for k, v in asdict(seams).items()},
         "differences": {name: differences(sums[RUN], sums[name]) for name in BASELINES},
     }
     if board.slides:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from virchow_st.config import TrainConfig
 
 # An epoch is one pass over the training patches, or as many as make this many optimiser steps: two
-# small slides give a step or two a pass, and a recipe written in epochs would end before it began.
-_LEAST_STEPS_PER_EPOCH = 8
+# small slides give a few steps a pass, and a recipe written in epochs would end before it began.
+_LEAST_STEPS_PER_EPOCH = 16
 
 
 @dataclass(frozen=True)

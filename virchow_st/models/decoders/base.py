@@ -11,7 +11,7 @@ from torch import Tensor, nn
 # that reach the head are small, so that at 5e-5 the rates would take thousands of steps to leave
 # the gene means; the gain makes it tens. (A layer-wise learning rate in other words, as in Yang et
 # al. 2021, arXiv:2203.03466.)
-_GAIN = 5.0
+HEAD_GAIN = 5.0
 _INITIAL_STD = 0.001
 
 
@@ -30,7 +30,7 @@ class GeneHead(nn.Conv2d):
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """(B, C, H, W) to (B, G, H, W), float32: bfloat16 would round a log-rate of -6 to 1/32."""
         with torch.autocast(x_BCHW.device.type, enabled=False):
-            return super().forward(_GAIN * x_BCHW.float())
+            return super().forward(HEAD_GAIN * x_BCHW.float())
 
 
 class Decoder(nn.Module):
@@ -40,9 +40,11 @@ class Decoder(nn.Module):
         wants_image: whether ``forward`` looks at the image.
         head: the last layer. It stands apart, because GradNorm asks for the gradient of its weight
             alone: inside what `torch.compile` made one graph of, that would take all gradients.
+        begins_as_regression: whether `begin` is to be called before training.
     """
 
     wants_image: bool = False
+    begins_as_regression: bool = False
     head: GeneHead
 
     @abstractmethod
@@ -60,3 +62,19 @@ class Decoder(nn.Module):
             (B, G, 128, 128).
         """
         return self.head(self.features(tokens_BTTD, image_B3PP))
+
+    def begin(self, weights_DG: Tensor, intercept_G: Tensor) -> None:
+        """Make the output of the untrained decoder a regression on standardised tokens.
+
+        Args:
+            weights_DG: (D, G) of `TokenNorm`'s tokens.
+            intercept_G: (G,).
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not begin as a regression")
+
+    def advance(self, done: float) -> None:
+        """Change what depends on how far training is; in most decoders nothing does.
+
+        Args:
+            done: share of all training steps that are taken, 0 to 1.
+        """
