@@ -53,11 +53,11 @@ def print_scores(console: Console, runs: Runs) -> None:
     for name, metrics in runs.items():
         if "seams" in metrics:
             borders = (
-                f"{border}s {'–' if ratio is None else f'{ratio:.2f}'}"
+                f"{border} {'–' if ratio is None else f'{ratio:.2f}'}"
                 for border, ratio in metrics["seams"].items()
             )
             console.result(
-                f"seams of {name} at 2 µm, step across a border over one inside (1: none): "
+                f"seams of {name}: step of 2 µm bins across a border over one inside, 1 is none: "
                 f"{', '.join(borders)}"
             )
 

@@ -384,3 +384,31 @@ def test_others_do_not_begin_as_a_regression():
         if not (decoder := make(name)).begins_as_regression:
             with pytest.raises(NotImplementedError, match="does not begin"):
                 decoder.begin(torch.zeros(DIM, GENES), torch.zeros(GENES))
+
+
+# --- the margin of `fusion` ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("grid", [16, 32])
+def test_without_a_margin_the_edge_goes_on(grid):
+    """Given alone and given with its own edge repeated, a patch is decoded to the same."""
+    decoder, tokens, image = make("fusion", grid), some_tokens(1, grid), some_image("fusion", 1)
+    n = grid // 16
+    wide_tokens = np.pad(tokens.numpy(), [(0, 0), (n, n), (n, n), (0, 0)], mode="edge")
+    wide_image = np.pad(image.numpy(), [(0, 0), (0, 0), (16, 16), (16, 16)], mode="edge")
+    with torch.no_grad():
+        alone = decoder(tokens, image)
+        wide = decoder(torch.from_numpy(wide_tokens), torch.from_numpy(wide_image))
+    assert torch.equal(alone, wide)
+
+
+def test_what_lies_beside_a_patch_changes_its_edge_most():
+    decoder = make("fusion")
+    rng = np.random.default_rng(0)
+    tokens = torch.from_numpy(rng.normal(2, 3, (1, 18, 18, DIM)).astype(np.float32))
+    image = torch.from_numpy(rng.random((1, 3, 288, 288)).astype(np.float32))
+    other = image.clone()
+    other[..., -16:] = 0.1  # on the right
+    with torch.no_grad():
+        change = (decoder(tokens, other) - decoder(tokens, image))[0].abs().mean((0, 1))
+    assert change[-2:].mean() > 5 * change[:96].mean()

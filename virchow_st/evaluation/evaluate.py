@@ -35,7 +35,7 @@ from virchow_st.run.split import Member
 from virchow_st.runtime.progress import SILENT, Progress
 from virchow_st.store.reader import Store, open_store
 from virchow_st.training.dataset import PatchDataset
-from virchow_st.types import PATCH_BINS, BoolArray, Float32Array
+from virchow_st.types import PATCH_BINS, STORED_IMAGE_PX, BoolArray, Float32Array
 
 _RESULTS = ("metrics.json", "per_gene.csv", "blocks.npz")
 
@@ -158,7 +158,9 @@ def _truth_scores(truth: Path, slides: Sequence[Slide], panel: Panel) -> TruthSc
 
 def _predict(run: Run, stores: Sequence[Store], slide: Slide, maps: SlideMaps) -> None:
     """Predict every patch into the maps, from which all figures are then computed."""
-    dataset = PatchDataset(stores, run.panel, wants_image=True)
+    margin = run.decoder.margin_um
+    dataset = PatchDataset(stores, run.panel, wants_image=True, margin_um=margin)
+    inner = slice(margin, margin + STORED_IMAGE_PX)
     for batch in dataset.batches(slide.members, batch_size=8):
         image = batch.image if run.decoder.wants_image else None
         rates = run.rates(batch.tokens, image)
@@ -166,7 +168,8 @@ def _predict(run: Run, stores: Sequence[Store], slide: Slide, maps: SlideMaps) -
         for i, member in enumerate(batch.members):
             _check_finite(run, slide.store, member, rates[i])
             info = slide.store.patch_table[member.patch]
-            maps.write(info, rates[i], batch.counts[i], batch.tissue_mask[i], batch.image[i])
+            image_of = batch.image[i, inner, inner]
+            maps.write(info, rates[i], batch.counts[i], batch.tissue_mask[i], image_of)
 
 
 def _check_finite(run: Run, store: Store, member: Member, rate: Float32Array) -> None:

@@ -16,11 +16,13 @@ from virchow_st.models.losses.targets import BatchCounts
 from virchow_st.run.panel import Panel
 from virchow_st.run.split import Member
 from virchow_st.runtime.prefetch import ahead
+from virchow_st.store.context import with_margin
 from virchow_st.store.panel_reads import PanelCounts
 from virchow_st.store.reader import Patch, Store
 from virchow_st.types import (
     PATCH_BINS,
     PATCH_POSITIONS,
+    PATCH_UM,
     STORED_IMAGE_PX,
     Array,
     BoolArray,
@@ -75,8 +77,9 @@ class Batch:
 
     Attributes:
         members: which patches, (B,).
-        tokens: (B, T, T, D) float16.
-        image: (B, 256, 256, 3) uint8, or None where the decoder does not look at it.
+        tokens: (B, T, T, D) float16, with the dataset's margin.
+        image: (B, 256, 256, 3) uint8, with the dataset's margin, or None where the decoder does not
+            look at it.
         targets: UMIs of the panel's genes where there are any, as a loss takes them.
         tissue_mask: (B, 128, 128) bool.
     """
@@ -100,16 +103,25 @@ class PatchDataset:
         stores: the run's stores; all from the same encoder.
         panel: genes, in the order of the counts.
         wants_image: whether batches carry the patch images.
+        margin_um: how much of the patches beside them tokens and images have around them, µm, a
+            multiple of a token's side.
 
     Raises:
         ConfigError: stores of different encoders or token sizes, or a panel gene is missing.
     """
 
-    def __init__(self, stores: Sequence[Store], panel: Panel, wants_image: bool = False) -> None:
+    def __init__(
+        self,
+        stores: Sequence[Store],
+        panel: Panel,
+        wants_image: bool = False,
+        margin_um: int = 0,
+    ) -> None:
         check_same_encoder(stores)
         self.stores = stores
         self.panel = panel
         self.wants_image = wants_image
+        self.margin_um = margin_um
         self._gene_indices = [panel.indices(store) for store in stores]
         layout, dim = stores[0].manifest["token_layout"], stores[0].manifest["dim"]
         self._channels = [
@@ -120,6 +132,24 @@ class PatchDataset:
     def token_shape(self) -> tuple[int, int, int]:
         """(T, T, D) of every store."""
         return self.stores[0].token_shape
+
+    @property
+    def margin_tokens(self) -> int:
+        """Tokens of the margin on each side."""
+        return self.margin_um * self.token_shape[0] // PATCH_UM
+
+    @property
+    def image_px(self) -> int:
+        """Side of an image with its margin, pixels of 1 µm."""
+        return STORED_IMAGE_PX + 2 * self.margin_um
+
+    def tokens(self, member: Member) -> Array:
+        """(T + 2m, T + 2m, D) float16 with a margin of m tokens."""
+        return with_margin(self.patch(member), lambda patch: patch.tokens, self.margin_tokens)
+
+    def image(self, member: Member) -> UInt8Array:
+        """(256 + 2m, 256 + 2m, 3) with a margin of m pixels of 1 µm."""
+        return with_margin(self.patch(member), lambda patch: patch.image, self.margin_um)
 
     def channels(self, orientation: int) -> Int64Array | None:
         """(D,) order of a token's channels once the patch is turned, None where none moves."""
@@ -152,7 +182,7 @@ class PatchDataset:
         """
         turns = [0] * len(members) if orientations is None else orientations
         pairs = list(zip(members, turns, strict=True))
-        n, side = len(pairs), STORED_IMAGE_PX
+        n, side = len(pairs), self.image_px
         tokens = self._tokens(pairs, room)
         image = room("image", (n, side, side, 3), np.uint8) if self.wants_image else None
         if image is not None:
@@ -163,8 +193,8 @@ class PatchDataset:
 
     def _tokens(self, pairs: Sequence[tuple[Member, int]], room: Allocate) -> Array:
         """(B, T, T, D), in memory channel by channel where channels move."""
-        T, _, D = self.token_shape
-        turned = [turn(self.patch(m).tokens, o, axes=(0, 1)) for m, o in pairs]
+        T, D = self.token_shape[0] + 2 * self.margin_tokens, self.token_shape[2]
+        turned = [turn(self.tokens(m), o, axes=(0, 1)) for m, o in pairs]
         if self._channels[0] is None:
             return np.stack(turned, out=room("tokens", (len(pairs), T, T, D), np.float16))
         planes = [
@@ -175,7 +205,7 @@ class PatchDataset:
         return np.moveaxis(out, 1, 3)
 
     def _image(self, member: Member, orientation: int) -> UInt8Array:
-        return turn(self.patch(member).image, orientation, axes=(0, 1))
+        return turn(self.image(member), orientation, axes=(0, 1))
 
     def _targets(self, pairs: Sequence[tuple[Member, int]], room: Allocate) -> BatchCounts:
         n_genes = len(self.panel)

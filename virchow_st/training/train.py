@@ -180,6 +180,7 @@ class Trainer:
         if about := self.learner.forward.about:
             progress.note(f"the decoder runs {about}")
         dataset.wants_image = self.learner.decoder.wants_image
+        dataset.margin_um = self.learner.decoder.margin_um
         members = split.train + split.validation
         self.feed: Feed = open_feed(dataset, members, device, progress, processes.local_size)
         self.epoch = 0

@@ -40,10 +40,14 @@ class Decoder(nn.Module):
         wants_image: whether ``forward`` looks at the image.
         head: the last layer. It stands apart, because GradNorm asks for the gradient of its weight
             alone: inside what `torch.compile` made one graph of, that would take all gradients.
+        margin_um: how much of the patches beside it a patch may have around it, µm: tokens are then
+            (B, T + 2m, T + 2m, D) with as many tokens m, images (B, 3, 256 + 2n, 256 + 2n) with as
+            many pixels n. Where either comes without, its edge goes on as it ends.
         begins_as_regression: whether `begin` is to be called before training.
     """
 
     wants_image: bool = False
+    margin_um: int = 0
     begins_as_regression: bool = False
     head: GeneHead
 

@@ -2,17 +2,19 @@
 
 Convolution, transformer and graph paths over the tokens (`virchow_st.models.decoders.hist2st`) are
 fused and unfolded to 8 µm, where they join a convolutional stem on the patch image. Both go up to
-4 and 2 µm together. Most channels lie where bins are coarse: 96 at 8 µm, 64 at 4 µm, 16 at 2 µm.
+4 and 2 µm together. A patch comes with a margin of those beside it, so that its edges know what
+lies beyond them. Most channels lie where bins are coarse: 96 at 8 µm, 64 at 4 µm, 16 at 2 µm.
 
-Shape suffixes: B patches, T tokens a side, N = T·T, D token channels, C width, K components of the
-regression, G genes, P = 256 px a side, H = 128, M = 64, L = 32 cells a side (2, 4, 8 µm).
+Shape suffixes: B patches, T tokens a side with the margin, N = T·T, D token channels, C width,
+K components of the regression, G genes, P = 256 px a side and the margin, H = 128, M = 64, L = 32
+cells a side (2, 4, 8 µm).
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import gelu, interpolate
+from torch.nn.functional import gelu, interpolate, pad
 
 from virchow_st.models.decoders.base import HEAD_GAIN, Decoder, GeneHead
 from virchow_st.models.decoders.hist2st import GraphBlock, grid_neighbours
@@ -28,6 +30,7 @@ from virchow_st.models.decoders.stem import OpticalDensity
 from virchow_st.models.decoders.variation import TokenDropout
 
 _BINS = 128
+_PATCH_UM = 256
 _COARSEST = 32  # cells a side at 8 µm
 _WIDTHS = (16, 64, 96)  # channels at 2, 4 and 8 µm
 # The regression has to leave room: kept to the end, it would hold on to what it took from the stain
@@ -37,10 +40,10 @@ _LARGEST_COMPONENT = 2.0  # of the regression, standard deviations: inputs of or
 
 
 class FusionDecoder(Decoder):
-    """Tokens (B, T, T, D) and the patch image to per-bin outputs (B, G, 128, 128).
+    """Tokens and the patch image, each with a margin, to per-bin outputs (B, G, 128, 128).
 
     Args:
-        grid: tokens a side, T; 16 or 32.
+        grid: tokens a side of a patch alone; 16 or 32.
         token_mean_D, token_std_D: (D,) of the training tokens.
         initial_bias_G: (G,) bias of the output.
         widths: channels at 2, 4 and 8 µm, multiples of 8.
@@ -49,6 +52,7 @@ class FusionDecoder(Decoder):
     """
 
     wants_image = True
+    margin_um = 16
     begins_as_regression = True
     edges_2E: Tensor
     regression_KD: Tensor
@@ -67,11 +71,14 @@ class FusionDecoder(Decoder):
         super().__init__()
         fine, middle, coarse = widths
         D, C = len(token_mean_D), token_width
+        self._grid = grid
+        self._margin = grid * self.margin_um // _PATCH_UM  # tokens
+        side = grid + 2 * self._margin
         self.normalise = TokenNorm(token_mean_D, token_std_D)
         self.withhold = TokenDropout()
         self.embed = nn.Linear(D, C)
-        self.position_NC = nn.Parameter(0.02 * torch.randn(grid * grid, C))
-        self.register_buffer("edges_2E", grid_neighbours(grid), persistent=False)
+        self.position_NC = nn.Parameter(0.02 * torch.randn(side * side, C))
+        self.register_buffer("edges_2E", grid_neighbours(side), persistent=False)
         self.conv_path = ConvBlock(C)
         self.transformer_path = nn.TransformerEncoderLayer(
             C, nhead=8, dim_feedforward=2 * C, dropout=0.0,
@@ -100,16 +107,23 @@ class FusionDecoder(Decoder):
         """See `Decoder`."""
         if image_B3PP is None:
             raise ValueError("image: expected (B, 3, 256, 256), as wants_image says; got None")
-        tokens_BTTD = self.normalise(tokens_BTTD)
+        tokens_BTTD = self.normalise(self._with_margin(tokens_BTTD))
+        image_B3PP = _extended(image_B3PP, self.margin_um, _PATCH_UM)
         regression_BKHH = self._regression(tokens_BTTD)
         tokens_BCLL = self.tokens_to_8um(self._three_paths(self.withhold(tokens_BTTD)))
 
         fine_BCHH = self.stem_2um(self.density(image_B3PP))
         middle_BCMM = self.stem_4um(fine_BCHH)
         x_BCLL = self.context(self.stem_8um(middle_BCMM) + tokens_BCLL)
-        x_BCMM = self.to_4um(x_BCLL, middle_BCMM)
-        x_BCHH = gelu(self.refine(gelu(self.to_2um(x_BCMM) + fine_BCHH)))
-        return torch.cat([x_BCHH, regression_BKHH], dim=1)
+        # Of the margin, each finer grid keeps the two cells that its convolutions still reach.
+        x_BCMM = self.to_4um(x_BCLL[..., 1:-1, 1:-1], _cropped(middle_BCMM, 64 + 4))
+        x_BCHH = self.to_2um(_cropped(x_BCMM, 64 + 2)) + _cropped(fine_BCHH, _BINS + 4)
+        x_BCHH = gelu(self.refine(gelu(x_BCHH)))
+        return torch.cat([_cropped(x_BCHH, _BINS), regression_BKHH], dim=1)
+
+    def _with_margin(self, tokens_BTTD: Tensor) -> Tensor:
+        tokens_BDTT = tokens_BTTD.permute(0, 3, 1, 2)
+        return _extended(tokens_BDTT, self._margin, self._grid).permute(0, 2, 3, 1)
 
     def _three_paths(self, tokens_BTTD: Tensor) -> Tensor:
         """(B, C, T, T)."""
@@ -129,9 +143,9 @@ class FusionDecoder(Decoder):
     def _regression(self, tokens_BTTD: Tensor) -> Tensor:
         """(B, K, H, H), the regression's components between the centres of tokens."""
         components_BKTT = nn.functional.linear(tokens_BTTD, self.regression_KD).permute(0, 3, 1, 2)
-        scale = _BINS // tokens_BTTD.shape[1]
+        scale = _BINS // self._grid
         smooth_BKHH = interpolate(components_BKTT, scale_factor=scale, mode="bilinear")
-        return self.regression_share * smooth_BKHH
+        return self.regression_share * _cropped(smooth_BKHH, _BINS)
 
     @torch.no_grad()
     def begin(self, weights_DG: Tensor, intercept_G: Tensor) -> None:
@@ -149,3 +163,16 @@ class FusionDecoder(Decoder):
     def advance(self, done: float) -> None:
         """See `Decoder`."""
         self.regression_share.fill_(max(0.0, 1.0 - done / _REGRESSION_SHARE))
+
+
+def _extended(x_BCSS: Tensor, margin: int, side: int) -> Tensor:
+    """A map with its margin; one that is ``side`` cells a side comes without, and gets its edge."""
+    if x_BCSS.shape[-1] != side:
+        return x_BCSS
+    return pad(x_BCSS, (margin,) * 4, mode="replicate")
+
+
+def _cropped(x_BCSS: Tensor, side: int) -> Tensor:
+    """The middle ``side`` cells of a map."""
+    n = (x_BCSS.shape[-1] - side) // 2
+    return x_BCSS[..., n : n + side, n : n + side]
