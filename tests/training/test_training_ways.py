@@ -337,7 +337,7 @@ def test_an_epoch_is_a_pass_or_as_many_as_make_eight_steps(
     n_patches, batch_size, accumulate, passes, steps, monkeypatch
 ):
     monkeypatch.setattr(schedule, "_LEAST_STEPS_PER_EPOCH", 8)
-    config = TrainConfig(batch_size=batch_size, accumulate=accumulate, epochs=30)
+    config = TrainConfig(batch_size=batch_size, accumulate=accumulate, epochs=30, warmup_epochs=2)
     found = Schedule.of(config, n_patches)
     assert (found.passes, found.steps_per_epoch) == (passes, steps)
     assert (found.warmup, found.total) == (2 * steps, 30 * steps)

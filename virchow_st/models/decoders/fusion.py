@@ -19,6 +19,7 @@ from torch.nn.functional import gelu, interpolate, pad
 from virchow_st.models.decoders.base import HEAD_GAIN, Decoder, GeneHead
 from virchow_st.models.decoders.hist2st import GraphBlock, grid_neighbours
 from virchow_st.models.decoders.parts import (
+    CellNorm,
     ConvBlock,
     EdgeConv,
     Fusion,
@@ -79,7 +80,7 @@ class FusionDecoder(Decoder):
         self.embed = nn.Linear(D, C)
         self.position_NC = nn.Parameter(0.02 * torch.randn(side * side, C))
         self.register_buffer("edges_2E", grid_neighbours(side), persistent=False)
-        self.conv_path = ConvBlock(C)
+        self.conv_path = ConvBlock(C, CellNorm)
         self.transformer_path = nn.TransformerEncoderLayer(
             C, nhead=8, dim_feedforward=2 * C, dropout=0.0,
             activation="gelu", batch_first=True, norm_first=True,
@@ -90,11 +91,15 @@ class FusionDecoder(Decoder):
 
         self.density = OpticalDensity()
         self.stem_2um = nn.Sequential(nn.PixelUnshuffle(2), EdgeConv(12, fine, 3), nn.GELU())
-        self.stem_4um = nn.Sequential(nn.Conv2d(fine, middle, 2, stride=2), ResBlock(middle))
-        self.stem_8um = nn.Sequential(nn.Conv2d(middle, coarse, 2, stride=2), ResBlock(coarse))
+        self.stem_4um = nn.Sequential(
+            nn.Conv2d(fine, middle, 2, stride=2), ResBlock(middle, CellNorm)
+        )
+        self.stem_8um = nn.Sequential(
+            nn.Conv2d(middle, coarse, 2, stride=2), ResBlock(coarse, CellNorm)
+        )
 
-        self.context = nn.Sequential(ConvBlock(coarse), ConvBlock(coarse))
-        self.to_4um = Fusion(coarse, middle)
+        self.context = nn.Sequential(ConvBlock(coarse, CellNorm), ConvBlock(coarse, CellNorm))
+        self.to_4um = Fusion(coarse, middle, CellNorm)
         self.to_2um = unfolding(middle, fine)
         self.refine = EdgeConv(fine, 2 * fine, 3)
 
