@@ -34,6 +34,7 @@ from virchow_st.run.results import (
 from virchow_st.run.split import Member
 from virchow_st.runtime.progress import SILENT, Progress
 from virchow_st.store.reader import Store, open_store
+from virchow_st.store.same_slide import check_different_slides
 from virchow_st.training.dataset import PatchDataset
 from virchow_st.types import PATCH_BINS, STORED_IMAGE_PX, BoolArray, Float32Array
 
@@ -134,6 +135,7 @@ def _open_stores(run: Run) -> list[Store]:
     for store in stores:
         run.check_store(store)
     run.split.check_stores(stores)
+    check_different_slides(stores)  # runs of older versions may hold a slide twice
     return stores
 
 
