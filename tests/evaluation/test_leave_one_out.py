@@ -52,7 +52,7 @@ def run(config, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:  # what is trained and evaluated stays as it is
         patch.setattr(module, "train", None)
         patch.setattr(
-            module, "evaluate", lambda fold, *rest: seen.append(fold) or real(fold, *rest)
+            module, "evaluate_run", lambda fold, *rest: seen.append(fold) or real(fold, *rest)
         )
         leave_one_out(path, config, resume=True)
     assert seen[2:] == [path / "fold-P5"]
