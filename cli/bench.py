@@ -14,6 +14,12 @@ from virchow_st_cli.console import Console
 from virchow_st_cli.options import with_console
 
 
+class _Stopped(click.ClickException):
+    """Ended by Ctrl-C."""
+
+    exit_code = 130
+
+
 @click.command(short_help="Measure speed on this machine.")
 @click.argument("target", type=click.Choice([*TARGETS, "all"]), default="all")
 @click.option(
@@ -71,9 +77,7 @@ def bench(
                 )
             tables += measured
     except KeyboardInterrupt:
-        stopped = click.ClickException("stopped; the figures so far are above, no file is left")
-        stopped.exit_code = 130
-        raise stopped from None
+        raise _Stopped("stopped; the figures so far are above, no file is left") from None
     content = document(target, tables)
     console.result(machine_line(content["machine"]))
     if json_path:

@@ -32,6 +32,7 @@ from virchow_st.predict.load import Run, load_run
 from virchow_st.predict.overview import write_picture
 from virchow_st.predict.rates import RateImages
 from virchow_st.predict.stitch import Stitcher
+from virchow_st.predict.trained_on import check_not_trained_on
 from virchow_st.runtime.atomic import written_aside
 from virchow_st.runtime.progress import SILENT, Progress
 from virchow_st.runtime.software import versions
@@ -75,7 +76,8 @@ def predict_slide(
 
     Raises:
         ConfigError, SlideError: a run, its encoder's weights, or the image is missing, damaged or
-            does not fit; no µm per pixel; no tissue; or ``out`` is there already.
+            does not fit; a run is given twice, or one of several was trained on the slide; no µm
+            per pixel; no tissue; or ``out`` is there already.
     """
     if out.exists():
         raise ConfigError(f"{out}: is already there; delete it or give another --out")
@@ -83,6 +85,7 @@ def predict_slide(
     runs = [load_run(path, config.device) for path in run_paths]
     _check_alike(runs)
     with SlideImage.open(image_path) as image:
+        check_not_trained_on(runs, image, progress)
         mpp = slide_mpp(image_path, config.mpp)
         encoder = open_encoder(runs[0], config.weights, config.device)
         if encoder.licence:
@@ -129,6 +132,13 @@ def _check_alike(runs: Sequence[Run]) -> None:
                 f"{run.path}: expected the genes of {first.path} in their order; got others; give "
                 "runs with one --panel file"
             )
+    for i, run in enumerate(runs):
+        for other in runs[:i]:
+            if (run.config, run.split, run.state) == (other.config, other.split, other.state):
+                raise ConfigError(
+                    f"{run.path}: is the same run as {other.path}; their spread would be 0; give "
+                    "runs of other folds or seeds"
+                )
 
 
 def _draw(path: Path, pyramid: Picture, tissue: Tissue, patches: PatchTable) -> None:
