@@ -272,7 +272,7 @@ SAME_NAME = {"genes": {"id": TWINS[0], "symbol": TWINS[1], "total": [9, 9, 9, 9]
         (OTHER_ENCODER, None, "P2.vst: expected tokens of ('tiny', '0000000000000000', 16, 8)"),
         ({"grid": 32}, None, "extract with one encoder"),
         ({"dim": 9}, None, "extract with one encoder"),
-        ({}, "", "expected a gene id or symbol a line; the file names none"),
+        ({}, "", "expected a gene id or symbol per line; the file names none"),
         ({}, "GENE1\nNOTHING\n", "gene NOTHING is not in every store; take it out"),
         (SAME_NAME, "TWIN\n", "symbol TWIN stands for ENSG00001, ENSG00002; give the gene id"),
         ({}, "GENE1\nENSG00001\n", "names a gene twice; name each once"),

@@ -33,7 +33,7 @@ from virchow_st.predict.overview import write_picture
 from virchow_st.predict.rates import RateImages
 from virchow_st.predict.stitch import Stitcher
 from virchow_st.predict.trained_on import check_not_trained_on
-from virchow_st.runtime.atomic import written_aside
+from virchow_st.runtime.atomic import check_absent, new_output, remove, written_whole
 from virchow_st.runtime.progress import SILENT, Progress
 from virchow_st.runtime.software import versions
 from virchow_st.slide.image import SlideImage
@@ -79,8 +79,7 @@ def predict_slide(
             does not fit; a run is given twice, or one of several was trained on the slide; no µm
             per pixel; no tissue; or ``out`` is there already.
     """
-    if out.exists():
-        raise ConfigError(f"{out}: is already there; delete it or give another --out")
+    check_absent(out)
     check_format(config.format)
     runs = [load_run(path, config.device) for path in run_paths]
     _check_alike(runs)
@@ -92,7 +91,7 @@ def predict_slide(
             progress.warn(f"{encoder.name}: {encoder.licence}")
         progress.note(f"{image_path}: {image.width}×{image.height} px, {mpp:.4g} µm/px")
         picture = tissue_picture(out)
-        with _restored_on_failure(picture), written_aside(out) as aside:
+        with new_output(out) as aside, _restored_on_failure(picture):
             flavour = config.format if config.format in FLAVOURS else FLAVOURS[0]
             zarr_path = aside / "zarr"
             folder = Folder(zarr_path, flavour, {})
@@ -209,7 +208,8 @@ def _restored_on_failure(picture: Path) -> Iterator[None]:
         yield
     except BaseException:
         if before is None:
-            picture.unlink(missing_ok=True)
+            remove(picture)
         elif picture.read_bytes() != before:
-            picture.write_bytes(before)
+            with written_whole(picture) as aside:
+                aside.write_bytes(before)
         raise
