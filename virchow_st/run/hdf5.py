@@ -1,4 +1,4 @@
-"""What the HDF5 files of a run share: opened and read with errors of one line; patches in arrays."""
+"""What the HDF5 files of a run share: opened and read with errors of one line; patch windows."""
 
 from __future__ import annotations
 
