@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from virchow_st.config import KEEP_PATHS
 from virchow_st_cli.console import Console
 from virchow_st_cli.options import with_console
 
@@ -17,8 +18,9 @@ from virchow_st_cli.options import with_console
     help="symbols or ids with commas, to show on the slide at every scale; "
     "else all genes, the strongest at 2 and 4 µm too",
 )
+@click.option("--keep-paths", is_flag=True, help=KEEP_PATHS)
 @with_console
-def report(console: Console, run: Path, genes: str | None) -> None:
+def report(console: Console, run: Path, genes: str | None, keep_paths: bool) -> None:
     """Write RUN/report.html, which opens from disk and needs no network.
 
     It shows what was run, the scores beside ceiling, nulls and baselines, every gene, the figures,
@@ -27,5 +29,5 @@ def report(console: Console, run: Path, genes: str | None) -> None:
     from virchow_st.output.report import write_report
 
     wanted = [g.strip() for g in genes.split(",") if g.strip()] if genes is not None else None
-    path = write_report(run, wanted, console)
+    path = write_report(run, wanted, console, keep_paths)
     console.result(f"{path}: {path.stat().st_size / 1e6:.1f} MB; open it in a browser")

@@ -74,3 +74,20 @@ def _cut(file: str) -> str:
 
 def _digest(name: str) -> str:
     return sha256(name.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+_FORMULA = re.compile(r"'*[=+\-@\t\r]")  # what a spreadsheet computes, however often it was quoted
+
+
+def csv_text(text: str) -> str:
+    """A name for a CSV file: one that a spreadsheet would compute is quoted by ``'``.
+
+    >>> csv_text("=cmd"), csv_text("CD74")
+    ("'=cmd", 'CD74')
+    """
+    return f"'{text}" if _FORMULA.match(text) else text
+
+
+def csv_name(text: str) -> str:
+    """The name that `csv_text` was given."""
+    return text[1:] if text.startswith("'") and _FORMULA.match(text) else text

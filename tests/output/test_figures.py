@@ -20,10 +20,11 @@ from matplotlib.text import Text
 from virchow_st.errors import ConfigError
 from virchow_st.output.figures import draw, draw_figures, find_genes, strongest_genes
 from virchow_st.output.figures.numbers import NumbersFile
-from virchow_st.output.figures.results import Gene, read_scores
 from virchow_st.output.figures.run import read_run
-from virchow_st.output.figures.slides import open_maps
 from virchow_st.output.figures.style import Picture, new_figure, styled
+from virchow_st.run.maps import open_maps
+from virchow_st.run.panel import Gene
+from virchow_st.run.results import read_per_gene
 
 Pictures = dict[str, list[Picture]]
 
@@ -213,7 +214,7 @@ def test_slides_of_one_patient_are_told_apart(tmp_path: Path) -> None:
 
 
 def test_without_names_the_strongest_genes_are_drawn(drawn_run: Path) -> None:
-    scores = read_scores(drawn_run)
+    scores = read_per_gene(drawn_run)
     products = {s.gene.symbol: s.pcc * s.mean for s in scores if s.scale_um == 8}
     best = sorted((p for p in products if products[p] == products[p]), key=lambda p: -products[p])
     assert [g.symbol for g in strongest_genes(scores)] == best[:3] == ["HLA-A", "EPCAM", "PIGR"]

@@ -20,7 +20,7 @@ from virchow_st.output.figures.rasters import (
     strongest_window,
     sum_bins,
 )
-from virchow_st.output.figures.results import Gene
+from virchow_st.run.panel import Gene
 
 ROWS, COLS = 300, 382  # neither whole patches nor whole 8 µm bins
 

@@ -14,11 +14,11 @@ from virchow_st.errors import ConfigError
 from virchow_st.output.figures import draw
 from virchow_st.output.figures.curves import curves_figure
 from virchow_st.output.figures.reliability import LEAST, Cells, Reliability
-from virchow_st.output.figures.results import read_history, read_metrics
-from virchow_st.output.figures.slides import open_maps
 from virchow_st.output.figures.style import Picture
 from virchow_st.run.compare import compare_runs
-from virchow_st.run.results import read_blocks
+from virchow_st.run.history import read_history
+from virchow_st.run.maps import open_maps
+from virchow_st.run.results import read_blocks, read_metrics
 
 CASE = FigureRun()
 
@@ -107,10 +107,11 @@ def test_a_single_patch_makes_no_interval(tmp_path: Path) -> None:
 
 
 def test_calibration_of_many_genes_takes_them_evenly_by_abundance() -> None:
-    from virchow_st.output.figures.results import Gene, GeneScore
+    from virchow_st.run.panel import Gene
+    from virchow_st.run.results import GeneScore
 
     def score(i: int) -> GeneScore:
-        return GeneScore(Gene(f"E{i}", f"G{i}"), 2, float(i), *([0.0] * 8))
+        return GeneScore(Gene(f"E{i}", f"G{i}"), 2, float(i), *([0.0] * 20))
 
     by_gene = {f"E{i}": {2: score(i)} for i in range(1000)}
     picked = [int(gene.id[1:]) for gene in draw._spread(by_gene, 11)]

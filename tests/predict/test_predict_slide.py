@@ -9,7 +9,7 @@ import tifffile
 import zarr
 
 from virchow_st.errors import SlideError
-from virchow_st.output.export.bins import channel_names, rounded
+from virchow_st.output.export.bins import rounded
 from virchow_st.output.export.ngff import Folder
 from virchow_st.predict.lattice import covered, lay_over, window
 from virchow_st.predict.overview import write_picture
@@ -171,7 +171,7 @@ def test_rounding():
 
 def test_channels_have_names_of_their_own():
     panel = Panel(("E1", "E2", "E3", "E4"), ("A", "B", "A", ""))
-    assert channel_names(panel) == ["E1", "B", "E3", "E4"]
+    assert panel.labels == ["E1", "B", "E3", "E4"]
 
 
 def test_rates_at_both_scales_and_their_spread(tmp_path):

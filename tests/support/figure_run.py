@@ -16,8 +16,9 @@ from virchow_st.evaluation.scoreboard import scale_figures
 from virchow_st.metrics import ScaleAccumulator
 from virchow_st.output.figures import draw
 from virchow_st.output.figures.run import OtherRun, read_run
-from virchow_st.output.figures.slides import open_maps, read_overviews
 from virchow_st.output.figures.style import Picture
+from virchow_st.run.maps import open_maps
+from virchow_st.run.overview import read_overviews
 from virchow_st.run.panel import Panel
 from virchow_st.run.results import RUN, RunBlocks, write_blocks, write_metrics, write_per_gene
 from virchow_st.types import SCALES_UM

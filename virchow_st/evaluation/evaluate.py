@@ -8,27 +8,19 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from virchow_st.errors import ConfigError
-from virchow_st.evaluation.baselines import BASELINES, ORACLES, fit_baselines
+from virchow_st.evaluation.baselines import ORACLES, fit_baselines
 from virchow_st.evaluation.blocks import NOBODY, Blocks, cut_blocks, shifted_places, shuffled_places
 from virchow_st.evaluation.scoreboard import Scoreboard, Slide, scale_figures
 from virchow_st.evaluation.truth import TruthScores
+from virchow_st.names import file_names
 from virchow_st.predict.load import Run, load_run
+from virchow_st.run.blocks import RUN, RunBlocks, write_blocks
 from virchow_st.run.compare import DRAWS, check_same_panel, differences, other_patches
-from virchow_st.run.maps import SlideMaps, write_maps
+from virchow_st.run.maps import MAPS, SlideMaps, write_maps
 from virchow_st.run.overview import slide_names, write_overview
 from virchow_st.run.panel import Panel
-from virchow_st.run.results import (
-    METRICS_FORMAT,
-    RUN,
-    RunBlocks,
-    write_blocks,
-    write_metrics,
-    write_per_gene,
-)
-from virchow_st.run.split import Member
+from virchow_st.run.results import BASELINES, METRICS_FORMAT, write_metrics, write_per_gene
 from virchow_st.runtime.progress import SILENT, Progress
 from virchow_st.store.reader import Store, open_store
 from virchow_st.training.dataset import PatchDataset
@@ -78,9 +70,9 @@ def evaluate(
     n_done = 0
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         for slide, block_of_patch in zip(slides, blocks.of_patch, strict=True):
-            maps_path = run_path / "maps" / f"{slide.name}.h5"
+            maps_path = run_path / MAPS / f"{slide.file_name}.h5"
             placed = slide.infos, block_of_patch
-            with write_maps(maps_path, slide.store, run.panel, *placed) as maps:
+            with write_maps(maps_path, slide.store, run.panel, *placed, slide.name) as maps:
                 _predict(run, stores, slide, maps)
                 partners = shuffled_places(len(slide.infos)), shifted_places(slide.infos)
                 for place, block in enumerate(block_of_patch.tolist()):
@@ -95,6 +87,9 @@ def evaluate(
     computed = {scale: accumulator.compute() for scale, accumulator in board.models[RUN].items()}
     write_per_gene(run_path, run.panel, computed)
     write_blocks(run_path, RunBlocks(run.panel.ids, board.block_sums()))
+    for maps_path in (run_path / MAPS).glob("*.h5"):
+        if maps_path.stem not in {slide.file_name for slide in slides}:
+            maps_path.unlink()  # under a name that an older version gave it
     metrics = _metrics(run, slides, blocks, board, baselines.ridge_penalty)
     write_metrics(run_path, metrics)
     return metrics
@@ -134,11 +129,12 @@ def _open_stores(run: Run) -> list[Store]:
 
 def _test_slides(run: Run, stores: Sequence[Store]) -> list[Slide]:
     names, slides = slide_names(stores), []
+    files = file_names(names)
     for i in sorted({member.store for member in run.split.test}):
         store = stores[i]
         members = [member for member in run.split.test if member.store == i]
         infos = [store.patch_table[member.patch] for member in members]
-        slides.append(Slide(names[i], store, members, infos, run.panel.indices(store)))
+        slides.append(Slide(names[i], files[i], store, members, infos, run.panel.indices(store)))
     return slides
 
 
@@ -159,20 +155,8 @@ def _predict(run: Run, stores: Sequence[Store], slide: Slide, maps: SlideMaps) -
         rates = run.rates(batch.tokens, image)
         assert batch.image is not None
         for i, member in enumerate(batch.members):
-            _check_finite(run, slide.store, member, rates[i])
             info = slide.store.patch_table[member.patch]
             maps.write(info, rates[i], batch.counts[i], batch.tissue_mask[i], batch.image[i])
-
-
-def _check_finite(run: Run, store: Store, member: Member, rate: Float32Array) -> None:
-    """Refuse NaN, infinity and what the maps' float16 cannot hold; (G, 128, 128)."""
-    bad = np.flatnonzero(~(np.abs(rate) <= np.finfo(np.float16).max).all(axis=(1, 2)))
-    if bad.size:
-        raise ConfigError(
-            f"{run.path}: expected rates of at most 65504 UMIs; got NaN or more for {bad.size} of "
-            f"{len(rate)} genes, {run.panel.symbols[bad[0]]} for one, in patch {member.patch} of "
-            f"{store.path}; train again with a lower --lr"
-        )
 
 
 def _rate_at(maps: SlideMaps, slide: Slide, place: int) -> Float32Array | None:

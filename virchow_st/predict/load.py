@@ -18,8 +18,10 @@ from virchow_st.models.losses import build_objective
 from virchow_st.models.losses.base import Objective
 from virchow_st.predict.array import MIN_TISSUE, ImageRates, predict_array
 from virchow_st.run.checkpoint import load_checkpoint, read_state
+from virchow_st.run.integrity import check_files
 from virchow_st.run.panel import Panel
-from virchow_st.run.split import Split
+from virchow_st.run.rates import check_rates
+from virchow_st.run.split import Split, read_split
 from virchow_st.runtime.devices import pick_device
 from virchow_st.store.reader import Patch, Store
 from virchow_st.types import Array, Float32Array, Float64Array, UInt8Array
@@ -134,9 +136,14 @@ class Run:
 
     @torch.inference_mode()
     def rates(self, tokens: Array, image: UInt8Array | None = None) -> Float32Array:
-        """(B, T, T, D) tokens, and (B, 256, 256, 3) images if wanted, to (B, G, 128, 128)."""
+        """(B, T, T, D) tokens, and (B, 256, 256, 3) images if wanted, to (B, G, 128, 128).
+
+        Raises `ConfigError` for what is no rate, as damaged weights and runs that diverged give.
+        """
         output = decode(self.decoder, tokens, image, self.device)
-        return self.objective.rate(output).cpu().numpy()
+        rates: Float32Array = self.objective.rate(output).cpu().numpy()
+        check_rates(rates, self.panel.symbols, str(self.path), "train again with a lower --lr")
+        return rates
 
     def check_store(self, store: Store) -> None:
         """Raise `ConfigError` unless the store's tokens are those the decoder was trained on."""
@@ -167,9 +174,10 @@ def load_run(path: Path | str, device: str = "auto") -> Run:
     state = read_state(best)
     config = from_toml(TrainConfig, path / "config.toml")
     panel = Panel.read(path / "panel.tsv")
-    split = Split.read(path / "split.json")
-    digest = Split.read_xxh64(path / "split.json")
-    if state.get("split_xxh64", digest) != digest:  # runs of older versions have none
+    saved_split = read_split(path / "split.json")
+    digest = saved_split["xxh64"]
+    check_files(path, state)
+    if state.get("split_xxh64", digest) != digest:  # all that older versions compare
         raise ConfigError(
             f"{path / 'split.json'}: is not the split that the run was trained with; train anew"
         )
@@ -185,7 +193,7 @@ def load_run(path: Path | str, device: str = "auto") -> Run:
         path=path,
         config=config,
         panel=panel,
-        split=split,
+        split=Split.of(saved_split),
         state=state,
         decoder=decoder.to(where).eval(),
         objective=objective.to(where).eval(),

@@ -42,6 +42,7 @@ from virchow_st.slide.tissue import Tissue, find_tissue
 from virchow_st.types import BIN_UM, CELL_BINS
 
 FORMAT = "virchow_st.prediction/1"
+_NOT_OF_THE_RATES = ("device", "weights", "keep_paths")
 _SOFTWARE = ("virchow_st", "numpy", "opencv-python-headless", "torch", "timm", "zarr")
 
 
@@ -154,7 +155,7 @@ def _provenance(
         "unit": "expected UMIs a bin",
         "runs": [
             {
-                "path": str(run.path),
+                "path": str(run.path) if config.keep_paths else run.path.resolve().name,
                 "config": xxhash.xxh64(to_toml(run.config).encode()).hexdigest(),
                 "decoder": run.config.decoder,
                 "epoch": run.state["epoch"],
@@ -172,7 +173,7 @@ def _provenance(
         },
         "tissue": {"saturation_threshold": tissue.threshold, "covered": share},
         "n_patches": len(patches),
-        "options": {k: v for k, v in asdict(config).items() if k not in ("device", "weights")},
+        "options": {k: v for k, v in asdict(config).items() if k not in _NOT_OF_THE_RATES},
         "software": {name: version(name) for name in _SOFTWARE},
     }
 

@@ -10,12 +10,12 @@ from pathlib import Path
 
 from virchow_st.config import TrainConfig, from_toml, to_toml
 from virchow_st.errors import ConfigError
-from virchow_st.run.checkpoint import whole
+from virchow_st.run.integrity import check_files, file_hashes
 from virchow_st.run.panel import Panel
 from virchow_st.run.split import Split
+from virchow_st.run.state import CHECKPOINTS, read_state, whole
 from virchow_st.store.reader import Store
 
-CHECKPOINTS = "checkpoints"
 _ELSEWHERE = ("device", "compile")  # settings that a resumed run may have otherwise
 
 
@@ -35,6 +35,7 @@ def check_resumable(run: Path, config: TrainConfig, split: Split) -> None:
     if not is_begun(run):
         raise nothing_to_resume(run)
     check_same_options(run, config)
+    check_files(run, read_state(run / CHECKPOINTS / "last"))
     if Split.read(run / "split.json") != split:
         raise ConfigError(f"{run}: a store was written anew since it was begun; train anew")
 
@@ -61,9 +62,11 @@ def begin(
     split: Split,
     stores: Sequence[Store],
     panel: Panel,
-    save: Callable[[Path], None],
+    save: Callable[[Path, dict[str, str]], None],
 ) -> None:
-    """Write all that a run begins with; ``save`` writes the first checkpoints into a folder.
+    """Write all that a run begins with.
+
+    ``save`` writes the first checkpoints into a folder, with the hashes of the run's files.
 
     Aside first: a run that is there can be resumed, whenever it was killed.
     """
@@ -74,5 +77,5 @@ def begin(
     (aside / "config.toml").write_text(text, "utf-8")
     split.write(aside / "split.json", stores)
     panel.write(aside / "panel.tsv")
-    save(aside)
+    save(aside, file_hashes(aside))
     os.replace(aside, run)

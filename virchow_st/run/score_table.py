@@ -9,17 +9,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from virchow_st.run.results import BASELINES, Baseline
+
 SCALES = ("2", "4", "8", "16")
 """Columns: bin sides in µm, as ``metrics.json`` names them."""
 NAMES = {"pcc": "PCC", "d2_poisson": "D²"}
 """Figures that have intervals and are compared, and what they are called."""
-BASELINES = {
-    "ridge": "ridge on tokens",
-    "nuclear_density": "nuclear density",
-    "gene_mean": "gene mean",
-    "total_umi": "total UMI",
-}
-"""What models beside the run are called."""
+_BASELINES: tuple[Baseline, ...] = ("ridge", "nuclear_density", "gene_mean", "total_umi")
+"""In the order of the table: the strongest first, last the one that reads the test counts."""
 _FEW_BLOCKS = 8
 
 Metrics = dict[str, Any]
@@ -111,7 +108,7 @@ def below_baselines(runs: Runs) -> list[str]:
     lines = []
     for name, metrics in runs.items():
         for figure in NAMES:
-            for key, label in BASELINES.items():
+            for key, label in ((name, BASELINES[name]) for name in _BASELINES):
                 below = [s for s in SCALES if _is_below(metrics, key, s, figure)]
                 if below and key not in metrics["oracles"]:
                     by = ", ".join(_by_how_much(metrics, key, s, figure) for s in below)
@@ -184,7 +181,7 @@ def _baselines(runs: Runs, figure: str) -> list[Row]:
     """Rows of the baselines, marked where a run is below one that is no oracle."""
     first = next(iter(runs.values()))
     rows = []
-    for key, label in BASELINES.items():
+    for key, label in ((name, BASELINES[name]) for name in _BASELINES):
         cells = _numbers(first["baselines"][key], figure)
         if key in first["oracles"]:
             rows.append(Row(f"oracle   {label}", cells, "oracle"))

@@ -22,6 +22,7 @@ from virchow_st.errors import ConfigError
 from virchow_st.run.checkpoint import CheckpointWriter, save_checkpoint
 from virchow_st.run.folder import CHECKPOINTS, begin, check_new, check_resumable
 from virchow_st.run.history import History, by_scale, summary
+from virchow_st.run.integrity import file_hashes
 from virchow_st.run.panel import Panel, choose_panel
 from virchow_st.run.split import Split, split_patients
 from virchow_st.runtime.devices import pick_device
@@ -40,6 +41,7 @@ from virchow_st.training.validation import ValidationSums
 
 # Passes over the training patches an epoch, from which on there are few patches for the steps.
 _MANY_PASSES = 3
+_FEW_PATCHES = (4, 1)  # batch size and batches per step that are advised then
 
 
 def train(
@@ -73,15 +75,17 @@ def train(
     )
     statistics = processes.from_first(lambda: training_statistics(dataset, split.train))
     trainer = Trainer(config, dataset, split, statistics, device, processes, progress)
-    if trainer.schedule.passes >= _MANY_PASSES:
+    is_small = config.batch_size <= _FEW_PATCHES[0] and config.accumulate <= _FEW_PATCHES[1]
+    if trainer.schedule.passes >= _MANY_PASSES and not is_small:
         progress.note(
             f"few patches for steps of {config.batch_size} × {config.accumulate}: "
-            "--batch-size 4 --accumulate 1 and half as many epochs more learn as much in less time"
+            f"--batch-size {_FEW_PATCHES[0]} --accumulate {_FEW_PATCHES[1]} and half as many "
+            "epochs more learn as much in less time"
         )
     if resume:
         trainer.load(run)
     elif processes.is_first:  # epoch 0: a run stopped in its first epoch can resume
-        begin(run, config, split, stores, panel, lambda folder: trainer.save(folder, is_best=True))
+        begin(run, config, split, stores, panel, trainer.save_first)
     trainer.fit(run, progress)
 
 
@@ -166,6 +170,7 @@ class Trainer:
         self.best_epoch = 0
         self.best_score = math.inf
         self.first_losses: list[float] | None = None
+        self.files: dict[str, str] = {}
 
     def fit(self, run: Path, progress: Progress) -> None:
         """Train until the epochs are over or validation has not improved for ``patience``."""
@@ -288,6 +293,11 @@ class Trainer:
 
     # --- checkpoints --------------------------------------------------------------------------
 
+    def save_first(self, run: Path, files: dict[str, str]) -> None:
+        """Write the checkpoints of a run that begins; ``files`` are the hashes of its files."""
+        self.files = files
+        self.save(run, is_best=True)
+
     def save(self, run: Path, is_best: bool, writer: CheckpointWriter | None = None) -> None:
         """Write ``checkpoints/last``, and ``checkpoints/best`` with its figures if it is that.
 
@@ -306,6 +316,7 @@ class Trainer:
             "grid": manifest["grid"],
             "dim": manifest["dim"],
             "encoder": manifest["encoder"],
+            "files": self.files,
         }
         write = save_checkpoint if writer is None else writer.save
         if is_best:
@@ -326,6 +337,13 @@ class Trainer:
         self.epoch, self.best_epoch = state["epoch"], state["best_epoch"]
         self.best_score = math.inf if state["best_score"] is None else state["best_score"]
         self.first_losses = state["first_losses"]
+        self.files = state["files"] if "files" in state else file_hashes(run)
+        n_scales = len(self.scales_um)
+        if self.first_losses is not None and len(self.first_losses) != n_scales:
+            raise ConfigError(
+                f"{run / CHECKPOINTS / 'last'}: expected first_losses of {n_scales} scales; got "
+                f"{len(self.first_losses)}; train anew"
+            )
 
 
 def _time_left(seconds: float) -> str:

@@ -4,11 +4,10 @@ docs/metrics.md, "Baselines", defines each.
 """
 
 from virchow_st.evaluation.baselines.fit import (
-    BASELINES,
     ORACLES,
     Baseline,
     Baselines,
     fit_baselines,
 )
 
-__all__ = ["BASELINES", "ORACLES", "Baseline", "Baselines", "fit_baselines"]
+__all__ = ["ORACLES", "Baseline", "Baselines", "fit_baselines"]

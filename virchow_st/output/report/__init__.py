@@ -7,21 +7,16 @@ from importlib.resources import files
 from pathlib import Path
 from string import Template
 
-from virchow_st.errors import ConfigError
-from virchow_st.output.figures import draw_figures, find_genes
-from virchow_st.output.figures.slides import find_maps
+from virchow_st.output.figures import draw_figures
+from virchow_st.output.figures.choice import chosen_genes, strongest_first
 from virchow_st.output.report import sections
-from virchow_st.output.report.content import (
-    RunResults,
-    gene_table_data,
-    read_results,
-    strongest_first,
-)
+from virchow_st.output.report.content import gene_table_data
 from virchow_st.output.report.layers import colour_stops
 from virchow_st.output.report.markup import Markup, escaped, json_script
 from virchow_st.output.report.pictures import find_pictures, load_pictures
 from virchow_st.output.report.provenance import run_section
 from virchow_st.output.report.slides import FINE_GENES, write_slides
+from virchow_st.run.evaluated import RunResults, read_results
 from virchow_st.runtime.atomic import written_whole
 from virchow_st.runtime.progress import SILENT, Progress
 
@@ -34,7 +29,10 @@ _STALE_S = 60.0  # a copied folder has its files' dates mixed up within seconds
 
 
 def write_report(
-    run: Path, genes: Sequence[str] | None = None, progress: Progress = SILENT
+    run: Path,
+    genes: Sequence[str] | None = None,
+    progress: Progress = SILENT,
+    keep_paths: bool = False,
 ) -> Path:
     """Write ``run/report.html``; return its path.
 
@@ -46,18 +44,16 @@ def write_report(
         run: a run directory that ``vst evaluate`` has scored.
         genes: symbols or ids of the panel; these alone are shown on the slide, at every scale.
         progress: who listens.
+        keep_paths: show where the stores lie, not only what they are called.
 
     Raises:
         ConfigError: a result file is missing or damaged, or a gene is not in the panel.
     """
     results = read_results(run)
-    maps = find_maps(run)
     order = strongest_first(results)
     shown, n_fine = order, FINE_GENES
     if genes is not None:
-        shown = find_genes(results.panel, genes)
-        if not shown:
-            raise ConfigError("--genes: expected symbols or ids with commas between; got none")
+        shown = chosen_genes(results, genes)
         n_fine = len(shown)
         order = shown + [gene for gene in order if gene not in shown]
 
@@ -74,16 +70,18 @@ def write_report(
 
     path = run / "report.html"
     with written_whole(path) as aside, open(aside, "w", encoding="utf-8") as page:
-        head, tail = _page(results, sections.figures_section(embedded, left_out, is_stale))
+        head, tail = _page(
+            results, sections.figures_section(embedded, left_out, is_stale), keep_paths
+        )
         page.write(head)
         page.write(json_script("gene-data", gene_table_data(results, order)))
-        slides = write_slides(page.write, maps, shown, n_fine, progress)
+        slides = write_slides(page.write, results.maps, shown, n_fine, progress)
         page.write(json_script("slide-data", slides))
         page.write(tail)
     return path
 
 
-def _page(results: RunResults, figures: Markup) -> tuple[str, str]:
+def _page(results: RunResults, figures: Markup, keep_paths: bool) -> tuple[str, str]:
     """The page before and after the data that its scripts read."""
     texts = {
         "name": escaped(results.name),
@@ -94,7 +92,7 @@ def _page(results: RunResults, figures: Markup) -> tuple[str, str]:
         "scores": sections.score_table(results),
         "gene_head": sections.gene_table_head(),
         "figures": figures,
-        "run": run_section(results),
+        "run": run_section(results, keep_paths),
         "colours": ",".join(colour_stops(24)),
         "viewer_licence": escaped(_asset("vendor", "openseadragon.LICENSE.txt")),
         "style": _asset("page", "page.css"),
