@@ -257,7 +257,10 @@ def test_drawing_loads_no_torch() -> None:
 
 
 def test_exporting_and_plotting_load_no_torch(tiny_run: Path) -> None:
-    assert not loaded("from virchow_st.output.export.write import export") & {"torch", "matplotlib"}
+    assert not loaded("from virchow_st.output.export.write import export_run") & {
+        "torch",
+        "matplotlib",
+    }
     store = str(tiny_run.parent / "T.vst")
     assert "torch" not in loaded(f"import virchow_st as v; v.plot_gene({store!r}, 'GENE1')")
 
