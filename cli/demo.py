@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypedDict
 
 import click
 import xxhash
@@ -16,6 +15,7 @@ import virchow_st
 from virchow_st.config import ExtractConfig, SimulateConfig, TrainConfig
 from virchow_st.errors import ConfigError
 from virchow_st.runtime.atomic import write_json
+from virchow_st.schema import read_json
 from virchow_st_cli.console import Console
 from virchow_st_cli.options import with_console
 from virchow_st_cli.scores import print_comparison, print_scores
@@ -71,15 +71,18 @@ def demo(console: Console, out: Path) -> None:
     console.note(f"{time.monotonic() - started:.0f} s")
 
 
+class _Mark(TypedDict):
+    format: Literal["virchow_st.demo/1"]
+    program: str
+
+
 def _claim(out: Path) -> None:
     """Keep what an earlier demo of the same program left; never touch a folder of anyone else."""
     mark = {"format": "virchow_st.demo/1", "program": _program_digest()}
     if (out / _MARK).is_file():
-        found = json.loads((out / _MARK).read_text("utf-8"))
+        found = read_json(out / _MARK, _Mark, "give another folder")
         if found == mark:
             return
-        if found.get("format") != mark["format"]:
-            raise ConfigError(f"{out / _MARK}: is not of this demo; give another folder")
         for name in _PARTS:
             shutil.rmtree(out / name, ignore_errors=True)
     elif out.exists() and any(out.iterdir()):

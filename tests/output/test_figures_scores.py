@@ -15,10 +15,11 @@ from virchow_st.output.figures import draw
 from virchow_st.output.figures.curves import curves_figure
 from virchow_st.output.figures.reliability import LEAST, Cells, Reliability
 from virchow_st.output.figures.style import Picture
+from virchow_st.run.blocks import read_blocks
 from virchow_st.run.compare import compare_runs
 from virchow_st.run.history import read_history
 from virchow_st.run.maps import open_maps
-from virchow_st.run.results import read_blocks, read_metrics
+from virchow_st.run.results import read_metrics
 
 CASE = FigureRun()
 
@@ -47,7 +48,9 @@ def test_curves_are_those_of_the_history(drawn_run: Path) -> None:
     for line, scale in zip(weights.lines, (2, 4, 8, 16), strict=False):
         np.testing.assert_array_equal(line.get_ydata(), [e.weights[scale] for e in history])
     diamonds = [line for line in pcc.lines if line.get_marker() == "D"]
-    assert [d.get_ydata()[0] for d in diamonds] == [metrics.pcc[s] for s in (2, 4, 8, 16)]
+    assert [d.get_ydata()[0] for d in diamonds] == [
+        metrics["scales"][s]["pcc"] for s in ("2", "4", "8", "16")
+    ]
     assert {d.get_xdata()[0] for d in diamonds} == {12}
     for axes in picture.figure.axes:
         assert list(axes.lines[-1].get_xdata()) == [12, 12]  # the best epoch

@@ -38,9 +38,18 @@ class _Encoder(TypedDict):
     licence: str
 
 
+class _File(TypedDict):
+    name: NotRequired[str]
+    fingerprint: NotRequired[str]
+
+
+class _Inputs(TypedDict):
+    image: NotRequired[_File]
+
+
 class _Job(TypedDict):
     options: dict[str, Any]
-    inputs: dict[str, Any]
+    inputs: _Inputs
 
 
 class _Registration(TypedDict):

@@ -69,6 +69,7 @@ def draw_figures(
             missing or damaged, or a run that cannot be compared.
     """
     results = read_results(run)
+    _ = results.blocks  # read and checked before anything is drawn
     chosen = strongest_genes(results) if genes is None else chosen_genes(results, genes)
     other = None if against is None else OtherRun.read(results, against)
     with ExitStack() as stack:

@@ -50,6 +50,7 @@ def write_report(
         ConfigError: a result file is missing or damaged, or a gene is not in the panel.
     """
     results = read_results(run)
+    _ = results.config  # and the split, checked before anything is drawn
     order = strongest_first(results)
     shown, n_fine = order, FINE_GENES
     if genes is not None:
