@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import json
 import subprocess
 import sys
@@ -10,6 +9,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from imports import imports_of, modules_of, room
 
 ROOT = Path(__file__).resolve().parents[1]
 HEAVY = {"torch", "torchvision", "torch_geometric", "timm", "numba", "cv2", "matplotlib", "scipy",
@@ -73,40 +73,10 @@ OUTSIDE = {
     "output.report": {"numpy", "cv2"},
 }  # fmt: skip
 
-Import = tuple[str, str]  # (module that imports, module imported), dotted, absolute
-
-
-def modules_of(folder: Path, package: str) -> dict[str, Path]:
-    """Every module of a package by its dotted name."""
-    found = {}
-    for file in sorted(folder.rglob("*.py")):
-        parts = [package, *file.relative_to(folder).with_suffix("").parts]
-        found[".".join(parts).removesuffix(".__init__")] = file
-    return found
-
-
-def imports_of(file: Path, name: str, known: set[str]) -> set[str]:
-    """Modules a file imports, anywhere in it: within functions and for type checks alike."""
-    found = set()
-    for node in ast.walk(ast.parse(file.read_text("utf-8"))):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{file}: expected absolute imports"
-            for alias in node.names:
-                whole = f"{node.module}.{alias.name}"
-                found.add(whole if whole in known else str(node.module))
-    return found - {name}
-
-
 PACKAGE = modules_of(ROOT / "virchow_st", "virchow_st")
 COMMANDS = modules_of(ROOT / "cli", "virchow_st_cli")
 KNOWN = set(PACKAGE) | set(COMMANDS)
 IMPORTS = {name: imports_of(file, name, KNOWN) for name, file in (PACKAGE | COMMANDS).items()}
-
-
-def room(module: str) -> str:
-    return module.split(".")[1]
 
 
 def part(module: str) -> str:

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from virchow_st.names import csv_name, csv_text, file_names, is_plain, shown
 
 HOSTILE = ["a/b", "../../x", "/etc/passwd", "S 1", "S_1", "p" * 300, "p" * 301, "N\0UL",
-           "E\x1b[31m", "", " ", ".", "..", ".hidden", "-rf", "con", "NUL.txt", "a:b", "a\\b", "p1", "P1",
+           "E\x1b[31m", "", " ", ".", "..", ".hidden", "-rf", "con", "NUL.txt", "a:b", "a\\b",
+           "p1", "P1",
            "\ud800",
            "caf\u00e9", "cafe\u0301", "S_1-7eec045c"]  # fmt: skip
 

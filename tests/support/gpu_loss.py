@@ -206,8 +206,8 @@ def test_the_objective_takes_it_and_a_balance_its_gradients(monkeypatch):
     """`MultiScalePoisson` on a GPU: a decoder's bfloat16 output, GradNorm, one backward pass."""
     ways = fused_gpu.tissue_bins, fused_gpu.fused_half_deviance
     if not INTERPRETED:
-        assert poisson.way_on(DEVICE) == ways
-    monkeypatch.setattr(poisson, "way_on", lambda device: ways)
+        assert poisson.implementation_on(DEVICE) == ways
+    monkeypatch.setattr(poisson, "implementation_on", lambda device: ways)
     output, counts, mask = draw()
     objective = build_objective("poisson", torch.full((2,), 0.2), torch.ones(4, 2), SCALES)
     objective, head = objective.to(DEVICE), torch.nn.Conv2d(2, 2, 1).to(DEVICE, torch.bfloat16)

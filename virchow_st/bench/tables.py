@@ -9,9 +9,10 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+from virchow_st.runtime.software import versions
 
 Cell = str | int | float | None
 
@@ -134,11 +135,7 @@ def machine(*packages: str) -> dict[str, str | int | float]:
     if (torch := sys.modules.get("torch")) is not None and torch.cuda.is_available():
         about["gpu"] = torch.cuda.get_device_name()
     about["python"] = platform.python_version()
-    for name in ("numpy", "numba", "torch", *packages):
-        try:
-            about[name] = version(name)
-        except PackageNotFoundError:
-            continue
+    about |= versions(("numpy", "numba", "torch", *packages))
     return about
 
 

@@ -23,6 +23,7 @@ from virchow_st.run.panel import Panel
 from virchow_st.run.results import BASELINES, METRICS_FORMAT, write_metrics, write_per_gene
 from virchow_st.runtime.progress import SILENT, Progress
 from virchow_st.store.reader import Store, open_store
+from virchow_st.store.same_slide import check_different_slides
 from virchow_st.training.dataset import PatchDataset
 from virchow_st.types import Float32Array
 
@@ -124,6 +125,7 @@ def _open_stores(run: Run) -> list[Store]:
     for store in stores:
         run.check_store(store)
     run.split.check_stores(stores)
+    check_different_slides(stores)  # runs of older versions may hold a slide twice
     return stores
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +34,7 @@ from virchow_st.predict.rates import RateImages
 from virchow_st.predict.stitch import Stitcher
 from virchow_st.runtime.atomic import written_aside
 from virchow_st.runtime.progress import SILENT, Progress
+from virchow_st.runtime.software import versions
 from virchow_st.slide.image import SlideImage
 from virchow_st.slide.mpp import slide_mpp
 from virchow_st.slide.patches import PatchTable
@@ -43,6 +43,7 @@ from virchow_st.types import BIN_UM, CELL_BINS
 
 FORMAT = "virchow_st.prediction/1"
 _NOT_OF_THE_RATES = ("device", "weights", "keep_paths")
+_ENDINGS = (".ome.zarr", ".zarr", ".h5ad", ".npz")
 _SOFTWARE = ("virchow_st", "numpy", "opencv-python-headless", "torch", "timm", "zarr")
 
 
@@ -88,8 +89,8 @@ def predict_slide(
         if encoder.licence:
             progress.warn(f"{encoder.name}: {encoder.licence}")
         progress.note(f"{image_path}: {image.width}×{image.height} px, {mpp:.4g} µm/px")
-        picture = out.with_name(f"{out.name.partition('.')[0]}_tissue.png")
-        with _gone_on_failure(picture), written_aside(out) as aside:
+        picture = tissue_picture(out)
+        with _restored_on_failure(picture), written_aside(out) as aside:
             flavour = config.format if config.format in FLAVOURS else FLAVOURS[0]
             zarr_path = aside / "zarr"
             folder = Folder(zarr_path, flavour, {})
@@ -174,15 +175,32 @@ def _provenance(
         "tissue": {"saturation_threshold": tissue.threshold, "covered": share},
         "n_patches": len(patches),
         "options": {k: v for k, v in asdict(config).items() if k not in _NOT_OF_THE_RATES},
-        "software": {name: version(name) for name in _SOFTWARE},
+        "software": versions(_SOFTWARE),
     }
 
 
+def tissue_picture(out: Path) -> Path:
+    """Where the picture of the tissue goes: beside ``out``, by its whole name but the format.
+
+    >>> tissue_picture(Path("CRC.P1.zarr")).name
+    'CRC.P1_tissue.png'
+    """
+    endings = (ending for ending in _ENDINGS if out.name.endswith(ending) and out.name != ending)
+    return out.with_name(f"{out.name.removesuffix(next(endings, ''))}_tissue.png")
+
+
 @contextmanager
-def _gone_on_failure(picture: Path) -> Iterator[None]:
-    """Take the picture away where the job ends before its result is there."""
+def _restored_on_failure(picture: Path) -> Iterator[None]:
+    """Leave the picture as it was found, mostly absent, where the job fails.
+
+    One that was there is another result's: the same slide predicted in another format, say.
+    """
+    before = picture.read_bytes() if picture.is_file() else None
     try:
         yield
     except BaseException:
-        picture.unlink(missing_ok=True)
+        if before is None:
+            picture.unlink(missing_ok=True)
+        elif picture.read_bytes() != before:
+            picture.write_bytes(before)
         raise

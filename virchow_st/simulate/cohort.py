@@ -14,6 +14,7 @@ import numpy as np
 
 from virchow_st.config import SimulateConfig
 from virchow_st.errors import ConfigError
+from virchow_st.runtime.lists import read_rows
 from virchow_st.simulate.frame import draw_frame
 from virchow_st.simulate.morphology import grow_tissue
 from virchow_st.simulate.programmes import (
@@ -154,14 +155,13 @@ def _list_slide(path: Path, patient: str) -> None:
     """Add a patient to ``slides.csv`` (paths relative to it); rows that stand there remain."""
     rows = {}
     if path.exists():
-        with path.open(newline="", encoding="utf-8") as f:
-            reader = csv.DictReader(f)
-            if tuple(reader.fieldnames or ()) != _MANIFEST_COLUMNS:
-                raise ConfigError(
-                    f"{path}: expected the columns {','.join(_MANIFEST_COLUMNS)}; "
-                    f"got {','.join(reader.fieldnames or ())}; remove it or choose another folder"
-                )
-            rows = {row["patient"]: row for row in reader}
+        head, *listed = [row.cells for row in read_rows(path, "a list of slides")] or [()]
+        if head != _MANIFEST_COLUMNS or any(len(cells) != len(head) for cells in listed):
+            raise ConfigError(
+                f"{path}: expected the columns {','.join(_MANIFEST_COLUMNS)}; "
+                f"got {','.join(map(ascii, head))}; remove it or choose another folder"
+            )
+        rows = {cells[0]: dict(zip(head, cells, strict=True)) for cells in listed}
     values = (patient, f"{patient}/outs", f"{patient}/tissue_image.tif", f"{patient}.vst")
     rows[patient] = dict(zip(_MANIFEST_COLUMNS, values, strict=True))
     partial = path.with_suffix(".csv.partial")

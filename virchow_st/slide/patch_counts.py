@@ -176,7 +176,7 @@ def _place_columns(
             rows, cols = bins.listed.shape
             raise _other_slide(
                 matrix.path,
-                f"expected bins of tissue_positions.parquet, a grid of {rows} rows and {cols} "
+                f"expected bins of the tissue positions, a grid of {rows} rows and {cols} "
                 f"columns; the bin at row {row[off]}, column {col[off]} is not in it",
             )
     if np.count_nonzero(seen) != matrix.n_columns:
@@ -215,7 +215,7 @@ def _check_tissue(path: Path, seen: Array, bins: BinPositions) -> None:
     if missing and beyond:
         raise _other_slide(
             path,
-            f"expected the tissue bins of tissue_positions.parquet; {missing:,} of them are "
+            f"expected the tissue bins of the tissue positions; {missing:,} of them are "
             f"missing, and {beyond:,} bins off the tissue are there",
             "; with a tissue mask of your own, take the raw matrix",
         )

@@ -9,7 +9,14 @@ from typing import Annotated, Any, Literal, NotRequired, TypedDict, cast
 from virchow_st.errors import StoreError
 from virchow_st.names import is_plain
 from virchow_st.schema import Count, Length, MismatchError, Name, Within, check, read_json
-from virchow_st.store.format import FORMAT, MAX_DIM, MAX_GENES, MAX_PATCHES
+from virchow_st.store.format import (
+    FORMAT,
+    FORMAT_WIDE,
+    MAX_DIM,
+    MAX_GENES,
+    MAX_NARROW_GENES,
+    MAX_PATCHES,
+)
 from virchow_st.types import PATCH_BINS
 
 MANIFEST = "store.json"
@@ -66,7 +73,7 @@ class _Registration(TypedDict):
 class Manifest(TypedDict):
     """What ``store.json`` holds; docs/store-format.md says what it means."""
 
-    format: Literal["virchow_st.store/1"]
+    format: Literal["virchow_st.store/1", "virchow_st.store/2"]
     patient: Name
     slide: Name
     n_patches: Annotated[int, Within(0, MAX_PATCHES)]
@@ -109,10 +116,11 @@ def read_manifest(store: Path) -> dict[str, Any]:
         store / MANIFEST, Any, "copy the store or extract it again", error=StoreError
     )
     actual = content.get("format") if isinstance(content, dict) else None
-    if actual != FORMAT:
+    if actual not in (FORMAT, FORMAT_WIDE):
         actual = actual if isinstance(actual, str | None) else type(actual).__name__
         raise StoreError(
-            f"{store}: expected format {FORMAT}, got {actual!r}; extract the slide again"
+            f"{store}: expected format {FORMAT} or {FORMAT_WIDE}, got {actual!r}; read it with "
+            f"the version of virchow_st that wrote it, or extract the slide again"
         )
     try:
         check_manifest(content)
@@ -133,15 +141,16 @@ def check_manifest(content: Any, with_genes: bool = True) -> None:
                 f"{[start, side]}"
             )
     if with_genes:
-        _check_genes(content["genes"])
+        _check_genes(content["format"], content["genes"])
 
 
-def _check_genes(genes: dict[str, list[Any]]) -> None:
+def _check_genes(file_format: str, genes: dict[str, list[Any]]) -> None:
     ids, symbols = genes["id"], genes["symbol"]
     if len({len(ids), len(symbols), len(genes["total"])}) > 1:
         raise MismatchError("genes: expected id, symbol and total, lists of equal length")
-    if len(ids) > MAX_GENES:
-        raise MismatchError(f"genes: expected at most {MAX_GENES}; got {len(ids)}")
+    most = MAX_GENES if file_format == FORMAT_WIDE else MAX_NARROW_GENES
+    if len(ids) > most:
+        raise MismatchError(f"genes: expected at most {most} in {file_format}; got {len(ids)}")
     if len(set(ids)) < len(ids):
         raise MismatchError("genes: expected every id once")
     if not is_plain("".join([*ids, *symbols])):

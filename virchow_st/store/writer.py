@@ -52,13 +52,13 @@ class PatchRecord:
     class_token: Array
     tokens: Array
 
-    def payloads(self, token_dtype: str) -> list[tuple[Kind, bytes]]:
-        """Kind and payload of every record, in key order."""
+    def payloads(self, token_dtype: str, n_genes: int) -> list[tuple[Kind, bytes]]:
+        """Kind and payload of every record, in key order, for a store of ``n_genes`` genes."""
         return [
             (Kind.PATCH, fmt.pack_patch(self.info)),
             (Kind.TISSUE_MASK, fmt.pack_mask(self.tissue_mask)),
             (Kind.VALIDITY_MASK, fmt.pack_mask(self.validity_mask)),
-            (Kind.COUNTS, fmt.pack_counts(self.gene, self.position, self.count)),
+            (Kind.COUNTS, fmt.pack_counts(self.gene, self.position, self.count, n_genes)),
             (Kind.IMAGE, fmt.pack_image(self.image)),
             (Kind.CLASS_TOKEN, pack_tokens(self.class_token)),
             (Kind.TOKENS, pack_tokens(self.tokens, token_dtype)),
@@ -96,16 +96,25 @@ class StoreWriter:
         job: what is being extracted (inputs, options, encoder). An unfinished store made by
             another job is refused, so that a resumed store is the one that was begun.
         token_dtype: ``float16`` or ``int8``; one of the options that the job names.
+        n_genes: number of genes that the manifest will list; above 65,535 the store is written
+            in format 2.
 
     Raises:
         StoreError: the folder is something else, belongs to another job, has another writer, or
             cannot be written.
     """
 
-    def __init__(self, path: Path, job: dict[str, Any], token_dtype: str = "float16") -> None:
+    def __init__(
+        self,
+        path: Path,
+        job: dict[str, Any],
+        token_dtype: str = "float16",
+        n_genes: int = fmt.MAX_NARROW_GENES,
+    ) -> None:
         self.path = path
         self.job = job
         self.token_dtype = token_dtype
+        self.n_genes = n_genes
         is_new = not path.exists()
         try:
             path.mkdir(parents=True, exist_ok=True)
@@ -141,7 +150,10 @@ class StoreWriter:
                     f"{self.path}: was begun with other inputs or options; "
                     f"delete it or give another --store"
                 )
-        elif any(p.name not in (LOCK, JOB + ".part") for p in self.path.iterdir()):
+        elif any(
+            p.name not in (LOCK, JOB + ".part") and not p.name.startswith(".")  # as macOS leaves
+            for p in self.path.iterdir()
+        ):
             raise StoreError(
                 f"{self.path}: expected a new folder or an unfinished store, found other files; "
                 f"give another --store"
@@ -157,7 +169,7 @@ class StoreWriter:
         """Commit patches ``next_index``, ``next_index + 1``, …; all of them or none."""
         sealed = []
         for index, record in enumerate(records, self.next_index):
-            for kind, payload in record.payloads(self.token_dtype):
+            for kind, payload in record.payloads(self.token_dtype, self.n_genes):
                 key = fmt.key(index, kind)
                 sealed.append((key, fmt.seal(key, payload)))
         try:
@@ -205,7 +217,14 @@ class StoreWriter:
 
         Raises:
             StoreError: the manifest cannot be written, or the file is not what was written to it.
+            ValueError: the manifest lists genes of another format than the records.
         """
+        store_format = fmt.format_for(self.n_genes)
+        if fmt.format_for(len(manifest["genes"]["id"])) != store_format:
+            raise ValueError(
+                f"n_genes: the records were written for {self.n_genes} genes; the manifest lists "
+                f"{len(manifest['genes']['id'])}"
+            )
         try:
             self._env.sync(True)
             self._env.close()
@@ -213,7 +232,7 @@ class StoreWriter:
             write_json(
                 self.path / MANIFEST,
                 {
-                    "format": fmt.FORMAT,
+                    "format": store_format,
                     "n_patches": self.next_index,
                     **manifest,
                     "token_dtype": self.token_dtype,

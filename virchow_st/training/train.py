@@ -24,7 +24,7 @@ from virchow_st.run.folder import CHECKPOINTS, begin, check_new, check_resumable
 from virchow_st.run.history import History, by_scale, summary
 from virchow_st.run.integrity import file_hashes
 from virchow_st.run.panel import Panel, choose_panel
-from virchow_st.run.split import Split, split_patients
+from virchow_st.run.split import Split, split_patients, warn_of_alike_patients
 from virchow_st.runtime.devices import pick_device
 from virchow_st.runtime.distributed import ALONE, Processes
 from virchow_st.runtime.progress import SILENT, Progress
@@ -67,6 +67,7 @@ def train(
     device, stores, split = processes.together(
         lambda: _open(config, processes), same=lambda opened: opened[2]
     )
+    warn_of_alike_patients(stores, progress)
     panel = processes.from_first(lambda: _panel(run, config, stores, split, resume, progress))
     dataset = PatchDataset(stores, panel)
     progress.note(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from virchow_st.output.export.tables import (
 )
 from virchow_st.runtime.atomic import written_aside
 from virchow_st.runtime.progress import SILENT, Progress
+from virchow_st.runtime.software import versions
 from virchow_st.types import BIN_UM, BLOCK_BINS, CELL_BINS, Float32Array, Float64Array, UInt8Array
 
 FORMAT = "virchow_st.export/1"
@@ -255,5 +255,5 @@ def _provenance(source: Source, config: ExportConfig) -> dict[str, Any]:
         "licence": manifest["encoder"]["licence"],
         "inputs": manifest["job"]["inputs"],
         "options": {"format": config.format},
-        "software": {name: version(name) for name in _SOFTWARE},
+        "software": versions(_SOFTWARE),
     }
