@@ -20,7 +20,8 @@ from virchow_st.run.compare import DRAWS, check_same_panel, differences, other_p
 from virchow_st.run.maps import MAPS, SlideMaps, write_maps
 from virchow_st.run.overview import slide_names, write_overview
 from virchow_st.run.panel import Panel
-from virchow_st.run.results import BASELINES, METRICS_FORMAT, write_metrics, write_per_gene
+from virchow_st.run.results import METRICS_FORMAT, write_metrics, write_per_gene
+from virchow_st.run.score_table import BASELINES
 from virchow_st.runtime.progress import SILENT, Progress
 from virchow_st.store.reader import Store, open_store
 from virchow_st.store.same_slide import check_different_slides

@@ -12,7 +12,7 @@ from virchow_st.evaluation.truth import TruthScores
 from virchow_st.metrics import BlockSums, ScaleAccumulator
 from virchow_st.run.blocks import RUN
 from virchow_st.run.compare import intervals
-from virchow_st.run.results import BASELINES
+from virchow_st.run.score_table import BASELINES
 from virchow_st.run.split import Member
 from virchow_st.store.format import PatchInfo
 from virchow_st.store.reader import Store

@@ -29,14 +29,6 @@ if TYPE_CHECKING:
 
 METRICS_FORMAT = "virchow_st.metrics/1"
 METRICS, PER_GENE_FILE = "metrics.json", "per_gene.csv"
-Baseline = Literal["gene_mean", "nuclear_density", "ridge", "total_umi"]
-BASELINES: dict[Baseline, str] = {
-    "gene_mean": "gene mean",
-    "nuclear_density": "nuclear density",
-    "ridge": "ridge on tokens",
-    "total_umi": "total UMI",
-}
-"""Models beside the run, in the order of the result files, and what they are called."""
 
 
 @dataclass(frozen=True)

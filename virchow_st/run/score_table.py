@@ -9,12 +9,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from virchow_st.run.results import BASELINES, Baseline
-
 SCALES = ("2", "4", "8", "16")
 """Columns: bin sides in µm, as ``metrics.json`` names them."""
 NAMES = {"pcc": "PCC", "d2_poisson": "D²"}
 """Figures that have intervals and are compared, and what they are called."""
+Baseline = Literal["gene_mean", "nuclear_density", "ridge", "total_umi"]
+BASELINES: dict[Baseline, str] = {
+    "gene_mean": "gene mean",
+    "nuclear_density": "nuclear density",
+    "ridge": "ridge on tokens",
+    "total_umi": "total UMI",
+}
+"""Models beside the run, in the order of the result files, and what they are called."""
 _BASELINES: tuple[Baseline, ...] = ("ridge", "nuclear_density", "gene_mean", "total_umi")
 """In the order of the table: the strongest first, last the one that reads the test counts."""
 _FEW_BLOCKS = 8

@@ -12,7 +12,7 @@ from virchow_st.evaluation.baselines.nuclei import NuclearFit, nuclear_rates
 from virchow_st.evaluation.baselines.regression import LinearMap
 from virchow_st.evaluation.baselines.ridge import RidgeFit, token_rates
 from virchow_st.run.panel import Panel
-from virchow_st.run.results import Baseline
+from virchow_st.run.score_table import Baseline
 from virchow_st.run.split import Split
 from virchow_st.runtime.progress import SILENT, Progress
 from virchow_st.store.reader import Patch, Store

@@ -9,8 +9,8 @@ from virchow_st.output.report.content import COLUMNS, run_label
 from virchow_st.output.report.markup import Markup, joined, scrolling, tag
 from virchow_st.output.report.pictures import Picture
 from virchow_st.run.evaluated import RunResults
-from virchow_st.run.results import BASELINES
 from virchow_st.run.score_table import (
+    BASELINES,
     SCALES,
     below_baselines,
     interval_text,
