@@ -240,11 +240,11 @@ def test_figures_are_drawn_where_there_are_none(run: Path, monkeypatch: pytest.M
     shutil.rmtree(run / "figures")
     asked = []
 
-    def draw(run: Path, genes: list[str] | None, **_: object) -> None:
+    def draw(run: Path, genes: list[str] | None, *_: object) -> None:
         asked.append(genes)
         write_picture(run / "figures" / "training_curves.png")
 
-    monkeypatch.setattr(report, "draw_figures", draw)
+    monkeypatch.setattr(report, "draw_into", draw)
     assert len(Page(write_report(run, ["GENE2"])).images) == 1
     assert asked == [["GENE2"]]
 
@@ -460,7 +460,7 @@ def test_the_command_says_where_it_is_and_refuses_in_one_line(run: Path, vst: An
     assert re.search(r"error: --genes: the run's panel: has no gene 'GENE99'; did you", answer.err)
     answer = vst("report", run, "--genes", ",")
     assert (answer.code, answer.out) == (2, "")
-    assert "--genes: expected symbols or ids with commas between; got none" in answer.err
+    assert "genes: expected symbols or ids with commas, or a file; got" in answer.err
     answer = vst("report", run / "nothing")
     assert answer.code == 2
     assert "nothing: no such folder; give the folder that vst train wrote" in answer.err

@@ -107,6 +107,8 @@ def warm():
     for n_genes, payloads in COUNTS.items():
         read_dense(memoryview(payloads[3]), n_genes, [1], None)
         read_sparse(memoryview(payloads[3]), n_genes, [1])
+    unpack_tokens(memoryview(CODES[0]), SHAPE, "int8")
+    fmt.unpack_image(memoryview(IMAGES[0]))
 
 
 def read_or_refused(unpack, payload, beside=0):

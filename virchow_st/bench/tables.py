@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from virchow_st.runtime.devices import core_count
 from virchow_st.runtime.software import versions
 
 Cell = str | int | float | None
@@ -126,7 +127,7 @@ def machine(*packages: str) -> dict[str, str | int | float]:
     """
     about: dict[str, str | int | float] = {
         "cpu": _cpu_model(),
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": core_count(),
         "memory_gb": round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9, 1),
     }
     for name in ("numba", "torch"):

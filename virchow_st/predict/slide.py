@@ -32,7 +32,8 @@ from virchow_st.predict.load import Run, load_run
 from virchow_st.predict.overview import write_picture
 from virchow_st.predict.rates import RateImages
 from virchow_st.predict.stitch import Stitcher
-from virchow_st.runtime.atomic import written_aside
+from virchow_st.predict.trained_on import check_not_trained_on
+from virchow_st.runtime.atomic import check_absent, new_output, remove, written_whole
 from virchow_st.runtime.progress import SILENT, Progress
 from virchow_st.runtime.software import versions
 from virchow_st.slide.image import SlideImage
@@ -76,21 +77,22 @@ def predict_slide(
 
     Raises:
         ConfigError, SlideError: a run, its encoder's weights, or the image is missing, damaged or
-            does not fit; no µm per pixel; no tissue; or ``out`` is there already.
+            does not fit; a run is given twice, or one of several was trained on the slide; no µm
+            per pixel; no tissue; or ``out`` is there already.
     """
-    if out.exists():
-        raise ConfigError(f"{out}: is already there; delete it or give another --out")
+    check_absent(out)
     check_format(config.format)
     runs = [load_run(path, config.device) for path in run_paths]
     _check_alike(runs)
     with SlideImage.open(image_path) as image:
+        check_not_trained_on(runs, image, progress)
         mpp = slide_mpp(image_path, config.mpp)
         encoder = open_encoder(runs[0], config.weights, config.device)
         if encoder.licence:
             progress.warn(f"{encoder.name}: {encoder.licence}")
         progress.note(f"{image_path}: {image.width}×{image.height} px, {mpp:.4g} µm/px")
         picture = tissue_picture(out)
-        with _restored_on_failure(picture), written_aside(out) as aside:
+        with new_output(out) as aside, _restored_on_failure(picture):
             flavour = config.format if config.format in FLAVOURS else FLAVOURS[0]
             zarr_path = aside / "zarr"
             folder = Folder(zarr_path, flavour, {})
@@ -130,6 +132,13 @@ def _check_alike(runs: Sequence[Run]) -> None:
                 f"{run.path}: expected the genes of {first.path} in their order; got others; give "
                 "runs with one --panel file"
             )
+    for i, run in enumerate(runs):
+        for other in runs[:i]:
+            if (run.config, run.split, run.state) == (other.config, other.split, other.state):
+                raise ConfigError(
+                    f"{run.path}: is the same run as {other.path}; their spread would be 0; give "
+                    "runs of other folds or seeds"
+                )
 
 
 def _draw(path: Path, pyramid: Picture, tissue: Tissue, patches: PatchTable) -> None:
@@ -200,7 +209,8 @@ def _restored_on_failure(picture: Path) -> Iterator[None]:
         yield
     except BaseException:
         if before is None:
-            picture.unlink(missing_ok=True)
+            remove(picture)
         elif picture.read_bytes() != before:
-            picture.write_bytes(before)
+            with written_whole(picture) as aside:
+                aside.write_bytes(before)
         raise

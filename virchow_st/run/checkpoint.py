@@ -6,9 +6,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
-import shutil
+import re
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -21,8 +22,8 @@ from torch import Tensor, nn
 
 from virchow_st.errors import ConfigError
 from virchow_st.run.integrity import hash_file, hash_of
-from virchow_st.run.state import FORMAT, STATE, read_state, whole
-from virchow_st.runtime.atomic import sync_folder
+from virchow_st.run.state import FORMAT, STATE, read_state
+from virchow_st.runtime.atomic import replaced_folder, settled
 
 _TENSORS = "tensors.safetensors"
 
@@ -92,29 +93,21 @@ def _copied(
 
 
 def _write(folder: Path, tensors: dict[str, Tensor], state: Mapping[str, Any]) -> None:
-    aside, old = folder.with_name(f".{folder.name}.part"), folder.with_name(f".{folder.name}.old")
-    if whole(folder) == old:  # an earlier save died between its renames: this is all there is
-        os.replace(old, folder)
-    for leftover in (aside, old):
-        shutil.rmtree(leftover, ignore_errors=True)
-    aside.mkdir(parents=True)
-    try:
-        save_file(tensors, aside / _TENSORS)
-    except SafetensorError as e:
-        raise ConfigError(
-            f"{aside / _TENSORS}: cannot be written ({e}); make room, then go on with --resume"
-        ) from None
-    content = {"format": FORMAT, **state, "tensors_xxh64": hash_file(aside / _TENSORS)}
-    content["xxh64"] = hash_of(content)
-    (aside / STATE).write_text(json.dumps(content, indent=1) + "\n", "utf-8")
-    for name in (_TENSORS, STATE):  # before the name, so that a power cut leaves one or the other
-        with open(aside / name, "rb") as file:
-            os.fsync(file.fileno())
-    if folder.exists():
-        os.replace(folder, old)
-    os.replace(aside, folder)
-    sync_folder(folder.parent)
-    shutil.rmtree(old, ignore_errors=True)
+    with replaced_folder(folder) as aside:
+        try:
+            save_file(tensors, aside / _TENSORS)
+        except SafetensorError as e:
+            raise _as_os_error(e, aside / _TENSORS) from None
+        content = {"format": FORMAT, **state, "tensors_xxh64": hash_file(aside / _TENSORS)}
+        content["xxh64"] = hash_of(content)
+        (aside / STATE).write_text(json.dumps(content, indent=1) + "\n", "utf-8")
+
+
+def _as_os_error(error: SafetensorError, path: Path) -> OSError:
+    """What the disk said, which safetensors passes on as a text."""
+    found = re.search(r"os error (\d+)", str(error))
+    number = int(found[1]) if found else errno.EIO
+    return OSError(number, os.strerror(number) if found else str(error), str(path))
 
 
 def load_checkpoint(
@@ -124,7 +117,7 @@ def load_checkpoint(
 ) -> dict[str, Any]:
     """Load what `save_checkpoint` saved into modules of the same shapes; returns the state."""
     state = read_state(folder)
-    file = whole(folder) / _TENSORS
+    file = settled(folder) / _TENSORS
     if not file.is_file():
         raise ConfigError(f"{file}: cannot be read (no such file); train again")
     if state.get("tensors_xxh64", found := hash_file(file)) != found:

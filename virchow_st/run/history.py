@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -16,7 +15,7 @@ from typing import Annotated, Any, Literal, TypedDict
 
 from virchow_st.errors import ConfigError
 from virchow_st.run.events import Events
-from virchow_st.runtime.atomic import write_json
+from virchow_st.runtime.atomic import write_json, write_text
 from virchow_st.schema import Count, Length, read_json_lines
 
 Line = dict[str, Any]
@@ -116,9 +115,7 @@ class History:
     def add(self, line: Line) -> None:
         """Write the line of the next epoch; the file is there whole at every moment."""
         self._lines.append(json.dumps(line))
-        aside = self._path.with_name(self._path.name + ".part")
-        aside.write_text("\n".join(self._lines) + "\n", "utf-8")
-        os.replace(aside, self._path)
+        write_text(self._path, "\n".join(self._lines) + "\n")
         if self._events is not None:
             for name, value in _scalars(line):
                 self._events.add(name, value, line["epoch"])

@@ -17,7 +17,6 @@ homography, the image and the encoder with its licence, for what leaves the run 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,13 +24,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-import h5py
 import numpy as np
 
 from virchow_st.errors import ConfigError
 from virchow_st.run.hdf5 import AGAIN, Window, array, heading, open_hdf5, patch_windows, told
 from virchow_st.run.panel import Gene, Panel
 from virchow_st.run.rates import check_rates, exact_float32
+from virchow_st.runtime.atomic import written_whole
+from virchow_st.runtime.hdf5 import Hdf5Output, written_hdf5
 from virchow_st.schema import parse_json
 from virchow_st.store.manifest import check_manifest
 from virchow_st.types import (
@@ -60,7 +60,7 @@ class SlideMaps:
 
     def __init__(
         self,
-        file: h5py.File,
+        output: Hdf5Output,
         store: Store,
         panel: Panel,
         infos: Sequence[PatchInfo],
@@ -71,7 +71,8 @@ class SlideMaps:
         self.col0 = min(info.col0 for info in infos)
         rows = max(info.row0 for info in infos) + PATCH_BINS - self.row0
         cols = max(info.col0 for info in infos) + PATCH_BINS - self.col0
-        self._file = file
+        self._output = output
+        self._file = file = output.file
         file.attrs.update(
             format=FORMAT, patient=store.patient, row0=self.row0, col0=self.col0, bin_um=BIN_UM,
             store=json.dumps({k: v for k, v in store.manifest.items() if k != "genes"}),
@@ -114,6 +115,7 @@ class SlideMaps:
         self._file["image"][
             side * rows.start : side * rows.stop, side * cols.start : side * cols.stop
         ] = image
+        self._output.check()
 
     def _widen_counts(self) -> None:
         """Hold counts as uint32 from now on: there is one that uint16 does not hold."""
@@ -157,14 +159,8 @@ def write_maps(
         name: what the slide is called, where that is not the file's name.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(path.name + ".part")
-    try:
-        with h5py.File(aside, "w") as file:
-            yield SlideMaps(file, store, panel, infos, blocks, "" if name == path.stem else name)
-    except BaseException:
-        aside.unlink(missing_ok=True)
-        raise
-    os.replace(aside, path)
+    with written_whole(path) as aside, written_hdf5(aside) as output:
+        yield SlideMaps(output, store, panel, infos, blocks, "" if name == path.stem else name)
 
 
 @dataclass(frozen=True, eq=False)

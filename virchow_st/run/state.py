@@ -7,14 +7,14 @@ from typing import Annotated, Any, Literal, NotRequired, TypedDict, cast
 
 from virchow_st.errors import ConfigError
 from virchow_st.run.integrity import FILES, check_files, hash_of
+from virchow_st.run.lock import CHECKPOINTS
+from virchow_st.runtime.atomic import settled
 from virchow_st.schema import Count, Length, MismatchError, Name, Within, read_json
 from virchow_st.store.format import MAX_DIM
 from virchow_st.types import PATCH_BINS, SCALES_UM
 
 FORMAT = "virchow_st.checkpoint/1"
 STATE = "state.json"
-CHECKPOINTS = "checkpoints"
-"""Folder of a run's checkpoints, ``best`` and ``last``."""
 
 
 class Encoder(TypedDict):
@@ -59,17 +59,11 @@ def _check_state(state: Any) -> None:
 
 def read_state(folder: Path) -> dict[str, Any]:
     """The JSON part of a checkpoint, `State`; raises `ConfigError` for anything else."""
-    file = whole(folder) / STATE
+    file = settled(folder) / STATE
     if not file.is_file():
         raise ConfigError(f"{folder}: no checkpoint there; run `vst train` first")
     state = read_json(file, State, "copy the run again, or train again", also=_check_state)
     return cast("dict[str, Any]", state)
-
-
-def whole(folder: Path) -> Path:
-    """The folder, or its predecessor if the process died between the two renames of a save."""
-    old = folder.with_name(f".{folder.name}.old")
-    return old if not folder.exists() and old.exists() else folder
 
 
 def check_run(run: Path) -> None:
@@ -78,5 +72,5 @@ def check_run(run: Path) -> None:
     A folder of results alone, without checkpoints, passes.
     """
     best = run / CHECKPOINTS / "best"
-    if (whole(best) / STATE).is_file():
+    if (settled(best) / STATE).is_file():
         check_files(run, read_state(best))

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 from pathlib import Path
 from typing import Annotated, Any, Literal, NotRequired, TypedDict, cast
 
 from virchow_st.errors import StoreError
 from virchow_st.names import is_plain
+from virchow_st.runtime.lock import holder
 from virchow_st.schema import Count, Length, MismatchError, Name, Within, check, read_json
 from virchow_st.store.format import (
     FORMAT,
@@ -163,8 +163,7 @@ def _unfinished(store: Path) -> StoreError:
             f"{store}: not a store (no {MANIFEST}); give a folder `vst extract` wrote"
         )
     remedy = "run its `vst extract` again, it will resume"
-    with contextlib.suppress(OSError, ValueError):  # no writer, or one that just ended
-        writer = (store / LOCK).read_text("utf-8")
+    if (writer := holder(store / LOCK)) is not None:
         return StoreError(
             f"{store}: unfinished, being written by {writer}; wait for that to end, or {remedy}"
         )

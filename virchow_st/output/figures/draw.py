@@ -27,6 +27,7 @@ from virchow_st.output.figures.reliability import Cells, Curve, Reliability
 from virchow_st.output.figures.run import OtherRun
 from virchow_st.output.figures.style import Picture, save
 from virchow_st.run.evaluated import RunResults, read_results
+from virchow_st.run.lock import RunLock
 from virchow_st.run.maps import SlideResult, open_maps
 from virchow_st.run.overview import SlideOverview, read_overviews
 from virchow_st.run.panel import Gene
@@ -68,6 +69,15 @@ def draw_figures(
         ConfigError: a gene that is unknown, a symbol that two ids share, a result file that is
             missing or damaged, or a run that cannot be compared.
     """
+    with RunLock() as lock:
+        lock.take(run)
+        return draw_into(run, genes, against, progress)
+
+
+def draw_into(
+    run: Path, genes: Sequence[str] | None, against: Path | None, progress: Progress
+) -> list[Path]:
+    """`draw_figures`, for a caller that has locked the run."""
     results = read_results(run)
     _ = results.blocks  # read and checked before anything is drawn
     chosen = strongest_genes(results) if genes is None else chosen_genes(results, genes)

@@ -7,8 +7,8 @@ from importlib.resources import files
 from pathlib import Path
 from string import Template
 
-from virchow_st.output.figures import draw_figures
 from virchow_st.output.figures.choice import chosen_genes, strongest_first
+from virchow_st.output.figures.draw import draw_into
 from virchow_st.output.report import sections
 from virchow_st.output.report.content import gene_table_data
 from virchow_st.output.report.layers import colour_stops
@@ -17,6 +17,7 @@ from virchow_st.output.report.pictures import find_pictures, load_pictures
 from virchow_st.output.report.provenance import run_section
 from virchow_st.output.report.slides import FINE_GENES, write_slides
 from virchow_st.run.evaluated import RunResults, read_results
+from virchow_st.run.lock import RunLock
 from virchow_st.runtime.atomic import written_whole
 from virchow_st.runtime.progress import SILENT, Progress
 
@@ -49,6 +50,12 @@ def write_report(
     Raises:
         ConfigError: a result file is missing or damaged, or a gene is not in the panel.
     """
+    with RunLock() as lock:
+        lock.take(run)
+        return _write(run, genes, progress, keep_paths)
+
+
+def _write(run: Path, genes: Sequence[str] | None, progress: Progress, keep_paths: bool) -> Path:
     results = read_results(run)
     _ = results.config  # and the split, checked before anything is drawn
     order = strongest_first(results)
@@ -60,7 +67,7 @@ def write_report(
 
     if not (pictures := find_pictures(run / "figures")):
         progress.note("no figures yet; drawing them")
-        draw_figures(run, genes, progress=progress)
+        draw_into(run, genes, None, progress)
         pictures = find_pictures(run / "figures")
     is_stale = any(
         p.stat().st_mtime + _STALE_S < (run / "metrics.json").stat().st_mtime for p in pictures
