@@ -316,8 +316,8 @@ def test_stores_that_are_gone_or_changed_are_said_to_be(run: Path, tmp_path: Pat
     manifest = json.loads((moved / "T2.vst" / "store.json").read_text())
     (moved / "T2.vst" / "store.json").write_text(json.dumps({**manifest, "records_xxh64": "0"}))
     page = Page(write_report(run))
-    assert page.says("no readable store at its place")
-    assert page.says("store has changed since")
+    assert page.says("the store is missing or cannot be read")
+    assert page.says("the store was changed after training")
 
 
 def test_a_licence_and_a_better_baseline_cannot_be_overlooked(run: Path) -> None:

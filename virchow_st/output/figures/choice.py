@@ -24,7 +24,7 @@ def strongest_genes(results: RunResults, n: int = DEFAULT_GENES) -> list[Gene]:
     n_defined = len(_strength(results))
     if not n_defined:
         raise ConfigError(
-            f"per_gene.csv: no gene has a PCC at {RANKING_SCALE_UM} µm to choose by; name --genes"
+            f"per_gene.csv: no gene has a PCC at {RANKING_SCALE_UM} µm to choose by; give --genes"
         )
     return strongest_first(results)[: min(n, n_defined)]
 

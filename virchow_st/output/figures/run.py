@@ -12,14 +12,14 @@ from virchow_st.run.evaluated import RunResults, read_results
 
 @dataclass(frozen=True)
 class OtherRun:
-    """The run to compare with, and what the first has over it."""
+    """The run to compare with, and the differences, first minus other."""
 
     results: RunResults
     differences: dict[str, Any]
 
     @classmethod
     def read(cls, first: RunResults, path: Path) -> OtherRun:
-        """Read it; `ConfigError` where it is the same run or has other genes or test patches."""
+        """Read the run; `ConfigError` if it is the same run or has other genes or test patches."""
         from virchow_st.run.compare import compare_runs
 
         if path.resolve() == first.path.resolve():

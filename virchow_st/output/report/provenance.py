@@ -1,4 +1,4 @@
-"""How a run was made, as a section of the page: model, split, slides, settings, versions."""
+"""The provenance of a run as a section of the page: model, split, slides, settings, versions."""
 
 from __future__ import annotations
 
@@ -73,13 +73,13 @@ def _split(results: RunResults) -> Markup:
     ]
     total = (sum(n for (part, _), n in n_patches.items() if part == p) for p in parts)
     rows.append(("all", *total))
-    said = (
-        "No patient is in both training and test; validation are blocks of training patients. "
-        "Genes, means and scalers come from training patches."
+    rule = (
+        "No patient is in both training and test; the validation patches are spatial blocks of the "
+        "training patients. Genes, means and scalers come from training patches."
     )
     digest = tag("p", "Hash of the split: ", tag("code", content["xxh64"]), class_="caption")
     counts = table(("patient", "training patches", "validation", "test"), rows, numbers=3)
-    return joined([tag("p", said), counts, digest])
+    return joined([tag("p", rule), counts, digest])
 
 
 def _slides(results: RunResults, keep_paths: bool) -> Markup:
@@ -117,12 +117,14 @@ def _slides(results: RunResults, keep_paths: bool) -> Markup:
 
 
 def _manifest(store: Path, records: str) -> dict[str, Any] | str:
-    """The manifest, or why it tells nothing of the run's slide."""
+    """The manifest of a store, or the reason why it does not describe the run's slide."""
     try:
         manifest = read_manifest(store)
     except StoreError:
-        return "no readable store at its place"
-    return manifest if manifest["records_xxh64"] == records else "store has changed since"
+        return "the store is missing or cannot be read"
+    return (
+        manifest if manifest["records_xxh64"] == records else "the store was changed after training"
+    )
 
 
 def _versions() -> str:
