@@ -142,7 +142,7 @@ class Notes:
     ("free", "n_sharing", "kind"),
     [(2.1, 1, Resident), (1.9, 1, Streamed), (4.2, 2, Resident), (2.1, 2, Streamed)],
 )
-def test_held_if_half_of_the_free_memory_is_enough(
+def test_kept_if_half_of_the_free_memory_is_enough(
     dataset, members, monkeypatch, free, n_sharing, kind
 ):
     free_bytes = int(free * resident_bytes(dataset, members))
@@ -151,11 +151,11 @@ def test_held_if_half_of_the_free_memory_is_enough(
     assert isinstance(open_feed(dataset, members, CPU, said, n_sharing), kind)
     (note,) = said.notes
     assert re.match(r"8 patches, [23] MB, are ", note)
-    assert ("held in memory" in note) == (kind is Resident)
-    assert ("read from the stores" in note) == (kind is Streamed)
+    assert ("kept in memory" in note) == (kind is Resident)
+    assert ("read during training" in note) == (kind is Streamed)
 
 
-def test_sizes_are_said_as_people_do():
+def test_sizes_in_megabytes_and_gigabytes():
     assert feed._size(2_340_000) == "2 MB"
     assert feed._size(12_340_000_000) == "12.3 GB"
 

@@ -73,7 +73,7 @@ def test_patches_read_all_along_or_held_give_the_same_run(run, config, tmp_path,
     monkeypatch.setattr(feed, "_SHARE_TO_HOLD", 0.0)
     said = Listener()
     train(tmp_path / "run", config, progress=said)
-    assert any("read from the stores all along" in note for note in said.notes)
+    assert any("are read during training" in note for note in said.notes)
     assert history(tmp_path / "run") == history(run)
     assert tensors(tmp_path / "run") == tensors(run)
 
@@ -281,10 +281,9 @@ SAME_NAME = {"genes": {"id": TWINS[0], "symbol": TWINS[1], "total": [9, 9, 9, 9]
         (OTHER_ENCODER, None, "P2.vst: expected tokens of ('tiny', '0000000000000000', 16, 8)"),
         ({"grid": 32}, None, "extract with one encoder"),
         ({"dim": 9}, None, "extract with one encoder"),
-        ({}, "", "expected a gene id or symbol a line; the file names none"),
-        ({}, "GENE1\nNOTHING\n", "gene NOTHING is not in every store; take it out"),
-        (SAME_NAME, "TWIN\n", "symbol TWIN stands for ENSG00001, ENSG00002; give the gene id"),
-        ({}, "GENE1\nENSG00001\n", "names a gene twice; name each once"),
+        ({}, "", "expected a gene id or symbol per line; the file names none"),
+        ({}, "GENE1\nNOTHING\n", "1 of 2 genes are not in every store: 'NOTHING'; take out"),
+        (SAME_NAME, "TWIN\n", "symbol 'TWIN' stands for ENSG00001, ENSG00002; give the gene id"),
     ],
 )
 def test_what_cannot_be_trained_on_is_said_in_a_line(vst, tmp_path, manifest, panel, expected):

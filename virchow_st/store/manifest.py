@@ -1,4 +1,4 @@
-"""The manifest of a store, and the rule that says whether a folder is a finished store."""
+"""The manifest of a store, whose presence makes a folder a finished store."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ class _WithGenes(Manifest):
 
 
 def is_finished(store: Path) -> bool:
-    """Whether the folder has a manifest, the last thing that extraction writes."""
+    """Whether the folder has a manifest, which extraction writes last."""
     return (store / MANIFEST).is_file()
 
 

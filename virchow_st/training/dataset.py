@@ -145,43 +145,43 @@ class PatchDataset:
         self,
         members: Sequence[Member],
         orientations: Sequence[int] | None = None,
-        room: Allocate = lambda _, shape, dtype: np.empty(shape, dtype),
+        allocate: Allocate = lambda _, shape, dtype: np.empty(shape, dtype),
     ) -> Batch:
         """Read patches and rotate each to its orientation.
 
         Args:
             members: Patches to read.
             orientations: Orientation of each patch, 0 to 7; None for the original orientation.
-            room: Allocates the arrays of the batch, such as in buffers that are reused.
+            allocate: Allocates the arrays of the batch, such as in buffers that are reused.
         """
         turns = [0] * len(members) if orientations is None else orientations
         pairs = list(zip(members, turns, strict=True))
         n, side = len(pairs), STORED_IMAGE_PX
-        tokens = self._tokens(pairs, room)
-        image = room("image", (n, side, side, 3), np.uint8) if self.wants_image else None
+        tokens = self._tokens(pairs, allocate)
+        image = allocate("image", (n, side, side, 3), np.uint8) if self.wants_image else None
         if image is not None:
             np.stack([self._image(m, o) for m, o in pairs], out=image)
-        mask = room("tissue_mask", (n, PATCH_BINS, PATCH_BINS), np.bool_)
+        mask = allocate("tissue_mask", (n, PATCH_BINS, PATCH_BINS), np.bool_)
         np.stack([turn(self.patch(m).tissue_mask, o) for m, o in pairs], out=mask)
-        return Batch(tuple(members), tokens, image, self._targets(pairs, room), mask)
+        return Batch(tuple(members), tokens, image, self._targets(pairs, allocate), mask)
 
-    def _tokens(self, pairs: Sequence[tuple[Member, int]], room: Allocate) -> Array:
+    def _tokens(self, pairs: Sequence[tuple[Member, int]], allocate: Allocate) -> Array:
         """Tokens (B, T, T, D); if channels move they are contiguous per channel in memory."""
         T, _, D = self.token_shape
         turned = [turn(self.patch(m).tokens, o, axes=(0, 1)) for m, o in pairs]
         if self._channels[0] is None:
-            return np.stack(turned, out=room("tokens", (len(pairs), T, T, D), np.float16))
+            return np.stack(turned, out=allocate("tokens", (len(pairs), T, T, D), np.float16))
         planes = [
             np.moveaxis(grid, 2, 0)[self._channels[o]]
             for grid, (_, o) in zip(turned, pairs, strict=True)
         ]
-        out = np.stack(planes, out=room("tokens", (len(pairs), D, T, T), np.float16))
+        out = np.stack(planes, out=allocate("tokens", (len(pairs), D, T, T), np.float16))
         return np.moveaxis(out, 1, 3)
 
     def _image(self, member: Member, orientation: int) -> UInt8Array:
         return turn(self.patch(member).image, orientation, axes=(0, 1))
 
-    def _targets(self, pairs: Sequence[tuple[Member, int]], room: Allocate) -> BatchCounts:
+    def _targets(self, pairs: Sequence[tuple[Member, int]], allocate: Allocate) -> BatchCounts:
         n_genes = len(self.panel)
         starts, positions, counts, n = [], [], [], 0
         for member, orientation in pairs:
@@ -192,10 +192,12 @@ class PatchDataset:
             n += len(patch.count)
         return BatchCounts(
             start=np.concatenate(
-                [*starts, [n]], out=room("start", (len(pairs) * n_genes + 1,), np.int64)
+                [*starts, [n]], out=allocate("start", (len(pairs) * n_genes + 1,), np.int64)
             ),
-            position=np.concatenate(positions, out=room("position", (n,), np.uint16)),
-            count=np.concatenate(counts, out=room("count", (n,), np.float32), casting="same_kind"),
+            position=np.concatenate(positions, out=allocate("position", (n,), np.uint16)),
+            count=np.concatenate(
+                counts, out=allocate("count", (n,), np.float32), casting="same_kind"
+            ),
             shape=(len(pairs), n_genes, PATCH_BINS, PATCH_BINS),
         )
 

@@ -108,7 +108,7 @@ class Learner:
         number: int,
         lr_share: float,
         batches: Sequence[BatchPlan],
-        coming: Iterator[DeviceBatch],
+        own_batches: Iterator[DeviceBatch],
         watch: LossWatch,
     ) -> None:
         """Take one optimiser step over the accumulated batches.
@@ -117,14 +117,14 @@ class Learner:
             number: Index of the step in the run, from 0.
             lr_share: Factor of the peak learning rates.
             batches: Plans of the whole batches of the step.
-            coming: Iterator over this process's part of each batch.
+            own_batches: Iterator over this process's part of each batch.
             watch: Receives the losses of each batch.
         """
         n_in_step = sum(len(batch) for batch in batches)
         for batch in batches:
             is_last = batch is batches[-1]
             with self.forward.gradients_summed(when=is_last):
-                part_S = self.losses(next(coming), batch)  # unweighted, of this process's part
+                part_S = self.losses(next(own_batches), batch)  # unweighted, of this process's part
                 losses_S = self.processes.sum(part_S.detach().clone())  # of the whole batch
                 watch.look(batch, losses_S)  # raises if they are not finite
                 if is_last and number % self._balance_every == 0:

@@ -250,14 +250,14 @@ class Trainer:
         torch.manual_seed(int(rng.integers(2**31)))
         self.learner.decoder.train()
         batches = plans(self.epoch_members, self.config.batch_size, rng)
-        coming = self.feed.batches([self._own(batch) for batch in batches])
+        own_batches = self.feed.batches([self._own(batch) for batch in batches])
         watch = LossWatch(len(self.scales_um), self.device, self._not_finite)
         before = (self.epoch - 1) * self.schedule.steps_per_epoch
         started, n_seen = time.perf_counter(), 0
         for i in range(self.schedule.steps_per_epoch):
             in_step = batches[i * self.config.accumulate : (i + 1) * self.config.accumulate]
             step = before + i
-            self.learner.step(step, self.schedule.share(step), in_step, coming, watch)
+            self.learner.step(step, self.schedule.share(step), in_step, own_batches, watch)
             n_seen += sum(map(len, in_step))
             rate = n_seen / (time.perf_counter() - started)
             detail = f"epoch {self.epoch}, loss {_texts(watch.means)}, {rate:.3g} patches/s{seen}"
