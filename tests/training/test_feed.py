@@ -78,6 +78,21 @@ def test_batches_are_those_that_are_read(dataset, members, kind):
             assert_same(batch, dataset.load(plan.members, plan.turns))
 
 
+@pytest.mark.parametrize("kind", [Resident, Streamed])
+def test_batches_with_a_margin_are_those_that_are_read(dataset, members, kind):
+    wide = PatchDataset(dataset.stores, GENES, wants_image=True, margin_um=16)
+    source = Resident(wide, members, CPU) if kind is Resident else Streamed(wide, CPU)
+    coming = plans(members, 3, np.random.default_rng(5))
+    for plan, batch in zip(coming, source.batches(coming), strict=True):
+        assert batch.tokens.shape[1:] == (18, 18, 8)
+        assert batch.image.shape[1:] == (288, 288, 3)
+        assert_same(batch, wide.load(plan.members, plan.turns))
+        # Its middle is the batch without.
+        inner = dataset.load(plan.members, plan.turns)
+        np.testing.assert_array_equal(batch.tokens[:, 1:-1, 1:-1].numpy(), inner.tokens)
+        np.testing.assert_array_equal(batch.image[:, 16:-16, 16:-16].numpy(), inner.image)
+
+
 def test_every_orientation(dataset, members):
     eight = [BatchPlan((members[-1],), (o,)) for o in range(8)]
     for plan, batch in zip(eight, Resident(dataset, members, CPU).batches(eight), strict=True):

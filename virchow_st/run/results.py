@@ -104,6 +104,7 @@ class _Metrics(TypedDict):
     differences: dict[str, dict[str, dict[str, dict[str, Any]]]]
     slides: NotRequired[dict[str, dict[str, dict[str, Any]]]]
     truth: NotRequired[dict[str, dict[str, Any]]]
+    seams: NotRequired[dict[str, float | None]]
 
 
 def check_metrics(content: Any) -> None:

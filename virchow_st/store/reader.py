@@ -115,6 +115,11 @@ class Store:
         """Place, corners and totals of every patch; read once and kept."""
         return [patch.info for patch in self]
 
+    @cached_property
+    def places(self) -> dict[tuple[int, int], int]:
+        """Index of the patch that begins at a bin (row0, col0)."""
+        return {(info.row0, info.col0): i for i, info in enumerate(self.patch_table)}
+
     def record(self, index: int, kind: Kind) -> memoryview:
         """Payload of one record, read into memory of its own, with its checksum compared."""
         place = self._place(index, kind)
