@@ -1,4 +1,4 @@
-"""``vst demo``: the whole way on simulated slides, in minutes on a laptop."""
+"""``vst demo``: the whole pipeline on simulated slides, in minutes on a laptop."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ import virchow_st
 from virchow_st.config import ExtractConfig, SimulateConfig, TrainConfig
 from virchow_st.errors import ConfigError
 from virchow_st.runtime.atomic import write_json
+from virchow_st.runtime.lock import LOCK_NAME, locked
 from virchow_st_cli.console import Console
 from virchow_st_cli.options import with_console
 from virchow_st_cli.scores import print_comparison, print_scores
@@ -31,14 +32,20 @@ _EXTRACT = ExtractConfig(encoder="stain", device="cpu")
 _TRAIN = TrainConfig(test_patient=_TEST_PATIENT, batch_size=4, accumulate=1, device="cpu")
 
 
-@click.command(short_help="The whole way on simulated slides, in minutes.")
+@click.command(short_help="Run the whole pipeline on simulated slides, in minutes.")
 @click.argument("out", type=click.Path(path_type=Path), default=Path("demo"))
 @with_console
 def demo(console: Console, out: Path) -> None:
-    """Simulate three patients, extract, train with Poisson and with MSE, evaluate, draw.
+    """Simulate three patients, extract, train with Poisson and with MSE, evaluate, draw figures.
 
-    Goes on where it was stopped, and starts anew when the program has changed.
+    A stopped demo is continued; if the program has changed since, the demo starts again.
     """
+    out.mkdir(parents=True, exist_ok=True)
+    with locked(out, out / LOCK_NAME):
+        _run(console, out)
+
+
+def _run(console: Console, out: Path) -> None:
     from virchow_st.extract.cohort import extract_cohort
     from virchow_st.run.compare import compare_runs
     from virchow_st.simulate import simulate_cohort
@@ -72,7 +79,7 @@ def demo(console: Console, out: Path) -> None:
 
 
 def _claim(out: Path) -> None:
-    """Keep what an earlier demo of the same program left; never touch a folder of anyone else."""
+    """Create or reuse the demo's folder; refuse a folder that another program wrote."""
     mark = {"format": "virchow_st.demo/1", "program": _program_digest()}
     if (out / _MARK).is_file():
         found = json.loads((out / _MARK).read_text("utf-8"))
@@ -82,9 +89,8 @@ def _claim(out: Path) -> None:
             raise ConfigError(f"{out / _MARK}: is not of this demo; give another folder")
         for name in _PARTS:
             shutil.rmtree(out / name, ignore_errors=True)
-    elif out.exists() and any(out.iterdir()):
+    elif any(path.name != LOCK_NAME for path in out.iterdir()):
         raise ConfigError(f"{out}: expected a new folder or an earlier demo; give another folder")
-    out.mkdir(parents=True, exist_ok=True)
     write_json(out / _MARK, mark)
 
 
@@ -103,7 +109,7 @@ def _trainers() -> str:
 def _train_and_evaluate(
     console: Console, run: Path, config: TrainConfig, truth: Path
 ) -> dict[str, Any]:
-    """The run's metrics, made unless they are there."""
+    """Train and evaluate a run unless its results exist; returns the content of metrics.json."""
     from virchow_st.evaluation.evaluate import evaluate_run
     from virchow_st.run.results import read_metrics
     from virchow_st.training.train import train

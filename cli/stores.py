@@ -11,17 +11,18 @@ from virchow_st_cli.console import Console
 from virchow_st_cli.options import with_console
 
 
-@click.command(short_help="Say what stores hold.")
+@click.command(short_help="Show the content of stores.")
 @click.argument("stores", type=click.Path(path_type=Path), nargs=-1, required=True)
 @click.option(
     "--json",
     "as_json",
     is_flag=True,
-    help="all of it and the manifest without the gene list, as JSON; a list for several stores",
+    help="print everything, and the manifest without the gene list, as JSON; a list for several "
+    "stores",
 )
 @with_console
 def inspect(console: Console, stores: tuple[Path, ...], as_json: bool) -> None:
-    """Say what stores hold and where it came from, a column each."""
+    """Show the content and origin of stores, one column per store."""
     from virchow_st.store.reader import open_store
     from virchow_st.store.summary import summarise
 
@@ -40,7 +41,7 @@ def inspect(console: Console, stores: tuple[Path, ...], as_json: bool) -> None:
 
 
 def _column(summary: dict[str, Any]) -> dict[str, str]:
-    """Label → text of everything that the table says of a store."""
+    """Label and text of every row of the table for a store."""
     from virchow_st.extract.registration import describe
 
     encoder = summary["encoder"]
@@ -89,7 +90,7 @@ def _size(n_bytes: int) -> str:
 @click.argument("store", type=click.Path(path_type=Path))
 @with_console
 def verify(console: Console, store: Path) -> int:
-    """Compare every checksum and unpack every record; exit code 1 if any is damaged."""
+    """Verify every checksum and unpack every record; exit code 1 if any is damaged."""
     from virchow_st.store.reader import open_store
     from virchow_st.store.reader import verify as verify_store
 

@@ -108,8 +108,6 @@ def test_a_lock_file_removed_while_waiting_is_not_held(tmp_path, monkeypatch):
     """A writer may end, and remove its lock file, just after another has opened that file."""
     import fcntl
 
-    import virchow_st.store.writer as module
-
     path = tmp_path / "A.vst"
     real = fcntl.flock
     calls = []
@@ -120,7 +118,7 @@ def test_a_lock_file_removed_while_waiting_is_not_held(tmp_path, monkeypatch):
             (path / "writer.lock").unlink()
         real(file, how)
 
-    monkeypatch.setattr(module.fcntl, "flock", flock)
+    monkeypatch.setattr(fcntl, "flock", flock)
     with StoreWriter(path, JOB):
         assert len(calls) == 2
         with pytest.raises(StoreError, match="being written by"):

@@ -14,10 +14,10 @@ from pathlib import Path
 from virchow_st.config import ExtractConfig
 from virchow_st.errors import ConfigError, VirchowSTError
 from virchow_st.extract.slide import OpenedSlide, open_encoder, open_slide
+from virchow_st.runtime.distributed import Processes, SharedWork
 from virchow_st.runtime.lists import read_columns
 from virchow_st.runtime.prefetch import ahead
 from virchow_st.runtime.progress import SILENT, Progress
-from virchow_st.runtime.ranks import Rank, SharedWork
 from virchow_st.store.patients import alike_warnings, patient_name
 
 COLUMNS = ("patient", "outs", "image", "store")
@@ -90,19 +90,19 @@ def extract_cohort(path: Path, config: ExtractConfig, progress: Progress = SILEN
     Returns:
         What became of each slide, in the list's order; of a rank but the first, nothing.
     """
-    slides, rank = read_cohort(path), Rank.here()
-    if rank.number == 0:
+    slides, processes = read_cohort(path), Processes.here()
+    if processes.rank == 0:
         for warning in doubtful(path, slides):
             progress.warn(warning)
     order = list(range(len(slides)))
-    if rank.count > 1:
+    if processes.size > 1:
         order.sort(key=lambda i: _file_size(slides[i].image), reverse=True)
-        config = replace(config, device=rank.device(config.device))
+        config = replace(config, device=processes.device(config.device))
     # The licence is shown once, by the first.
-    encoder = open_encoder(config, progress if rank.number == 0 else SILENT)
-    if rank.count > 1:
-        progress = _OneOfMany(progress, rank)
-    work = SharedWork(rank)
+    encoder = open_encoder(config, progress if processes.rank == 0 else SILENT)
+    if processes.size > 1:
+        progress = _OneOfMany(progress, processes)
+    work = SharedWork(processes)
 
     def prepare(item: int) -> _Prepared:
         slide, said = slides[order[item]], _Later()
@@ -122,11 +122,11 @@ def extract_cohort(path: Path, config: ExtractConfig, progress: Progress = SILEN
             n_patches, text = _finish(prepared.slide, progress)
             if n_patches is None:
                 progress.warn(text)
-            elif rank.count > 1:
+            elif processes.size > 1:
                 progress.note(f"{slide.store}: {text}")
             work.answer(order[item], json.dumps([n_patches, text]))
             del prepared  # its counts may take a gigabyte
-    if rank.number != 0:
+    if processes.rank != 0:
         return []
     return [
         Outcome(slide.patient, slide.store, *json.loads(answer))
@@ -182,8 +182,8 @@ _LINE_EVERY_S = 30.0
 class _OneOfMany:
     """Plain lines that say which rank they are of, as several write to one terminal."""
 
-    def __init__(self, progress: Progress, rank: Rank) -> None:
-        self._progress, self._name = progress, f"rank {rank.number}"
+    def __init__(self, progress: Progress, processes: Processes) -> None:
+        self._progress, self._name = progress, f"rank {processes.rank}"
         self._last_line = time.monotonic()
 
     def note(self, text: str) -> None:

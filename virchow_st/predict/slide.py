@@ -1,4 +1,4 @@
-"""The whole way from an image to its rates on disk, one visible function."""
+"""Whole-slide prediction from an image file to rates on disk, in one function."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from virchow_st.predict.overview import write_picture
 from virchow_st.predict.rates import RateImages
 from virchow_st.predict.stitch import Stitcher
 from virchow_st.predict.trained_on import check_not_trained_on
-from virchow_st.runtime.atomic import written_aside
+from virchow_st.runtime.atomic import check_absent, new_output, remove, written_whole
 from virchow_st.runtime.progress import SILENT, Progress
 from virchow_st.runtime.software import versions
 from virchow_st.slide.image import SlideImage
@@ -49,7 +49,7 @@ _SOFTWARE = ("virchow_st", "numpy", "opencv-python-headless", "torch", "timm", "
 
 @dataclass(frozen=True)
 class Prediction:
-    """What `predict_slide` left: the result, the picture of the tissue, and a few numbers."""
+    """Outcome of `predict_slide`: the result, the picture of the tissue, and a few numbers."""
 
     path: Path
     picture: Path
@@ -68,19 +68,18 @@ def predict_slide(
     """Predict the rates of an H&E slide that has no counts.
 
     Args:
-        run_paths: one run, or several of the same encoder and panel, whose mean and spread it is.
-        image_path: the slide.
-        out: what to write; it is there whole or not at all.
+        run_paths: one run, or several of the same encoder and panel, for their mean and spread.
+        image_path: the slide image.
+        out: what to write; it is written completely or not at all.
         config: options.
-        progress: who listens.
+        progress: receives notes, warnings and step counts.
 
     Raises:
         ConfigError, SlideError: a run, its encoder's weights, or the image is missing, damaged or
             does not fit; a run is given twice, or one of several was trained on the slide; no µm
             per pixel; no tissue; or ``out`` is there already.
     """
-    if out.exists():
-        raise ConfigError(f"{out}: is already there; delete it or give another --out")
+    check_absent(out)
     check_format(config.format)
     runs = [load_run(path, config.device) for path in run_paths]
     _check_alike(runs)
@@ -92,7 +91,7 @@ def predict_slide(
             progress.warn(f"{encoder.name}: {encoder.licence}")
         progress.note(f"{image_path}: {image.width}×{image.height} px, {mpp:.4g} µm/px")
         picture = tissue_picture(out)
-        with _restored_on_failure(picture), written_aside(out) as aside:
+        with new_output(out) as aside, _restored_on_failure(picture):
             flavour = config.format if config.format in FLAVOURS else FLAVOURS[0]
             zarr_path = aside / "zarr"
             folder = Folder(zarr_path, flavour, {})
@@ -209,7 +208,8 @@ def _restored_on_failure(picture: Path) -> Iterator[None]:
         yield
     except BaseException:
         if before is None:
-            picture.unlink(missing_ok=True)
+            remove(picture)
         elif picture.read_bytes() != before:
-            picture.write_bytes(before)
+            with written_whole(picture) as aside:
+                aside.write_bytes(before)
         raise

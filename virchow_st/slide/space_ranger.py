@@ -13,6 +13,7 @@ from typing import Any
 import xxhash
 
 from virchow_st.errors import SlideError
+from virchow_st.runtime.hdf5 import HELD, is_held_by_another
 from virchow_st.types import BIN_UM
 
 POSITIONS = ("tissue_positions.parquet", "tissue_positions.csv", "tissue_positions_list.csv")
@@ -138,6 +139,8 @@ def reading(path: Path, expected: str) -> Iterator[None]:
 
 
 def _damaged(path: Path, expected: str, error: Exception) -> SlideError:
+    if is_held_by_another(error):
+        return SlideError(f"{path}: {HELD}")
     reason = " ".join(str(error).split()) or type(error).__name__
     return SlideError(
         f"{path}: expected {expected}; it cannot be read ({reason[:160]}); the file is cut off or "

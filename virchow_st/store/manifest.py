@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 from pathlib import Path
 from typing import Any
 
 from virchow_st.errors import StoreError
+from virchow_st.runtime.lock import holder
 from virchow_st.store.format import (
     FORMAT,
     FORMAT_WIDE,
@@ -153,8 +153,7 @@ def _unfinished(store: Path) -> StoreError:
             f"{store}: not a store (no {MANIFEST}); give a folder `vst extract` wrote"
         )
     remedy = "run its `vst extract` again, it will resume"
-    with contextlib.suppress(OSError, ValueError):  # no writer, or one that just ended
-        writer = (store / LOCK).read_text("utf-8")
+    if (writer := holder(store / LOCK)) is not None:
         return StoreError(
             f"{store}: unfinished, being written by {writer}; wait for that to end, or {remedy}"
         )

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
-import os
-import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TextIO
+from typing import Any
 
 import lmdb
 import xxhash
 
-from virchow_st.errors import StoreError
+from virchow_st.errors import ConfigError, StoreError
+from virchow_st.runtime.atomic import remove_leftovers as remove_leftover_parts
 from virchow_st.runtime.atomic import sync_folder, write_json
+from virchow_st.runtime.lock import Lock
 from virchow_st.store import format as fmt
 from virchow_st.store.datafile import DataFile
 from virchow_st.store.format import Kind, PatchInfo
@@ -83,9 +82,10 @@ def begun_job(path: Path) -> dict[str, Any] | None:
 
 def remove_leftovers(path: Path) -> None:
     """Remove what a writer needed of a finished store; it may have been killed before it did."""
-    for name in (JOB, JOB + ".part", MANIFEST + ".part", LOCK):
-        with contextlib.suppress(OSError):  # of no meaning, if they must stay
+    with contextlib.suppress(OSError):  # of no meaning, if they must stay
+        for name in (JOB, LOCK):
             (path / name).unlink(missing_ok=True)
+        remove_leftover_parts(path)
 
 
 class StoreWriter:
@@ -118,17 +118,19 @@ class StoreWriter:
         is_new = not path.exists()
         try:
             path.mkdir(parents=True, exist_ok=True)
-            self._lock = _lock(path)
+            self._lock = Lock(path, path / LOCK)
         except OSError as e:
             raise StoreError(
                 f"{path}: cannot be written ({e.strerror}); give a --store that can be"
             ) from None
+        except ConfigError as e:
+            raise StoreError(str(e)) from None
         try:
             self._claim()
             self._env = _open_environment(path)
             self.next_index = self._count_committed()
         except (lmdb.Error, OSError, StoreError) as e:
-            self._unlock()
+            self._lock.release()
             if is_new:
                 with contextlib.suppress(OSError):
                     path.rmdir()
@@ -153,10 +155,7 @@ class StoreWriter:
                     f"{self.path}: was begun with other inputs or options; "
                     f"delete it or give another --store"
                 )
-        elif any(
-            p.name not in (LOCK, JOB + ".part") and not p.name.startswith(".")  # as macOS leaves
-            for p in self.path.iterdir()
-        ):
+        elif any(not p.name.startswith((LOCK, ".")) for p in self.path.iterdir()):  # . as of macOS
             raise StoreError(
                 f"{self.path}: expected a new folder or an unfinished store, found other files; "
                 f"give another --store"
@@ -274,12 +273,7 @@ class StoreWriter:
         traceback: TracebackType | None,
     ) -> None:
         self._env.close()
-        self._unlock()
-
-    def _unlock(self) -> None:
-        with contextlib.suppress(OSError):  # of a file system that became read-only
-            (self.path / LOCK).unlink(missing_ok=True)
-        self._lock.close()
+        self._lock.release()
 
 
 def _map_size(n_bytes: int) -> int:
@@ -290,7 +284,7 @@ def _map_size(n_bytes: int) -> int:
 def _open_environment(path: Path) -> lmdb.Environment:
     """The environment of an unfinished store, looked over before LMDB believes its pages.
 
-    Without LMDB's own locks: `_lock` keeps other writers out and the missing manifest readers, and
+    Without LMDB's own locks: `Lock` keeps other writers out and the missing manifest readers, and
     the mapped lock file would kill the process where it meets a full disk. LMDB clears the pages
     that it takes from the heap, lest bytes of other data leave the machine in them.
     """
@@ -307,26 +301,3 @@ def _open_environment(path: Path) -> lmdb.Environment:
         raise
     sync_folder(path)
     return environment
-
-
-def _lock(path: Path) -> TextIO:
-    """Hold an advisory lock for as long as the writer lives; the kernel drops it on any exit."""
-    file = open(path / LOCK, "a+", encoding="utf-8")  # noqa: SIM115
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.seek(0)
-        holder = file.read().strip() or "another process"
-        file.close()
-        raise StoreError(f"{path}: being written by {holder}; wait for it to end") from None
-    try:  # the last writer removes the file: what was opened may no longer be what others see
-        is_current = os.path.samestat(os.fstat(file.fileno()), os.stat(path / LOCK))
-    except FileNotFoundError:
-        is_current = False
-    if not is_current:
-        file.close()
-        return _lock(path)
-    file.truncate(0)
-    file.write(f"process {os.getpid()} on {socket.gethostname()}")
-    file.flush()
-    return file
