@@ -126,8 +126,7 @@ class VisiumHDSlide:
         ):
             width, height = (side / scale for side in read_png_size(hires))
             self._check_size(image, width, height)
-        else:
-            self._check_inside(image)
+        self._check_inside(image)
         if self.mpp > _COARSEST_MPP:
             raise SlideError(
                 f"{image.path}: expected {_COARSEST_MPP:g} µm/px or finer; the bins lie "
