@@ -42,7 +42,7 @@ bench: $(READY)
 # The viewer in `vst report`, fetched anew; needs npm. For another version, change both lines.
 VIEWER := openseadragon-6.1.1
 VIEWER_SHA512 := 83888a7b6abc07ae3649a053dfec78645dfff1bd53c4f3f27728e6b6b38b803ae561630a77d65733ed426ffc5af435724a4becffb97a1d1d671ca7c3e45dd3b3
-VENDOR := virchow_st/report/vendor
+VENDOR := virchow_st/output/report/vendor
 vendor:
 	mkdir -p .vendor && cd .vendor && npm pack --silent $(subst -,@,$(VIEWER))
 	echo "$(VIEWER_SHA512)  .vendor/$(VIEWER).tgz" | sha512sum --check --quiet

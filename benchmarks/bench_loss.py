@@ -3,13 +3,14 @@
 Forward and backward of the loss alone, at 2, 4, 8 and 16 µm, from log-rates to their gradient, on
 counts that are zero in 95 of 100 bins. Three ways:
 
-- plain PyTorch (`virchow_st.losses.reference`): dense counts, `poisson_nll_loss`, `avg_pool2d`
-  times the area, autograd. It leaves out the constant that makes a deviance of the likelihood, so
-  it does a little less than the others;
-- torch in closed form (`virchow_st.losses.poisson.half_deviance`): dense counts, a written-out
-  gradient;
-- fused: lists of non-zeros; on a CPU one sweep a map by numba (`virchow_st.losses.fused`), on a GPU
-  the Triton kernels (`virchow_st.losses.fused_gpu`).
+- plain PyTorch (`virchow_st.models.losses.reference`): dense counts, `poisson_nll_loss`,
+  `avg_pool2d` times the area, autograd. It leaves out the constant that makes a deviance of the
+  likelihood, so it does a little less than the others;
+- torch in closed form (`virchow_st.models.losses.poisson.half_deviance`): dense counts, a
+  written-out gradient;
+- fused: lists of non-zeros; on a CPU one sweep per map by numba
+  (`virchow_st.models.losses.fused`), on a GPU the Triton kernels
+  (`virchow_st.models.losses.fused_gpu`).
 
 Counts lie ready, dense or as lists, on the device. "GradNorm" is a step as GradNorm needs it:
 forward, each scale's gradient alone, and the gradient of the sum. All in turns in one process, the
@@ -39,13 +40,13 @@ import torch
 from report import Table, interleaved, publish
 from torch import Tensor
 
-from virchow_st.counts import BatchCounts
-from virchow_st.devices import pick_device
 from virchow_st.kernels.table import draw_patch
-from virchow_st.losses.fused_gpu import missing
-from virchow_st.losses.poisson import MultiScalePoisson, half_deviance
-from virchow_st.losses.reference import plain_poisson, saturated_poisson
-from virchow_st.losses.scales import tissue_bins
+from virchow_st.models.losses.fused_gpu import missing
+from virchow_st.models.losses.poisson import MultiScalePoisson, half_deviance
+from virchow_st.models.losses.reference import plain_poisson, saturated_poisson
+from virchow_st.models.losses.scales import tissue_bins
+from virchow_st.models.losses.targets import BatchCounts
+from virchow_st.runtime.devices import pick_device
 from virchow_st.types import SCALES_UM
 
 PLAIN, CLOSED, FUSED = "plain PyTorch", "torch, closed form", "fused"

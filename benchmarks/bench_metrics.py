@@ -37,7 +37,7 @@ from virchow_st.kernels.ssim import WINDOW, masked_ssims
 from virchow_st.kernels.table import draw_patch
 from virchow_st.metrics import ScaleAccumulator, ScaleScores
 from virchow_st.metrics.correlation import moments, pearson_from_moments
-from virchow_st.metrics.counts import RATE_FLOOR
+from virchow_st.metrics.deviance import RATE_FLOOR
 from virchow_st.types import BIN_UM, SCALES_UM
 
 Patch = tuple[np.ndarray, ...]  # rate, counts, mask; for the second job shuffled, shifted too

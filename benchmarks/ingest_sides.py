@@ -25,7 +25,7 @@ STRETCH = 1 << 22
 
 
 def ours() -> Callable[[Path, str], int]:
-    from virchow_st.patches import lay_patches
+    from virchow_st.slide.patches import lay_patches
     from virchow_st.slide.visium_hd import VisiumHDSlide
     from virchow_st.store.format import pack_counts
 

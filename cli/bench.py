@@ -9,7 +9,7 @@ import click
 
 from virchow_st.bench import TARGETS, run_target
 from virchow_st.errors import ConfigError
-from virchow_st.files import write_json
+from virchow_st.runtime.atomic import write_json
 from virchow_st_cli.console import Console
 from virchow_st_cli.options import with_console
 
@@ -42,7 +42,7 @@ def bench(
     On data made for it in a temporary folder that is removed; TMPDIR says on which disk.
     """
     from virchow_st.bench.tables import Table, document, machine_line
-    from virchow_st.devices import pick_device
+    from virchow_st.runtime.devices import pick_device
 
     pick_device(device)  # an option that is wrong is said at once, not after minutes
     if json_path and not json_path.absolute().parent.is_dir():

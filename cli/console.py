@@ -17,7 +17,7 @@ _PLAIN_LINE_EVERY_S = 10.0
 
 
 class Console:
-    """Notes, warnings, progress, tables; a listener for `virchow_st.progress.Progress`.
+    """Notes, warnings, progress, tables; a listener for `virchow_st.runtime.progress.Progress`.
 
     On a terminal, progress is a bar with rate and time left; elsewhere plain lines, the first,
     the last and one every ten seconds.

@@ -15,7 +15,7 @@ import xxhash
 import virchow_st
 from virchow_st.config import ExtractConfig, SimulateConfig, TrainConfig
 from virchow_st.errors import ConfigError
-from virchow_st.files import write_json
+from virchow_st.runtime.atomic import write_json
 from virchow_st_cli.console import Console
 from virchow_st_cli.options import with_console
 from virchow_st_cli.scores import print_comparison, print_scores
@@ -39,8 +39,8 @@ def demo(console: Console, out: Path) -> None:
 
     Goes on where it was stopped, and starts anew when the program has changed.
     """
-    from virchow_st.cohort import extract_cohort
-    from virchow_st.compare import compare_runs
+    from virchow_st.extract.cohort import extract_cohort
+    from virchow_st.run.compare import compare_runs
     from virchow_st.simulate import simulate_cohort
 
     started = time.monotonic()
@@ -104,9 +104,9 @@ def _train_and_evaluate(
     console: Console, run: Path, config: TrainConfig, truth: Path
 ) -> dict[str, Any]:
     """The run's metrics, made unless they are there."""
-    from virchow_st.evaluate import evaluate
-    from virchow_st.results import read_metrics
-    from virchow_st.training import train
+    from virchow_st.evaluation.evaluate import evaluate
+    from virchow_st.run.results import read_metrics
+    from virchow_st.training.train import train
 
     if not (run / "best_metrics.json").is_file():
         is_begun = (run / "checkpoints" / "last").is_dir()
@@ -119,13 +119,13 @@ def _train_and_evaluate(
 
 
 def _draw(console: Console, out: Path) -> list[Path]:
-    from virchow_st.figures import draw_figures
+    from virchow_st.output.figures import draw_figures
 
     pictures = draw_figures(out / "poisson", against=out / "mse", progress=console)
     return [picture for picture in pictures if picture.suffix == ".png"]
 
 
 def _report(out: Path, console: Console) -> Path:
-    from virchow_st.report import write_report
+    from virchow_st.output.report import write_report
 
     return write_report(out / "poisson", None, console)

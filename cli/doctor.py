@@ -41,7 +41,7 @@ def _device() -> str:
         return f"torch cannot be imported ({e})"
     if not torch.cuda.is_available():
         return f"cpu, {torch.get_num_threads()} threads; no CUDA device"
-    from virchow_st.losses.fused_gpu import missing
+    from virchow_st.models.losses.fused_gpu import missing
 
     gib = torch.cuda.get_device_properties(0).total_memory / 2**30
     how = f"on dense counts, which is slower: {missing()}" if missing() else "fused, by Triton"

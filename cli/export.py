@@ -24,7 +24,7 @@ def export(console: Console, source: Path, out: Path, **options: Any) -> int:
     a SpatialData folder.
     """
     config = build_config(ExportConfig, options)
-    from virchow_st.export.write import export as run_export
+    from virchow_st.output.export.write import export as run_export
 
     try:
         written, said = run_export(source, out, config, console)

@@ -17,7 +17,7 @@ import click
 
 from virchow_st import __version__
 from virchow_st.errors import VirchowSTError
-from virchow_st.processes import speaks
+from virchow_st.runtime.distributed import speaks
 from virchow_st_cli.bench import bench
 from virchow_st_cli.console import Console
 from virchow_st_cli.demo import demo

@@ -21,7 +21,7 @@ from virchow_st_cli.options import with_console
 @with_console
 def figures(console: Console, run: Path, genes: str | None, against: Path | None) -> None:
     """Draw an evaluated RUN into RUN/figures, from its result files alone."""
-    from virchow_st.figures import draw_figures
+    from virchow_st.output.figures import draw_figures
 
     wanted = [g.strip() for g in genes.split(",") if g.strip()] if genes is not None else None
     for path in draw_figures(run, wanted, against, console):

@@ -38,7 +38,7 @@ def predict(
     8 µm. A picture of the tissue and the patches comes beside it.
     """
     config = build_config(PredictConfig, options)
-    from virchow_st.whole_slide.predict import predict_slide
+    from virchow_st.predict.slide import predict_slide
 
     try:
         done = predict_slide([run, *also], image, out, config, console)

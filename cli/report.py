@@ -24,7 +24,7 @@ def report(console: Console, run: Path, genes: str | None) -> None:
     It shows what was run, the scores beside ceiling, nulls and baselines, every gene, the figures,
     and the test slide: H&E, observed and predicted under a divider, with zoom.
     """
-    from virchow_st.report import write_report
+    from virchow_st.output.report import write_report
 
     wanted = [g.strip() for g in genes.split(",") if g.strip()] if genes is not None else None
     path = write_report(run, wanted, console)

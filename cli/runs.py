@@ -9,7 +9,7 @@ import click
 
 from virchow_st.config import TrainConfig
 from virchow_st.errors import ConfigError
-from virchow_st.progress import SILENT
+from virchow_st.runtime.progress import SILENT
 from virchow_st_cli.console import Console
 from virchow_st_cli.folds import print_summary
 from virchow_st_cli.options import build_config, config_options, with_console
@@ -41,21 +41,21 @@ def train(
     if resume and config_file is None and not stores:
         config_file = run / "config.toml"
     paths = tuple(str(store.resolve()) for store in stores)
-    from virchow_st.processes import joined
+    from virchow_st.runtime.distributed import joined
 
     with joined() as processes:
         config = processes.together(lambda: _train_config(options, config_file, paths))
         progress = console if processes.is_first else SILENT
         how: Any = {"resume": resume, "progress": progress, "processes": processes}
         if config.leave_one_out:
-            from virchow_st.leave_one_out import leave_one_out
+            from virchow_st.evaluation.leave_one_out import leave_one_out
 
             summary = leave_one_out(run, config, **how)
             if processes.is_first:
                 print_summary(console, summary)
                 console.result(f"{run / 'summary.json'}; each fold is a run, see vst figures")
             return
-        from virchow_st.training import train as run_training
+        from virchow_st.training.train import train as run_training
 
         run_training(run, config, **how)
         if processes.is_first:
@@ -105,10 +105,10 @@ def evaluate(
         raise ConfigError("--json: expected several runs to compare; got one, see its metrics.json")
     if json_file is not None and not json_file.parent.is_dir():
         raise ConfigError(f"--json: {json_file.parent} is no folder; make it first")
-    from virchow_st.compare import compare_runs
-    from virchow_st.evaluate import check_comparable
-    from virchow_st.evaluate import evaluate as run_evaluation
-    from virchow_st.files import write_json
+    from virchow_st.evaluation.evaluate import check_comparable
+    from virchow_st.evaluation.evaluate import evaluate as run_evaluation
+    from virchow_st.run.compare import compare_runs
+    from virchow_st.runtime.atomic import write_json
 
     if len(runs) > 1:
         check_comparable(runs)

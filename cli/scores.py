@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from virchow_st.score_table import (
+from virchow_st.run.score_table import (
     NAMES,
     SCALES,
     Runs,
@@ -55,7 +55,7 @@ def print_comparison(console: Console, comparison: dict[str, Any], names: dict[s
 
     Args:
         console: where to print.
-        comparison: of `virchow_st.compare.compare_runs`.
+        comparison: of `virchow_st.run.compare.compare_runs`.
         names: what to call each run.
     """
     for pair in comparison["pairs"]:

@@ -9,7 +9,7 @@ import click
 
 from virchow_st.config import ExtractConfig, SimulateConfig
 from virchow_st.errors import ConfigError
-from virchow_st.ranks import Rank
+from virchow_st.runtime.ranks import Rank
 from virchow_st_cli.console import Console
 from virchow_st_cli.options import build_config, config_options, with_console
 
@@ -64,7 +64,7 @@ def extract(
         )
     if not (outs and image and store and patient):
         raise ConfigError("expected OUTS, --image, --store and --patient, or --manifest")
-    from virchow_st.extract import extract as run_extract
+    from virchow_st.extract.slide import extract as run_extract
 
     finished = run_extract(outs, image, store, patient, config, console)
     console.result(f"{finished.path}: {len(finished)} patches, {len(finished.genes)} genes")
@@ -73,7 +73,7 @@ def extract(
 
 def _extract_cohort(console: Console, manifest: Path, config: ExtractConfig) -> int:
     """Every slide of the list; a failing one does not stop the others."""
-    from virchow_st.cohort import extract_cohort
+    from virchow_st.extract.cohort import extract_cohort
 
     outcomes = extract_cohort(manifest, config, console)
     if not outcomes:  # one of torchrun's ranks; the first shows the table

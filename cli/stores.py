@@ -41,7 +41,7 @@ def inspect(console: Console, stores: tuple[Path, ...], as_json: bool) -> None:
 
 def _column(summary: dict[str, Any]) -> dict[str, str]:
     """Label → text of everything that the table says of a store."""
-    from virchow_st.registration import describe
+    from virchow_st.extract.registration import describe
 
     encoder = summary["encoder"]
     rows = {

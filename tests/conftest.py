@@ -10,26 +10,16 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 
-from cli_place import Place
+from cli_place import Answer, Place
 from figure_run import FigureRun, all_pictures
-from virchow_st.cohort import extract_cohort
-from virchow_st.config import ExtractConfig, SimulateConfig, TrainConfig
+from tiny_cohort import STAIN, TINY
+from virchow_st.extract.cohort import extract_cohort
+from virchow_st.config import TrainConfig
 from virchow_st.simulate import simulate_cohort
-
-TINY = SimulateConfig(bins=384, genes=120)
-STAIN = ExtractConfig(encoder="stain", device="cpu")
-
-
-class Answer(NamedTuple):
-    """What a command left: exit code, standard output and standard error."""
-
-    code: int
-    out: str
-    err: str
 
 
 @pytest.fixture(scope="session")
@@ -108,8 +98,8 @@ def evaluated_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """
     from tiny_store import write_store
 
-    from virchow_st.evaluate import evaluate
-    from virchow_st.training import train
+    from virchow_st.evaluation.evaluate import evaluate
+    from virchow_st.training.train import train
 
     folder = tmp_path_factory.mktemp("evaluated")
     slides = (("A1", "A", 4), ("T1", "T", 4), ("T2", "T", 3))

@@ -16,10 +16,10 @@ import pytest
 from PIL import Image
 
 import virchow_st
-from virchow_st import overview
-from virchow_st.folds import Member, Split
 from virchow_st.kernels.pooling import pool_mask, sum_pool
-from virchow_st.results import PER_GENE
+from virchow_st.run import overview
+from virchow_st.run.results import PER_GENE
+from virchow_st.run.split import Member, Split
 
 SCALES = ("2", "4", "8", "16")
 FIGURES = {
@@ -223,7 +223,7 @@ def test_two_runs_side_by_side(vst, runs: dict[str, Path], tmp_path: Path) -> No
 def test_a_decoder_that_predicts_nan_is_refused_and_leaves_no_metrics(
     vst, runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from virchow_st.predict import Run
+    from virchow_st.predict.load import Run
 
     run, rates = _copy(runs["linear"], tmp_path / "run"), Run.rates
 
@@ -287,7 +287,7 @@ def test_counts_are_conserved_at_every_scale(run: Path, stores: dict[str, Path])
     panel = [line.split("\t")[0] for line in (run / "panel.tsv").read_text().splitlines()[1:]]
     indices = [store.genes.ids.index(gene) for gene in panel]
     with h5py.File(run / "maps" / "P5.h5") as f:
-        assert dict(f.attrs)["format"] == "virchow_st.maps/1"
+        assert dict(f.attrs)["format"] == "virchow_st.run.maps/1"
         assert [s.decode() for s in f["gene_id"][:]] == panel
         row0, col0 = int(f.attrs["row0"]), int(f.attrs["col0"])
         counts, rate, mask = f["counts"][:], f["rate"][:], f["scored_mask"][:]
@@ -334,7 +334,11 @@ def test_evaluating_again_gives_the_same(vst, runs: dict[str, Path]) -> None:
 def test_the_overview_shows_every_slide_with_its_split(run: Path, stores: dict[str, Path]) -> None:
     split = read_json(run / "split.json")
     with h5py.File(run / "overview.h5") as f:
-        assert dict(f.attrs) == {"format": "virchow_st.overview/1", "bin_um": 2, "block_um": 256}
+        assert dict(f.attrs) == {
+            "format": "virchow_st.run.overview/1",
+            "bin_um": 2,
+            "block_um": 256,
+        }
         assert [f[key].attrs["name"] for key in sorted(f)] == list(stores)
         for key, (patient, path) in zip(sorted(f), stores.items(), strict=True):
             group, store = f[key], virchow_st.open_store(path)
@@ -381,7 +385,7 @@ def test_a_large_slide_is_shown_smaller_in_the_overview(
 
 
 def read_overviews_of(folder: Path) -> list[Any]:
-    from virchow_st.figures.slides import read_overviews
+    from virchow_st.output.figures.slides import read_overviews
 
     return list(read_overviews(folder))
 

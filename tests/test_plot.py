@@ -10,8 +10,8 @@ import pytest
 
 import virchow_st
 from virchow_st.errors import ConfigError
-from virchow_st.panel import Panel
-from virchow_st.stitching.array import ImageRates
+from virchow_st.predict.array import ImageRates
+from virchow_st.run.panel import Panel
 
 
 def panels(figure: Any) -> dict[str, Any]:

@@ -6,21 +6,21 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from virchow_st.panel import Panel
     from virchow_st.plot import plot_gene
-    from virchow_st.predict import Run, load_run
-    from virchow_st.stitching.array import ImageRates
+    from virchow_st.predict.array import ImageRates
+    from virchow_st.predict.load import Run, load_run
+    from virchow_st.run.panel import Panel
     from virchow_st.store.reader import Patch, Store, open_store
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "ImageRates": "virchow_st.stitching.array",
-    "Panel": "virchow_st.panel",
+    "ImageRates": "virchow_st.predict.array",
+    "Panel": "virchow_st.run.panel",
     "Patch": "virchow_st.store.reader",
-    "Run": "virchow_st.predict",
+    "Run": "virchow_st.predict.load",
     "Store": "virchow_st.store.reader",
-    "load_run": "virchow_st.predict",
+    "load_run": "virchow_st.predict.load",
     "open_store": "virchow_st.store.reader",
     "plot_gene": "virchow_st.plot",
 }

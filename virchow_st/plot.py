@@ -14,15 +14,15 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from virchow_st.errors import ConfigError
-from virchow_st.export.sources import Source, StoreSource, open_source
-from virchow_st.figures.style import DPI, UNSCORED, WIDTH_IN, rate_colours, scale_bar, styled
 from virchow_st.kernels.pooling import pool_mask, sum_pool
-from virchow_st.stitching.array import ImageRates
+from virchow_st.output.export.sources import Source, StoreSource, open_source
+from virchow_st.output.figures.style import DPI, UNSCORED, WIDTH_IN, rate_colours, scale_bar, styled
+from virchow_st.predict.array import ImageRates
 from virchow_st.store.reader import Store
 from virchow_st.types import BIN_UM, SCALES_UM, BoolArray, Float32Array, UInt8Array
 
 if TYPE_CHECKING:
-    from virchow_st.predict import Run
+    from virchow_st.predict.load import Run
 
 _TITLES = {"rates": "predicted", "counts": "observed"}
 _HEAD_IN, _FOOT_IN, _GAP_IN, _BAR_IN = 0.42, 0.06, 0.08, 0.75
@@ -60,7 +60,8 @@ def plot_gene(
         there is both, the prediction's title has Pearson's r over the bins shown.
 
     Raises:
-        ConfigError, StoreError: see `virchow_st.export.sources.open_source`; or another scale.
+        ConfigError, StoreError: see `virchow_st.output.export.sources.open_source`; or the scale is
+            not one of 2, 4, 8 and 16 µm.
     """
     if scale_um not in SCALES_UM:
         raise ConfigError(f"scale_um: expected one of {SCALES_UM}; got {scale_um}")

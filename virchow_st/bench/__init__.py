@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from virchow_st.progress import SILENT, Progress
+from virchow_st.runtime.progress import SILENT, Progress
 
 if TYPE_CHECKING:
     from virchow_st.bench.tables import Table

@@ -6,16 +6,16 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from virchow_st.devices import pick_device
-from virchow_st.encoders import load_encoder
-from virchow_st.encoders.base import Encoder, Tokens
 from virchow_st.errors import ConfigError
+from virchow_st.models.encoders import load_encoder
+from virchow_st.models.encoders.base import Encoder, Tokens
+from virchow_st.runtime.devices import pick_device
 from virchow_st.types import UInt8Array
 
 if TYPE_CHECKING:
     import torch
 
-    from virchow_st.encoders.vit import ViTEncoder
+    from virchow_st.models.encoders.vit import ViTEncoder
 
 RANDOM = "Virchow2's architecture, random weights"
 
@@ -41,8 +41,8 @@ def open_encoder(name: str, weights: str, random_weights: bool, device: str) -> 
         )
     import torch
 
-    from virchow_st.encoders.published import VIRCHOW2
-    from virchow_st.encoders.vit import IMAGE_PX, ViTEncoder
+    from virchow_st.models.encoders.published import VIRCHOW2
+    from virchow_st.models.encoders.vit import IMAGE_PX, ViTEncoder
 
     place = pick_device(device)
     with place:

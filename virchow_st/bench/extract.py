@@ -15,21 +15,21 @@ from virchow_st.bench.limits import matmul_rate
 from virchow_st.bench.samples import SimulatedSlide, simulate_slide, write_store
 from virchow_st.bench.tables import Cell, Table, interleaved
 from virchow_st.config import ExtractConfig
-from virchow_st.encoders import load_encoder
-from virchow_st.encoders.base import Encoder
-from virchow_st.extract import extract
-from virchow_st.patches import PatchTable, lay_patches, render_patch
-from virchow_st.progress import SILENT, Progress
-from virchow_st.registration import RegistrationCheck
-from virchow_st.render import render_ahead, thread_count
+from virchow_st.extract.registration import RegistrationCheck
+from virchow_st.extract.slide import extract
+from virchow_st.models.encoders import load_encoder
+from virchow_st.models.encoders.base import Encoder
+from virchow_st.runtime.progress import SILENT, Progress
 from virchow_st.slide.image import SlideImage
+from virchow_st.slide.patches import PatchTable, lay_patches, render_patch
+from virchow_st.slide.render import render_ahead, thread_count
 from virchow_st.slide.visium_hd import VisiumHDSlide
 from virchow_st.store.reader import Patch, Store
 from virchow_st.store.writer import PatchRecord
 from virchow_st.types import PATCH_BINS, PATCH_POSITIONS, STORED_IMAGE_PX, UInt8Array
 
 if TYPE_CHECKING:
-    from virchow_st.encoders.vit import ViTEncoder
+    from virchow_st.models.encoders.vit import ViTEncoder
 
 # Sides of the simulated slide, bins. A ViT takes seconds an image on a CPU, a GPU a thousand of
 # them a second.

@@ -12,9 +12,9 @@ from scipy import sparse
 from virchow_st.bench.limits import disk_rates
 from virchow_st.bench.samples import simulate_slide
 from virchow_st.bench.tables import Cell, Table, interleaved
-from virchow_st.patches import PatchTable, lay_patches
-from virchow_st.progress import SILENT, Progress
-from virchow_st.slide.counts import PatchCounts
+from virchow_st.runtime.progress import SILENT, Progress
+from virchow_st.slide.patch_counts import PatchCounts
+from virchow_st.slide.patches import PatchTable, lay_patches
 from virchow_st.slide.visium_hd import VisiumHDSlide
 from virchow_st.types import PATCH_BINS, PATCH_POSITIONS, Array, BoolArray, Int64Array
 

@@ -12,13 +12,13 @@ from torch import Tensor
 
 from virchow_st.bench.limits import copy_rate
 from virchow_st.bench.tables import Cell, Table, interleaved
-from virchow_st.counts import BatchCounts
-from virchow_st.devices import pick_device
 from virchow_st.kernels.table import draw_patch
-from virchow_st.losses import build_objective
-from virchow_st.losses.fused_gpu import missing
-from virchow_st.losses.reference import plain_poisson, saturated_poisson
-from virchow_st.progress import SILENT, Progress
+from virchow_st.models.losses import build_objective
+from virchow_st.models.losses.fused_gpu import missing
+from virchow_st.models.losses.reference import plain_poisson, saturated_poisson
+from virchow_st.models.losses.targets import BatchCounts
+from virchow_st.runtime.devices import pick_device
+from virchow_st.runtime.progress import SILENT, Progress
 from virchow_st.types import PATCH_POSITIONS, SCALES_UM
 
 _SIZES = ((8, 50), (1, 2000))  # patches and genes: a training step's, and a large panel's

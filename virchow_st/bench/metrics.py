@@ -10,7 +10,7 @@ from virchow_st.bench.limits import bytes_of, copy_rate
 from virchow_st.bench.tables import Cell, Table, interleaved
 from virchow_st.kernels.table import TABLE, Pair, draw_patch
 from virchow_st.metrics.accumulate import ScaleAccumulator
-from virchow_st.progress import SILENT, Progress
+from virchow_st.runtime.progress import SILENT, Progress
 from virchow_st.types import PATCH_POSITIONS, SCALES_UM
 
 _MAP_BYTES = 4 * PATCH_POSITIONS

@@ -17,7 +17,7 @@ from scipy import sparse
 from virchow_st.bench.limits import copy_rate, disk_rates
 from virchow_st.bench.samples import COMMIT, N_GENES, draw_patches, write_store
 from virchow_st.bench.tables import Cell, Table, interleaved
-from virchow_st.progress import SILENT, Progress
+from virchow_st.runtime.progress import SILENT, Progress
 from virchow_st.store import format as fmt
 from virchow_st.store.format import Kind
 from virchow_st.store.panel_reads import read_dense, read_sparse

@@ -17,14 +17,14 @@ from virchow_st.bench.tables import Cell, Table, interleaved
 from virchow_st.bench.train_gains import GPU_BATCHES, gains_table
 from virchow_st.bench.train_steps import Clocked, InLoop, InMemory, epoch, shorten, trainer_of, wait
 from virchow_st.config import TrainConfig
-from virchow_st.encoders import load_encoder
-from virchow_st.encoders.base import Encoder
-from virchow_st.feed.base import Feed
-from virchow_st.feed.resident import Resident
-from virchow_st.feed.streamed import Streamed
-from virchow_st.panel import choose_panel
-from virchow_st.progress import SILENT, Progress
-from virchow_st.training import Trainer
+from virchow_st.models.encoders import load_encoder
+from virchow_st.models.encoders.base import Encoder
+from virchow_st.run.panel import choose_panel
+from virchow_st.runtime.progress import SILENT, Progress
+from virchow_st.training.feed.base import Feed
+from virchow_st.training.feed.resident import Resident
+from virchow_st.training.feed.streamed import Streamed
+from virchow_st.training.train import Trainer
 
 
 def measure(

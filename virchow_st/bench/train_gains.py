@@ -8,14 +8,14 @@ from torch import Tensor
 from virchow_st.bench.tables import Cell, Table, interleaved
 from virchow_st.bench.train_steps import epoch, trainer_of, wait
 from virchow_st.config import TrainConfig
-from virchow_st.feed.resident import Resident
-from virchow_st.feed.streamed import Streamed
-from virchow_st.losses.base import Counts, dense_counts
-from virchow_st.losses.poisson import MultiScalePoisson
-from virchow_st.losses.reference import plain_poisson
-from virchow_st.panel import Panel
+from virchow_st.models.losses.base import Counts, dense_counts
+from virchow_st.models.losses.poisson import MultiScalePoisson
+from virchow_st.models.losses.reference import plain_poisson
+from virchow_st.run.panel import Panel
 from virchow_st.store.reader import Store
-from virchow_st.training import Trainer
+from virchow_st.training.feed.resident import Resident
+from virchow_st.training.feed.streamed import Streamed
+from virchow_st.training.train import Trainer
 
 GPU_BATCHES = (8, 64)
 _FULL_SIZE = "hist2st-large"

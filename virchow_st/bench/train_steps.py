@@ -11,16 +11,16 @@ import numpy as np
 import torch
 
 from virchow_st.config import TrainConfig
-from virchow_st.dataset import PatchDataset, Portion, portions
-from virchow_st.devices import pick_device
-from virchow_st.encoders.base import Encoder
-from virchow_st.feed.base import DeviceBatch, Feed
-from virchow_st.folds import Member, Split
-from virchow_st.losses.base import on_device
-from virchow_st.panel import Panel
+from virchow_st.models.encoders.base import Encoder
+from virchow_st.models.losses.base import on_device
+from virchow_st.run.panel import Panel
+from virchow_st.run.split import Member, Split
+from virchow_st.runtime.devices import pick_device
 from virchow_st.store.reader import Store
-from virchow_st.training import Trainer
-from virchow_st.training_statistics import training_statistics
+from virchow_st.training.dataset import PatchDataset, Portion, portions
+from virchow_st.training.feed.base import DeviceBatch, Feed
+from virchow_st.training.statistics import training_statistics
+from virchow_st.training.train import Trainer
 
 
 def trainer_of(config: TrainConfig, store: Store, panel: Panel) -> Trainer:

@@ -15,8 +15,8 @@ A bin finds its count by its bit and the number of bits before it. Other logarit
 coarser bins alone, since arithmetic and not memory would set the pace.
 
 Triton comes with torch's CUDA builds for Linux only, so nothing may import this module where it is
-absent; `virchow_st.losses.fused_gpu` launches what is here. With ``TRITON_INTERPRET=1`` in the
-environment the kernels run in NumPy, on CPU tensors.
+absent; `virchow_st.models.losses.fused_gpu` launches what is here. With ``TRITON_INTERPRET=1`` in
+the environment the kernels run in NumPy, on CPU tensors.
 
 Shape suffixes: M maps, N blocks, R = C = bins a side at 2 µm, S scales; sizes are powers of two.
 """

@@ -10,7 +10,7 @@ from virchow_st.kernels.pooling import pool_mask, sum_pool
 from virchow_st.kernels.ssim import masked_ssims, zero_ssims
 from virchow_st.kernels.thinning import thinned_moments
 from virchow_st.metrics import correlation, ranks
-from virchow_st.metrics import counts as count_figures
+from virchow_st.metrics import deviance as count_figures
 from virchow_st.metrics.autocorrelation import morans_i
 from virchow_st.metrics.bootstrap import BlockSums
 from virchow_st.metrics.ceiling import noise_ceiling, thinned_ceiling

@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 
 from virchow_st.metrics import correlation
-from virchow_st.metrics import counts as count_figures
+from virchow_st.metrics import deviance as count_figures
 from virchow_st.types import Float64Array
 
 Figure = Literal["pcc", "d2_poisson"]

@@ -14,8 +14,8 @@ import numpy as np
 
 from virchow_st.config import SimulateConfig
 from virchow_st.errors import ConfigError
-from virchow_st.simulate.counts import draw_counts, draw_depth
 from virchow_st.simulate.frame import draw_frame
+from virchow_st.simulate.morphology import grow_tissue
 from virchow_st.simulate.programmes import (
     PROGRAMMES,
     Genes,
@@ -25,6 +25,7 @@ from virchow_st.simulate.programmes import (
     programme_maps,
     tissue_map,
 )
+from virchow_st.simulate.sequencing import draw_counts, draw_depth
 from virchow_st.simulate.spaceranger import (
     write_matrix,
     write_positions,
@@ -32,7 +33,6 @@ from virchow_st.simulate.spaceranger import (
     write_spatial_images,
 )
 from virchow_st.simulate.stain import draw_laboratory, photograph, stain_density
-from virchow_st.simulate.tissue import grow_tissue
 from virchow_st.simulate.truth import Truth, read_origin, write_truth
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from virchow_st.simulate.tissue import MARGIN_BINS, PX_PER_BIN
+from virchow_st.simulate.morphology import MARGIN_BINS, PX_PER_BIN
 from virchow_st.types import BIN_UM, Array, Float32Array, Float64Array
 
 _OFF_IMAGE_BINS = 5

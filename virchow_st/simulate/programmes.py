@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.ndimage import gaussian_filter
 
-from virchow_st.simulate.tissue import MARGIN_BINS, PX_PER_BIN, Material, Tissue
+from virchow_st.simulate.morphology import MARGIN_BINS, PX_PER_BIN, Material, Tissue
 from virchow_st.types import BIN_UM, Array, Float32Array
 
 DIFFUSION_UM = 2.5

@@ -16,9 +16,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import tifffile
 
-from virchow_st.simulate.counts import SlideCounts
 from virchow_st.simulate.frame import SlideFrame
 from virchow_st.simulate.programmes import Genes
+from virchow_st.simulate.sequencing import SlideCounts
 from virchow_st.types import BIN_UM, Array, BoolArray, Int64Array, UInt8Array
 
 _CHUNK = 80_000

@@ -9,7 +9,7 @@ import numpy as np
 
 from virchow_st.simulate.fields import depth_px, smooth_noise
 from virchow_st.simulate.frame import SlideFrame
-from virchow_st.simulate.tissue import FIRST_NUCLEUS, PX_PER_UM, Material, Tissue
+from virchow_st.simulate.morphology import FIRST_NUCLEUS, PX_PER_UM, Material, Tissue
 from virchow_st.types import Float32Array, Float64Array, UInt8Array
 
 # Natural-log optical density of haematoxylin and eosin in each material.

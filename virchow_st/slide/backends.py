@@ -15,8 +15,8 @@ import cv2
 import numpy as np
 import openslide
 
-from virchow_st.slide.layout import reading
-from virchow_st.slide.segments import Segments
+from virchow_st.slide.space_ranger import reading
+from virchow_st.slide.tiff_tiles import Segments
 from virchow_st.types import Array, BoolArray, UInt8Array
 
 _WHAT = "a slide image"

@@ -54,9 +54,7 @@ class ImageChoice:
     def provenance(self) -> dict[str, Any]:
         """What is not the plain case (one image, one plane, 8-bit RGB), for job and manifest."""
         found: dict[str, Any] = {
-            name: value
-            for name in ("series", "plane", "colour")
-            if (value := getattr(self, name))
+            name: value for name in ("series", "plane", "colour") if (value := getattr(self, name))
         }
         if self.bits != 8:
             found["bits"] = self.bits

@@ -7,6 +7,7 @@ pixels: `virchow_st.slide.stain_check`.
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,9 @@ from virchow_st.errors import SlideError
 from virchow_st.slide.backends import OpenSlidePixels, Pixels, TiffPixels
 from virchow_st.slide.choice import ImageChoice
 from virchow_st.slide.foreign import CONVERT, way_out
-from virchow_st.slide.layout import reading
 from virchow_st.slide.ome import OmeImage, ome_images
 from virchow_st.slide.picture import read_picture
+from virchow_st.slide.space_ranger import reading
 from virchow_st.slide.tiff_choice import TiffChoice, choose_in_tiff
 from virchow_st.slide.tiff_levels import level_sources, levels_with_samples, whole_levels
 from virchow_st.types import Array
@@ -117,10 +118,10 @@ def _open_tiff(path: Path, vendor: str | None) -> tuple[Pixels, ImageChoice]:
             opened.close()
         sources = [level_sources(path, level, choice) for level in levels]
         tiff_levels, bits, colour, more = levels_with_samples(sources, choice)
-        choice_here = _choice("tifffile", vendor, choice, bits, orientation, (*warnings, *more))
+        chosen = _choice("tifffile", vendor, choice, bits, orientation, (*warnings, *more))
         if colour is not None:
-            choice_here = _with_colour(choice_here, colour)
-        return TiffPixels(path, tiff_levels), choice_here
+            chosen = replace(chosen, colour=colour)
+        return TiffPixels(path, tiff_levels), chosen
 
 
 def _vendor_tiff(path: Path, vendor: str) -> tuple[Pixels, ImageChoice]:
@@ -193,12 +194,6 @@ def _choice(
         reader, f"{name} in {'tiles' if key.is_tiled else 'strips'}", choice.series_text,
         choice.plane_text, choice.colour_text, bits, orientation, (*choice.warnings, *warnings),
     )  # fmt: skip
-
-
-def _with_colour(choice: ImageChoice, colour: str) -> ImageChoice:
-    from dataclasses import replace
-
-    return replace(choice, colour=colour)
 
 
 def image_of_array(array: Array) -> ImageChoice:

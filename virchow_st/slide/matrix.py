@@ -15,11 +15,11 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from virchow_st.ahead import ahead
 from virchow_st.errors import SlideError
 from virchow_st.kernels.sparse import parse_bins
-from virchow_st.slide.chunks import Stretches
-from virchow_st.slide.layout import reading
+from virchow_st.runtime.prefetch import ahead
+from virchow_st.slide.hdf5_chunks import Stretches
+from virchow_st.slide.space_ranger import reading
 from virchow_st.types import BIN_UM, Array, Int64Array
 
 _WHAT = "a feature-barcode matrix in HDF5"

@@ -45,8 +45,7 @@ class OrientedPixels:
         self._levels = [
             level
             for level, (w, h) in enumerate(pixels.level_sizes)
-            if (not reverse_cols or width % w == 0)
-            and (not reverse_rows or height % h == 0)
+            if (not reverse_cols or width % w == 0) and (not reverse_rows or height % h == 0)
         ]
         sizes = [pixels.level_sizes[level] for level in self._levels]
         self.level_sizes = [(h, w) if swap else (w, h) for w, h in sizes]

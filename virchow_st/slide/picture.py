@@ -12,8 +12,8 @@ from virchow_st.slide.backends import ArrayPixels, Pixels, Samples
 from virchow_st.slide.choice import ImageChoice
 from virchow_st.slide.deep import alpha_says_nothing, used_bits
 from virchow_st.slide.foreign import CONVERT
-from virchow_st.slide.layout import reading
 from virchow_st.slide.picture_header import PictureHeader, read_picture_header
+from virchow_st.slide.space_ranger import reading
 
 _LARGEST_BYTES = 256 << 20
 _LARGEST_PX = 1 << 30  # OpenCV's own bound

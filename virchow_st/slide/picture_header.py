@@ -8,7 +8,7 @@ from pathlib import Path
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 
-from virchow_st.slide.layout import reading
+from virchow_st.slide.space_ranger import reading
 
 _ORIENTATION = 0x0112  # EXIF's tag
 

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 from virchow_st.errors import SlideError
 from virchow_st.slide.geometry import Homography
-from virchow_st.slide.layout import reading
+from virchow_st.slide.space_ranger import reading
 from virchow_st.types import Array, BoolArray
 
 _COLUMNS = ("in_tissue", "array_row", "array_col", "pxl_row_in_fullres", "pxl_col_in_fullres")

@@ -8,11 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from virchow_st.errors import SlideError
-from virchow_st.slide.backends import Plain, Samples, TiffLevel
+from virchow_st.slide.backends import Plain, TiffLevel
 from virchow_st.slide.deep import alpha_says_nothing, used_bits
-from virchow_st.slide.segments import Segments, segment_size
 from virchow_st.slide.tiff_choice import TiffChoice, channel_step, strips_refusal
+from virchow_st.slide.tiff_tiles import Segments, segment_size
 from virchow_st.types import Array, BoolArray
 
 _LARGEST_CHUNK_BYTES = 256 << 20  # of a strip or tile, decoded for every region
@@ -35,6 +34,12 @@ def whole_levels(path: Path, choice: TiffChoice) -> tuple[list[Any], tuple[str, 
     if (chunk := _chunk_bytes(finest)) > _LARGEST_CHUNK_BYTES and not _is_plain(finest, choice):
         raise strips_refusal(path, chunk >> 20, _LARGEST_CHUNK_BYTES >> 20)
     kept, warnings = [finest], []
+    listed = len(getattr(finest.pages[0], "subifds", None) or ())
+    if listed > len(reduced):  # tifffile drops those whose tags it cannot read
+        warnings.append(
+            f"{listed - len(reduced)} of {listed} reduced levels are damaged (no tags); a finer one "
+            "is read instead, which takes longer"
+        )
     for level in reduced:
         try:
             fault = _fault(path, level, choice) or _empty(level, finest, choice)
@@ -83,7 +88,7 @@ def levels_with_samples(
     """
     samples, colour, warnings = choice.samples, None, ()
     finest = TiffLevel(sources[0], samples)
-    deep = sources[0][0].__class__ is not None and choice.series.keyframe.dtype != np.uint8
+    deep = choice.series.keyframe.dtype != np.uint8
     bits = 8
     if deep or samples.alpha is not None:
         seen = _some_pixels(finest, choice.series.keyframe)
@@ -122,9 +127,7 @@ def _fault(path: Path, level: Any, choice: TiffChoice) -> str | None:
         return f"its pixels end at byte {end} of {size}" if end > size else None
     for n in _pages(level, choice):
         page = level.pages[n]
-        if page is None or page.parent.filehandle.path != str(path.resolve().absolute()) and (
-            page.parent is not key.parent
-        ):
+        if page is None or page.parent is not key.parent:
             return "its pixels lie in another file"
         ends = (o + n for o, n in zip(page.dataoffsets, page.databytecounts, strict=True))
         if (end := max(ends, default=0)) > size:
@@ -144,7 +147,9 @@ def _is_plain(level: Any, choice: TiffChoice) -> bool:
         return False
     if level.dataoffset is not None:
         return True
-    return all(level.pages[n] is not None and level.pages[n].is_final for n in _pages(level, choice))
+    return all(
+        level.pages[n] is not None and level.pages[n].is_final for n in _pages(level, choice)
+    )
 
 
 def _some_pixels(level: TiffLevel, key: Any) -> Array:

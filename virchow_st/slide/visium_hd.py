@@ -8,18 +8,18 @@ from pathlib import Path
 import numpy as np
 
 from virchow_st.errors import SlideError
-from virchow_st.slide.counts import PatchCounts, PatchOrigins, read_patch_counts
 from virchow_st.slide.geometry import Homography
 from virchow_st.slide.image import SlideImage
-from virchow_st.slide.layout import (
+from virchow_st.slide.matrix import CountMatrix, GeneTable
+from virchow_st.slide.patch_counts import PatchCounts, PatchOrigins, read_patch_counts
+from virchow_st.slide.positions import BinPositions, read_positions
+from virchow_st.slide.space_ranger import (
     SlideFiles,
     find_files,
     fingerprint,
     read_png_size,
     read_scalefactors,
 )
-from virchow_st.slide.matrix import CountMatrix, GeneTable
-from virchow_st.slide.positions import BinPositions, read_positions
 from virchow_st.types import BoolArray, Mpp
 
 _COARSEST_MPP = 1.0
@@ -102,7 +102,7 @@ class VisiumHDSlide:
         return self.matrix.genes
 
     def fingerprint(self) -> str:
-        """Fingerprint of the count matrix file: see `virchow_st.slide.layout.fingerprint`."""
+        """Fingerprint of the count matrix file: see `virchow_st.slide.space_ranger.fingerprint`."""
         return fingerprint(self.matrix_path)
 
     def read_counts(self, patches: PatchOrigins) -> PatchCounts:

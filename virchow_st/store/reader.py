@@ -13,21 +13,14 @@ import xxhash
 from scipy import sparse
 
 from virchow_st.errors import StoreError
-from virchow_st.genes import find_genes
 from virchow_st.store import format as fmt
 from virchow_st.store.datafile import DataFile
 from virchow_st.store.format import Kind, PatchInfo, SparseCounts
+from virchow_st.store.genes import find_genes
 from virchow_st.store.manifest import DATA, read_manifest
 from virchow_st.store.pages import Place
 from virchow_st.store.tokens import unpack_codes, unpack_tokens
-from virchow_st.types import (
-    PATCH_POSITIONS,
-    Array,
-    BoolArray,
-    Float32Array,
-    Int64Array,
-    UInt8Array,
-)
+from virchow_st.types import PATCH_POSITIONS, Array, BoolArray, Float32Array, Int64Array, UInt8Array
 
 if TYPE_CHECKING:
     from virchow_st.store.panel_reads import PanelCounts

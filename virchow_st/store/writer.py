@@ -17,18 +17,11 @@ import lmdb
 import xxhash
 
 from virchow_st.errors import StoreError
-from virchow_st.files import sync_folder, write_json
+from virchow_st.runtime.atomic import sync_folder, write_json
 from virchow_st.store import format as fmt
 from virchow_st.store.datafile import DataFile
 from virchow_st.store.format import Kind, PatchInfo
-from virchow_st.store.manifest import (
-    DATA,
-    JOB,
-    LOCK,
-    MANIFEST,
-    is_finished,
-    read_manifest,
-)
+from virchow_st.store.manifest import DATA, JOB, LOCK, MANIFEST, is_finished, read_manifest
 from virchow_st.store.pages import check_for_writing
 from virchow_st.store.tokens import pack_tokens
 from virchow_st.types import Array, BoolArray, UInt8Array

@@ -1,0 +1,345 @@
+"""`vst bench` and how benchmarks report: at sizes that take seconds, with sides that must agree."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from virchow_st.bench import (
+    TARGETS,
+    extract,
+    ingest,
+    limits,
+    loss,
+    metrics,
+    run_target,
+    store,
+    train,
+)
+from virchow_st.bench.encoder import open_encoder
+from virchow_st.bench.tables import Table, document, interleaved
+from virchow_st.bench.train_gains import gains_table
+from virchow_st.errors import ConfigError
+from virchow_st.kernels.table import TABLE
+from virchow_st.run.panel import choose_panel
+
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """One scratch folder: the simulated slide in it is drawn once."""
+    return tmp_path_factory.mktemp("bench")
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Threads that wait for a busy core slow down work as small as this many times over."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def check(table: Table) -> dict[str, dict[str, float]]:
+    """Every figure of a table is positive; the cells by row and column."""
+    assert table.title
+    assert table.rows
+    for row in table.rows:
+        assert isinstance(row[0], str)
+        assert row[0]
+        for cell in row[1:]:
+            assert cell is None or isinstance(cell, int | float)
+            assert cell is None or (math.isfinite(cell) and cell > 0), (table.title, row)
+    return {str(row[0]): dict(zip(table.columns, row, strict=True)) for row in table.rows}
+
+
+# --- targets ------------------------------------------------------------------------------------
+
+
+def test_ingest(folder) -> None:
+    (table,) = ingest.measure(folder, bins=256, genes=80, rounds=1)
+    rows = check(table)
+    plain = rows["plain: h5py, scipy, a sort"]
+    assert plain["ratio to plain"] == 1
+    ours = rows["ours"]
+    assert ours["s"] * ours["ratio to plain"] == pytest.approx(plain["s"])
+
+
+def test_ingest_compares_what_both_sides_read(folder) -> None:
+    outs = ingest.simulate_slide(folder, 256, 80).outs
+    slide = ingest.VisiumHDSlide.open(outs)
+    patches = ingest.lay_patches(slide.tissue_mask, ingest.MIN_TISSUE)
+    plain = ingest.read_plainly(slide.matrix_path, slide.files.positions, patches)
+    ours = ingest.read_counts(outs)
+    ingest.check_equal(ours, plain)
+    plain[3][-1] += 1
+    with pytest.raises(AssertionError, match=f"patch {len(patches) - 1}"):
+        ingest.check_equal(ours, plain)
+
+
+def test_store(folder) -> None:
+    tokens, writing, panels = store.measure(folder, n_patches=5, dim=16, rounds=1)
+    assert check(tokens)["numpy memmap copy"]["ratio to memmap"] == 1
+    assert check(writing)["plain file"]["ratio to plain"] == 1
+    assert check(panels)["scipy: unpack, slice rows, toarray"]["ratio to scipy"] == 1
+    assert {"store", "HDF5, a patch a chunk"} < set(check(tokens))
+
+
+def test_loss() -> None:
+    for table in loss.measure(device="cpu", sizes=((1, 3), (2, 1)), rounds=1):
+        plain, ours = check(table).values()
+        assert ours["ratio to plain"] == pytest.approx(plain["ms"] / ours["ms"])
+    assert "B = 2, G = 1" in table.title
+
+
+def test_loss_refuses_to_compare_different_losses(monkeypatch) -> None:
+    plain = loss.plain_poisson
+    monkeypatch.setattr(loss, "plain_poisson", lambda *a: 1.1 * plain(*a))
+    with pytest.raises(AssertionError):
+        loss.measure(device="cpu", sizes=((1, 3),), rounds=1)
+
+
+def test_metrics() -> None:
+    pairs = tuple(p for p in TABLE if p.name in ("pool_mask", "find_panel"))
+    kernels, scoring = metrics.measure(n_genes=2, rounds=1, pairs=pairs)
+    assert set(check(kernels)) == {"pool_mask", "find_panel"}
+    parts = check(scoring)
+    whole = parts.pop("all four")["ms a patch"]
+    assert whole == pytest.approx(sum(row["ms a patch"] for row in parts.values()))
+
+
+def test_extract(folder) -> None:
+    (table,) = extract.measure(folder, bins=256, genes=80, rounds=1)
+    rows = check(table)
+    assert rows["vst extract"]["share of the whole"] == 1
+    assert rows["of which encoding"]["share of the whole"] < 1
+    parts = [name for name in rows if name.split(",")[0] in (
+        "positions", "read the image", "warp it", "encode", "pack", "compare with counts"
+    )]  # fmt: skip
+    in_turn = rows["these one after the other"]["ms a patch"]
+    assert in_turn == pytest.approx(sum(rows[name]["ms a patch"] for name in parts))
+    assert "stain" in table.title
+
+
+def test_extract_with_a_vit_knows_its_share_of_the_peak(folder, monkeypatch) -> None:
+    encoder = small_random_vit(monkeypatch)
+    parts, peak = extract.measure(folder, encoder=encoder, bins=256, genes=80, rounds=1)
+    check(parts)
+    assert "random weights" in parts.title
+    rows = check(peak)
+    alone, most = rows["encoder alone"], rows["matrix product"]
+    assert most["share of the peak"] == 1
+    assert alone["share of the peak"] == pytest.approx(alone["TFLOP/s"] / most["TFLOP/s"])
+    # 2 blocks on 256 + 5 tokens of 32 channels and the embedding of 14×14×3 pixels, a product each
+    # of 2·n·k·m; torch counts at least these.
+    tokens, dim = 261, 32
+    at_least = 2 * 256 * 588 * dim + 2 * (2 * tokens * dim * 3 * dim)
+    assert alone["TFLOP/s"] * 1e12 / alone["images/s"] > at_least
+
+
+def small_random_vit(monkeypatch):
+    """`open_encoder` with ``--random-weights``, a two-block ViT in Virchow2's place."""
+    from virchow_st.models.encoders import published
+
+    tiny = {**published.VIRCHOW2.arguments, "embed_dim": 32, "depth": 2, "num_heads": 2}
+    monkeypatch.setattr(published, "VIRCHOW2", replace(published.VIRCHOW2, arguments=tiny))
+    return open_encoder("stain", "", True, "cpu")
+
+
+def test_train(folder) -> None:
+    steps, shares = train.measure(
+        folder, device="cpu", decoder="linear", batch_size=2, bins=256, genes=80, panel="top:5",
+        rounds=1,
+    )  # fmt: skip
+    rows = check(steps)
+    assert list(rows) == ["from memory", "resident", "from the store", "encoder in the loop"]
+    assert rows["from memory"]["ratio of time to memory"] == 1
+    assert rows["encoder in the loop"]["ratio to the encoder"] == 1
+    parts = check(shares)
+    assert parts.pop("all")["share of the step"] == 1
+    assert sum(row["share of the step"] for row in parts.values()) == pytest.approx(1)
+
+
+@pytest.mark.slow
+def test_gains_one_after_the_other(folder) -> None:
+    """What runs on a GPU only, here with a small decoder on the CPU."""
+    made = extract.extracted_store(folder, open_encoder("stain", "", False, "cpu"), 256, 80)
+    panel = choose_panel("top:5", [made])
+    table = gains_table(made, panel, "cpu", 2, decoder="linear", rounds=1)
+    rows = check(table)
+    assert list(rows) == [
+        "plain loss, from the store", "and the fused loss", "and resident", "and compiled",
+    ]  # fmt: skip
+    ratio = 1.0
+    for row in rows.values():
+        ratio *= row["ratio to the row above"]
+        assert row["ratio to plain"] == pytest.approx(ratio)
+
+
+def test_unknown_target(tmp_path) -> None:
+    with pytest.raises(ValueError, match="expected one of ingest"):
+        run_target("nonsense", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "weights"), [("uni2", ""), ("virchow2", "x.safetensors"), ("stain", "x.bin")]
+)
+def test_random_weights_stand_alone(name, weights) -> None:
+    with pytest.raises(ConfigError, match="--random-weights"):
+        open_encoder(name, weights, True, "cpu")
+
+
+# --- limits -------------------------------------------------------------------------------------
+
+
+def test_limits_are_plausible(tmp_path) -> None:
+    assert 1e8 < limits.copy_rate(1 << 16, rounds=1) < 1e13
+    assert 1e8 < limits.matmul_rate(torch.device("cpu"), rounds=1) < 1e15
+    rates = limits.disk_rates(tmp_path, 2 << 20)
+    assert rates.write > 1e5
+    assert rates.read is None or rates.read > 1e5
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_pages_are_dropped_or_counted(tmp_path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(bytes(3 << 20))
+    assert 0 <= limits.drop_pages([path]) <= 1
+
+
+# --- tables and the report ----------------------------------------------------------------------
+
+
+def test_interleaved_takes_turns_and_the_best() -> None:
+    calls: list[str] = []
+    seconds = interleaved(lambda: calls.append("a"), lambda: calls.append("b"), rounds=2, burst=2)
+    assert "".join(calls) == "ab" + "aabb" * 2
+    assert len(seconds) == 2
+    assert min(seconds) >= 0
+
+
+def test_cells_are_shown_by_their_column() -> None:
+    columns = ["what", "ours, ms", "ratio", "share of memcpy", "patches"]
+    rows = [["a", 0.01234, 9.56, 0.3141, 12345], ["b", None, 1234.5, 1.2, 0]]
+    table = Table("t", columns, rows)
+    assert table.texts() == [
+        ["a", "0.012", "9.56×", "31.4 %", "12,345"],
+        ["b", "–", "1,234×", "120 %", "0"],
+    ]
+    assert Table("t", ["a", "b"], [["x", math.nan]]).content()["rows"] == [["x", None]]
+    with pytest.raises(ValueError, match="expected 2 cells"):
+        Table("t", ["a", "b"], [["x"]])
+
+
+def test_document_is_json() -> None:
+    content = document("x", [Table("t", ["a", "b"], [["x", 1.5]], ["n"])], ("no-such-package",))
+    assert json.loads(json.dumps(content, allow_nan=False)) == content
+    assert {"cpu", "cores", "python", "numpy", "numba", "torch"} <= set(content["machine"])
+    assert content["tables"] == [
+        {"title": "t", "columns": ["a", "b"], "rows": [["x", 1.5]], "notes": ["n"]}
+    ]
+
+
+def test_report_rewrites_only_what_is_between_the_markers(tmp_path, monkeypatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import report
+
+    readme = tmp_path / "README.md"
+    readme.write_text("before\n<!-- begin x -->\nold\n<!-- end x -->\nafter \\1\n", "utf-8")
+    report.publish("x", [Table("T", ["a", "b"], [["r", 2.0]], ["note"])], tmp_path / "x.json")
+    content = json.loads((tmp_path / "x.json").read_text("utf-8"))
+    for _ in range(2):  # writing it again changes nothing
+        report.rewrite(readme, content)
+        text = readme.read_text("utf-8")
+        assert text.startswith("before\n<!-- begin x -->\n")
+        assert text.endswith("\n<!-- end x -->\nafter \\1\n")
+        assert "old" not in text
+        assert text.count("| r | 2.00 |") == text.count("**T**") == text.count("note") == 1
+    with pytest.raises(ValueError, match="begin y"):
+        report.rewrite(readme, content | {"name": "y"})
+
+
+def test_every_benchmark_has_its_place_in_the_readme() -> None:
+    text = (BENCHMARKS / "README.md").read_text("utf-8")
+    for path in sorted(BENCHMARKS.glob("bench_*.py")):
+        name = re.search(r'publish\(\s*"(\w+)"', path.read_text("utf-8"))
+        assert name, f"{path.name} does not end with publish"
+        assert f"<!-- begin {name[1]} -->" in text, f"README.md has no place for {path.name}"
+
+
+# --- the command --------------------------------------------------------------------------------
+
+
+def test_command(vst, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    seen: list[Path] = []
+
+    def run(target, folder, progress, **options):
+        assert folder.is_dir()
+        seen.append(folder)
+        progress.step(1, 1, "steps")
+        return [Table(f"T of {target}", ["a", "ratio"], [["r [b]", 2.0]], ["note"])]
+
+    monkeypatch.setattr("virchow_st_cli.bench.run_target", run)
+    answer = vst("bench", "--json", tmp_path / "out.json")
+    assert answer.code == 0, answer.err
+    for target in TARGETS:
+        assert f"T of {target}" in answer.out
+    assert "r [b]" in answer.out
+    assert "2.00×" in answer.out
+    content = json.loads((tmp_path / "out.json").read_text("utf-8"))
+    assert content["name"] == "all"
+    assert [t["title"] for t in content["tables"]] == [f"T of {t}" for t in TARGETS]
+    assert {p.parent for p in seen} == {tmp_path}
+    assert [p.name for p in tmp_path.iterdir()] == ["out.json"]
+
+
+def test_command_refuses(vst, tmp_path) -> None:
+    answer = vst("bench", "nonsense")
+    assert answer.code == 2
+    assert "nonsense" in answer.err.splitlines()[-1]
+    answer = vst("bench", "metrics", "--json", tmp_path / "absent" / "out.json")
+    assert answer.code == 2
+    assert answer.out == ""
+    assert "make the folder" in answer.err
+    answer = vst("bench", "train", "--device", "tpu")
+    assert answer.code == 2
+    assert answer.err.startswith("error: device: expected")
+
+
+def test_command_stopped(vst, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+
+    def run(target, folder, progress, **options):
+        (folder / "half").write_bytes(b"x")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("virchow_st_cli.bench.run_target", run)
+    answer = vst("bench", "store", "--json", tmp_path / "out.json")
+    assert answer.code == 130
+    assert answer.err == "error: stopped; the figures so far are above, no file is left\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_a_real_command(tmp_path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "virchow_st_cli.main", "bench", "loss", "--device", "cpu", "--json",
+         str(tmp_path / "loss.json")],
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    for table in json.loads((tmp_path / "loss.json").read_text("utf-8"))["tables"]:
+        assert np.isfinite([row[1] for row in table["rows"]]).all()

@@ -1,0 +1,152 @@
+"""Every patient is the test once: folds, their summary, and what happens when it is stopped."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from dying import Killed
+from tiny_store import write_store
+from tiny_training import PATIENTS, few_steps, tiny_config, two_patients
+
+from virchow_st.config import TrainConfig, from_toml
+from virchow_st.errors import ConfigError
+from virchow_st.evaluation import leave_one_out as module
+from virchow_st.evaluation.leave_one_out import leave_one_out, summarise
+from virchow_st.predict.load import load_run
+from virchow_st.run.split import Split
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quick():
+    with few_steps(2):
+        yield
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    stores = two_patients(tmp_path_factory.mktemp("stores"))
+    return tiny_config(stores, leave_one_out=True, test_patient="", epochs=1, warmup_epochs=0)
+
+
+@pytest.fixture(scope="module")
+def run(config, tmp_path_factory):
+    """Killed while the second fold is evaluated, then resumed."""
+    path = tmp_path_factory.mktemp("runs") / "run"
+    real, seen = module.evaluate, []
+
+    def dying(fold, *rest):
+        seen.append(fold.name)
+        if len(seen) == 2:
+            raise Killed
+        return real(fold, *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "evaluate", dying)
+        with pytest.raises(Killed):
+            leave_one_out(path, config)
+    assert seen == ["fold-P1", "fold-P5"]
+    assert not (path / "summary.json").exists()
+    with pytest.MonkeyPatch.context() as patch:  # what is trained and evaluated stays as it is
+        patch.setattr(module, "train", None)
+        patch.setattr(
+            module, "evaluate", lambda fold, *rest: seen.append(fold) or real(fold, *rest)
+        )
+        leave_one_out(path, config, resume=True)
+    assert seen[2:] == [path / "fold-P5"]
+    return path
+
+
+@pytest.fixture(scope="module")
+def summary(run):
+    return json.loads((run / "summary.json").read_text("utf-8"))
+
+
+def test_every_patient_is_the_test_once(run, config):
+    assert {p.name for p in run.iterdir()} == {"config.toml", "summary.json", "fold-P1", "fold-P5"}
+    assert from_toml(TrainConfig, run / "config.toml") == config
+    for patient in PATIENTS:
+        fold = run / f"fold-{patient}"
+        own = replace(config, leave_one_out=False, test_patient=patient)
+        assert from_toml(TrainConfig, fold / "config.toml") == own
+        metrics = json.loads((fold / "metrics.json").read_text("utf-8"))
+        assert metrics["test_patients"] == [patient]
+        split = Split.read(fold / "split.json")
+        trained = {PATIENTS[m.store] for m in split.train + split.validation}
+        assert trained == set(PATIENTS) - {patient}
+
+
+def test_summary_is_the_folds_figures(run, summary):
+    assert summary["format"] == "virchow_st.summary/1"
+    assert list(summary["folds"]) == list(PATIENTS)
+    metrics = {
+        p: json.loads((run / f"fold-{p}" / "metrics.json").read_text("utf-8")) for p in PATIENTS
+    }
+    for scale in ("2", "4", "8", "16"):
+        for name in ("pcc", "d2_poisson", "ssim", "calibration"):
+            found = summary["scales"][scale][name]
+            values = {p: metrics[p]["scales"][scale][name] for p in PATIENTS}
+            assert found["folds"] == values
+            assert found["mean"] == pytest.approx(np.mean(list(values.values())))
+            assert found["std"] == pytest.approx(np.std(list(values.values()), ddof=1))
+        ridge = summary["baselines"]["ridge"][scale]["pcc"]["folds"]
+        assert ridge == {p: metrics[p]["baselines"]["ridge"][scale]["pcc"] for p in PATIENTS}
+    for patient in PATIENTS:
+        fold = summary["folds"][patient]
+        assert fold["run"] == f"fold-{patient}"
+        assert fold["split_xxh64"] == Split.read_xxh64(run / fold["run"] / "split.json")
+        assert fold["n_patches"] == metrics[patient]["n_patches"]
+    panels = [set(load_run(run / f"fold-{p}", "cpu").panel.ids) for p in PATIENTS]
+    assert summary["genes_in_all_folds"] == len(panels[0] & panels[1])
+
+
+def test_figures_that_a_fold_has_not_are_left_out():
+    spread = module._spread
+    assert spread({"A": 1.0, "B": None, "C": 3.0}) == {
+        "mean": 2.0, "std": pytest.approx(2**0.5), "folds": {"A": 1.0, "B": None, "C": 3.0},
+    }  # fmt: skip
+    assert spread({"A": 1.0, "B": None})["std"] is None
+    assert spread({"A": None})["mean"] is None
+
+
+def test_a_finished_one_is_only_summed_up(run, config, summary, monkeypatch):
+    monkeypatch.setattr(module, "train", None)
+    monkeypatch.setattr(module, "evaluate", None)
+    (run / "summary.json").unlink()
+    assert leave_one_out(run, config, resume=True) == summary
+    assert summarise({p: run / f"fold-{p}" for p in PATIENTS}) == summary
+
+
+def test_refusals(run, config, tmp_path):
+    with pytest.raises(ConfigError, match="is already there; give another --run, or --resume"):
+        leave_one_out(run, config)
+    with pytest.raises(ConfigError, match="was begun with other options"):
+        leave_one_out(run, replace(config, lr=1e-3), resume=True)
+    with pytest.raises(ConfigError, match="nothing to resume there"):
+        leave_one_out(tmp_path / "new", config, resume=True)
+    with pytest.raises(ConfigError, match="expected it without a test patient"):
+        replace(config, test_patient="P5")
+    with pytest.raises(ConfigError, match="all stores are of P1"):
+        leave_one_out(tmp_path / "new", replace(config, stores=config.stores[:1]))
+    slash = write_store(tmp_path / "slash.vst", "a/b", 2, seed=7)
+    with pytest.raises(ConfigError, match="patient 'a/b': expected a name that a folder can have"):
+        leave_one_out(tmp_path / "new", replace(config, stores=(*config.stores, str(slash.path))))
+    # The same slide as two patients': it would train in one fold and be tested in it too.
+    twin = write_store(tmp_path / "twin.vst", "P9", 5, n_genes=4, seed=0, columns=5)
+    with pytest.raises(ConfigError, match=r"twin\.vst: holds the same slide as .*P1\.vst"):
+        leave_one_out(tmp_path / "new", replace(config, stores=(*config.stores, str(twin.path))))
+    assert not (tmp_path / "new").exists()
+
+
+def test_the_command_prints_the_table(vst, run, config, monkeypatch):
+    answer = vst("train", "--run", run, "--resume", "--quiet")
+    assert answer.code == 0, answer.err
+    assert "2 folds: linear, poisson, on tiny" in answer.out
+    rows = {line.strip().split("  ")[0]: line for line in answer.out.splitlines()}
+    assert rows["PCC"].count("±") == 4
+    for patient in PATIENTS:
+        assert rows[patient].count("0.") == 4
+    assert "summary.json" in answer.out.splitlines()[-1]
+    assert max(map(len, answer.out.splitlines()[:-2])) <= 80

@@ -1,0 +1,86 @@
+"""A place to make a mistake in on the command line, and what a refusal has to be."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import lmdb
+
+
+class Answer(NamedTuple):
+    """What a command left: exit code, standard output and standard error."""
+
+    code: int
+    out: str
+    err: str
+
+
+class Place:
+    """A folder to make a mistake in, over read-only slides and stores."""
+
+    def __init__(self, folder: Path, simulated: Path, stores: dict[str, Path]) -> None:
+        self.folder, self.stores = folder, stores
+        self.slide = simulated / "P1"
+
+    def listing(self) -> dict[str, bytes]:
+        """Every path below the folder, with the content of files."""
+        return {
+            str(p.relative_to(self.folder)): p.read_bytes() if p.is_file() else b""
+            for p in sorted(self.folder.rglob("*"))
+        }
+
+    def outs(self) -> Path:
+        """A copy of the slide's outs to damage."""
+        return Path(shutil.copytree(self.slide / "outs", self.folder / "outs"))
+
+    def extract(
+        self, outs: Path | None = None, image: Path | None = None, store: str = "new.vst"
+    ) -> list[object]:
+        return [
+            "extract", outs or self.slide / "outs", "--image",
+            image or self.slide / "tissue_image.tif", "--store", self.folder / store,
+            "--patient", "P1", "--encoder", "stain",
+        ]  # fmt: skip
+
+    def train(self, *more: object) -> list[object]:
+        return ["train", self.stores["P1"], self.stores["P5"], "--run", self.folder / "run",
+                "--decoder", "linear", "--epochs", 1, "--device", "cpu", *more]  # fmt: skip
+
+
+def refused(vst, place: Place, arguments: list[object]) -> str:
+    """Run a mistake; assert one line, exit code 2 and an untouched folder; return the line."""
+    before = place.listing()
+    answer = vst(*arguments)
+    assert answer.code == 2, answer
+    assert place.listing() == before, "something was left behind"
+    lines = answer.err.splitlines()
+    errors = [line for line in lines if line.startswith("error: ")]
+    assert len(errors) == 1, answer.err
+    assert lines[-1] == errors[0], "the error is not the last thing said"
+    for text in (answer.err, answer.out):
+        assert "Traceback" not in text
+        assert "fault of virchow_st" not in text
+        assert "\x1b" not in text
+    return errors[0]
+
+
+def command(*arguments: object) -> list[str]:
+    return [sys.executable, "-m", "virchow_st_cli.main", *map(str, arguments)]
+
+
+def run_vst(*arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(*arguments), capture_output=True, text=True, timeout=120)
+
+
+def records(store: Path) -> dict[bytes, bytes]:
+    """Every record of a store."""
+    with (
+        lmdb.open(str(store), readonly=True, lock=False, max_dbs=0) as env,
+        env.begin() as txn,
+        txn.cursor() as cursor,
+    ):
+        return {bytes(k): bytes(v) for k, v in cursor}

@@ -1,0 +1,6 @@
+"""Settings of the tiny simulated cohort that conftest makes once a session."""
+
+from virchow_st.config import ExtractConfig, SimulateConfig
+
+TINY = SimulateConfig(bins=384, genes=120)
+STAIN = ExtractConfig(encoder="stain", device="cpu")

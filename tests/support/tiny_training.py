@@ -1,0 +1,54 @@
+"""Two patients whose tokens tell their counts, and a recipe that learns from them in seconds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_store import write_store
+
+from virchow_st.config import TrainConfig
+from virchow_st.training import schedule
+
+PATIENTS = ("P1", "P5")  # P5 is the test patient
+_TIMES = ("seconds", "patches_per_s")
+
+
+@contextmanager
+def few_steps(n: int) -> Iterator[None]:
+    """Epochs of at least ``n`` optimiser steps; in earnest they are more."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(schedule, "_LEAST_STEPS_PER_EPOCH", n)
+        yield
+
+
+def two_patients(
+    folder: Path, n_patches: tuple[int, int] = (5, 4), columns: int = 5
+) -> tuple[str, ...]:
+    """Write stores of 4 genes; their paths."""
+    for seed, (path, patient, n) in enumerate(zip(paths(folder), PATIENTS, n_patches, strict=True)):
+        write_store(Path(path), patient, n, n_genes=4, seed=seed, columns=columns)
+    return paths(folder)
+
+
+def paths(folder: Path) -> tuple[str, ...]:
+    return tuple(str(folder / f"{patient}.vst") for patient in PATIENTS)
+
+
+def tiny_config(stores: tuple[str, ...], **changes: Any) -> TrainConfig:
+    recipe: dict[str, Any] = {
+        "test_patient": "P5", "panel": "top:3", "decoder": "linear", "epochs": 2, "batch_size": 2,
+        "accumulate": 1, "lr": 5e-3, "warmup_epochs": 1, "device": "cpu",
+    }  # fmt: skip
+    return TrainConfig(stores=stores, **recipe | changes)
+
+
+def history(run: Path, *, with_times: bool = False) -> list[dict[str, Any]]:
+    """The epochs of a run, without what no two runs share."""
+    lines = [json.loads(line) for line in (run / "history.jsonl").read_text("utf-8").splitlines()]
+    left_out = () if with_times else _TIMES
+    return [{k: v for k, v in line.items() if k not in left_out} for line in lines]

@@ -1,0 +1,4 @@
+"""``vst evaluate``: scores of a run on its test patient, beside ceiling, nulls and baselines.
+
+docs/metrics.md defines every score.
+"""

@@ -1,0 +1,214 @@
+"""``vst evaluate``: a run and its test patient → `virchow_st.run.results` and maps."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from virchow_st.errors import ConfigError
+from virchow_st.evaluation.baselines import BASELINES, ORACLES, fit_baselines
+from virchow_st.evaluation.blocks import NOBODY, Blocks, cut_blocks, shifted_places, shuffled_places
+from virchow_st.evaluation.scoreboard import Board, Slide, scale_figures
+from virchow_st.evaluation.truth import TruthScores
+from virchow_st.predict.load import Run, load_run
+from virchow_st.run.compare import DRAWS, check_same_panel, differences, other_patches
+from virchow_st.run.maps import SlideMaps, write_maps
+from virchow_st.run.overview import slide_names, write_overview
+from virchow_st.run.panel import Panel
+from virchow_st.run.results import (
+    METRICS_FORMAT,
+    RUN,
+    RunBlocks,
+    write_blocks,
+    write_metrics,
+    write_per_gene,
+)
+from virchow_st.run.split import Member
+from virchow_st.runtime.progress import SILENT, Progress
+from virchow_st.store.reader import Store, open_store
+from virchow_st.training.dataset import PatchDataset
+from virchow_st.types import Float32Array
+
+_RESULTS = ("metrics.json", "per_gene.csv", "blocks.npz")
+
+
+def evaluate(
+    run_path: Path,
+    device: str = "auto",
+    progress: Progress = SILENT,
+    truth: Path | None = None,
+) -> dict[str, Any]:
+    """Score a run's best decoder and the baselines on the run's test patient.
+
+    Args:
+        run_path: a run directory of ``vst train``.
+        device: where to predict.
+        progress: who listens.
+        truth: ``truth.h5`` of a simulated test slide, to compare with the true rates as well.
+
+    Returns:
+        The content of ``metrics.json``, which is written last: it is there only if all else is.
+
+    Raises:
+        ConfigError, StoreError: the run or one of its stores is missing or does not fit, or the
+            decoder predicts what is no rate.
+        SlideError: the truth is not that of the test slide.
+    """
+    run = load_run(run_path, device)
+    stores = _open_stores(run)
+    slides = _test_slides(run, stores)
+    truth_scores = None if truth is None else _truth_scores(truth, slides, run.panel)
+    for name in _RESULTS:
+        (run_path / name).unlink(missing_ok=True)
+    blocks = cut_blocks([slide.infos for slide in slides])
+    block_of = {
+        member: int(block)
+        for slide, of_patch in zip(slides, blocks.of_patch, strict=True)
+        for member, block in zip(slide.members, of_patch, strict=True)
+    }
+    write_overview(run_path / "overview.h5", stores, run.split, block_of, blocks.um)
+    baselines = fit_baselines(stores, run.panel, run.split, run.train_rate, progress)
+    board = Board(run.train_rate, baselines, blocks.n_blocks, slides, truth_scores)
+
+    n_done = 0
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        for slide, block_of_patch in zip(slides, blocks.of_patch, strict=True):
+            maps_path = run_path / "maps" / f"{slide.name}.h5"
+            placed = slide.infos, block_of_patch
+            with write_maps(maps_path, slide.store, run.panel, *placed) as maps:
+                _predict(run, stores, slide, maps)
+                partners = shuffled_places(len(slide.infos)), shifted_places(slide.infos)
+                for place, block in enumerate(block_of_patch.tolist()):
+                    at = (place, *(int(places[place]) for places in partners))
+                    rates = [_rate_at(maps, slide, p) for p in at]
+                    jobs = board.jobs(slide, place, rates, block)
+                    for done in [pool.submit(job) for job in jobs]:
+                        done.result()
+                    n_done += 1
+                    progress.step(n_done, len(run.split.test), "patches", slide.store.patient)
+
+    computed = {scale: accumulator.compute() for scale, accumulator in board.models[RUN].items()}
+    write_per_gene(run_path, run.panel, computed)
+    write_blocks(run_path, RunBlocks(run.panel.ids, board.block_sums()))
+    metrics = _metrics(run, slides, blocks, board, baselines.ridge_penalty)
+    write_metrics(run_path, metrics)
+    return metrics
+
+
+def check_comparable(run_paths: Sequence[Path]) -> None:
+    """Raise `ConfigError` unless all runs predict the same genes in the same test patches.
+
+    To be known before hours of work; what only the counts tell, `compare_runs` checks.
+    """
+    if len({path.resolve() for path in run_paths}) < len(run_paths):
+        raise ConfigError("runs: expected each once; leave out the one that comes twice")
+    seen: tuple[Path, Panel, list[tuple[str, int, int]]] | None = None
+    for path in run_paths:
+        run = load_run(path, "cpu")
+        slides = _test_slides(run, _open_stores(run))
+        places = sorted(
+            (str(slide.store.manifest["slide"]), info.row0, info.col0)
+            for slide in slides
+            for info in slide.infos
+        )
+        if seen is None:
+            seen = path, run.panel, places
+            continue
+        check_same_panel(seen[0], seen[1].ids, path, run.panel.ids)
+        if places != seen[2]:
+            raise other_patches(seen[0], path)
+
+
+def _open_stores(run: Run) -> list[Store]:
+    stores = [open_store(path) for path in run.config.stores]
+    for store in stores:
+        run.check_store(store)
+    run.split.check_stores(stores)
+    return stores
+
+
+def _test_slides(run: Run, stores: Sequence[Store]) -> list[Slide]:
+    names, slides = slide_names(stores), []
+    for i in sorted({member.store for member in run.split.test}):
+        store = stores[i]
+        members = [member for member in run.split.test if member.store == i]
+        infos = [store.patch_table[member.patch] for member in members]
+        slides.append(Slide(names[i], store, members, infos, run.panel.indices(store)))
+    return slides
+
+
+def _truth_scores(truth: Path, slides: Sequence[Slide], panel: Panel) -> TruthScores:
+    if len(slides) > 1:
+        raise ConfigError(
+            f"{truth}: expected one test slide for one truth; the test patient has {len(slides)}; "
+            f"leave out --truth"
+        )
+    return TruthScores(truth, slides[0].store, panel)
+
+
+def _predict(run: Run, stores: Sequence[Store], slide: Slide, maps: SlideMaps) -> None:
+    """Predict every patch into the maps, from which all figures are then computed."""
+    dataset = PatchDataset(stores, run.panel, wants_image=True)
+    for batch in dataset.batches(slide.members, batch_size=8):
+        image = batch.image if run.decoder.wants_image else None
+        rates = run.rates(batch.tokens, image)
+        assert batch.image is not None
+        for i, member in enumerate(batch.members):
+            _check_finite(run, slide.store, member, rates[i])
+            info = slide.store.patch_table[member.patch]
+            maps.write(info, rates[i], batch.counts[i], batch.tissue_mask[i], batch.image[i])
+
+
+def _check_finite(run: Run, store: Store, member: Member, rate: Float32Array) -> None:
+    """Refuse NaN, infinity and what the maps' float16 cannot hold; (G, 128, 128)."""
+    bad = np.flatnonzero(~(np.abs(rate) <= np.finfo(np.float16).max).all(axis=(1, 2)))
+    if bad.size:
+        raise ConfigError(
+            f"{run.path}: expected rates of at most 65504 UMIs; got NaN or more for {bad.size} of "
+            f"{len(rate)} genes, {run.panel.symbols[bad[0]]} for one, in patch {member.patch} of "
+            f"{store.path}; train again with a lower --lr"
+        )
+
+
+def _rate_at(maps: SlideMaps, slide: Slide, place: int) -> Float32Array | None:
+    """The prediction that a null lays on a patch, or None where it has none for it."""
+    return None if place == NOBODY else maps.read_rate(slide.infos[place])
+
+
+def _metrics(
+    run: Run, slides: Sequence[Slide], blocks: Blocks, board: Board, ridge_penalty: float
+) -> dict[str, Any]:
+    """The content of ``metrics.json``; docs/metrics.md, "Files", says what is in it."""
+    tissue_bins = {slide.name: slide.store.manifest["tissue_bins"]["slide"] for slide in slides}
+    all_tissue = sum(tissue_bins.values())
+    of_models = {name: scale_figures(models, all_tissue) for name, models in board.models.items()}
+    sums = board.block_sums()
+    metrics: dict[str, Any] = {
+        "format": METRICS_FORMAT,
+        "test_patients": sorted({slide.store.patient for slide in slides}),
+        "n_patches": len(run.split.test),
+        "n_genes": len(run.panel),
+        "loss": run.config.loss,
+        "decoder": run.config.decoder,
+        "epoch": run.state["epoch"],
+        "encoder": run.state["encoder"],
+        "bootstrap": {"block_um": blocks.um, "n_blocks": blocks.n_blocks, "draws": DRAWS},
+        "scales": of_models.pop(RUN),
+        "baselines": of_models,
+        "oracles": list(ORACLES),
+        "ridge_penalty": ridge_penalty,
+        "differences": {name: differences(sums[RUN], sums[name]) for name in BASELINES},
+    }
+    if board.slides:
+        metrics["slides"] = {
+            name: scale_figures(accumulators, tissue_bins[name])
+            for name, accumulators in board.slides.items()
+        }
+    if board.truth is not None:
+        metrics["truth"] = board.truth.compute()
+    return metrics

@@ -1,0 +1,164 @@
+"""``vst train --leave-one-out``: every patient is the test once; a run each, and their summary.
+
+docs/training.md says what ``summary.json`` holds.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from virchow_st.config import TrainConfig, to_toml
+from virchow_st.errors import ConfigError
+from virchow_st.evaluation.evaluate import evaluate
+from virchow_st.run.folder import check_new, check_same_options, is_begun
+from virchow_st.run.panel import Panel
+from virchow_st.run.results import FIGURES, read_metrics
+from virchow_st.run.split import Split, split_patients
+from virchow_st.runtime.atomic import write_json
+from virchow_st.runtime.distributed import ALONE, Processes
+from virchow_st.runtime.progress import SILENT, Progress
+from virchow_st.store.reader import open_store
+from virchow_st.training.train import train
+from virchow_st.types import SCALES_UM
+
+FORMAT = "virchow_st.summary/1"
+
+Figures = Mapping[str, Mapping[str, Any]]  # by scale, then by name
+
+
+def leave_one_out(
+    run: Path,
+    config: TrainConfig,
+    *,
+    resume: bool = False,
+    progress: Progress = SILENT,
+    processes: Processes = ALONE,
+) -> dict[str, Any]:
+    """Train and evaluate a run for every patient, in ``fold-PATIENT``, and write ``summary.json``.
+
+    Args:
+        run: directory to write; must be new, or with ``resume`` one begun with this configuration.
+        config: what to train, without a test patient.
+        resume: keep finished folds, and go on with the one that was stopped.
+        progress: who listens.
+        processes: those that train together; the first one evaluates.
+
+    Returns:
+        The content of ``summary.json``.
+
+    Raises:
+        ConfigError, StoreError: as `train` and `evaluate` do; every fold's split is made before the
+            first is trained.
+    """
+    patients = processes.together(lambda: _patients(config), same=tuple)
+    processes.from_first(lambda: _begin(run, config, resume))
+    for i, patient in enumerate(patients):
+        progress.note(f"fold {i + 1} of {len(patients)}: {patient} is the test")
+        fold_config = replace(config, leave_one_out=False, test_patient=patient)
+        _finish_fold(run / fold_name(patient), fold_config, progress, processes)
+    return processes.from_first(lambda: _write_summary(run, patients))
+
+
+def fold_name(patient: str) -> str:
+    """Folder of the fold that tests a patient."""
+    return f"fold-{patient}"
+
+
+def _finish_fold(fold: Path, config: TrainConfig, progress: Progress, processes: Processes) -> None:
+    """Do what is still to be done of training and evaluating a fold."""
+    if processes.from_first(lambda: (fold / "metrics.json").is_file()):
+        progress.note(f"{fold}: is finished")
+        return
+    if not processes.from_first(lambda: (fold / "best_metrics.json").is_file()):
+        begun = processes.from_first(lambda: is_begun(fold))
+        train(fold, config, resume=begun, progress=progress, processes=processes)
+    processes.from_first(lambda: evaluate(fold, config.device, progress))
+
+
+def _patients(config: TrainConfig) -> list[str]:
+    """Patients in order, once every one of them can be held out."""
+    stores = [open_store(path) for path in config.stores]
+    patients = sorted({store.patient for store in stores})
+    for patient in patients:
+        if Path(fold_name(patient)).name != fold_name(patient):
+            raise ConfigError(
+                f"patient {patient!r}: expected a name that a folder can have; got one with a "
+                "slash; extract with another --patient"
+            )
+        split_patients(stores, patient, config.seed)
+    return patients
+
+
+def _begin(run: Path, config: TrainConfig, resume: bool) -> None:
+    if resume:
+        check_same_options(run, config)
+        return
+    check_new(run)
+    aside = run.with_name(f".{run.name}.part")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    (aside / "config.toml").write_text(to_toml(config), "utf-8")
+    os.replace(aside, run)
+
+
+# --- the summary --------------------------------------------------------------------------------
+
+
+def _write_summary(run: Path, patients: Iterable[str]) -> dict[str, Any]:
+    summary = summarise({patient: run / fold_name(patient) for patient in patients})
+    write_json(run / "summary.json", summary)
+    return summary
+
+
+def summarise(folds: Mapping[str, Path]) -> dict[str, Any]:
+    """The content of ``summary.json``, from the evaluated run of each test patient."""
+    metrics = {patient: read_metrics(fold) for patient, fold in folds.items()}
+    panels = [set(Panel.read(fold / "panel.tsv").ids) for fold in folds.values()]
+    first = next(iter(metrics.values()))
+    return {
+        "format": FORMAT,
+        "decoder": first["decoder"],
+        "loss": first["loss"],
+        "encoder": first["encoder"],
+        "genes_in_all_folds": len(set.intersection(*panels)),
+        "folds": {
+            patient: {
+                "run": fold.name,
+                "split_xxh64": Split.read_xxh64(fold / "split.json"),
+                **{name: metrics[patient][name] for name in ("epoch", "n_patches", "n_genes")},
+            }
+            for patient, fold in folds.items()
+        },
+        "scales": _over_folds({p: m["scales"] for p, m in metrics.items()}),
+        "baselines": {
+            name: _over_folds({p: m["baselines"][name] for p, m in metrics.items()})
+            for name in first["baselines"]
+        },
+        "oracles": first["oracles"],
+    }
+
+
+def _over_folds(folds: Mapping[str, Figures]) -> dict[str, dict[str, Any]]:
+    return {
+        str(scale): {
+            name: _spread({patient: of[str(scale)][name] for patient, of in folds.items()})
+            for name in FIGURES
+        }
+        for scale in SCALES_UM
+    }
+
+
+def _spread(values: Mapping[str, float | None]) -> dict[str, Any]:
+    """Mean and standard deviation over the folds where a figure is defined, and all its values."""
+    defined = [value for value in values.values() if value is not None]
+    return {
+        "mean": fmean(defined) if defined else None,
+        "std": stdev(defined) if len(defined) > 1 else None,
+        "folds": dict(values),
+    }

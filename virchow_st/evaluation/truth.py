@@ -1,0 +1,87 @@
+"""On a simulated slide: predictions against the rates that its counts were drawn from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from virchow_st.errors import ConfigError
+from virchow_st.kernels.pooling import pool_mask, sum_pool
+from virchow_st.metrics.correlation import moments, pearson_from_moments
+from virchow_st.run.panel import Panel
+from virchow_st.simulate.truth import read_origin, true_rate
+from virchow_st.store.format import PatchInfo
+from virchow_st.store.reader import Store
+from virchow_st.types import (
+    BIN_UM,
+    PATCH_BINS,
+    SCALES_UM,
+    Array,
+    BoolArray,
+    Float32Array,
+    Float64Array,
+)
+
+
+class TruthScores:
+    """Correlations with the true rates at every scale, in one pass over the patches.
+
+    Args:
+        path: ``truth.h5`` of the test slide.
+        store: the test slide's.
+        panel: genes, G of them.
+
+    Raises:
+        ConfigError: the file is not one of `vst simulate`, or of another patient.
+    """
+
+    def __init__(self, path: Path, store: Store, panel: Panel) -> None:
+        patient = read_origin(path).get("patient")
+        if patient != store.patient:
+            came = f"one of {patient}" if patient else "no such file"
+            raise ConfigError(
+                f"{path}: expected the truth.h5 of simulated {store.patient}; got {came}; give "
+                f"the one that vst simulate wrote beside its outs"
+            )
+        self._path, self._gene_ids = path, panel.ids
+        shape = (len(SCALES_UM), len(panel), 6)
+        self._of_prediction: Float64Array = np.zeros(shape)
+        self._of_truth: Float64Array = np.zeros(shape)
+
+    def update(
+        self, info: PatchInfo, rate: Float32Array, counts: Array, tissue_mask: BoolArray
+    ) -> None:
+        """Add a patch: its place, (G, 128, 128) twice and (128, 128).
+
+        Raises `SlideError` where the file lacks a gene of the panel or the patch.
+        """
+        place = (info.row0, info.col0, PATCH_BINS, PATCH_BINS)
+        true = true_rate(self._path, self._gene_ids, *place)
+        for i, scale in enumerate(SCALES_UM):
+            factor = scale // BIN_UM
+            mask = pool_mask(np.ascontiguousarray(tissue_mask), factor)
+            lam, truth, k = (
+                sum_pool(np.ascontiguousarray(x), factor) for x in (rate, true, counts)
+            )
+            self._of_prediction[i] += moments(lam, truth, mask)
+            self._of_truth[i] += moments(truth, k, mask)
+
+    def compute(self) -> dict[str, Any]:
+        """``truth`` of ``metrics.json``: averages over the genes whose counts vary, a scale each.
+
+        ``pcc_with_truth`` is Pearson's r of predicted and true rate, ``pcc_of_truth`` that of true
+        rate and counts, which ``pcc_ceiling`` estimates without knowing the truth.
+        """
+        figures = {}
+        for i, scale in enumerate(SCALES_UM):
+            of_truth = pearson_from_moments(self._of_truth[i])
+            with_truth = pearson_from_moments(self._of_prediction[i])
+            scored = np.isfinite(of_truth)
+            known = scored & np.isfinite(with_truth)
+            figures[str(scale)] = {
+                "pcc_with_truth": float(with_truth[known].mean()) if known.any() else None,
+                "pcc_of_truth": float(of_truth[scored].mean()) if scored.any() else None,
+            }
+        return figures

@@ -1,0 +1,128 @@
+"""What a store says it was made from: its job, checked when it is resumed, and its manifest."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xxhash
+
+from virchow_st.config import ExtractConfig
+from virchow_st.errors import StoreError
+from virchow_st.models.encoders.base import Encoder
+from virchow_st.slide.image import SlideImage
+from virchow_st.slide.patch_counts import PatchCounts
+from virchow_st.slide.patches import PatchTable
+from virchow_st.slide.visium_hd import VisiumHDSlide
+from virchow_st.types import BIN_UM, PATCH_BINS
+
+_SOFTWARE = ("virchow_st", "numpy", "opencv-python-headless", "lmdb", "torch", "timm")
+
+
+def job_of(
+    slide: VisiumHDSlide,
+    image: SlideImage,
+    patches: PatchTable,
+    patient: str,
+    encoder: Encoder,
+    config: ExtractConfig,
+) -> dict[str, Any]:
+    """What decides the bytes of the records, but for the batches they are encoded in."""
+    options = {k: v for k, v in asdict(config).items() if k not in ("device", "weights")}
+    return {
+        "patient": patient,
+        "options": options,
+        "encoder": _encoder_id(encoder),
+        "inputs": {
+            "matrix": {"name": slide.matrix_path.name, "fingerprint": slide.fingerprint()},
+            "image": {"name": image.path.name, "fingerprint": image.fingerprint()},
+            "homography": slide.homography.matrix.tolist(),
+            "tissue_mask": xxhash.xxh64(np.packbits(slide.tissue_mask).data).hexdigest(),
+            "lattice": list(patches.offset),
+            "n_patches": len(patches),
+        },
+    }
+
+
+def _encoder_id(encoder: Encoder) -> dict[str, str]:
+    return {"name": encoder.name, "weights": encoder.weights_hash, "licence": encoder.licence}
+
+
+def check_same_job(store: Path, state: str, before: dict[str, Any], now: dict[str, Any]) -> None:
+    """Raise `StoreError` where a store was made by another job, and say what differs.
+
+    The batches may differ: those of the store are kept to.
+
+    Args:
+        store: its folder.
+        state: ``"is finished, but was made from"`` or ``"was begun with"``.
+        before: its job.
+        now: the job at hand.
+    """
+    there, here = ({k: v for k, v in _flat(job) if k != "encoding"} for job in (before, now))
+    differing = [k for k in {**there, **here} if there.get(k) != here.get(k)]
+    if differing:
+        name = differing[0]
+        others = f" and {len(differing) - 1} more" if len(differing) > 1 else ""
+        raise StoreError(
+            f"{store}: {state} other inputs or options ({name}: {_short(there.get(name))} then, "
+            f"{_short(here.get(name))} now{others}); delete it or give another --store"
+        )
+
+
+def _flat(job: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Names and values of a job, those of its parts by ``part.name``; the encoding as one."""
+    for key, value in job.items():
+        if isinstance(value, dict) and key != "encoding":
+            yield from ((f"{key}.{name}", inner) for name, inner in _flat(value))
+        else:
+            yield key, value
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 40 else f"{text[:37]}…"
+
+
+def manifest_of(
+    slide: VisiumHDSlide,
+    patches: PatchTable,
+    counts: PatchCounts,
+    encoder: Encoder,
+    n_tissue: int,
+    n_covered: int,
+) -> dict[str, Any]:
+    """What the manifest says of a slide, beside what the writer adds; docs/store-format.md.
+
+    Args:
+        slide, patches, counts, encoder: what the records were made from.
+        n_tissue: tissue bins on the slide.
+        n_covered: those of them in patches.
+    """
+    totals = np.zeros(len(slide.genes.ids), np.int64)
+    for gene, _, count in counts:
+        totals += np.bincount(gene, count, len(totals)).astype(np.int64)  # exact below 2⁵³
+    return {
+        "grid": encoder.grid,
+        "dim": encoder.dim,
+        "token_um": PATCH_BINS * BIN_UM // encoder.grid,
+        "token_layout": [list(block) for block in encoder.layout],
+        "genes": {
+            "id": list(slide.genes.ids),
+            "symbol": list(slide.genes.symbols),
+            "total": totals.tolist(),
+        },
+        "homography": slide.homography.matrix.tolist(),
+        "mpp": float(slide.mpp),
+        "bin_um": BIN_UM,
+        "patch_bins": PATCH_BINS,
+        "grid_shape": list(slide.grid_shape),
+        "lattice": list(patches.offset),
+        "tissue_bins": {"slide": n_tissue, "patches": n_covered},
+        "encoder": _encoder_id(encoder),
+        "software": {name: version(name) for name in _SOFTWARE},
+    }

@@ -1,0 +1,287 @@
+"""``vst extract``: one slide and its image → one store. The encoder sees every patch once."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import numpy as np
+
+from virchow_st.config import ExtractConfig
+from virchow_st.errors import ConfigError, StoreError
+from virchow_st.extract.pipeline import encoding_for, write_patches
+from virchow_st.extract.provenance import check_same_job, job_of, manifest_of
+from virchow_st.extract.registration import RegistrationCheck, describe
+from virchow_st.models.encoders import load_encoder
+from virchow_st.models.encoders.base import Encoder, Tokens
+from virchow_st.runtime.prefetch import ahead
+from virchow_st.runtime.progress import SILENT, Progress
+from virchow_st.slide.image import SlideImage
+from virchow_st.slide.patch_counts import PatchCounts
+from virchow_st.slide.patches import PatchTable, lay_patches, leftover_tissue_bins
+from virchow_st.slide.render import Rendered, render_ahead, thread_count
+from virchow_st.slide.visium_hd import VisiumHDSlide
+from virchow_st.store.format import MAX_GENES, Kind, PatchInfo, unpack_image, unpack_mask
+from virchow_st.store.reader import Store, open_store
+from virchow_st.store.writer import (
+    PatchRecord,
+    StoreWriter,
+    begun_job,
+    finished_job,
+    remove_leftovers,
+)
+from virchow_st.types import PATCH_BINS, PATCH_POSITIONS
+
+_COMPARED_TOGETHER = 16  # patches that a thread compares with their image before it is asked again
+
+
+def extract(
+    outs: Path,
+    image_path: Path,
+    store_path: Path,
+    patient: str,
+    config: ExtractConfig,
+    progress: Progress = SILENT,
+    encoder: Encoder | None = None,
+) -> Store:
+    """Write the store of a slide, or finish the one that an earlier run began.
+
+    Args:
+        outs: Space Ranger's ``outs/``, ``binned_outputs/`` or ``square_002um/``.
+        image_path: the microscope image that Space Ranger was given.
+        store_path: folder to write.
+        patient: whose slide it is.
+        config: encoder and options.
+        progress: who listens.
+        encoder: the loaded encoder of ``config``, for several slides in one go.
+
+    Returns:
+        The finished store.
+
+    Raises:
+        SlideError, StoreError, ConfigError: nothing is written before slide, image, counts and
+            encoder have been found sound; damage met later leaves a store that can be resumed.
+        KeyboardInterrupt: the batches under way have been committed.
+    """
+    with open_slide(outs, image_path, store_path, patient, config, progress, encoder) as opened:
+        return opened.extract(progress)
+
+
+@dataclass(frozen=True)
+class OpenedSlide:
+    """A slide found sound, its counts read: ready to be encoded. A context manager.
+
+    Attributes:
+        store_path: folder to write.
+        job: what decides the bytes of the records; a store is resumed only under the same.
+        patient, config, encoder: as given.
+        slide, image, patches: what was opened.
+        counts: of the patches, or None where the store is finished already.
+    """
+
+    store_path: Path
+    job: dict[str, Any]
+    patient: str
+    config: ExtractConfig
+    encoder: Encoder
+    slide: VisiumHDSlide
+    image: SlideImage
+    patches: PatchTable
+    counts: PatchCounts | None
+
+    def __enter__(self) -> OpenedSlide:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.image.close()
+
+    def extract(self, progress: Progress = SILENT) -> Store:
+        """Write the store, or open the finished one."""
+        path, counts = self.store_path, self.counts
+        if counts is None:
+            remove_leftovers(path)
+            progress.note(f"{path}: already complete")
+            return open_store(path)
+        slide, patches, encoder = self.slide, self.patches, self.encoder
+        with StoreWriter(path, self.job, self.config.token_dtype) as writer:
+            if writer.next_index:
+                progress.note(f"{path}: resuming after {writer.next_index} patches")
+            rendered = render_ahead(
+                self.image, slide.homography, patches, encoder.image_px,
+                first=writer.next_index, n_ahead=2 * encoder.batch,
+            )  # fmt: skip
+            make_record = partial(_record, slide, patches, counts)
+            write_patches(writer, rendered, len(patches), encoder, make_record, progress)
+            n_tissue = int(slide.tissue_mask.sum())
+            n_covered = n_tissue - leftover_tissue_bins(slide.tissue_mask, patches)
+            manifest = manifest_of(slide, patches, counts, encoder, n_tissue, n_covered)
+            registration = _check_registration(writer, slide, patches, counts, progress)
+            slide_id = path.name.removesuffix(".vst")
+            writer.finish(
+                {
+                    "patient": self.patient,
+                    "slide": slide_id,
+                    **manifest,
+                    "registration": registration,
+                }
+            )
+        return open_store(path)
+
+
+def open_slide(
+    outs: Path,
+    image_path: Path,
+    store_path: Path,
+    patient: str,
+    config: ExtractConfig,
+    progress: Progress = SILENT,
+    encoder: Encoder | None = None,
+) -> OpenedSlide:
+    """Open a slide, check it and read its counts: all that comes before the first patch.
+
+    Takes and raises what `extract` does, and writes nothing.
+    """
+    if not patient:
+        raise ConfigError("patient: expected a name; give --patient")
+    slide = VisiumHDSlide.open(outs, config.matrix)
+    if len(slide.genes.ids) > MAX_GENES:
+        raise StoreError(
+            f"{slide.matrix_path}: expected at most {MAX_GENES} genes; got {len(slide.genes.ids)}"
+        )
+    with ExitStack() as stack:
+        image = stack.enter_context(SlideImage.open(image_path))
+        slide.check_image(image)
+        patches = lay_patches(slide.tissue_mask, config.min_tissue, config.lattice)
+        leftover = leftover_tissue_bins(slide.tissue_mask, patches)
+        n_tissue = int(slide.tissue_mask.sum())
+        progress.note(
+            f"{slide.folder}: {slide.grid_shape[0]}×{slide.grid_shape[1]} bins, "
+            f"{slide.mpp:.3f} µm/px, homography within {slide.homography.residual_px:.1e} px"
+        )
+        progress.note(
+            f"{len(patches)} patches from bin {patches.offset} on hold "
+            f"{1 - leftover / n_tissue:.1%} of {n_tissue:,} tissue bins; {leftover:,} at the "
+            f"border or in thin tissue are left out"
+        )
+        if encoder is None:
+            encoder = open_encoder(config, progress)
+        job = job_of(slide, image, patches, patient, encoder, config)
+        counts = None
+        if (finished := finished_job(store_path)) is not None:
+            check_same_job(store_path, "is finished, but was made from", finished, job)
+        else:
+            if (begun := begun_job(store_path)) is not None:
+                check_same_job(store_path, "was begun with", begun, job)
+            job["encoding"] = encoding_for(encoder, store_path, begun)
+            counts = slide.read_counts(patches)  # a bad matrix leaves no store behind
+        stack.pop_all()
+    return OpenedSlide(store_path, job, patient, config, encoder, slide, image, patches, counts)
+
+
+def open_encoder(config: ExtractConfig, progress: Progress) -> Encoder:
+    """Load the encoder and show what its licence asks."""
+    encoder = load_encoder(
+        config.encoder, weights=config.weights, device=config.device, token_um=config.token_um
+    )
+    if encoder.licence:
+        progress.warn(f"{encoder.name}: {encoder.licence}")
+    return encoder
+
+
+def _record(
+    slide: VisiumHDSlide,
+    patches: PatchTable,
+    counts: PatchCounts,
+    index: int,
+    rendered: Rendered,
+    tokens: Tokens,
+    place: int,
+) -> PatchRecord:
+    row0, col0 = int(patches.row0[index]), int(patches.col0[index])
+    gene, position, count = counts[index]
+    return PatchRecord(
+        info=PatchInfo(
+            row0=row0,
+            col0=col0,
+            corners_px=slide.homography.patch_corners_px(row0, col0),
+            tissue_fraction=float(patches.tissue_fraction[index]),
+            total_umi=int(count.sum(dtype=np.int64)),
+        ),
+        tissue_mask=slide.tissue_mask[row0 : row0 + PATCH_BINS, col0 : col0 + PATCH_BINS],
+        validity_mask=rendered.validity_mask,
+        gene=gene,
+        position=position,
+        count=count,
+        image=rendered.stored,
+        class_token=tokens.cls[place],
+        tokens=tokens.tokens[place],
+    )
+
+
+def _check_registration(
+    writer: StoreWriter,
+    slide: VisiumHDSlide,
+    patches: PatchTable,
+    counts: PatchCounts,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Compare image and counts of all patches; warn, and draw, where they lie apart.
+
+    The images are those of the store, so that a resumed extraction finds the same figures.
+    """
+    check, reading = RegistrationCheck(), Lock()
+
+    def check_part(first: int) -> RegistrationCheck:
+        part = RegistrationCheck()
+        for index in range(first, min(first + _COMPARED_TOGETHER, len(patches))):
+            with reading:
+                image = writer.read(index, Kind.IMAGE)
+                validity_mask = writer.read(index, Kind.VALIDITY_MASK)
+            row0, col0 = int(patches.row0[index]), int(patches.col0[index])
+            _, position, count = counts[index]
+            umi = np.bincount(position, count, PATCH_POSITIONS).reshape(PATCH_BINS, PATCH_BINS)
+            tissue_mask = slide.tissue_mask[row0 : row0 + PATCH_BINS, col0 : col0 + PATCH_BINS]
+            part.add(unpack_image(image), unpack_mask(validity_mask), umi, tissue_mask)
+        return part
+
+    # Parts of a fixed size, added in their order: the figures are the same with any threads.
+    parts = range(0, len(patches), _COMPARED_TOGETHER)
+    with ThreadPoolExecutor(thread_count(), "compare") as pool:
+        for first, part in ahead(pool, parts, check_part, n_ahead=thread_count()):
+            check.merge(part)
+            done = min(first + _COMPARED_TOGETHER, len(patches))
+            progress.step(done, len(patches), "patches compared with their image")
+    found = check.result()
+    said = found.to_manifest()
+    if found.verdict != "shifted" or check.example is None:
+        progress.note(f"registration {describe(said)}")
+        return said
+    from virchow_st.output.figures.registration_check import (
+        draw_registration,  # matplotlib, seldom needed
+    )
+
+    try:
+        picture = draw_registration(
+            writer.path / "registration",
+            found.correlation,
+            found.shift_um,
+            check.example.haematoxylin,
+            check.example.umi,
+            check.example.tissue_mask,
+        )
+    except OSError as e:
+        raise StoreError(
+            f"{writer.path}: registration.png cannot be written ({e.strerror}); free disk space "
+            f"and run the same command again, all {len(patches)} patches are safe"
+        ) from None
+    progress.warn(
+        f"{picture}: registration {describe(said)}; look at the image alignment in Space Ranger's "
+        f"web_summary.html, align by hand in Loupe Browser, run Space Ranger again with "
+        f"--loupe-alignment, and extract anew"
+    )
+    return said

@@ -1,0 +1,206 @@
+"""Pieces that decoders share.
+
+Shape suffixes: B patches, T tokens a side, D token channels, C width.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import conv2d
+
+from virchow_st.models.decoders.variation import Variation
+
+# How far a channel is stretched and shifted in training, in its standard deviations.
+_JITTER_SD = 0.5
+
+
+class EdgeConv(nn.Conv2d):
+    """Convolution that keeps the size of a map, whose edges go on as they end.
+
+    Rates do not end where a patch ends: zeros around it would darken the seams of a stitched slide.
+
+    Args:
+        channels, out_channels: of the input and the output.
+        side: of the kernel, odd.
+        groups: of channels that do not see each other.
+    """
+
+    def __init__(self, channels: int, out_channels: int, side: int, groups: int = 1) -> None:
+        super().__init__(
+            channels, out_channels, side, padding=side // 2, groups=groups, padding_mode="replicate"
+        )
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """(B, C, H, W) to (B, C', H, W)."""
+        if not torch.compiler.is_compiling():
+            return super().forward(x_BCHW)
+        # torch.compile mistakes in which order torch's own padding leaves its gradient in memory
+        # (2.15), and can fuse this.
+        n = self.kernel_size[0] // 2
+        for dim in (2, 3):
+            last = x_BCHW.shape[dim] - 1
+            edges = x_BCHW.narrow(dim, 0, 1), x_BCHW.narrow(dim, last, 1)
+            x_BCHW = torch.cat([*[edges[0]] * n, x_BCHW, *[edges[1]] * n], dim)
+        return conv2d(x_BCHW, self.weight, self.bias, groups=self.groups)
+
+
+class TokenNorm(Variation):
+    """Standardise token channels with the training tokens' mean and standard deviation.
+
+    In training, every channel of a patch's tokens is stretched and shifted a little, as another
+    patient's may be. What only one channel tells is then worth less than what many agree on.
+
+    Args:
+        mean_D, std_D: (D,) over the tokens of the training patches.
+    """
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, mean_D: Tensor, std_D: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("mean", mean_D.float())
+        self.register_buffer("scale", 1.0 / std_D.float().clamp(min=1e-6))
+
+    def forward(self, tokens_BTTD: Tensor) -> Tensor:
+        """(B, T, T, D) to the same shape; far outliers are cut at ±8 standard deviations."""
+        tokens_BTTD = ((tokens_BTTD - self.mean) * self.scale).clamp(-8.0, 8.0)
+        if not self.is_varying:
+            return tokens_BTTD
+        stretch_B11D, shift_B11D = (
+            _JITTER_SD * self.amount * self.draw(tokens_BTTD, 2, 1, 1, len(self.mean))
+        ).unbind(1)
+        return tokens_BTTD * (1 + stretch_B11D) + shift_B11D
+
+
+class ConvBlock(nn.Module):
+    """Depthwise 5×5, then a channel mixer, each with a residual (Trockman & Kolter 2022)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.space = nn.Sequential(
+            EdgeConv(width, width, 5, groups=width),
+            nn.GELU(),
+            nn.GroupNorm(8, width),
+        )
+        self.channels = nn.Sequential(nn.Conv2d(width, width, 1), nn.GELU(), nn.GroupNorm(8, width))
+
+    def forward(self, x_BCTT: Tensor) -> Tensor:
+        """(B, C, T, T) to the same shape."""
+        x_BCTT = x_BCTT + self.space(x_BCTT)
+        return x_BCTT + self.channels(x_BCTT)
+
+
+class ResBlock(nn.Module):
+    """Two 3×3 convolutions with a residual (He et al. 2016, arXiv:1603.05027).
+
+    GroupNorm has no statistics of the batch: training in fours and predicting one by one agree.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.GroupNorm(8, width),
+            nn.GELU(),
+            EdgeConv(width, width, 3),
+            nn.GroupNorm(8, width),
+            nn.GELU(),
+            EdgeConv(width, width, 3),
+        )
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """(B, C, H, W) to the same shape."""
+        return x_BCHW + self.layers(x_BCHW)
+
+
+class Upsampler(nn.Module):
+    """Sub-pixel convolution (Shi et al. 2016, arXiv:1609.05158), doubling the grid step by step.
+
+    A token holds what its 8×8 bins look like; sub-pixel convolution unfolds channels into bins,
+    where interpolation would blur them.
+
+    Args:
+        width: channels of the token grid.
+        out_channels: channels at bin resolution.
+        n_doublings: 3 for 16 tokens to 128 bins.
+    """
+
+    def __init__(self, width: int, out_channels: int, n_doublings: int) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        channels = width
+        for i in reversed(range(n_doublings)):
+            narrower = out_channels * 2**i
+            layers += [
+                *unfolding(channels, narrower),
+                nn.GELU(),
+                EdgeConv(narrower, narrower, 3),
+                nn.GELU(),
+            ]
+            channels = narrower
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, grid_BCTT: Tensor) -> Tensor:
+        """(B, C, T, T) to (B, out_channels, T·2ⁿ, T·2ⁿ) after n doublings."""
+        return self.layers(grid_BCTT)
+
+
+class Fusion(nn.Module):
+    """Features of a coarser grid, unfolded to the next finer one and added to those there."""
+
+    def __init__(self, coarse: int, fine: int) -> None:
+        super().__init__()
+        self.unfold = unfolding(coarse, fine)
+        self.block = ResBlock(fine)
+
+    def forward(self, coarse_BCLL: Tensor, fine_BCMM: Tensor) -> Tensor:
+        """(B, C, L, L) and (B, C', 2L, 2L) to (B, C', 2L, 2L)."""
+        return self.block(self.unfold(coarse_BCLL) + fine_BCMM)
+
+
+class TokenDetail(nn.Module):
+    """What a token knows of its own bins, beside features of paths that mix tokens.
+
+    Args:
+        dim: D.
+        side: bins a side of a token.
+    """
+
+    channels = 8
+
+    def __init__(self, dim: int, side: int) -> None:
+        super().__init__()
+        self.unfold = unfold_tokens(dim, self.channels, side)
+
+    def forward(self, mixed_BCHW: Tensor, tokens_BTTD: Tensor) -> Tensor:
+        """Features and standardised tokens to (B, C + channels, H, W)."""
+        return torch.cat([mixed_BCHW, self.unfold(tokens_BTTD.permute(0, 3, 1, 2))], dim=1)
+
+
+def unfold_tokens(dim: int, channels: int, side: int) -> nn.Sequential:
+    """Linear map of each token to ``channels`` maps of its own ``side``×``side`` bins.
+
+    Args:
+        dim: D.
+        channels: maps at bin resolution.
+        side: bins a side of a token.
+
+    Returns:
+        A module from (B, D, T, T) to (B, channels, T·side, T·side).
+    """
+    return nn.Sequential(nn.Conv2d(dim, channels * side * side, 1), nn.PixelShuffle(side))
+
+
+def unfolding(channels: int, narrower: int, factor: int = 2) -> nn.Sequential:
+    """1×1 convolution and pixel shuffle to a grid ``factor`` times finer.
+
+    The sub-pixels are equal at first; else their different random weights show as a checkerboard
+    (Aitken et al. 2017, arXiv:1707.02937).
+    """
+    conv = nn.Conv2d(channels, factor**2 * narrower, 1)
+    with torch.no_grad():
+        first = slice(None, None, factor**2)
+        conv.weight.copy_(conv.weight[first].repeat_interleave(factor**2, dim=0))
+        conv.bias.copy_(conv.bias[first].repeat_interleave(factor**2))  # type: ignore[union-attr, index]
+    return nn.Sequential(conv, nn.PixelShuffle(factor))

@@ -1,0 +1,48 @@
+"""Tokens half as wide: a patch encoded as 2 × 2 images, each by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from virchow_st.models.encoders.base import Encoder, Tokens
+from virchow_st.types import UInt8Array
+
+
+class Quartered(Encoder):
+    """An encoder that sees each quarter of a patch at the size of a whole one.
+
+    The grid has twice as many tokens along a side; each sees detail twice as fine, and no further
+    than its own quarter. ``cls`` is the mean of the quarters'.
+
+    Args:
+        encoder: of whole patches.
+    """
+
+    def __init__(self, encoder: Encoder) -> None:
+        self.whole = encoder
+        self.name, self.dim, self.layout = encoder.name, encoder.dim, encoder.layout
+        self.weights_hash, self.licence = encoder.weights_hash, encoder.licence
+        self.precision, self.batch = encoder.precision, max(1, encoder.batch // 4)
+        self.grid, self.image_px = 2 * encoder.grid, 2 * encoder.image_px
+
+    def encode(self, images: UInt8Array) -> Tokens:
+        """Encode RGB images (B, image_px, image_px, 3) uint8."""
+        return self.launch(images)()
+
+    def launch(self, images: UInt8Array) -> Callable[[], Tokens]:
+        """Begin to encode; see `Encoder.launch`."""
+        self._check_images(images)
+        n, side = len(images), self.whole.image_px
+        quarters = images.reshape(n, 2, side, 2, side, 3).swapaxes(2, 3)
+        waited_for = self.whole.launch(quarters.reshape(4 * n, side, side, 3))
+
+        def join() -> Tokens:
+            came = waited_for()
+            T, D = self.whole.grid, self.dim
+            tokens = came.tokens.reshape(n, 2, 2, T, T, D).swapaxes(2, 3)
+            cls = came.cls.reshape(n, 4, D).mean(axis=1, dtype=np.float32)
+            return Tokens(tokens.reshape(n, 2 * T, 2 * T, D), cls.astype(came.cls.dtype))
+
+        return join

@@ -1,0 +1,97 @@
+"""The multi-scale Poisson deviance on a CPU, by the kernels: dense counts are never made.
+
+Shape suffixes: B patches, G genes, R = C = bins a side at 2 µm, M = B·G maps, L levels, S scales.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from virchow_st.kernels import poisson as kernels
+from virchow_st.models.losses.targets import BatchCounts
+
+
+def fused_half_deviance(
+    output_BGRC: Tensor,
+    counts: BatchCounts,
+    mask_BRC: Tensor,
+    n_bins_S: Tensor,
+    scales_um: Sequence[int],
+) -> Tensor:
+    """Half the deviance per bin at each scale, (S,); equal to `virchow_st.models.losses.poisson`.
+
+    Args:
+        output_BGRC: float32 or float64 on the CPU, log λ.
+        counts: UMIs of the same shape.
+        mask_BRC: bool.
+        n_bins_S: what each scale's sum is divided by.
+        scales_um: in increasing order.
+    """
+    assert tuple(output_BGRC.shape) == counts.shape, f"{tuple(output_BGRC.shape)} {counts.shape}"
+    return _Fused.apply(output_BGRC, counts, mask_BRC, n_bins_S, scales_um)
+
+
+class _Fused(torch.autograd.Function):
+    """Nothing but the output itself is kept for the gradient, which computes the rates anew."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        output_BGRC: Tensor,
+        counts: BatchCounts,
+        mask_BRC: Tensor,
+        n_bins_S: Tensor,
+        scales_um: Sequence[int],
+    ) -> Tensor:
+        ctx.save_for_backward(output_BGRC, mask_BRC, n_bins_S)
+        ctx.counts = counts
+        ctx.levels = [scale.bit_length() - 2 for scale in scales_um]  # 2 µm is level 0
+        inputs = _inputs(output_BGRC, mask_BRC, counts)
+        sums_ML = np.empty((len(inputs[0]), ctx.levels[-1] + 1))
+        _side_by_side(
+            lambda first, last: kernels.half_deviances(*inputs, first, last, sums_ML), len(sums_ML)
+        )
+        sums_S = torch.from_numpy(sums_ML.sum(0)[ctx.levels])
+        return (sums_S / n_bins_S).to(output_BGRC.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_S: Tensor) -> tuple[Tensor | None, ...]:
+        output_BGRC, mask_BRC, n_bins_S = ctx.saved_tensors
+        inputs = _inputs(output_BGRC, mask_BRC, ctx.counts)
+        weights_L = np.zeros(ctx.levels[-1] + 1, inputs[0].dtype)
+        weights_L[ctx.levels] = (grad_S / n_bins_S).numpy()
+        out_MRC = np.empty_like(inputs[0])
+        _side_by_side(
+            lambda first, last: kernels.half_deviance_gradient(
+                *inputs, weights_L, first, last, out_MRC
+            ),
+            len(out_MRC),
+        )
+        return torch.from_numpy(out_MRC).view(output_BGRC.shape), None, None, None, None
+
+
+def _inputs(output_BGRC: Tensor, mask_BRC: Tensor, counts: BatchCounts) -> tuple[Any, ...]:
+    B, G, R, C = counts.shape
+    maps_MRC = output_BGRC.detach().contiguous().numpy().reshape(B * G, R, C)
+    return maps_MRC, mask_BRC.contiguous().numpy(), counts.start, counts.position, counts.count
+
+
+def _side_by_side(call: Callable[[int, int], None], n_maps: int) -> None:
+    """Divide the maps among as many threads as torch uses; the result does not depend on them."""
+    n_threads = min(torch.get_num_threads(), n_maps)
+    if n_threads <= 1:
+        call(0, n_maps)
+        return
+    ends = [n_maps * i // n_threads for i in range(n_threads + 1)]
+    with ThreadPoolExecutor(n_threads - 1) as pool:
+        others = pool.map(call, ends[1:-1], ends[2:])
+        call(0, ends[1])  # a share for this thread, which would only wait
+        list(others)  # passes on an error

@@ -1,0 +1,57 @@
+"""Multi-scale squared error on z-scored counts: the baseline to hold the Poisson loss against.
+
+Shape suffixes: B patches, G genes, R = C = bins a side at 2 µm, S scales.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from virchow_st.models.losses.base import Counts, Objective, dense_counts
+from virchow_st.models.losses.scales import bins_with_tissue, check_scales, chosen_scales, pyramid
+
+
+class MultiScaleSquared(Objective):
+    """Mean squared difference of z-scores, at every scale.
+
+    The decoder's output is the z-score of a 2 µm bin, ``(rate - mean) / std`` with training mean
+    and standard deviation per gene. Coarser scales compare sums of rates with sums of counts over
+    the same tissue bins, divided by the counts' standard deviation at that scale.
+
+    Args:
+        train_rate: (G,) mean UMIs of a tissue bin in training.
+        train_std: (4, G) standard deviation, > 0, of the counts summed to 2, 4, 8 and 16 µm.
+        scales_um: sides of the bins to supervise, µm.
+    """
+
+    std_2um: Tensor
+    std: Tensor
+
+    def __init__(self, train_rate: Tensor, train_std: Tensor, scales_um: Sequence[int]) -> None:
+        super().__init__()
+        self.scales_um = check_scales(scales_um)
+        self.register_buffer("train_rate", train_rate.float())
+        self.register_buffer("initial_bias", torch.zeros_like(train_rate, dtype=torch.float32))
+        self.register_buffer("std_2um", train_std[0].float())
+        self.register_buffer("std", chosen_scales(train_std, self.scales_um).float())
+
+    def rate(self, output_BGRC: Tensor) -> Tensor:
+        """Expected UMIs per 2 µm bin; a regression on z-scores may say less than zero."""
+        mean_G11, std_G11 = self.train_rate[:, None, None], self.std_2um[:, None, None]
+        return mean_G11 + std_G11 * output_BGRC.float()
+
+    def forward(self, output_BGRC: Tensor, counts: Counts, tissue_mask_BRC: Tensor) -> Tensor:
+        """Mean squared z-score difference at each scale, (S,); see `Objective`."""
+        mask_B1RC = tissue_mask_BRC[:, None].float()
+        counts_BGRC = dense_counts(counts, output_BGRC.device)
+        difference = (self.rate(output_BGRC) - counts_BGRC) * mask_B1RC
+        levels = pyramid(difference, self.scales_um)
+        n_tissue = pyramid(mask_B1RC, self.scales_um)
+        losses = []
+        for level, std_G, n in zip(levels, self.std, n_tissue, strict=True):
+            n_bins = bins_with_tissue(n) * level.shape[1]
+            losses.append(((level / std_G[:, None, None]) ** 2).sum() / n_bins)
+        return torch.stack(losses)

@@ -1,0 +1,89 @@
+"""Maps of 2 µm bins as images of a Zarr folder, with the same at 8 µm beside them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+import zarr
+
+from virchow_st.kernels.pooling import sum_pool
+from virchow_st.output.export.ngff import Folder
+from virchow_st.run.panel import Panel
+from virchow_st.types import BIN_UM, BLOCK_BINS, CELL_BINS, Float32Array
+
+LEVELS = 4
+"""Of the pyramid at 2 µm; sides of a map are multiples of ``2 ** (LEVELS - 1)`` bins."""
+CELL_UM = BIN_UM * CELL_BINS
+_KEPT_BITS = 13  # of a float32's 23 behind the point
+
+
+class BinImages:
+    """``NAME_2um`` and ``NAME_8um``: values of 2 µm bins and of 8 µm bins, genes as channels.
+
+    At 2 µm a pixel is the value of a 2 µm bin, and coarser pyramid levels are its mean, so that a
+    gene looks alike at any zoom. At 8 µm a pixel is the value of an 8 µm bin. NaN is where nothing
+    is written.
+
+    Args:
+        folder: where to.
+        name: of the images, ``rates`` or ``counts``.
+        channels: names of the genes, each once.
+        shape: rows and columns of the 2 µm grid, multiples of 8.
+    """
+
+    def __init__(
+        self, folder: Folder, name: str, channels: Sequence[str], shape: tuple[int, int]
+    ) -> None:
+        self._fine = folder.add_image(
+            f"{name}_2um", channels, shape, BIN_UM, LEVELS, dtype="float32",
+            chunk=BLOCK_BINS, fill=np.nan, brightest=1, together=True,
+        )  # fmt: skip
+        coarse_shape = shape[0] // CELL_BINS, shape[1] // CELL_BINS
+        (self._coarse,) = folder.add_image(
+            f"{name}_8um", channels, coarse_shape, CELL_UM, 1, dtype="float32",
+            chunk=BLOCK_BINS // CELL_BINS, fill=np.nan, brightest=4, together=True,
+        )  # fmt: skip
+
+    def write(
+        self, row0: int, col0: int, at_2um: Float32Array, at_8um: Float32Array | None = None
+    ) -> None:
+        """Write a block from bin (row0, col0) on, best one of `BLOCK_BINS`.
+
+        Args:
+            row0, col0: multiples of 8, counted from the image's corner.
+            at_2um: (G, h, w).
+            at_8um: (G, h / 4, w / 4); the sums of the former when None.
+        """
+        for level, array in enumerate(self._fine):
+            factor = 1 << level
+            mean = at_2um if level == 0 else sum_pool(at_2um, factor) / factor**2
+            _put(array, row0 // factor, col0 // factor, mean)
+        at_8um = sum_pool(at_2um, CELL_BINS) if at_8um is None else at_8um
+        _put(self._coarse, row0 // CELL_BINS, col0 // CELL_BINS, at_8um)
+
+
+def _put(array: zarr.Array, row: int, col: int, values: Float32Array) -> None:
+    _, h, w = values.shape
+    array[:, row : row + h, col : col + w] = rounded(values)
+
+
+def rounded(values: Float32Array) -> Float32Array:
+    """Round float32 to 13 binary digits, 6e-5 of the value at most: so they take half the space.
+
+    Whole numbers below 2¹⁴ stay what they are.
+    """
+    dropped = 23 - _KEPT_BITS
+    bits = np.asarray(values, np.float32).view(np.uint32)
+    bits = (bits + np.uint32(1 << (dropped - 1))) & np.uint32(0xFFFFFFFF << dropped & 0xFFFFFFFF)
+    return np.where(np.isnan(values), np.float32(np.nan), bits.view(np.float32))
+
+
+def channel_names(panel: Panel) -> list[str]:
+    """Symbols, and the gene's id instead where a symbol is missing or stands for several."""
+    times = Counter(panel.symbols)
+    return [
+        symbol if symbol and times[symbol] == 1 else gene
+        for gene, symbol in zip(panel.ids, panel.symbols, strict=True)
+    ]

@@ -1,0 +1,71 @@
+"""Which genes are drawn, and what they are called."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from collections import Counter
+from collections.abc import Sequence
+
+from virchow_st.errors import ConfigError
+from virchow_st.output.figures.results import Gene, GeneScore
+
+DEFAULT_GENES = 3
+RANKING_SCALE_UM = 8
+
+
+def strongest_genes(scores: Sequence[GeneScore], n: int = DEFAULT_GENES) -> list[Gene]:
+    """The ``n`` genes with the largest PCC × mean at 8 µm: both predicted well and visible."""
+    products = {
+        score.gene: score.pcc * score.mean
+        for score in scores
+        if score.scale_um == RANKING_SCALE_UM and not math.isnan(score.pcc * score.mean)
+    }
+    if not products:
+        raise ConfigError(
+            f"per_gene.csv: no gene has a PCC at {RANKING_SCALE_UM} µm to choose by; name --genes"
+        )
+    return sorted(products, key=lambda gene: -products[gene])[:n]
+
+
+def find_genes(panel: Sequence[Gene], wanted: Sequence[str]) -> list[Gene]:
+    """The panel's genes by id or symbol, each once, in the order asked for."""
+    if not wanted:
+        raise ConfigError("--genes: expected symbols or ids with commas between; got none")
+    by_name: dict[str, set[Gene]] = {}
+    for gene in panel:
+        for name in (gene.id, gene.symbol):
+            by_name.setdefault(name, set()).add(gene)
+    found = []
+    for name in wanted:
+        matches = sorted(by_name.get(name, ()), key=lambda gene: gene.id)
+        if not matches:
+            upper = {known.upper(): known for known in by_name}
+            close = [upper[c] for c in difflib.get_close_matches(name.upper(), upper)]
+            hint = f"did you mean {', '.join(close)}?" if close else "see the run's panel.tsv"
+            raise ConfigError(f"--genes: {name!r} is not in the run's panel; {hint}")
+        if len(matches) > 1:
+            ids = ", ".join(gene.id for gene in matches)
+            raise ConfigError(f"--genes: symbol {name!r} stands for {ids}; give one of these ids")
+        found.append(matches[0])
+    return list(dict.fromkeys(found))
+
+
+def labels(panel: Sequence[Gene]) -> dict[str, str]:
+    """What each gene is called, by id: its symbol, with the id where two symbols look alike.
+
+    Alike are those that would give one file name on some computer.
+    """
+    times = Counter(stem(gene.symbol).lower() for gene in panel)
+    return {
+        gene.id: f"{gene.symbol} ({gene.id})"
+        if times[stem(gene.symbol).lower()] > 1
+        else gene.symbol
+        for gene in panel
+    }
+
+
+def stem(name: str) -> str:
+    """A file's name without what file systems do not like."""
+    return re.sub(r"[^\w.-]+", "_", name).strip("_")

@@ -1,0 +1,212 @@
+"""``vst figures``: every picture of a run, in one order, under stable names."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from virchow_st.errors import ConfigError
+from virchow_st.output.figures.against import Side, against_figure
+from virchow_st.output.figures.calibration import SCALES as CALIBRATION_SCALES
+from virchow_st.output.figures.calibration import calibration_figure
+from virchow_st.output.figures.choice import find_genes, stem, strongest_genes
+from virchow_st.output.figures.close_ups import patches_figures, strong_patches
+from virchow_st.output.figures.curves import curves_figure
+from virchow_st.output.figures.genes import MOST_BARS, genes_figure, sparsity_figure
+from virchow_st.output.figures.genes import SCALES as BAR_SCALES
+from virchow_st.output.figures.mosaic import MOST, mosaic_figure
+from virchow_st.output.figures.multiscale import multiscale_figure
+from virchow_st.output.figures.numbers import NAME, NumbersFile
+from virchow_st.output.figures.overview import overview_figure
+from virchow_st.output.figures.rasters import strongest
+from virchow_st.output.figures.reliability import Cells, Curve, Reliability
+from virchow_st.output.figures.results import Gene, GeneScore, TestMetrics
+from virchow_st.output.figures.run import OtherRun, RunResults, read_run
+from virchow_st.output.figures.slides import (
+    SlideOverview,
+    SlideResult,
+    find_maps,
+    open_maps,
+    read_overviews,
+)
+from virchow_st.output.figures.style import Picture, save
+from virchow_st.runtime.progress import SILENT, Progress
+
+if TYPE_CHECKING:
+    from virchow_st.run.results import RunBlocks
+
+MOST_GENES = 200
+"""Genes whose bins are pooled for calibration: of thousands, a part tells as much."""
+
+
+def draw_figures(
+    run: Path,
+    genes: Sequence[str] | None = None,
+    against: Path | None = None,
+    progress: Progress = SILENT,
+) -> list[Path]:
+    """Draw an evaluated run into ``run/figures`` as PNG (300 dpi) and PDF; return the paths.
+
+    docs/figures.md shows and explains each:
+
+    - ``multiscale_SLIDE_GENE``, ``mosaic_SLIDE_GENE``: a test slide and gene each
+    - ``patches_SLIDE``: a test slide each; further pages are ``patches_SLIDE_2``, …
+    - ``genes``, ``sparsity``, ``calibration``, ``training_curves``
+    - ``overview_SLIDE``: every slide of the run
+    - ``against``: if there is another run to compare with
+
+    ``visualization_metrics.json`` beside them holds every number that is printed in a picture.
+
+    Args:
+        run: a run directory.
+        genes: symbols or ids of the panel; the three whose PCC × mean at 8 µm is largest if None.
+        against: another evaluated run of the same panel and test patches.
+        progress: who listens.
+
+    Raises:
+        ConfigError: a gene that is unknown, a symbol that two ids share, a result file that is
+            missing or damaged, or a run that cannot be compared.
+    """
+    results = read_run(run)
+    chosen = strongest_genes(results.scores) if genes is None else find_genes(results.panel, genes)
+    other = None if against is None else OtherRun.read(results, against)
+    with ExitStack() as stack:
+        slides = [stack.enter_context(open_maps(path)) for path in find_maps(run)]
+        overviews = list(read_overviews(run))
+        total = len(slides) * (1 + 2 * len(chosen)) + 4 + len(overviews) + (other is not None)
+        written: list[Path] = []
+        folder = run / "figures"
+        numbers = NumbersFile(folder / NAME, run)
+        drawn = pictures(results, chosen, slides, overviews, other)
+        for n, (name, pages) in enumerate(drawn, start=1):
+            for page, picture in enumerate(pages, start=1):
+                file = stem(name if page == 1 else f"{name}_{page}")
+                written += save(picture.figure, folder / file)
+                numbers.add(file, picture.numbers)
+            progress.step(n, total, "pictures", name)
+    return written
+
+
+def pictures(
+    results: RunResults,
+    chosen: Sequence[Gene],
+    slides: Sequence[SlideResult],
+    overviews: Sequence[SlideOverview],
+    other: OtherRun | None,
+) -> Iterator[tuple[str, list[Picture]]]:
+    """Each picture's name and pages, in order."""
+    names, by_gene = results.labels, results.by_gene
+    for slide in slides:
+        for gene in chosen:
+            rate, counts = slide.layers(gene)
+            label = names[gene.id]
+            picture = multiscale_figure(slide, rate, counts, label, by_gene[gene.id])
+            yield f"multiscale_{slide.name}_{label}", [picture]
+            places = strongest(slide.patches, counts, MOST)
+            pages = [mosaic_figure(slide, rate, counts, label, places)] if places else []
+            yield f"mosaic_{slide.name}_{label}", pages
+        patches = strong_patches(slide, [(gene, names[gene.id]) for gene in chosen])
+        yield f"patches_{slide.name}", patches_figures(slide, patches)
+    genes, called = list(by_gene.values()), list(names.values())
+    shown = sorted(range(len(genes)), key=lambda i: -genes[i][2].mean)[:MOST_BARS]
+    bars = [genes[i] for i in shown]
+    intervals = _intervals(results.blocks, [gene[2].gene.id for gene in bars])
+    yield "genes", [genes_figure(bars, [called[i] for i in shown], intervals, len(genes))]
+    ids = [gene.id for gene in chosen]
+    yield "sparsity", [sparsity_figure(genes, called, ids)]
+    pooled = _spread(by_gene, MOST_GENES)
+    curves = _curves(slides, pooled)
+    yield "calibration", [calibration_figure(curves, len(pooled), genes, called, ids)]
+    yield "training_curves", [curves_figure(results.history, results.metrics)]
+    for overview in overviews:
+        yield f"overview_{overview.name}", [overview_figure(overview)]
+    if other is not None:
+        yield "against", [_against(results, other, chosen[0], slides[0], pooled, curves)]
+
+
+def _intervals(blocks: RunBlocks, ids: Sequence[str]) -> dict[tuple[str, int], tuple[float, float]]:
+    """95 % interval of each gene's PCC, by id and scale; none where there is a single block."""
+    from virchow_st.metrics import BlockSums, interval
+    from virchow_st.run.results import RUN
+
+    found = {}
+    for gene in ids:
+        g = blocks.gene_ids.index(gene)
+        for scale in BAR_SCALES:
+            sums = blocks.sums[RUN][scale]
+            one = BlockSums(
+                sums.moments[:, g : g + 1], sums.poisson_sums[:, g : g + 1],
+                sums.null_rate[g : g + 1],
+            )  # fmt: skip
+            low, high = interval(one, "pcc")
+            if not math.isnan(low):
+                found[gene, scale] = low, high
+    return found
+
+
+def _curves(slides: Sequence[SlideResult], genes: Sequence[Gene]) -> dict[int, Curve]:
+    """Calibration at each scale, genes and slides together, one gene in memory at a time."""
+    n_blocks = 1 + max(int(slide.blocks.max()) for slide in slides)
+    sums = {scale: Reliability(scale, n_blocks) for scale in CALIBRATION_SCALES}
+    for slide in slides:
+        cells = {scale: Cells(slide, scale) for scale in sums}
+        for gene in genes:
+            rate, counts = slide.layers(gene)
+            for scale, reliability in sums.items():
+                reliability.add(cells[scale], rate, counts)
+    return {scale: reliability.curve() for scale, reliability in sums.items()}
+
+
+def _spread(by_gene: Mapping[str, Mapping[int, GeneScore]], most: int) -> list[Gene]:
+    """The genes, or ``most`` of them, evenly from the most to the least abundant."""
+    genes = sorted((gene[2] for gene in by_gene.values()), key=lambda score: -score.mean)
+    if len(genes) > most:
+        genes = [genes[i * (len(genes) - 1) // (most - 1)] for i in range(most)]
+    return [score.gene for score in genes]
+
+
+def _against(
+    results: RunResults,
+    other: OtherRun,
+    gene: Gene,
+    slide: SlideResult,
+    pooled: Sequence[Gene],
+    curves: Mapping[int, Curve],
+) -> Picture:
+    rate, counts = slide.layers(gene)
+    with ExitStack() as stack:
+        paths = find_maps(other.results.path)
+        theirs = [stack.enter_context(open_maps(path)) for path in paths]
+        same = {their.name: their for their in theirs}.get(slide.name)
+        if same is None or same.scored_mask.shape != slide.scored_mask.shape:
+            raise ConfigError(
+                f"{other.results.path / 'maps'}: expected {slide.name}.h5 of the slide that "
+                f"{slide.path} is of; got {', '.join(path.name for path in paths)}; train both "
+                f"with their stores in one order"
+            )
+        their_curves = _curves(theirs, pooled)
+        their_rate = same.layers(gene)[0]
+    names = _run_names(results.path, other.results.path)
+    sides = (
+        Side(names[0], _detail(results.metrics), list(results.by_gene.values()), curves, rate),
+        Side(
+            names[1], _detail(other.results.metrics), list(other.results.by_gene.values()),
+            their_curves, their_rate,
+        ),
+    )  # fmt: skip
+    called = list(results.labels.values())
+    shown = results.panel.index(gene)
+    return against_figure(sides, called, other.differences, slide, counts, shown)
+
+
+def _run_names(a: Path, b: Path) -> tuple[str, str]:
+    """The folders' names, or the whole paths where those are alike."""
+    names = a.resolve().name, b.resolve().name
+    return names if names[0] != names[1] else (str(a), str(b))
+
+
+def _detail(metrics: TestMetrics) -> str:
+    return f"decoder {metrics.decoder}, loss {metrics.loss}, epoch {metrics.epoch}"

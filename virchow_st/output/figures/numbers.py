@@ -1,0 +1,54 @@
+"""``visualization_metrics.json``: every number that is printed in a picture."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from virchow_st.runtime.atomic import write_json
+
+FORMAT = "virchow_st.visualization_metrics/1"
+NAME = "visualization_metrics.json"
+
+
+class NumbersFile:
+    """``visualization_metrics.json``: written anew with every picture, so that it fits them.
+
+    What earlier calls drew stays in it until the run is evaluated anew.
+    """
+
+    def __init__(self, path: Path, run: Path) -> None:
+        self._path = path
+        digest = hashlib.sha256((run / "metrics.json").read_bytes()).hexdigest()
+        self.content: dict[str, Any] = {"format": FORMAT, "metrics_sha256": digest, "figures": {}}
+        try:
+            found = json.loads(path.read_text("utf-8"))
+            if (found["format"], found["metrics_sha256"]) == (FORMAT, digest):
+                self.content["figures"] = {
+                    stem: numbers
+                    for stem, numbers in found["figures"].items()
+                    if (path.parent / f"{stem}.png").is_file()
+                }
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            pass  # none yet, or not ours: it is written anew
+
+    def add(self, stem: str, numbers: Mapping[str, Any]) -> None:
+        """Add a picture that lies beside it."""
+        self.content["figures"][stem] = _plain(numbers)
+        write_json(self._path, self.content)
+
+
+def _plain(value: Any) -> Any:
+    """What JSON can hold: NaN and infinity become null, arrays and NumPy's numbers plain ones."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if value is None or isinstance(value, str | int):
+        return value
+    number = float(value)
+    return number if math.isfinite(number) else None

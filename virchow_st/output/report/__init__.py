@@ -1,0 +1,111 @@
+"""One page of HTML on an evaluated run, whole in itself: what was run, figures, maps to look at."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+from string import Template
+
+from virchow_st.errors import ConfigError
+from virchow_st.output.figures import draw_figures, find_genes
+from virchow_st.output.figures.slides import find_maps
+from virchow_st.output.report import sections
+from virchow_st.output.report.content import (
+    RunResults,
+    gene_table_data,
+    read_results,
+    strongest_first,
+)
+from virchow_st.output.report.layers import colour_stops
+from virchow_st.output.report.markup import Markup, escaped, json_script
+from virchow_st.output.report.pictures import find_pictures, load_pictures
+from virchow_st.output.report.provenance import run_section
+from virchow_st.output.report.slides import FINE_GENES, write_slides
+from virchow_st.runtime.atomic import written_whole
+from virchow_st.runtime.progress import SILENT, Progress
+
+__all__ = ["write_report"]
+
+FIGURES_BYTES = 12_000_000
+"""Most characters of all figures in the page."""
+_SCRIPTS = ("genes.js", "slide.js", "reading.js", "controls.js")  # one after another, as one
+_STALE_S = 60.0  # a copied folder has its files' dates mixed up within seconds
+
+
+def write_report(
+    run: Path, genes: Sequence[str] | None = None, progress: Progress = SILENT
+) -> Path:
+    """Write ``run/report.html``; return its path.
+
+    The page holds the run's figures, which are drawn first where there are none, and maps of the
+    test slides: every gene of the panel at 8 and 16 µm, the strongest at 2 and 4 µm too. It stays
+    under 150 MB; what did not fit is said in it.
+
+    Args:
+        run: a run directory that ``vst evaluate`` has scored.
+        genes: symbols or ids of the panel; these alone are shown on the slide, at every scale.
+        progress: who listens.
+
+    Raises:
+        ConfigError: a result file is missing or damaged, or a gene is not in the panel.
+    """
+    results = read_results(run)
+    maps = find_maps(run)
+    order = strongest_first(results)
+    shown, n_fine = order, FINE_GENES
+    if genes is not None:
+        shown = find_genes(results.panel, genes)
+        if not shown:
+            raise ConfigError("--genes: expected symbols or ids with commas between; got none")
+        n_fine = len(shown)
+        order = shown + [gene for gene in order if gene not in shown]
+
+    if not (pictures := find_pictures(run / "figures")):
+        progress.note("no figures yet; drawing them")
+        draw_figures(run, genes, progress=progress)
+        pictures = find_pictures(run / "figures")
+    is_stale = any(
+        p.stat().st_mtime + _STALE_S < (run / "metrics.json").stat().st_mtime for p in pictures
+    )
+    if is_stale:
+        progress.warn(f"{run / 'figures'}: older than metrics.json; run `vst figures {run}` first")
+    embedded, left_out = load_pictures(pictures, FIGURES_BYTES)
+
+    path = run / "report.html"
+    with written_whole(path) as aside, open(aside, "w", encoding="utf-8") as page:
+        head, tail = _page(results, sections.figures_section(embedded, left_out, is_stale))
+        page.write(head)
+        page.write(json_script("gene-data", gene_table_data(results, order)))
+        slides = write_slides(page.write, maps, shown, n_fine, progress)
+        page.write(json_script("slide-data", slides))
+        page.write(tail)
+    return path
+
+
+def _page(results: RunResults, figures: Markup) -> tuple[str, str]:
+    """The page before and after the data that its scripts read."""
+    texts = {
+        "name": escaped(results.name),
+        "lead": sections.lead(results),
+        "licence": sections.licence_note(results),
+        "overview": sections.overview(results.metrics),
+        "warnings": sections.warnings(results),
+        "scores": sections.score_table(results),
+        "gene_head": sections.gene_table_head(),
+        "figures": figures,
+        "run": run_section(results),
+        "colours": ",".join(colour_stops(24)),
+        "viewer_licence": escaped(_asset("vendor", "openseadragon.LICENSE.txt")),
+        "style": _asset("page", "page.css"),
+        "viewer": _asset("vendor", "openseadragon.min.js"),
+        "scripts": "\n".join(_asset("page", name) for name in _SCRIPTS),
+    }
+    head, tail = (
+        Template(part).substitute(texts) for part in _asset("page", "page.html").split("$data\n")
+    )
+    return head, tail
+
+
+def _asset(folder: str, name: str) -> str:
+    return (files(__name__) / folder / name).read_text("utf-8")

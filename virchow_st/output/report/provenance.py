@@ -1,0 +1,132 @@
+"""How a run was made, as a section of the page: model, split, slides, settings, versions."""
+
+from __future__ import annotations
+
+import platform
+from collections import Counter
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from virchow_st.errors import StoreError
+from virchow_st.output.report.content import RunResults
+from virchow_st.output.report.markup import Cell, Markup, facts, joined, table, tag
+from virchow_st.store.manifest import read_manifest
+
+_PACKAGES = ("virchow_st", "torch", "timm", "numpy", "numba", "h5py", "lmdb")
+_NO_RESTRICTION = "no restriction noted"
+
+
+def run_section(results: RunResults) -> Markup:
+    """How the run was made: model, settings, versions, stores and split."""
+    metrics, encoder = results.metrics, results.metrics["encoder"]
+    model = facts(
+        [
+            ("Encoder", f"{encoder['name']}, weights {encoder['weights']}"),
+            ("Encoder's licence", encoder["licence"] or _NO_RESTRICTION),
+            ("Decoder", f"{metrics['decoder']}, of epoch {metrics['epoch']} of {results.n_epochs}, "
+                        "the best in validation"),
+            ("Loss", f"{metrics['loss']} at {', '.join(map(str, results.config.scales))} µm, "
+                     f"balanced by {results.config.balance}"),
+            ("Seed", results.config.seed),
+            ("Written by", _versions()),
+        ]
+    )  # fmt: skip
+    settings = asdict(results.config)
+    settings.pop("stores")
+    rows = [(name, _setting(value)) for name, value in settings.items()]
+    return joined(
+        [
+            tag("h3", "Model"),
+            model,
+            tag("h3", "Split"),
+            _split(results),
+            tag("h3", "Slides"),
+            _slides(results),
+            tag(
+                "details",
+                tag("summary", "All settings (config.toml)"),
+                table(("setting", "value"), rows),
+            ),
+        ]
+    )
+
+
+def _split(results: RunResults) -> Markup:
+    content = results.split
+    parts = ("train", "validation", "test")
+    n_patches: Counter[tuple[str, int]] = Counter()
+    for part in parts:
+        for member in content[part]:
+            n_patches[part, member["store"]] += len(member["patches"])
+    rows = [
+        (slide["patient"], *(n_patches[part, slide["store"]] or "–" for part in parts))
+        for slide in content["slides"]
+    ]
+    total = (sum(n for (part, _), n in n_patches.items() if part == p) for p in parts)
+    rows.append(("all", *total))
+    said = (
+        "No patient is in both training and test; validation are blocks of training patients. "
+        "Genes, means and scalers come from training patches."
+    )
+    digest = tag("p", "Hash of the split: ", tag("code", content["xxh64"]), class_="caption")
+    counts = table(("patient", "training patches", "validation", "test"), rows, numbers=3)
+    return joined([tag("p", said), counts, digest])
+
+
+def _slides(results: RunResults) -> Markup:
+    """What the stores' manifests say of the run's slides, as far as they are still there."""
+    rows, software = [], Counter[str]()
+    places = zip(results.config.stores, results.split["slides"], strict=True)
+    for store, slide in places:
+        manifest = _manifest(Path(store), slide["records_xxh64"])
+        if isinstance(manifest, str):
+            rows.append(
+                (slide["patient"], manifest, *["–"] * 5, tag("code", slide["records_xxh64"]))
+            )
+            continue
+        tissue, image = manifest["tissue_bins"], manifest["job"]["inputs"].get("image", {})
+        packages = (f"{name} {number}" for name, number in manifest["software"].items())
+        software[", ".join(packages)] += 1
+        rows.append(
+            (
+                slide["patient"],
+                manifest["slide"],
+                joined([image.get("name", "–"), " ", tag("code", image.get("fingerprint", ""))]),
+                f"{manifest['mpp']:.3f}",
+                manifest["n_patches"],
+                f"{tissue['patches'] / max(tissue['slide'], 1):.0%}",
+                manifest.get("registration", {}).get("verdict", "–"),
+                tag("code", slide["records_xxh64"]),
+            )
+        )
+    heads = ("patient", "slide", "image and its fingerprint", "µm/px", "patches",
+             "of the tissue", "registration", "hash of the store's records")  # fmt: skip
+    paths = (joined([store, tag("br")]) for store in results.config.stores)
+    made: list[tuple[str, Cell]] = [("Stores", joined(paths))]
+    made += [("Extracted with", text) for text in software]
+    return joined([table(heads, rows), facts(made)])
+
+
+def _manifest(store: Path, records: str) -> dict[str, Any] | str:
+    """The manifest, or why it tells nothing of the run's slide."""
+    try:
+        manifest = read_manifest(store)
+    except StoreError:
+        return "no readable store at its place"
+    return manifest if manifest["records_xxh64"] == records else "store has changed since"
+
+
+def _versions() -> str:
+    found = [f"Python {platform.python_version()}"]
+    for name in _PACKAGES:
+        try:
+            found.append(f"{name} {version(name)}")
+        except PackageNotFoundError:
+            continue
+    return ", ".join(found)
+
+
+def _setting(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)

@@ -1,0 +1,120 @@
+"""What the viewer shows, as elements of the page: H&E tiles, and the maps of one gene at a time.
+
+Elements are named ``he-SLIDE-LEVEL-COLUMN-ROW`` and ``map-SLIDE-GENE-SCALE-WHAT``: slide and gene
+by their place in the page's lists, the scale in µm, "observed" or "predicted". In memory are one
+slide's H&E and one gene's maps.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from virchow_st.output.figures.results import Gene
+from virchow_st.output.figures.slides import SlideResult, open_maps
+from virchow_st.output.report.layers import (
+    TILE_PX,
+    gene_maps,
+    image_levels,
+    image_tiles,
+    padded_shape,
+)
+from virchow_st.output.report.markup import data_script
+from virchow_st.runtime.progress import Progress
+from virchow_st.types import BIN_UM
+
+COARSE_UM, FINE_UM = (16, 8), (4, 2)
+FINE_GENES = 12
+"""How many genes are also shown at the fine scales, unless genes are named."""
+MAPS_BYTES = 100_000_000
+IMAGE_BYTES = 24_000_000
+"""Most characters of all maps and of all H&E tiles in the page."""
+
+Write = Callable[[str], object]
+Index = dict[str, Any]
+
+
+def write_slides(
+    write: Write, maps: Sequence[Path], genes: Sequence[Gene], n_fine: int, progress: Progress
+) -> list[Index]:
+    """Write the layers of every test slide into the page.
+
+    Args:
+        write: takes a piece of the page.
+        maps: files of ``vst evaluate``, one a slide.
+        genes: in the order in which they come; where room runs out, the last are left out.
+        n_fine: how many of them, from the first, are to come at 2 and 4 µm too.
+        progress: who listens.
+
+    Returns:
+        For each slide what the page's scripts have to know of it.
+    """
+    indices = []
+    for s, path in enumerate(maps):
+        with open_maps(path) as slide:
+            rows, cols = padded_shape(slide.scored_mask)
+            index: Index = {"name": path.stem, "width": cols, "height": rows, "tile": TILE_PX}
+            index |= {"binUm": BIN_UM, "row0": slide.row0, "col0": slide.col0}
+            index |= _write_image(write, s, slide, IMAGE_BYTES // len(maps))
+            room = MAPS_BYTES // len(maps)
+            index["genes"] = _write_maps(write, s, slide, genes, n_fine, room, progress)
+            indices.append(index)
+    return indices
+
+
+def _write_image(write: Write, s: int, slide: SlideResult, room: int) -> Index:
+    """Write the H&E at the finest resolution that there is room for."""
+    left_out = 0
+    while True:
+        levels = image_levels(slide.image.shape, left_out)
+        tiles = {
+            f"he-{s}-{level}-{col}-{row}": base64.b64encode(jpeg).decode()
+            for level, col, row, jpeg in image_tiles(slide.image, left_out)
+        }
+        if levels == 1 or sum(map(len, tiles.values())) <= room:
+            break
+        left_out += 1
+    for name, tile in tiles.items():
+        write(data_script(name, tile))
+    return {"levels": levels, "umPerPx": 2**left_out}
+
+
+def _write_maps(
+    write: Write,
+    s: int,
+    slide: SlideResult,
+    genes: Sequence[Gene],
+    n_fine: int,
+    room: int,
+    progress: Progress,
+) -> list[Index]:
+    """Write every gene at the coarse scales, then the first at the fine ones, while there is room.
+
+    Returns:
+        Of each gene that came its place among the genes, its colour limit (UMIs per 64 µm²) and,
+        by scale, the UMIs that a map's last index stands for.
+    """
+    shown: dict[int, Index] = {}
+    n_fine = min(n_fine, len(genes))
+    n_jobs, n_before = len(genes) + n_fine, 0
+    for scales, n_wanted in ((COARSE_UM, len(genes)), (FINE_UM, n_fine)):
+        for g, gene in enumerate(genes[:n_wanted]):
+            if scales == FINE_UM and g not in shown:
+                break
+            progress.step(n_before + g, n_jobs, "maps", f"{slide.patient} {gene.symbol}")
+            drawn = gene_maps(*slide.layers(gene), slide.scored_mask, scales)
+            elements = "".join(
+                data_script(f"map-{s}-{g}-{scale}-{what}", base64.b64encode(png).decode())
+                for (scale, what), png in drawn.pictures.items()
+            )
+            if shown and len(elements) > room:
+                break
+            room -= len(elements)
+            write(elements)
+            entry = shown.setdefault(g, {"gene": g, "limit": drawn.limit, "tops": {}})
+            entry["tops"] |= drawn.tops
+        n_before += n_wanted
+    progress.step(n_jobs, n_jobs, "maps", slide.patient)
+    return list(shown.values())

@@ -1,0 +1,120 @@
+"""Rates on an H&E picture that lies in memory, for notebooks; slides go through ``vst predict``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import cv2
+import numpy as np
+
+from virchow_st.models.encoders import load_encoder
+from virchow_st.predict.image import (
+    OVERVIEW_LEVEL,
+    TrainedRun,
+    grid_shape,
+    on_cells,
+    open_encoder,
+    picture_factor,
+    predict_patches,
+)
+from virchow_st.predict.lattice import lay_over
+from virchow_st.predict.stitch import Stitcher
+from virchow_st.run.panel import Panel
+from virchow_st.runtime.progress import SILENT, Progress
+from virchow_st.slide.image import SlideImage
+from virchow_st.slide.mpp import check_mpp
+from virchow_st.slide.tissue import find_tissue
+from virchow_st.types import BIN_UM, CELL_BINS, BoolArray, Float32Array, UInt8Array
+
+OVERLAP_UM = 32
+"""Overlap of neighbouring patches, as ``vst predict`` has it; 0 would show seams."""
+MIN_TISSUE = 0.0
+"""Less than ``vst predict`` asks for: pictures are often cut through tissue, whose edge counts."""
+# Kept loaded: a notebook predicts one picture after another.
+_load_encoder = lru_cache(maxsize=1)(load_encoder)
+
+
+@dataclass(frozen=True, eq=False)
+class ImageRates:
+    """Rates on an image, on a grid of 2 µm bins from the image's top left corner on.
+
+    Attributes:
+        panel: the genes.
+        rates: (G, R, C) float32, expected UMIs per 2 µm bin; NaN where no patch lies.
+        tissue_mask: (R, C) bool, True = tissue. Glass inside a patch has rates too.
+        image: (2R, 2C, 3) uint8, the image at 1 µm/px, white beyond its edge.
+    """
+
+    panel: Panel
+    rates: Float32Array
+    tissue_mask: BoolArray
+    image: UInt8Array
+
+    def __getitem__(self, gene: str) -> Float32Array:
+        """(R, C) rates of a gene by symbol or id, NaN outside tissue."""
+        rate = self.rates[self.panel.index(gene)]
+        return np.where(self.tissue_mask, rate, np.float32(np.nan))
+
+    def __repr__(self) -> str:
+        n_genes, rows, cols = self.rates.shape
+        return f"ImageRates({n_genes} genes, {rows}×{cols} bins of {BIN_UM} µm)"
+
+
+def predict_array(
+    run: TrainedRun,
+    panel: Panel,
+    pixels: UInt8Array,
+    mpp: float,
+    *,
+    weights: str = "",
+    device: str = "auto",
+    min_tissue: float = MIN_TISSUE,
+    progress: Progress = SILENT,
+) -> ImageRates:
+    """Predict the rates on an image in memory: what ``vst predict`` does, but nothing is written.
+
+    Args:
+        run: trained.
+        panel: its genes.
+        pixels: (H, W, 3) uint8 RGB.
+        mpp: µm per pixel.
+        weights: the encoder's weights file, instead of the hub.
+        device: where the encoder runs.
+        min_tissue: smallest share of tissue in a patch that is predicted; one without any never
+            is.
+        progress: who listens.
+
+    Raises:
+        ValueError: the array is no RGB picture.
+        SlideError: the pixels are too coarse to show nuclei, or there is no tissue.
+        ConfigError: the encoder's weights cannot be had, or are others than the run's.
+    """
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or not pixels.size:
+        raise ValueError(f"image: expected uint8 (H, W, 3) RGB; got {pixels.dtype} {pixels.shape}")
+    mpp = check_mpp("image", mpp)
+    image = SlideImage.of_array(pixels)
+    encoder = open_encoder(run, weights, device, _load_encoder)
+    factor = picture_factor(image, mpp) << OVERVIEW_LEVEL
+    overview, _, scale = image.read_region(0, 0, image.width, image.height, factor)
+    shape = grid_shape(image, mpp)
+    cells = on_cells(find_tissue(overview, scale * mpp).mask, scale * mpp, shape)
+    patches = lay_over(cells, min_tissue, OVERLAP_UM // BIN_UM)
+    rates = np.full((len(panel), *shape), np.nan, np.float32)
+
+    def write(row0: int, col0: int, block: Float32Array, _: BoolArray) -> None:
+        rates[:, row0 : row0 + block.shape[1], col0 : col0 + block.shape[2]] = block
+
+    stitcher = Stitcher(patches, OVERLAP_UM // BIN_UM, shape, write)
+    predict_patches([run], encoder, image, mpp, patches, stitcher, progress)
+    mask = cells.repeat(CELL_BINS, axis=0).repeat(CELL_BINS, axis=1)
+    return ImageRates(panel, rates, mask, _at_1um(pixels, mpp, shape))
+
+
+def _at_1um(pixels: UInt8Array, mpp: float, shape: tuple[int, int]) -> UInt8Array:
+    """The image at 1 µm/px, its far edge to the nearest pixel, on a grid of ``shape`` bins."""
+    sides = [max(1, round(n * mpp)) for n in pixels.shape[:2]]
+    small = cv2.resize(pixels, (sides[1], sides[0]), interpolation=cv2.INTER_AREA)
+    canvas = np.full((BIN_UM * shape[0], BIN_UM * shape[1], 3), 255, np.uint8)
+    canvas[: sides[0], : sides[1]] = small
+    return canvas

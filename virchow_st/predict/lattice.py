@@ -1,0 +1,88 @@
+"""Patches over the tissue of a slide, with or without overlap, and the window that blends them."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from virchow_st.errors import SlideError
+from virchow_st.slide.patches import PatchTable
+from virchow_st.types import (
+    BIN_UM,
+    BLOCK_BINS,
+    CELL_BINS,
+    PATCH_BINS,
+    BoolArray,
+    Float32Array,
+    Int64Array,
+)
+
+
+def lay_over(tissue: BoolArray, min_tissue: float, overlap_bins: int = 0) -> PatchTable:
+    """Lay patches from bin (0, 0) on until the grid is covered; the last may reach beyond it.
+
+    Strides are whole cells of 8 µm, so that none is half covered.
+
+    Args:
+        tissue: (R, C) bool, cells of 8 µm.
+        min_tissue: smallest share of tissue in a kept patch; one without any is never kept.
+        overlap_bins: bins that neighbours share, a multiple of 4, at most half a patch.
+
+    Returns:
+        The kept patches, block by block (`BLOCK_BINS`), row-major: the order in which the fewest
+        blocks are unfinished at a time.
+
+    Raises:
+        SlideError: no patch has enough tissue.
+    """
+    if overlap_bins % CELL_BINS or not 0 <= overlap_bins <= PATCH_BINS // 2:
+        raise ValueError(f"expected a multiple of {CELL_BINS} up to half a patch")
+    starts = [_starts(cells * CELL_BINS, PATCH_BINS - overlap_bins) for cells in tissue.shape]
+    # Tissue cells above and left of each corner, so that a patch takes four look-ups.
+    reach = [(s[-1] + PATCH_BINS) // CELL_BINS for s in starts]
+    area = np.zeros((reach[0] + 1, reach[1] + 1), np.int64)
+    area[1 : tissue.shape[0] + 1, 1 : tissue.shape[1] + 1] = tissue
+    area = area.cumsum(axis=0).cumsum(axis=1)
+    top, left = (s // CELL_BINS for s in starts)
+    bottom, right = (s + PATCH_BINS // CELL_BINS for s in (top, left))
+    inside = area[np.ix_(bottom, right)] - area[np.ix_(top, right)]
+    inside -= area[np.ix_(bottom, left)] - area[np.ix_(top, left)]
+    fraction = inside / (PATCH_BINS // CELL_BINS) ** 2
+    row, col = np.nonzero((fraction >= min_tissue) & (fraction > 0))
+    if len(row) == 0:
+        raise SlideError(
+            f"tissue: expected a patch of {PATCH_BINS * BIN_UM} µm with at least {min_tissue:.0%} "
+            f"tissue; the best has {fraction.max():.0%}; lower --min-tissue"
+        )
+    row0, col0 = starts[0][row], starts[1][col]
+    order = np.lexsort((col0, row0, col0 // BLOCK_BINS, row0 // BLOCK_BINS))
+    return PatchTable(
+        row0=row0[order].astype(np.int32),
+        col0=col0[order].astype(np.int32),
+        tissue_fraction=fraction[row, col][order].astype(np.float32),
+    )
+
+
+def _starts(n_bins: int, stride: int) -> Int64Array:
+    """First bins of the patches that cover an axis of ``n_bins``."""
+    return stride * np.arange(1 + max(0, -(-(n_bins - PATCH_BINS) // stride)))
+
+
+def covered(tissue: BoolArray, patches: PatchTable) -> float:
+    """Share of the tissue cells that lie in a patch."""
+    left = tissue.copy()
+    side = PATCH_BINS // CELL_BINS
+    for row0, col0 in zip(patches.row0 // CELL_BINS, patches.col0 // CELL_BINS, strict=True):
+        left[row0 : row0 + side, col0 : col0 + side] = False
+    return 1 - np.count_nonzero(left) / np.count_nonzero(tissue)
+
+
+def window(overlap_bins: int) -> Float32Array:
+    """Weight of a patch's bins where patches overlap, (128, 128).
+
+    Along each axis a raised cosine over the overlap, 1 between; neighbours' weights add up to 1.
+    """
+    ramp = np.sin(np.pi / 2 * (np.arange(overlap_bins) + 0.5) / max(overlap_bins, 1)) ** 2
+    side = np.ones(PATCH_BINS)
+    side[:overlap_bins] = ramp
+    side[PATCH_BINS - overlap_bins :] *= ramp[::-1]
+    return np.outer(side, side).astype(np.float32)

@@ -1,0 +1,40 @@
+"""The rates in the output: finished blocks of the stitcher as their mean and spread over runs."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from virchow_st.kernels.pooling import sum_pool
+from virchow_st.output.export.bins import BinImages, channel_names
+from virchow_st.output.export.ngff import Folder
+from virchow_st.run.panel import Panel
+from virchow_st.types import CELL_BINS, BoolArray, Float32Array
+
+
+class RateImages:
+    """``rates_2um`` and ``rates_8um``, and with several runs ``spread_2um`` and ``spread_8um``.
+
+    At 2 µm a pixel is the expected UMIs of a 2 µm bin, at 8 µm those of an 8 µm bin, the sum of its
+    sixteen. The spread is the standard deviation over the runs (n − 1). NaN is where nothing was
+    predicted.
+
+    Args:
+        folder: where to.
+        panel: its genes are the channels.
+        n_runs: how many runs predict.
+        shape: rows and columns of the 2 µm grid, multiples of 8.
+    """
+
+    def __init__(self, folder: Folder, panel: Panel, n_runs: int, shape: tuple[int, int]) -> None:
+        self._n_runs = n_runs
+        channels = channel_names(panel)
+        self._rates = BinImages(folder, "rates", channels, shape)
+        self._spread = BinImages(folder, "spread", channels, shape) if n_runs > 1 else None
+
+    def write(self, row0: int, col0: int, rates: Float32Array, there: BoolArray) -> None:
+        """Write a block from bin (row0, col0) on: (runs × genes, h, w), NaN where not ``there``."""
+        by_run = rates.reshape(self._n_runs, -1, *there.shape)
+        at_8um = np.stack([sum_pool(run, CELL_BINS) for run in by_run])
+        self._rates.write(row0, col0, by_run.mean(axis=0), at_8um.mean(axis=0))
+        if self._spread is not None:
+            self._spread.write(row0, col0, by_run.std(axis=0, ddof=1), at_8um.std(axis=0, ddof=1))

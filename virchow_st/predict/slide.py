@@ -1,0 +1,187 @@
+"""The whole way from an image to its rates on disk, one visible function."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xxhash
+
+from virchow_st.config import PredictConfig, to_toml
+from virchow_st.errors import ConfigError
+from virchow_st.models.encoders.base import Encoder
+from virchow_st.output.export.bins import LEVELS
+from virchow_st.output.export.he_image import Picture
+from virchow_st.output.export.ngff import FLAVOURS, Folder
+from virchow_st.output.export.tables import check_format
+from virchow_st.predict.convert import convert
+from virchow_st.predict.image import (
+    OVERVIEW_LEVEL,
+    grid_shape,
+    named,
+    on_cells,
+    open_encoder,
+    predict_patches,
+)
+from virchow_st.predict.lattice import covered, lay_over
+from virchow_st.predict.load import Run, load_run
+from virchow_st.predict.overview import write_picture
+from virchow_st.predict.rates import RateImages
+from virchow_st.predict.stitch import Stitcher
+from virchow_st.runtime.atomic import written_aside
+from virchow_st.runtime.progress import SILENT, Progress
+from virchow_st.slide.image import SlideImage
+from virchow_st.slide.mpp import slide_mpp
+from virchow_st.slide.patches import PatchTable
+from virchow_st.slide.tissue import Tissue, find_tissue
+from virchow_st.types import BIN_UM, CELL_BINS
+
+FORMAT = "virchow_st.prediction/1"
+_SOFTWARE = ("virchow_st", "numpy", "opencv-python-headless", "torch", "timm", "zarr")
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What `predict_slide` left: the result, the picture of the tissue, and a few numbers."""
+
+    path: Path
+    picture: Path
+    n_patches: int
+    covered: float
+    most_open_blocks: int
+
+
+def predict_slide(
+    run_paths: Sequence[Path],
+    image_path: Path,
+    out: Path,
+    config: PredictConfig,
+    progress: Progress = SILENT,
+) -> Prediction:
+    """Predict the rates of an H&E slide that has no counts.
+
+    Args:
+        run_paths: one run, or several of the same encoder and panel, whose mean and spread it is.
+        image_path: the slide.
+        out: what to write; it is there whole or not at all.
+        config: options.
+        progress: who listens.
+
+    Raises:
+        ConfigError, SlideError: a run, its encoder's weights, or the image is missing, damaged or
+            does not fit; no µm per pixel; no tissue; or ``out`` is there already.
+    """
+    if out.exists():
+        raise ConfigError(f"{out}: is already there; delete it or give another --out")
+    check_format(config.format)
+    runs = [load_run(path, config.device) for path in run_paths]
+    _check_alike(runs)
+    with SlideImage.open(image_path) as image:
+        mpp = slide_mpp(image_path, config.mpp)
+        encoder = open_encoder(runs[0], config.weights, config.device)
+        if encoder.licence:
+            progress.warn(f"{encoder.name}: {encoder.licence}")
+        progress.note(f"{image_path}: {image.width}×{image.height} px, {mpp:.4g} µm/px")
+        picture = out.with_name(f"{out.name.partition('.')[0]}_tissue.png")
+        with _gone_on_failure(picture), written_aside(out) as aside:
+            flavour = config.format if config.format in FLAVOURS else FLAVOURS[0]
+            zarr_path = aside / "zarr"
+            folder = Folder(zarr_path, flavour, {})
+            pyramid = write_picture(folder, image, mpp)
+            overview, um_per_px = pyramid.read(OVERVIEW_LEVEL)
+            tissue = find_tissue(overview, um_per_px, str(image_path))
+            shape = grid_shape(image, mpp, 1 << (LEVELS - 1))
+            cells = on_cells(tissue.mask, um_per_px, shape)
+            patches = lay_over(cells, config.min_tissue, config.overlap_um // BIN_UM)
+            _draw(picture, pyramid, tissue, patches)
+            share = covered(cells, patches)
+            progress.note(
+                f"{cells.mean():.1%} of the slide is tissue, {share:.1%} of that in "
+                f"{len(patches)} patches: see {picture}; a lower --min-tissue takes in more"
+            )
+            folder.add_labels("tissue", cells.shape, BIN_UM * CELL_BINS)[:] = cells
+            written = RateImages(folder, runs[0].panel, len(runs), shape)
+            stitcher = Stitcher(patches, config.overlap_um // BIN_UM, shape, written.write)
+            predict_patches(runs, encoder, image, mpp, patches, stitcher, progress)
+            folder.finish(
+                virchow_st=_provenance(runs, encoder, image, mpp, config, tissue, patches, share)
+            )
+            convert(zarr_path, aside / "result", config.format, runs[0].panel, pyramid)
+    return Prediction(out, picture, len(patches), share, stitcher.most_open)
+
+
+def _check_alike(runs: Sequence[Run]) -> None:
+    first = runs[0]
+    for run in runs[1:]:
+        if any(run.state[key] != first.state[key] for key in ("encoder", "grid", "dim")):
+            raise ConfigError(
+                f"{run.path}: expected a run on tokens of {named(first.state['encoder'])}, as "
+                f"{first.path}; got {named(run.state['encoder'])}; give runs of one encoder"
+            )
+        if run.panel.ids != first.panel.ids:
+            raise ConfigError(
+                f"{run.path}: expected the genes of {first.path} in their order; got others; give "
+                "runs with one --panel file"
+            )
+
+
+def _draw(path: Path, pyramid: Picture, tissue: Tissue, patches: PatchTable) -> None:
+    from virchow_st.output.figures.tissue_check import LONGEST_PX, draw_tissue
+
+    rgb, um_per_px = pyramid.read_small(LONGEST_PX)
+    corners_um = BIN_UM * np.stack([patches.row0, patches.col0], axis=1)
+    draw_tissue(path, rgb, um_per_px, tissue.mask, tissue.histogram, tissue.threshold, corners_um)
+
+
+def _provenance(
+    runs: Sequence[Run],
+    encoder: Encoder,
+    image: SlideImage,
+    mpp: float,
+    config: PredictConfig,
+    tissue: Tissue,
+    patches: PatchTable,
+    share: float,
+) -> dict[str, Any]:
+    panel = runs[0].panel
+    return {
+        "format": FORMAT,
+        "unit": "expected UMIs a bin",
+        "runs": [
+            {
+                "path": str(run.path),
+                "config": xxhash.xxh64(to_toml(run.config).encode()).hexdigest(),
+                "decoder": run.config.decoder,
+                "epoch": run.state["epoch"],
+            }
+            for run in runs
+        ],
+        "genes": {"id": list(panel.ids), "symbol": list(panel.symbols)},
+        "encoder": runs[0].state["encoder"],
+        "licence": encoder.licence,
+        "image": {
+            "name": image.path.name,
+            "fingerprint": image.fingerprint(),
+            "size_px": [image.width, image.height],
+            "mpp": mpp,
+        },
+        "tissue": {"saturation_threshold": tissue.threshold, "covered": share},
+        "n_patches": len(patches),
+        "options": {k: v for k, v in asdict(config).items() if k not in ("device", "weights")},
+        "software": {name: version(name) for name in _SOFTWARE},
+    }
+
+
+@contextmanager
+def _gone_on_failure(picture: Path) -> Iterator[None]:
+    """Take the picture away where the job ends before its result is there."""
+    try:
+        yield
+    except BaseException:
+        picture.unlink(missing_ok=True)
+        raise

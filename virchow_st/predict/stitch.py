@@ -1,0 +1,87 @@
+"""Patches in, finished squares of the slide out, with as little as possible held in between."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+
+import numpy as np
+
+from virchow_st.predict.lattice import window
+from virchow_st.slide.patches import PatchTable
+from virchow_st.types import BLOCK_BINS, PATCH_BINS, BoolArray, Float32Array
+
+Write = Callable[[int, int, Float32Array, BoolArray], None]
+Place = tuple[int, int]
+
+
+class Stitcher:
+    """Weighted means of overlapping patches, given out block by block.
+
+    A block is handed on when the last patch that touches it has come. With patches in the order of
+    `lay_over`, one block is open at a time without overlap, and one row of blocks with it.
+
+    Args:
+        patches: all that will come.
+        overlap_bins: bins that neighbours share.
+        shape: rows and columns of the grid; what reaches beyond is cut off.
+        write: takes a block's first row and column, its rates (N, h, w), NaN where no patch lies,
+            and the mask (h, w) of where one does.
+    """
+
+    def __init__(
+        self, patches: PatchTable, overlap_bins: int, shape: tuple[int, int], write: Write
+    ) -> None:
+        self._shape = shape
+        self._write = write
+        self._window = window(overlap_bins)
+        self._missing = Counter(
+            place
+            for row0, col0 in zip(patches.row0.tolist(), patches.col0.tolist(), strict=True)
+            for place in self._touched(row0, col0)
+        )
+        self._open: dict[Place, tuple[Float32Array, Float32Array]] = {}
+        self.most_open = 0
+        """Blocks held at once so far, at most."""
+
+    def add(self, row0: int, col0: int, rates: Float32Array) -> None:
+        """Add the rates (N, 128, 128) of the patch that begins at bin (row0, col0)."""
+        for place in self._touched(row0, col0):
+            if place not in self._open:
+                size = [min(BLOCK_BINS, n - at) for n, at in zip(self._shape, place, strict=True)]
+                sums = np.zeros((len(rates), *size), np.float32)
+                self._open[place] = sums, np.zeros(size, np.float32)
+                self.most_open = max(self.most_open, len(self._open))
+            sums, weights = self._open[place]
+            rows = _overlap(row0, place[0], sums.shape[1])
+            cols = _overlap(col0, place[1], sums.shape[2])
+            weight = self._window[rows[0], cols[0]]
+            sums[:, rows[1], cols[1]] += rates[:, rows[0], cols[0]] * weight
+            weights[rows[1], cols[1]] += weight
+            self._missing[place] -= 1
+            if not self._missing[place]:
+                self._finish(place)
+
+    def _finish(self, place: Place) -> None:
+        sums, weights = self._open.pop(place)
+        there = weights > 0
+        sums /= np.where(there, weights, np.float32(np.nan))
+        self._write(*place, sums, there)
+
+    def _touched(self, row0: int, col0: int) -> list[Place]:
+        """First bins of the blocks in which a patch lies."""
+        axes = [
+            range(
+                start // BLOCK_BINS * BLOCK_BINS,
+                min(start + PATCH_BINS, n),
+                BLOCK_BINS,
+            )
+            for start, n in zip((row0, col0), self._shape, strict=True)
+        ]
+        return [(row, col) for row in axes[0] for col in axes[1]]
+
+
+def _overlap(patch: int, block: int, size: int) -> tuple[slice, slice]:
+    """Bins that a patch and a block share along one axis: in the patch, and in the block."""
+    first, last = max(patch, block), min(patch + PATCH_BINS, block + size)
+    return slice(first - patch, last - patch), slice(first - block, last - block)

@@ -1,0 +1,167 @@
+"""Checkpoints as safetensors and JSON: nothing is pickled, and a folder is there whole or not."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from virchow_st.errors import ConfigError
+from virchow_st.runtime.atomic import sync_folder
+
+FORMAT = "virchow_st.run.checkpoint/1"
+_TENSORS = "tensors.safetensors"
+_STATE = "state.json"
+
+
+def save_checkpoint(
+    folder: Path,
+    modules: Mapping[str, nn.Module],
+    state: Mapping[str, Any],
+    optimizer: torch.optim.Optimizer | None = None,
+) -> None:
+    """Replace ``folder`` by a checkpoint of the modules, the optimiser's moments and ``state``."""
+    _write(folder, _copied(modules, optimizer), state)
+
+
+class CheckpointWriter:
+    """Saves checkpoints in a thread, in order, while training goes on; `close` waits for the last.
+
+    What is saved is copied first, so that the next step may change it. What goes wrong is raised by
+    one of the next calls, at the latest by `close`.
+    """
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(1)
+        self._writing: list[Future[None]] = []
+
+    def save(
+        self,
+        folder: Path,
+        modules: Mapping[str, nn.Module],
+        state: Mapping[str, Any],
+        optimizer: torch.optim.Optimizer | None = None,
+    ) -> None:
+        """As `save_checkpoint`, but returns before all is written."""
+        self._wait(n_left=1)  # the best and the last one of an epoch, and no more in memory
+        tensors = _copied(modules, optimizer)
+        self._writing.append(self._thread.submit(_write, folder, tensors, dict(state)))
+
+    def _wait(self, n_left: int) -> None:
+        while len(self._writing) > n_left:
+            self._writing.pop(0).result()
+
+    def close(self) -> None:
+        """Write what is left and end the thread."""
+        try:
+            self._wait(n_left=0)
+        finally:
+            self._thread.shutdown()
+
+
+def _copied(
+    modules: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer | None
+) -> dict[str, Tensor]:
+    tensors = {
+        f"{name}.{key}": value
+        for name, module in modules.items()
+        for key, value in module.state_dict().items()
+    }
+    if optimizer is not None:
+        tensors |= {
+            f"optimizer.{index}.{key}": value
+            for index, moments in optimizer.state_dict()["state"].items()
+            for key, value in moments.items()
+        }
+    return {
+        name: value.detach().to("cpu", copy=True).contiguous() for name, value in tensors.items()
+    }
+
+
+def _write(folder: Path, tensors: dict[str, Tensor], state: Mapping[str, Any]) -> None:
+    aside, old = folder.with_name(f".{folder.name}.part"), folder.with_name(f".{folder.name}.old")
+    if whole(folder) == old:  # an earlier save died between its renames: this is all there is
+        os.replace(old, folder)
+    for leftover in (aside, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    aside.mkdir(parents=True)
+    try:
+        save_file(tensors, aside / _TENSORS)
+    except SafetensorError as e:
+        raise ConfigError(
+            f"{aside / _TENSORS}: cannot be written ({e}); make room, then go on with --resume"
+        ) from None
+    (aside / _STATE).write_text(json.dumps({"format": FORMAT, **state}, indent=1) + "\n", "utf-8")
+    for name in (_TENSORS, _STATE):  # before the name, so that a power cut leaves one or the other
+        with open(aside / name, "rb") as file:
+            os.fsync(file.fileno())
+    if folder.exists():
+        os.replace(folder, old)
+    os.replace(aside, folder)
+    sync_folder(folder.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def load_checkpoint(
+    folder: Path,
+    modules: Mapping[str, nn.Module],
+    optimizer: torch.optim.Optimizer | None = None,
+) -> dict[str, Any]:
+    """Load what `save_checkpoint` saved into modules of the same shapes; returns the state."""
+    state = read_state(folder)
+    try:
+        tensors = load_file(whole(folder) / _TENSORS)
+    except (OSError, SafetensorError) as e:
+        raise ConfigError(f"{folder / _TENSORS}: cannot be read ({e}); train again") from None
+    for name, module in modules.items():
+        own = {
+            k.removeprefix(f"{name}."): v for k, v in tensors.items() if k.startswith(f"{name}.")
+        }
+        try:
+            module.load_state_dict(own)
+        except RuntimeError as e:
+            reason = str(e).splitlines()[-1].strip()
+            raise ConfigError(f"{folder}: does not fit the {name} ({reason})") from None
+    if optimizer is not None:
+        _load_optimizer(optimizer, tensors)
+    return state
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """The JSON part of a checkpoint."""
+    file = whole(folder) / _STATE
+    try:
+        state = json.loads(file.read_text("utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{folder}: no checkpoint there; run `vst train` first") from None
+    except ValueError as e:
+        raise ConfigError(f"{file}: cannot be read as JSON ({e}); train again") from None
+    came = state.get("format") if isinstance(state, dict) else None
+    if came != FORMAT:
+        raise ConfigError(f"{file}: expected format {FORMAT}, got {came!r}; train again")
+    return dict(state)
+
+
+def whole(folder: Path) -> Path:
+    """The folder, or its predecessor if the process died between the two renames of a save."""
+    old = folder.with_name(f".{folder.name}.old")
+    return old if not folder.exists() and old.exists() else folder
+
+
+def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        if name.startswith("optimizer."):
+            _, index, key = name.split(".", 2)
+            state.setdefault(int(index), {})[key] = value
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": state, "param_groups": groups})

@@ -1,0 +1,104 @@
+"""Is one model better than another? Their figures on the same test bins, paired block by block."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+from virchow_st.errors import ConfigError
+from virchow_st.metrics.bootstrap import BlockSums, Figure, interval, paired
+from virchow_st.run.results import INTERVALS, RUN, RunBlocks, read_blocks
+
+FORMAT = "virchow_st.comparison/1"
+DRAWS = 1000
+"""Bootstrap draws of an interval."""
+
+
+def compare_runs(runs: Sequence[Path]) -> dict[str, Any]:
+    """Every pair of evaluated runs, in their order.
+
+    Returns:
+        ``{"format", "runs": [paths], "pairs": [{"a", "b", "scales": …}]}``, with the ``scales`` of
+        `differences`; positive means that ``a`` is better.
+
+    Raises:
+        ConfigError: a run is not evaluated, or two differ in their panel or their test counts.
+    """
+    blocks = {run: read_blocks(run) for run in runs}
+    return {
+        "format": FORMAT,
+        "runs": [str(run) for run in runs],
+        "pairs": [
+            {"a": str(a), "b": str(b), "scales": _compare(a, blocks[a], b, blocks[b])}
+            for a, b in combinations(runs, 2)
+        ],
+    }
+
+
+def _compare(a: Path, of_a: RunBlocks, b: Path, of_b: RunBlocks) -> dict[str, Any]:
+    check_same_panel(a, of_a.gene_ids, b, of_b.gene_ids)
+    try:
+        return differences(of_a.sums[RUN], of_b.sums[RUN])
+    except ValueError:
+        raise other_patches(a, b) from None
+
+
+def check_same_panel(a: Path, genes_a: Sequence[str], b: Path, genes_b: Sequence[str]) -> None:
+    """Raise `ConfigError` unless both runs predict the same genes in the same order."""
+    if tuple(genes_a) != tuple(genes_b):
+        raise ConfigError(
+            f"{b}: expected the panel of {a}, {len(genes_a)} genes; got another of "
+            f"{len(genes_b)}; train both with the same --panel and the same training patients"
+        )
+
+
+def other_patches(a: Path, b: Path) -> ConfigError:
+    """The error of two runs that were not tested on the same patches and counts."""
+    return ConfigError(
+        f"{b}: expected the test patches and counts of {a}; got others; train both with the same "
+        f"--test-patient, from stores of the same slides"
+    )
+
+
+def differences(a: Mapping[int, BlockSums], b: Mapping[int, BlockSums]) -> dict[str, Any]:
+    """Figures of a less those of b at each scale, with 95 % intervals.
+
+    Args:
+        a, b: sums of two models by scale in µm, over the same blocks.
+
+    Returns:
+        ``{"2": {"pcc": {"difference", "ci95", "p"}, "d2_poisson": …}, …}``; null for what is
+        undefined, as every interval of a single block.
+
+    Raises:
+        ValueError: the two were scored on different bins or counts.
+    """
+    return {
+        str(scale): {figure: _difference(a[scale], b[scale], figure) for figure in INTERVALS}
+        for scale in a
+    }
+
+
+def _difference(a: BlockSums, b: BlockSums, figure: Figure) -> dict[str, Any]:
+    came = paired(a, b, figure, DRAWS)
+    return {
+        "difference": _defined(came.difference),
+        "ci95": _pair(came.low, came.high),
+        "p": _defined(came.p),
+    }
+
+
+def intervals(sums: BlockSums) -> dict[str, list[float] | None]:
+    """``pcc_ci95`` and ``d2_poisson_ci95`` of one model at one scale; null for a single block."""
+    return {f"{figure}_ci95": _pair(*interval(sums, figure, DRAWS)) for figure in INTERVALS}
+
+
+def _pair(low: float, high: float) -> list[float] | None:
+    return None if math.isnan(low) or math.isnan(high) else [low, high]
+
+
+def _defined(value: float) -> float | None:
+    return None if math.isnan(value) else float(value)

@@ -1,0 +1,78 @@
+"""A run directory of ``vst train``: begun whole or not at all, and resumed only as it was begun."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from virchow_st.config import TrainConfig, from_toml, to_toml
+from virchow_st.errors import ConfigError
+from virchow_st.run.checkpoint import whole
+from virchow_st.run.panel import Panel
+from virchow_st.run.split import Split
+from virchow_st.store.reader import Store
+
+CHECKPOINTS = "checkpoints"
+_ELSEWHERE = ("device", "compile")  # settings that a resumed run may have otherwise
+
+
+def is_begun(run: Path) -> bool:
+    """Whether there is a run to resume."""
+    return whole(run / CHECKPOINTS / "last").exists()
+
+
+def check_new(run: Path) -> None:
+    """Raise `ConfigError` where something is there already."""
+    if run.exists():
+        raise ConfigError(f"{run}: is already there; give another --run, or --resume it")
+
+
+def check_resumable(run: Path, config: TrainConfig, split: Split) -> None:
+    """Raise `ConfigError` unless a run was begun there with these settings and stores."""
+    if not is_begun(run):
+        raise nothing_to_resume(run)
+    check_same_options(run, config)
+    if Split.read(run / "split.json") != split:
+        raise ConfigError(f"{run}: a store was written anew since it was begun; train anew")
+
+
+def check_same_options(run: Path, config: TrainConfig) -> None:
+    """Raise `ConfigError` unless the directory was begun with these settings."""
+    if not (run / "config.toml").is_file():
+        raise nothing_to_resume(run)
+    begun = from_toml(TrainConfig, run / "config.toml")
+    if replace(begun, **{name: getattr(config, name) for name in _ELSEWHERE}) != config:
+        raise ConfigError(
+            f"{run}: was begun with other options; repeat those, or give another --run"
+        )
+
+
+def nothing_to_resume(run: Path) -> ConfigError:
+    """The error where no run was begun."""
+    return ConfigError(f"{run}: nothing to resume there; delete it and train without --resume")
+
+
+def begin(
+    run: Path,
+    config: TrainConfig,
+    split: Split,
+    stores: Sequence[Store],
+    panel: Panel,
+    save: Callable[[Path], None],
+) -> None:
+    """Write all that a run begins with; ``save`` writes the first checkpoints into a folder.
+
+    Aside first: a run that is there can be resumed, whenever it was killed.
+    """
+    aside = run.with_name(f".{run.name}.part")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    text = f"{to_toml(config)}\n# Hash of split.json: {split.xxh64(stores)}\n"
+    (aside / "config.toml").write_text(text, "utf-8")
+    split.write(aside / "split.json", stores)
+    panel.write(aside / "panel.tsv")
+    save(aside)
+    os.replace(aside, run)

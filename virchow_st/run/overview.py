@@ -1,0 +1,100 @@
+"""The slides of a run, small: what a picture of patches, split and masks needs, without stores.
+
+``overview.h5``: attributes ``format``, ``bin_um`` and ``block_um``, and a group a slide, ``0``,
+``1``, … in the order of the run's stores. Of each group, attributes ``name`` (that of the slide's
+maps and pictures), ``patient``, ``row0``, ``col0`` (array_row and array_col of the first bin) and
+``um_per_px``, 1, 2, 4, …; datasets ``image`` (2R, 2C, 3) / um_per_px, uint8; ``tissue_mask`` and
+``validity_mask`` (R, C) bool, tissue and the bins on the slide image, False outside of patches; and
+of its P patches ``patch_row0``, ``patch_col0``, ``patch_part`` (0 training, 1 validation, 2 test),
+``patch_block`` (the spatial block, −1 where it is not a test patch) int32, and ``patch_total_umi``
+int64, all (P,).
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from virchow_st.run.split import Member, Split
+from virchow_st.store.reader import Patch, Store
+from virchow_st.types import BIN_UM, PATCH_BINS, STORED_IMAGE_PX
+
+FORMAT = "virchow_st.run.overview/1"
+PARTS = ("train", "validation", "test")
+LONGEST_PX = 1700
+"""Most pixels along a slide's longer side; a full slide of 26 patches has 1664, at 4 µm/px."""
+
+
+def slide_names(stores: Sequence[Store]) -> list[str]:
+    """What slides are called in result files: the patient, and the store's place if it repeats."""
+    times = Counter(store.patient for store in stores)
+    return [
+        store.patient if times[store.patient] == 1 else f"{store.patient}-{i}"
+        for i, store in enumerate(stores)
+    ]
+
+
+def write_overview(
+    path: Path, stores: Sequence[Store], split: Split, block_of: Mapping[Member, int], block_um: int
+) -> None:
+    """Write the slides of a run; the file appears under its name when it is whole.
+
+    Args:
+        path: of the file.
+        stores: of the run, in its order.
+        split: which patches train, validate and test.
+        block_of: the spatial block of each test patch.
+        block_um: side of a block, µm.
+    """
+    part_of = {member: i for i, name in enumerate(PARTS) for member in getattr(split, name)}
+    aside = path.with_name(path.name + ".part")
+    try:
+        with h5py.File(aside, "w") as file:
+            file.attrs.update(format=FORMAT, bin_um=BIN_UM, block_um=block_um)
+            for i, (store, name) in enumerate(zip(stores, slide_names(stores), strict=True)):
+                members = sorted(member for member in part_of if member.store == i)
+                if not members:
+                    continue
+                group = file.create_group(str(i))
+                group.attrs.update(name=name, patient=store.patient)
+                _write_slide(group, [store[member.patch] for member in members])
+                group["patch_part"] = np.array([part_of[m] for m in members], np.int32)
+                group["patch_block"] = np.array([block_of.get(m, -1) for m in members], np.int32)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
+    os.replace(aside, path)
+
+
+def _write_slide(group: h5py.Group, patches: Sequence[Patch]) -> None:
+    infos = [patch.info for patch in patches]
+    row0, col0 = min(info.row0 for info in infos), min(info.col0 for info in infos)
+    rows = max(info.row0 for info in infos) + PATCH_BINS - row0
+    cols = max(info.col0 for info in infos) + PATCH_BINS - col0
+    shrink = 1
+    while max(rows, cols) * STORED_IMAGE_PX // PATCH_BINS > shrink * LONGEST_PX:
+        shrink *= 2
+    px = STORED_IMAGE_PX // shrink
+    tissue, valid = np.zeros((rows, cols), bool), np.zeros((rows, cols), bool)
+    image = np.full((rows // PATCH_BINS * px, cols // PATCH_BINS * px, 3), 255, np.uint8)
+    for patch, info in zip(patches, infos, strict=True):
+        row, col = info.row0 - row0, info.col0 - col0
+        bins = np.s_[row : row + PATCH_BINS, col : col + PATCH_BINS]
+        tissue[bins], valid[bins] = patch.tissue_mask, patch.validity_mask
+        top, left = row // PATCH_BINS * px, col // PATCH_BINS * px
+        squares = patch.image.reshape(px, shrink, px, shrink, 3)
+        image[top : top + px, left : left + px] = squares.mean(axis=(1, 3)).round()
+    packed: dict[str, Any] = {"compression": "gzip", "compression_opts": 1}
+    group.attrs.update(row0=row0, col0=col0, um_per_px=shrink)
+    group.create_dataset("image", data=image, **packed)
+    group.create_dataset("tissue_mask", data=tissue, **packed)
+    group.create_dataset("validity_mask", data=valid, **packed)
+    group["patch_row0"] = np.array([info.row0 for info in infos], np.int32)
+    group["patch_col0"] = np.array([info.col0 for info in infos], np.int32)
+    group["patch_total_umi"] = np.array([info.total_umi for info in infos], np.int64)

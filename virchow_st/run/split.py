@@ -1,0 +1,190 @@
+"""Patients → test and training; training patches → training and validation blocks."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xxhash
+
+from virchow_st.errors import ConfigError
+from virchow_st.runtime.atomic import write_json
+from virchow_st.store.reader import Store
+from virchow_st.types import PATCH_BINS
+
+VALIDATION_SHARE = 0.15
+_BLOCK_PATCHES = 2  # a validation block is 2×2 patches, 512 µm: wider than tissue texture repeats
+
+
+@dataclass(frozen=True, order=True)
+class Member:
+    """A patch of a run: which of the run's stores, and which patch in it."""
+
+    store: int
+    patch: int
+
+
+@dataclass(frozen=True)
+class Split:
+    """Which patches train, validate and test; no patient is in both training and test.
+
+    Attributes:
+        train, validation, test: patches.
+        slides: the hash of all records of each of the run's stores, so that a store that was
+            written anew in between is noticed.
+    """
+
+    train: tuple[Member, ...]
+    validation: tuple[Member, ...]
+    test: tuple[Member, ...]
+    slides: tuple[str, ...]
+
+    def write(self, path: Path, stores: Sequence[Store]) -> None:
+        """Write as JSON, by store and patient, with `xxh64`."""
+        content = {**self._content(stores), "xxh64": self.xxh64(stores)}
+        write_json(path, {"format": _FORMAT, **content})
+
+    def xxh64(self, stores: Sequence[Store]) -> str:
+        """Hash over all of it, which checkpoints and results of the run repeat."""
+        return _digest(self._content(stores))
+
+    def _content(self, stores: Sequence[Store]) -> dict[str, Any]:
+        return {
+            "slides": [
+                {"store": i, "patient": store.patient, "records_xxh64": slide}
+                for i, (store, slide) in enumerate(zip(stores, self.slides, strict=True))
+            ],
+            **{name: _by_store(getattr(self, name), stores) for name in _PARTS},
+        }
+
+    @classmethod
+    def read(cls, path: Path) -> Split:
+        """Read what `write` wrote; raises `ConfigError` for anything else."""
+        return cls._verified(path)[0]
+
+    @classmethod
+    def read_xxh64(cls, path: Path) -> str:
+        """The hash of what `write` wrote, compared; raises `ConfigError` for anything else."""
+        return cls._verified(path)[1]
+
+    @classmethod
+    def _verified(cls, path: Path) -> tuple[Split, str]:
+        try:
+            content = json.loads(path.read_text("utf-8"))
+            file_format, digest = content.pop("format"), content.pop("xxh64")
+            train, validation, test = (
+                tuple(Member(s["store"], p) for s in content[name] for p in s["patches"])
+                for name in _PARTS
+            )
+            slides = tuple(slide["records_xxh64"] for slide in content["slides"])
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as e:
+            raise ConfigError(f"{path}: cannot be read as a split ({e}); train anew") from None
+        if file_format != _FORMAT or digest != _digest(content):
+            raise ConfigError(f"{path}: does not match its hash; the split was changed, train anew")
+        return cls(train, validation, test, slides), digest
+
+    def check_stores(self, stores: Sequence[Store]) -> None:
+        """Raise `ConfigError` unless these are the stores that the split was made of."""
+        for store, slide in zip(stores, self.slides, strict=True):
+            if store.manifest["records_xxh64"] != slide:
+                raise ConfigError(
+                    f"{store.path}: is not the store the run was trained with, its records differ; "
+                    f"train anew"
+                )
+
+
+_FORMAT = "virchow_st.split/1"
+_PARTS = ("train", "validation", "test")
+
+
+def _by_store(members: Sequence[Member], stores: Sequence[Store]) -> list[dict[str, Any]]:
+    return [
+        {
+            "store": i,
+            "patient": store.patient,
+            "patches": sorted(m.patch for m in members if m.store == i),
+        }
+        for i, store in enumerate(stores)
+        if any(m.store == i for m in members)
+    ]
+
+
+def _digest(content: dict[str, Any]) -> str:
+    return xxhash.xxh64(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def split_patients(stores: Sequence[Store], test_patient: str, seed: int) -> Split:
+    """Hold one patient out for the test, and blocks of the others for validation.
+
+    Args:
+        stores: of all patients, several slides a patient allowed.
+        test_patient: the patient whose stores are the test.
+        seed: which blocks validate.
+
+    Raises:
+        ConfigError: the patient is not there, no other patient is, or a slide is too small.
+    """
+    patients = sorted({store.patient for store in stores})
+    if test_patient not in patients:
+        raise ConfigError(
+            f"test patient: expected one of {', '.join(patients)}; got {test_patient!r}"
+        )
+    if len(patients) == 1:
+        raise ConfigError(
+            f"test patient: all stores are of {test_patient}; give those of another patient too"
+        )
+    _check_no_slide_twice(stores)
+    train: list[Member] = []
+    validation: list[Member] = []
+    test: list[Member] = []
+    for i, store in enumerate(stores):
+        members = [Member(i, p) for p in range(len(store))]
+        if store.patient == test_patient:
+            test += members
+            continue
+        held_out = _validation_patches(store, np.random.default_rng([seed, i]))
+        train += [m for m in members if m.patch not in held_out]
+        validation += [m for m in members if m.patch in held_out]
+    if not train or not validation:
+        raise ConfigError("stores: expected at least two training patches; give larger slides")
+    slides = tuple(store.manifest["records_xxh64"] for store in stores)
+    return Split(tuple(train), tuple(validation), tuple(test), slides)
+
+
+def _check_no_slide_twice(stores: Sequence[Store]) -> None:
+    """A slide given twice would be in two parts of the split at once."""
+    seen: dict[str, Store] = {}
+    for store in stores:
+        other = seen.setdefault(store.manifest["records_xxh64"], store)
+        if other is not store:
+            raise ConfigError(f"{store.path}: holds the same slide as {other.path}; give it once")
+
+
+def _validation_patches(store: Store, rng: np.random.Generator) -> set[int]:
+    """Whole spatial blocks, drawn until they hold the validation share of the slide's patches."""
+    blocks: dict[tuple[int, int], list[int]] = {}
+    for size in (_BLOCK_PATCHES, 1):  # a slide too small for several blocks is cut finer
+        side = size * PATCH_BINS
+        blocks = {}
+        for index, info in enumerate(store.patch_table):
+            blocks.setdefault((info.row0 // side, info.col0 // side), []).append(index)
+        if len(blocks) >= 4:
+            break
+    if len(blocks) < 2:
+        return set()
+    order = rng.permutation(len(blocks))
+    names = sorted(blocks)
+    share = VALIDATION_SHARE * len(store)
+    held_out: set[int] = set()
+    for i in order[:-1]:
+        block = blocks[names[i]]
+        if held_out and len(held_out) + len(block) > 2 * share:
+            continue  # on a small slide, one more whole block may take half of it
+        held_out.update(block)
+        if len(held_out) >= share:
+            break
+    return held_out

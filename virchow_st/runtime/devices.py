@@ -1,0 +1,68 @@
+"""Which device a job runs on, and how much memory is free there."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from virchow_st.errors import ConfigError
+from virchow_st.runtime.memory import free_ram
+
+if TYPE_CHECKING:
+    import torch
+
+
+def pick_device(name: str, process: int | None = None) -> torch.device:
+    """Turn the option ``--device`` into a torch device that is really there.
+
+    ``auto`` is the first CUDA device, or the CPU where there is none. Any other name is taken at
+    its word: asking for CUDA on a machine without it raises `ConfigError`, because a job that runs
+    a hundred times slower than expected is not what was asked for.
+
+    Args:
+        name: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        process: number on this machine of one of several processes, from 0; each takes the CUDA
+            device of its number, and none may be named.
+    """
+    import torch
+
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cpu":
+        return torch.device("cpu")
+    kind, _, index = name.partition(":")
+    if kind != "cuda" or (index and not index.isdecimal()) or name.endswith(":"):
+        raise ConfigError(f"device: expected auto, cpu, cuda or cuda:N; got {name!r}")
+    if not torch.cuda.is_available():
+        raise ConfigError(
+            f"device: {name} was asked for and this machine has no CUDA device that torch can use; "
+            "check the driver with nvidia-smi, or choose cpu or auto"
+        )
+    count = torch.cuda.device_count()
+    if process is not None:
+        return torch.device("cuda", _own_device(name, index, process, count))
+    if index and int(index) >= count:
+        raise ConfigError(f"device: expected cuda:0 to cuda:{count - 1}; got {name!r}")
+    return torch.device(name)
+
+
+def _own_device(name: str, index: str, process: int, count: int) -> int:
+    if index:
+        raise ConfigError(
+            f"device: expected auto, cpu or cuda with several processes, which take a device each; "
+            f"got {name!r}"
+        )
+    if process >= count:
+        raise ConfigError(
+            f"device: expected a CUDA device for each process; this machine has {count} and runs "
+            f"{process + 1} processes or more; start fewer with --nproc-per-node"
+        )
+    return process
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that are free on a CUDA device, or of main memory."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return free_ram()

@@ -1,0 +1,244 @@
+"""Stores → batches: tokens, images, panel counts and masks of the same patches, turned jointly."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache, cached_property
+from typing import Any
+
+import numpy as np
+
+from virchow_st.errors import ConfigError
+from virchow_st.models.encoders.base import dihedral_channels
+from virchow_st.models.losses.targets import BatchCounts
+from virchow_st.run.panel import Panel
+from virchow_st.run.split import Member
+from virchow_st.runtime.prefetch import ahead
+from virchow_st.store.panel_reads import PanelCounts
+from virchow_st.store.reader import Patch, Store
+from virchow_st.types import (
+    PATCH_BINS,
+    PATCH_POSITIONS,
+    STORED_IMAGE_PX,
+    Array,
+    BoolArray,
+    Float32Array,
+    Int64Array,
+    UInt8Array,
+)
+
+N_ORIENTATIONS = 8  # four quarter turns, each flipped or not
+
+Room = Callable[[str, tuple[int, ...], Any], Array]
+"""Gives an array to write to, from its name, shape and dtype."""
+
+
+@dataclass(frozen=True)
+class Portion:
+    """Which patches make a batch, and how each is turned.
+
+    Attributes:
+        members: (B,).
+        turns: (B,) orientations, 0 to 7.
+    """
+
+    members: tuple[Member, ...]
+    turns: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.members)
+
+    def __getitem__(self, part: slice) -> Portion:
+        return Portion(self.members[part], self.turns[part])
+
+
+def portions(
+    members: Sequence[Member], batch_size: int, rng: np.random.Generator | None = None
+) -> list[Portion]:
+    """Batches that hold all members once; the last may be smaller.
+
+    With ``rng``, in random order and orientation; without, in order and as they lie.
+    """
+    order = np.arange(len(members)) if rng is None else rng.permutation(len(members))
+    turns = np.zeros(len(members), int)
+    if rng is not None:
+        turns = rng.integers(N_ORIENTATIONS, size=len(members))
+    chunks = [order[s : s + batch_size] for s in range(0, len(members), batch_size)]
+    return [Portion(tuple(members[i] for i in c), tuple(turns[c].tolist())) for c in chunks]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Patches ready for a decoder.
+
+    Attributes:
+        members: which patches, (B,).
+        tokens: (B, T, T, D) float16.
+        image: (B, 256, 256, 3) uint8, or None where the decoder does not look at it.
+        targets: UMIs of the panel's genes where there are any, as a loss takes them.
+        tissue_mask: (B, 128, 128) bool.
+    """
+
+    members: tuple[Member, ...]
+    tokens: Array
+    image: UInt8Array | None
+    targets: BatchCounts
+    tissue_mask: BoolArray
+
+    @cached_property
+    def counts(self) -> Float32Array:
+        """(B, G, 128, 128) float32 UMIs; made when first asked for, ten times the targets' size."""
+        return self.targets.dense()
+
+
+class PatchDataset:
+    """Patches of several stores, with the counts of one panel.
+
+    Args:
+        stores: the run's stores; all from the same encoder.
+        panel: genes, in the order of the counts.
+        wants_image: whether batches carry the patch images.
+
+    Raises:
+        ConfigError: stores of different encoders or token sizes, or a panel gene is missing.
+    """
+
+    def __init__(self, stores: Sequence[Store], panel: Panel, wants_image: bool = False) -> None:
+        check_same_encoder(stores)
+        self.stores = stores
+        self.panel = panel
+        self.wants_image = wants_image
+        self._gene_indices = [panel.indices(store) for store in stores]
+        layout, dim = stores[0].manifest["token_layout"], stores[0].manifest["dim"]
+        self._channels = [
+            dihedral_channels(layout, dim, *divmod_orientation(o)) for o in range(N_ORIENTATIONS)
+        ]
+
+    @property
+    def token_shape(self) -> tuple[int, int, int]:
+        """(T, T, D) of every store."""
+        return self.stores[0].token_shape
+
+    def channels(self, orientation: int) -> Int64Array | None:
+        """(D,) order of a token's channels once the patch is turned, None where none moves."""
+        return self._channels[orientation]
+
+    def patch(self, member: Member) -> Patch:
+        """A member's patch."""
+        return self.stores[member.store][member.patch]
+
+    def panel_counts(self, member: Member) -> PanelCounts:
+        """Non-zero UMIs of the panel's genes in a member's patch, as it lies."""
+        return self.patch(member).panel_counts(self._gene_indices[member.store])
+
+    def panel_umis(self, store: int) -> int:
+        """UMIs of the panel's genes in one of the stores: at least as many as non-zero counts."""
+        return int(self.stores[store].genes.totals[self._gene_indices[store]].sum())
+
+    def load(
+        self,
+        members: Sequence[Member],
+        orientations: Sequence[int] | None = None,
+        room: Room = lambda _, shape, dtype: np.empty(shape, dtype),
+    ) -> Batch:
+        """Read patches, each turned by its orientation (0 to 7; all 0 when None).
+
+        Args:
+            members: which.
+            orientations: of each.
+            room: where the batch's arrays come from, such as buffers used again and again.
+        """
+        turns = [0] * len(members) if orientations is None else orientations
+        pairs = list(zip(members, turns, strict=True))
+        n, side = len(pairs), STORED_IMAGE_PX
+        tokens = self._tokens(pairs, room)
+        image = room("image", (n, side, side, 3), np.uint8) if self.wants_image else None
+        if image is not None:
+            np.stack([self._image(m, o) for m, o in pairs], out=image)
+        mask = room("tissue_mask", (n, PATCH_BINS, PATCH_BINS), np.bool_)
+        np.stack([turn(self.patch(m).tissue_mask, o) for m, o in pairs], out=mask)
+        return Batch(tuple(members), tokens, image, self._targets(pairs, room), mask)
+
+    def _tokens(self, pairs: Sequence[tuple[Member, int]], room: Room) -> Array:
+        """(B, T, T, D), in memory channel by channel where channels move."""
+        T, _, D = self.token_shape
+        turned = [turn(self.patch(m).tokens, o, axes=(0, 1)) for m, o in pairs]
+        if self._channels[0] is None:
+            return np.stack(turned, out=room("tokens", (len(pairs), T, T, D), np.float16))
+        planes = [
+            np.moveaxis(grid, 2, 0)[self._channels[o]]
+            for grid, (_, o) in zip(turned, pairs, strict=True)
+        ]
+        out = np.stack(planes, out=room("tokens", (len(pairs), D, T, T), np.float16))
+        return np.moveaxis(out, 1, 3)
+
+    def _image(self, member: Member, orientation: int) -> UInt8Array:
+        return turn(self.patch(member).image, orientation, axes=(0, 1))
+
+    def _targets(self, pairs: Sequence[tuple[Member, int]], room: Room) -> BatchCounts:
+        n_genes = len(self.panel)
+        starts, positions, counts, n = [], [], [], 0
+        for member, orientation in pairs:
+            patch = self.panel_counts(member)
+            starts.append(n + np.searchsorted(patch.gene, np.arange(n_genes)))
+            positions.append(turned_positions(orientation)[patch.position])
+            counts.append(patch.count)
+            n += len(patch.count)
+        return BatchCounts(
+            start=np.concatenate(
+                [*starts, [n]], out=room("start", (len(pairs) * n_genes + 1,), np.int64)
+            ),
+            position=np.concatenate(positions, out=room("position", (n,), np.uint16)),
+            count=np.concatenate(counts, out=room("count", (n,), np.float32), casting="same_kind"),
+            shape=(len(pairs), n_genes, PATCH_BINS, PATCH_BINS),
+        )
+
+    def batches(
+        self,
+        members: Sequence[Member],
+        batch_size: int,
+        rng: np.random.Generator | None = None,
+    ) -> Iterator[Batch]:
+        """Batches of `portions`, the next one read while the last is used."""
+        with ThreadPoolExecutor(1) as reader:
+            coming = portions(members, batch_size, rng)
+            for _, batch in ahead(reader, coming, lambda p: self.load(p.members, p.turns)):
+                yield batch
+
+
+def divmod_orientation(orientation: int) -> tuple[int, bool]:
+    """Quarter turns (counter-clockwise) and whether a left-right flip comes first."""
+    return orientation % 4, orientation >= 4
+
+
+def turn(x: Array, orientation: int, axes: tuple[int, int] = (-2, -1)) -> Array:
+    """Flip and turn the (row, col) axes of an array by one of the 8 orientations."""
+    k, flip = divmod_orientation(orientation)
+    flipped = np.flip(x, axes[1]) if flip else x
+    return np.rot90(flipped, k, axes=axes)
+
+
+@cache
+def turned_positions(orientation: int) -> Array:
+    """(16384,) uint16: where each position of a patch comes to lie when `turn` turns the patch."""
+    before = np.arange(PATCH_POSITIONS, dtype=np.uint16).reshape(PATCH_BINS, PATCH_BINS)
+    after = np.empty(PATCH_POSITIONS, np.uint16)
+    after[turn(before, orientation).ravel()] = before.ravel()
+    return after
+
+
+def check_same_encoder(stores: Sequence[Store]) -> None:
+    """Raise `ConfigError` unless all stores hold tokens of the same encoder and size."""
+
+    def encoder(store: Store) -> tuple[Any, ...]:
+        m = store.manifest
+        return m["encoder"]["name"], m["encoder"]["weights"], m["grid"], m["dim"]
+
+    for store in stores[1:]:
+        if encoder(store) != encoder(stores[0]):
+            raise ConfigError(
+                f"{store.path}: expected tokens of {encoder(stores[0])} (name, weights, grid, "
+                f"dimension) as in {stores[0].path}; got {encoder(store)}; extract with one encoder"
+            )

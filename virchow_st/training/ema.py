@@ -1,0 +1,37 @@
+"""A running mean of a decoder's weights, which often generalises better than the last ones do."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor
+
+from virchow_st.models.decoders.base import Decoder
+
+
+class RunningMean:
+    """Exponential moving average of a decoder's weights (Polyak & Juditsky 1992; `--ema`).
+
+    At the t-th step the mean moves by ``1 - min(decay, (1 + t)/(10 + t))`` towards the weights, so
+    that the first ones, which are random, are soon forgotten.
+
+    Args:
+        decoder: whose weights to average.
+        decay: a step's share of what was, 0 to 1.
+
+    Attributes:
+        decoder: a twin that has the averaged weights.
+    """
+
+    def __init__(self, decoder: Decoder, decay: float) -> None:
+        self.decay = decay
+        self.decoder = copy.deepcopy(decoder).eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def update(self, decoder: Decoder, step: int) -> None:
+        """Move towards the weights of a decoder after its step, counted from 0 over the run."""
+        decay = min(self.decay, (1 + step) / (10 + step))
+        mean: list[Tensor] = list(self.decoder.parameters())
+        now: list[Tensor] = list(decoder.parameters())
+        torch._foreach_lerp_(mean, now, 1.0 - decay)

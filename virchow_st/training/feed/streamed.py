@@ -1,0 +1,89 @@
+"""Patches read from their stores by a thread, into buffers that are used again and again."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from virchow_st.models.losses.base import on_device
+from virchow_st.runtime.prefetch import ahead
+from virchow_st.training.dataset import Batch, PatchDataset, Portion
+from virchow_st.training.feed.base import DeviceBatch
+from virchow_st.types import Array
+
+_N_SLOTS = 3  # one in use, one read, and one whose copies to the device may still be under way
+
+
+class Streamed:
+    """Reads the next batch while the last is used.
+
+    Args:
+        dataset: the run's patches.
+        device: where batches go. For a GPU the buffers are pinned, so that copies to it hold up
+            neither the program nor the kernels that run.
+    """
+
+    def __init__(self, dataset: PatchDataset, device: torch.device) -> None:
+        self._dataset = dataset
+        self._device = device
+        self._slots = [_Slot(device) for _ in range(_N_SLOTS)]
+
+    def batches(self, portions: Sequence[Portion]) -> Iterator[DeviceBatch]:
+        """See `Feed`."""
+        with ThreadPoolExecutor(1) as reader:
+            slots = [self._slots[i % _N_SLOTS] for i in range(len(portions))]
+            work = list(zip(portions, slots, strict=True))
+            for (_, slot), batch in ahead(reader, work, self._read):
+                yield slot.send(batch)
+
+    def _read(self, work: tuple[Portion, _Slot]) -> Batch:
+        portion, slot = work
+        slot.wait()
+        return self._dataset.load(portion.members, portion.turns, slot.room)
+
+
+class _Slot:
+    """Memory for one batch, and when its copies to the device are done."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._buffers: dict[str, Array] = {}
+        self._copied: torch.cuda.Event | None = None
+
+    def room(self, name: str, shape: tuple[int, ...], dtype: Any) -> Array:
+        """An array in a buffer of that name, which grows when it is too small."""
+        n_bytes = math.prod(shape) * np.dtype(dtype).itemsize
+        buffer = self._buffers.get(name)
+        if buffer is None or len(buffer) < n_bytes:
+            on_gpu = self._device.type == "cuda"
+            buffer = torch.empty(n_bytes, dtype=torch.uint8, pin_memory=on_gpu).numpy()
+            self._buffers[name] = buffer
+        return buffer[:n_bytes].view(dtype).reshape(shape)
+
+    def send(self, batch: Batch) -> DeviceBatch:
+        """The batch on the device."""
+        on_cpu = self._device.type == "cpu"
+        sent = DeviceBatch(
+            members=batch.members,
+            tokens=self._send(batch.tokens),
+            image=None if batch.image is None else self._send(batch.image),
+            counts=batch.targets if on_cpu else on_device(batch.targets, self._device),
+            tissue_mask=self._send(batch.tissue_mask),
+        )
+        if not on_cpu:
+            self._copied = torch.cuda.current_stream(self._device).record_event()
+        return sent
+
+    def _send(self, array: Array) -> Tensor:
+        return torch.from_numpy(array).to(self._device, non_blocking=True)
+
+    def wait(self) -> None:
+        """Until the device has copied what was sent last."""
+        if self._copied is not None:
+            self._copied.synchronize()

@@ -1,0 +1,188 @@
+"""All that learns in a training, and one step of it.
+
+Shape suffixes: B patches, G genes, R = C = bins a side at 2 µm, S scales.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from virchow_st.config import TrainConfig
+from virchow_st.models.decoders import build_decoder
+from virchow_st.models.decoders.base import Decoder
+from virchow_st.models.decoders.variation import variations
+from virchow_st.models.losses import build_balance, build_objective
+from virchow_st.models.losses.balance import gradient_norms
+from virchow_st.run.checkpoint import load_checkpoint
+from virchow_st.run.split import Member
+from virchow_st.runtime.distributed import Processes
+from virchow_st.training.dataset import PatchDataset, Portion
+from virchow_st.training.ema import RunningMean
+from virchow_st.training.feed.base import DeviceBatch
+from virchow_st.training.forward import Forward
+from virchow_st.training.loss_watch import LossWatch
+from virchow_st.training.statistics import TrainingStatistics, tissue_bins
+from virchow_st.types import SCALES_UM, Int64Array
+
+_MAX_GRADIENT_NORM = 1.0
+_WEIGHT_DECAY = 1e-2
+# What an objective learns itself, such as logarithms of dispersions, has far to go in few steps; it
+# does not depend on the decoder's size, so neither does its learning rate.
+_OBJECTIVE_LR = 1e-2
+
+
+class Learner:
+    """A decoder with its objective, their optimiser, and how the scales are balanced.
+
+    Args:
+        config: of the run.
+        dataset: says what tokens are like and how many genes there are.
+        members: the training patches.
+        statistics: of those.
+        device: where all of it is.
+        processes: those that share every batch.
+        is_compiled: whether the decoder is compiled.
+
+    Attributes:
+        decoder, objective, balance, optimizer: as built; the same in all processes.
+        mean: of the decoder's weights over the steps, with ``--ema``.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        dataset: PatchDataset,
+        members: Sequence[Member],
+        statistics: TrainingStatistics,
+        device: torch.device,
+        processes: Processes,
+        is_compiled: bool,
+    ) -> None:
+        torch.manual_seed(config.seed)
+        self.device = device
+        self.processes = processes
+        self._lr, self._balance_every = config.lr, config.balance_every
+        rate, std = torch.tensor(statistics.rate), torch.tensor(statistics.std)
+        self.objective = build_objective(config.loss, rate, std, config.scales).to(device)
+        self.decoder: Decoder = build_decoder(
+            config.decoder,
+            dataset.token_shape[0],
+            torch.tensor(statistics.token_mean),
+            torch.tensor(statistics.token_std),
+            self.objective.initial_bias,
+        ).to(device)
+        for variation in variations(self.decoder):
+            variation.amount = config.stain_variation
+        self.mean = RunningMean(self.decoder, config.ema) if config.ema else None
+        self.balance = build_balance(config.balance, len(self.objective.scales_um)).to(device)
+        self.optimizer = torch.optim.AdamW(self.parameter_groups(), fused=device.type == "cuda")
+        self.forward = Forward(self.decoder, device, processes, is_compiled)
+        self._tissue_bins: dict[Member, Int64Array] = {}
+        if processes.size > 1:  # what a part of a batch weighs, known without asking the others
+            at = [SCALES_UM.index(scale) for scale in self.objective.scales_um]
+            self._tissue_bins = {
+                member: tissue_bins(dataset.patch(member).tissue_mask)[at] for member in members
+            }
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """What the optimiser moves, each with its peak learning rate."""
+        groups: list[dict[str, Any]] = [
+            {
+                "params": list(self.decoder.parameters()),
+                "peak_lr": self._lr,
+                "weight_decay": _WEIGHT_DECAY,
+            }
+        ]
+        if learned := list(self.objective.parameters()):
+            groups.append({"params": learned, "peak_lr": _OBJECTIVE_LR, "weight_decay": 0.0})
+        return groups
+
+    def step(
+        self,
+        number: int,
+        lr_share: float,
+        batches: Sequence[Portion],
+        coming: Iterator[DeviceBatch],
+        watch: LossWatch,
+    ) -> None:
+        """One step of the optimiser, over as many batches as are accumulated.
+
+        Args:
+            number: of the step in the run, from 0.
+            lr_share: of the peak learning rates.
+            batches: what the step is over, whole.
+            coming: gives this process's part of each.
+            watch: shown each batch's losses.
+        """
+        n_in_step = sum(len(batch) for batch in batches)
+        for batch in batches:
+            is_last = batch is batches[-1]
+            with self.forward.gradients_summed(when=is_last):
+                part_S = self.losses(next(coming), batch)  # unweighted, of this process's part
+                losses_S = self.processes.sum(part_S.detach().clone())  # of the whole batch
+                watch.look(batch, losses_S)  # raises where they are not finite
+                if is_last and number % self._balance_every == 0:
+                    norms_S = None
+                    if self.balance.needs_gradient_norms:
+                        shared = self.decoder.head.weight
+                        norms_S = gradient_norms(part_S, shared, self.processes.sum)
+                    self.balance.update(losses_S, norms_S)
+                weighted = (self.balance.weights * part_S).sum() * len(batch) / n_in_step
+                (weighted * self.processes.size).backward()  # gradients become the processes' mean
+
+        for parameter in self.objective.parameters():
+            self.processes.mean(parameter.grad)
+        nn.utils.clip_grad_norm_(self.decoder.parameters(), _MAX_GRADIENT_NORM)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["peak_lr"] * lr_share
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.mean is not None:
+            self.mean.update(self.decoder, number)
+
+    def losses(self, batch: DeviceBatch, whole: Portion) -> Tensor:
+        """What this process's part of a batch adds to the whole's loss at each scale, (S,).
+
+        A loss is a sum over bins divided by the number of those that hold tissue, so a part counts
+        with its share of them.
+        """
+        part = self.processes.part(len(whole))
+        output_BGRC = self.forward(batch, part, len(whole))
+        losses_S = self.objective(output_BGRC, batch.counts, batch.tissue_mask)
+        if self.processes.size == 1:
+            return losses_S
+        own_S, all_S = (
+            sum((self._tissue_bins[m] for m in members), start=np.zeros(len(losses_S)))
+            for members in (whole.members[part], whole.members)
+        )
+        share_S = torch.tensor(own_S / np.maximum(all_S, 1), dtype=torch.float32)
+        return losses_S * share_S.to(self.device)
+
+    # --- what checkpoints hold ----------------------------------------------------------------
+
+    @property
+    def judged(self) -> Decoder:
+        """The decoder to validate and to keep: the mean, where there is one."""
+        return self.decoder if self.mean is None else self.mean.decoder
+
+    def best(self) -> dict[str, nn.Module]:
+        """What predicts."""
+        return {"decoder": self.judged, "objective": self.objective}
+
+    def everything(self) -> dict[str, nn.Module]:
+        """What training goes on from, beside the optimiser."""
+        modules: dict[str, nn.Module] = {"decoder": self.decoder, "objective": self.objective}
+        modules["balance"] = self.balance
+        if self.mean is not None:
+            modules["mean"] = self.mean.decoder
+        return modules
+
+    def load(self, folder: Path) -> dict[str, Any]:
+        """Go on from a checkpoint; returns its state."""
+        return load_checkpoint(folder, self.everything(), self.optimizer)

@@ -1,0 +1,70 @@
+"""The losses of an epoch's batches, looked at without making a GPU wait."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from virchow_st.training.dataset import Portion
+
+
+class LossWatch:
+    """Sums losses over patches, and finds those that are not finite.
+
+    On a CPU at once. On a GPU a batch's losses set out for the host when they are given, and are
+    looked at when the next batch's are: asking for them at once would empty the queue of kernels.
+
+    Args:
+        n_scales: losses a batch, S.
+        device: where they lie.
+        refusal: what to raise for a batch whose losses are not finite.
+
+    Attributes:
+        sums_S: losses times patches, on the device.
+    """
+
+    def __init__(
+        self, n_scales: int, device: torch.device, refusal: Callable[[Portion], BaseException]
+    ) -> None:
+        self._refusal = refusal
+        self._on_gpu = device.type == "cuda"
+        self._free = [torch.empty(n_scales, pin_memory=self._on_gpu) for _ in range(2)]
+        self._coming: tuple[Portion, Tensor, torch.cuda.Event | None] | None = None
+        self.sums_S = torch.zeros(n_scales, device=device)
+        self._seen, self._n_seen = [0.0] * n_scales, 0
+
+    def look(self, portion: Portion, losses_S: Tensor) -> None:
+        """Take a batch's losses; raises for it, or on a GPU for the one before."""
+        self.sums_S += losses_S * len(portion)
+        if self._on_gpu:
+            self.finish()
+        host_S = self._free.pop()
+        host_S.copy_(losses_S, non_blocking=True)
+        event = torch.cuda.current_stream(losses_S.device).record_event() if self._on_gpu else None
+        self._coming = portion, host_S, event
+        if not self._on_gpu:
+            self.finish()
+
+    def finish(self) -> None:
+        """Look at what is still on its way."""
+        if self._coming is None:
+            return
+        portion, host_S, event = self._coming
+        self._coming = None
+        if event is not None:
+            event.synchronize()
+        losses = host_S.tolist()
+        self._free.append(host_S)
+        if not all(map(math.isfinite, losses)):
+            raise self._refusal(portion)
+        self._n_seen += len(portion)
+        for i, loss in enumerate(losses):
+            self._seen[i] += loss * len(portion)
+
+    @property
+    def means(self) -> list[float]:
+        """Mean loss a patch at each scale of what was looked at, for people to see."""
+        return [total / max(self._n_seen, 1) for total in self._seen]

@@ -1,0 +1,90 @@
+"""What a run learns from its training patches before the first step."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from virchow_st.run.split import Member
+from virchow_st.training.dataset import PatchDataset
+from virchow_st.types import BIN_UM, SCALES_UM, BoolArray, Float32Array, Float64Array, Int64Array
+
+
+@dataclass(frozen=True)
+class TrainingStatistics:
+    """Means and spreads of the training patches.
+
+    Attributes:
+        token_mean, token_std: (D,) over all tokens.
+        rate: (G,) mean UMIs per tissue bin; a gene never seen gets half a UMI over all bins, so
+            that its logarithm exists.
+        std: (4, G) standard deviation of the summed counts at 2, 4, 8 and 16 µm, over the bins
+            that hold tissue; 1 for a gene without counts.
+    """
+
+    token_mean: Float32Array
+    token_std: Float32Array
+    rate: Float64Array
+    std: Float64Array
+
+
+def training_statistics(dataset: PatchDataset, members: Sequence[Member]) -> TrainingStatistics:
+    """One pass over the training patches, in float64; patches side by side, added in order."""
+    n_tokens = 0
+    token_sums: Float64Array = np.zeros((2, dataset.token_shape[-1]))
+    n_bins: Int64Array = np.zeros(len(SCALES_UM), np.int64)
+    sums: Float64Array = np.zeros((2, len(SCALES_UM), len(dataset.panel)))
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        for n, of_tokens, bins, of_counts in pool.map(
+            lambda member: _sums_of_patch(dataset, member), members
+        ):
+            n_tokens += n
+            token_sums += of_tokens
+            n_bins += bins
+            sums += of_counts
+    mean, mean_square = token_sums / n_tokens
+    count_mean, count_mean_square = sums / n_bins[:, None]
+    std = np.sqrt(np.maximum(count_mean_square - count_mean**2, 0.0))
+    return TrainingStatistics(
+        token_mean=mean.astype(np.float32),
+        token_std=np.sqrt(np.maximum(mean_square - mean**2, 0.0)).astype(np.float32),
+        rate=np.maximum(sums[0, 0], 0.5) / n_bins[0],
+        std=np.where(std > 0, std, 1.0),
+    )
+
+
+def tissue_bins(tissue_mask: BoolArray) -> Int64Array:
+    """Bins that hold tissue at 2, 4, 8 and 16 µm, (4,); turning the patch does not change them."""
+    sides = [scale // BIN_UM for scale in SCALES_UM]
+    n = len(tissue_mask)
+    return np.array([tissue_mask.reshape(n // f, f, n // f, f).any((1, 3)).sum() for f in sides])
+
+
+def _sums_of_patch(
+    dataset: PatchDataset, member: Member
+) -> tuple[int, Float64Array, Int64Array, Float64Array]:
+    """Tokens, their sums and sums of squares (2, D), `tissue_bins`, and those of counts (2, 4, G).
+
+    Counts of tissue bins only; they are whole numbers, so their sums are exact in any order.
+    """
+    patch, n_genes = dataset.patch(member), len(dataset.panel)
+    tokens = patch.tokens.reshape(-1, dataset.token_shape[-1]).astype(np.float64)
+    counts, mask = dataset.panel_counts(member), patch.tissue_mask
+    inside = mask.ravel()[counts.position]
+    counts = replace(
+        counts,
+        gene=counts.gene[inside],
+        position=counts.position[inside],
+        count=counts.count[inside],
+    )
+    of_counts = np.empty((2, len(SCALES_UM), n_genes))
+    for i, scale in enumerate(SCALES_UM):
+        pooled = counts.pooled(scale)
+        umis = pooled.count.astype(np.float64)
+        of_counts[:, i] = [np.bincount(pooled.gene, x, n_genes) for x in (umis, umis**2)]
+    token_sums = np.stack([tokens.sum(0), (tokens**2).sum(0)])
+    return len(tokens), token_sums, tissue_bins(mask), of_counts

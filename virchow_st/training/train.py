@@ -1,0 +1,335 @@
+"""``vst train``: stores → a run directory with the best decoder.
+
+The loop is here, the step it repeats is `virchow_st.training.learner.Learner.step`.
+
+Shape suffixes: B patches, G genes, R = C = bins a side at 2 µm, S scales.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable, Sequence
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from virchow_st.config import TrainConfig
+from virchow_st.errors import ConfigError
+from virchow_st.run.checkpoint import CheckpointWriter, save_checkpoint
+from virchow_st.run.folder import CHECKPOINTS, begin, check_new, check_resumable
+from virchow_st.run.history import History, by_scale, summary
+from virchow_st.run.panel import Panel, choose_panel
+from virchow_st.run.split import Split, split_patients
+from virchow_st.runtime.devices import pick_device
+from virchow_st.runtime.distributed import ALONE, Processes
+from virchow_st.runtime.progress import SILENT, Progress
+from virchow_st.store.reader import Store, open_store
+from virchow_st.training.dataset import PatchDataset, Portion, check_same_encoder, portions
+from virchow_st.training.feed import open_feed
+from virchow_st.training.feed.base import Feed
+from virchow_st.training.forward import worth_compiling
+from virchow_st.training.learner import Learner
+from virchow_st.training.loss_watch import LossWatch
+from virchow_st.training.schedule import Schedule
+from virchow_st.training.statistics import TrainingStatistics, training_statistics
+from virchow_st.training.validation import ValidationSums
+
+# Passes over the training patches an epoch, from which on there are few patches for the steps.
+_MANY_PASSES = 3
+
+
+def train(
+    run: Path,
+    config: TrainConfig,
+    *,
+    resume: bool = False,
+    progress: Progress = SILENT,
+    processes: Processes = ALONE,
+) -> None:
+    """Train a decoder and leave everything about it in the run directory.
+
+    Args:
+        run: directory to write; must be new, or with ``resume`` one begun with this configuration.
+        config: what to train; ``config.stores`` holds the stores' absolute paths.
+        resume: continue from the last finished epoch.
+        progress: who listens.
+        processes: those that train together, `virchow_st.runtime.distributed.joined`.
+
+    Raises:
+        ConfigError, StoreError: before anything is written, wherever possible.
+    """
+    device, stores, split = processes.together(
+        lambda: _open(config, processes), same=lambda opened: opened[2]
+    )
+    panel = processes.from_first(lambda: _panel(run, config, stores, split, resume, progress))
+    dataset = PatchDataset(stores, panel)
+    progress.note(
+        f"{len(split.train)} patches to train on, {len(split.validation)} to validate, "
+        f"{len(panel)} genes"
+    )
+    statistics = processes.from_first(lambda: training_statistics(dataset, split.train))
+    trainer = Trainer(config, dataset, split, statistics, device, processes, progress)
+    if trainer.schedule.passes >= _MANY_PASSES:
+        progress.note(
+            f"few patches for steps of {config.batch_size} × {config.accumulate}: "
+            "--batch-size 4 --accumulate 1 and half as many epochs more learn as much in less time"
+        )
+    if resume:
+        trainer.load(run)
+    elif processes.is_first:  # epoch 0: a run stopped in its first epoch can resume
+        begin(run, config, split, stores, panel, lambda folder: trainer.save(folder, is_best=True))
+    trainer.fit(run, progress)
+
+
+def _open(config: TrainConfig, processes: Processes) -> tuple[torch.device, list[Store], Split]:
+    """The device and the stores of this process, and how patients and patches are divided."""
+    alone = processes.size == 1
+    device = pick_device(config.device, None if alone else processes.local_rank)
+    if config.batch_size % processes.size:
+        raise ConfigError(
+            f"batch_size: expected a multiple of the {processes.size} processes, which share a "
+            f"batch; got {config.batch_size}"
+        )
+    if repeated := [path for path in config.stores if config.stores.count(path) > 1]:
+        raise ConfigError(f"stores: expected each once; {repeated[0]} comes twice")
+    stores = [open_store(path) for path in config.stores]
+    split = split_patients(stores, config.test_patient, config.seed)
+    check_same_encoder(stores)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    return device, stores, split
+
+
+def _panel(
+    run: Path,
+    config: TrainConfig,
+    stores: Sequence[Store],
+    split: Split,
+    resume: bool,
+    progress: Progress,
+) -> Panel:
+    """The panel of a run that may be begun, or resumed, there."""
+    if resume:
+        check_resumable(run, config, split)
+        return Panel.read(run / "panel.tsv")
+    check_new(run)
+    trainers = [s for s in stores if s.patient != config.test_patient]
+    testers = [s for s in stores if s.patient == config.test_patient]
+    return choose_panel(config.panel, trainers, testers, progress)
+
+
+class Trainer:
+    """The loop: epochs over the training patches, each followed by validation and a checkpoint.
+
+    Args:
+        config: of the run.
+        dataset: its patches.
+        split: which of them train and validate.
+        statistics: of the training patches.
+        device: where decoder and loss are.
+        processes: those that share every batch.
+        progress: told how it will be done.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        dataset: PatchDataset,
+        split: Split,
+        statistics: TrainingStatistics,
+        device: torch.device,
+        processes: Processes = ALONE,
+        progress: Progress = SILENT,
+    ) -> None:
+        self.config = config
+        self.dataset = dataset
+        self.split = split
+        self.device = device
+        self.processes = processes
+        self.schedule = Schedule.of(config, len(split.train))
+        self.epoch_members = split.train * self.schedule.passes
+        compiled = worth_compiling(config, device, self.schedule.total * config.accumulate)
+        self.learner = Learner(
+            config, dataset, split.train, statistics, device, processes, compiled
+        )
+        self.scales_um = self.learner.objective.scales_um
+        if about := self.learner.forward.about:
+            progress.note(f"the decoder runs {about}")
+        dataset.wants_image = self.learner.decoder.wants_image
+        members = split.train + split.validation
+        self.feed: Feed = open_feed(dataset, members, device, progress, processes.local_size)
+        self.epoch = 0
+        self.best_epoch = 0
+        self.best_score = math.inf
+        self.first_losses: list[float] | None = None
+
+    def fit(self, run: Path, progress: Progress) -> None:
+        """Train until the epochs are over or validation has not improved for ``patience``."""
+        if self.first_losses is None:
+            self.first_losses = self.validate()[0].tolist()
+        history = History(run, self.epoch) if self.processes.is_first else None
+        with closing(CheckpointWriter()) as writer:
+            began, first_epoch, seen = time.perf_counter(), self.epoch, ""
+            while self.epoch < self.config.epochs and not self._out_of_patience():
+                self.epoch += 1
+                started = time.perf_counter()
+                train_losses = self.train_epoch(progress, seen)
+                seconds = time.perf_counter() - started
+                losses, pcc = self.validate()
+                is_best = self._take_score(score := self._score(losses))
+                if history is None:
+                    continue
+                step = self.epoch * self.schedule.steps_per_epoch
+                line = {
+                    "epoch": self.epoch,
+                    "step": step,
+                    "lr": self.config.lr * self.schedule.share(step - 1),
+                    "train": {"loss": self._by_scale(train_losses)},
+                    "weights": self._by_scale(self.learner.balance.weights),
+                    "validation": {
+                        "loss": self._by_scale(losses),
+                        "pcc": self._by_scale(pcc),
+                        "score": score,
+                    },
+                    "best": is_best,
+                    "seconds": round(seconds, 3),
+                    "patches_per_s": round(len(self.epoch_members) / seconds, 2),
+                }
+                history.add(line)
+                self.save(run, is_best, writer)
+                seen = f", PCC {_texts(pcc)}, best epoch {self.best_epoch}"
+                an_epoch = (time.perf_counter() - began) / (self.epoch - first_epoch)
+                left = an_epoch * (self.config.epochs - self.epoch)
+                progress.note(f"{summary(line, self.config.epochs)}{_time_left(left)}")
+        if history is not None:
+            history.close(self.best_epoch, {"split_xxh64": self._split_xxh64()})
+
+    def train_epoch(self, progress: Progress = SILENT, seen: str = "") -> Tensor:
+        """One epoch of optimiser steps; returns the mean loss at each scale, (S,).
+
+        Args:
+            progress: told of every step.
+            seen: what validation gave last, to be told with it.
+        """
+        # Seeded by epoch, so that a resumed run goes on exactly as an uninterrupted one.
+        rng = np.random.default_rng([self.config.seed, self.epoch])
+        torch.manual_seed(int(rng.integers(2**31)))
+        self.learner.decoder.train()
+        batches = portions(self.epoch_members, self.config.batch_size, rng)
+        coming = self.feed.batches([self._own(batch) for batch in batches])
+        watch = LossWatch(len(self.scales_um), self.device, self._not_finite)
+        before = (self.epoch - 1) * self.schedule.steps_per_epoch
+        started, n_seen = time.perf_counter(), 0
+        for i in range(self.schedule.steps_per_epoch):
+            in_step = batches[i * self.config.accumulate : (i + 1) * self.config.accumulate]
+            step = before + i
+            self.learner.step(step, self.schedule.share(step), in_step, coming, watch)
+            n_seen += sum(map(len, in_step))
+            rate = n_seen / (time.perf_counter() - started)
+            detail = f"epoch {self.epoch}, loss {_texts(watch.means)}, {rate:.3g} patches/s{seen}"
+            progress.step(step + 1, self.schedule.total, "steps", detail)
+        watch.finish()
+        return watch.sums_S / len(self.epoch_members)
+
+    @torch.inference_mode()
+    def validate(self) -> tuple[Tensor, Tensor]:
+        """Mean loss and mean per-gene PCC on the validation patches, (S,) each."""
+        learner, members = self.learner, self.split.validation
+        learner.judged.eval()
+        sums = ValidationSums(self.scales_um, len(self.dataset.panel), self.device)
+        batches = portions(members, self.config.batch_size)
+        for batch in self.feed.batches(batches[self.processes.rank :: self.processes.size]):
+            output_BGRC = learner.forward.of(learner.judged, batch)
+            losses_S = learner.objective(output_BGRC, batch.counts, batch.tissue_mask)
+            sums.add(batch, learner.objective.rate(output_BGRC), losses_S)
+        return sums.compute(len(members), self.processes)
+
+    def _own(self, batch: Portion) -> Portion:
+        """The process's part of a batch; a patch that counts as nothing where it has none."""
+        return batch[self.processes.part(len(batch))] or batch[:1]
+
+    def _score(self, losses_S: Tensor) -> float:
+        """Relative to the gene means that the decoder starts from, so that scales count alike."""
+        score = float((losses_S.cpu() / torch.tensor(self.first_losses)).mean())
+        if math.isfinite(score):
+            return score
+        raise self.processes.told_once(
+            ConfigError(
+                f"the validation loss is not finite after epoch {self.epoch}; the last checkpoint "
+                f"is kept, lower --lr"
+            )
+        )
+
+    def _not_finite(self, batch: Portion) -> BaseException:
+        names = ", ".join(f"patch {m.patch} of store {m.store}" for m in batch.members)
+        return self.processes.told_once(
+            ConfigError(
+                f"the loss is not finite in epoch {self.epoch} at the batch of {names}; the last "
+                f"checkpoint is kept, lower --lr"
+            )
+        )
+
+    def _take_score(self, score: float) -> bool:
+        """Whether it is the best so far."""
+        if score >= self.best_score:
+            return False
+        self.best_score, self.best_epoch = score, self.epoch
+        return True
+
+    def _out_of_patience(self) -> bool:
+        return self.epoch - self.best_epoch >= self.config.patience
+
+    def _by_scale(self, values_S: Tensor) -> dict[str, float | None]:
+        return by_scale(self.scales_um, values_S)
+
+    # --- checkpoints --------------------------------------------------------------------------
+
+    def save(self, run: Path, is_best: bool, writer: CheckpointWriter | None = None) -> None:
+        """Write ``checkpoints/last``, and ``checkpoints/best`` with its figures if it is that.
+
+        Args:
+            run: the run directory.
+            is_best: whether the epoch is the best one so far.
+            writer: writes while training goes on; without one all is written on return.
+        """
+        manifest = self.dataset.stores[0].manifest
+        state = {
+            "epoch": self.epoch,
+            "best_epoch": self.best_epoch,
+            "best_score": self.best_score if self.best_epoch else None,
+            "first_losses": self.first_losses,
+            "split_xxh64": self._split_xxh64(),
+            "grid": manifest["grid"],
+            "dim": manifest["dim"],
+            "encoder": manifest["encoder"],
+        }
+        write = save_checkpoint if writer is None else writer.save
+        if is_best:
+            write(run / CHECKPOINTS / "best", self.learner.best(), state)
+        write(run / CHECKPOINTS / "last", self.learner.everything(), state, self.learner.optimizer)
+
+    def _split_xxh64(self) -> str:
+        return self.split.xxh64(self.dataset.stores)
+
+    def load(self, run: Path) -> None:
+        """Continue from ``checkpoints/last``."""
+        state = self.learner.load(run / CHECKPOINTS / "last")
+        self.epoch, self.best_epoch = state["epoch"], state["best_epoch"]
+        self.best_score = math.inf if state["best_score"] is None else state["best_score"]
+        self.first_losses = state["first_losses"]
+
+
+def _time_left(seconds: float) -> str:
+    """As people say it; nothing after the last epoch."""
+    if seconds < 120:
+        return f", {seconds:.0f} s left" if seconds else ""
+    minutes = seconds / 60
+    return f", {minutes:.0f} min left" if minutes < 120 else f", {minutes / 60:.1f} h left"
+
+
+def _texts(values: Iterable[float]) -> str:
+    return " ".join(f"{float(value):.3f}" for value in values)

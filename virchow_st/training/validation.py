@@ -1,0 +1,95 @@
+"""Validation while training: mean loss and mean per-gene PCC at every scale.
+
+Shape suffixes: B patches, G genes, R = C = bins a side, S scales.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from virchow_st.kernels.moments import masked_moments
+from virchow_st.kernels.pooling import pool_mask, sum_pool
+from virchow_st.metrics.correlation import pearson_from_moments
+from virchow_st.models.losses.base import dense_counts
+from virchow_st.models.losses.targets import BatchCounts
+from virchow_st.runtime.distributed import Processes
+from virchow_st.training.feed.base import DeviceBatch
+from virchow_st.types import BIN_UM, Array, BoolArray, Float64Array
+
+
+class ValidationSums:
+    """Sums over the validation patches, each of which may be in any process.
+
+    Args:
+        scales_um: S scales.
+        n_genes: G.
+        device: where losses and rates lie.
+    """
+
+    def __init__(self, scales_um: Sequence[int], n_genes: int, device: torch.device) -> None:
+        self._scales_um = scales_um
+        self._loss_S = torch.zeros(len(scales_um), device=device)
+        self._moments_SG6 = torch.zeros(
+            (len(scales_um), n_genes, 6), dtype=torch.float64, device=device
+        )
+
+    def add(self, batch: DeviceBatch, rates_BGRC: Tensor, losses_S: Tensor) -> None:
+        """Add a batch: expected UMIs per 2 µm bin, and the batch's loss at each scale."""
+        self._loss_S += losses_S * len(batch.members)
+        if isinstance(batch.counts, BatchCounts):
+            # On a CPU, by the kernels that score the test: without temporary maps.
+            moments = self._moments_SG6.numpy()
+            masks = batch.tissue_mask.numpy()
+            for rate, counts, mask in zip(
+                rates_BGRC.numpy(), batch.counts.dense(), masks, strict=True
+            ):
+                for i, scale in enumerate(self._scales_um):
+                    moments[i] += pooled_moments(rate, counts, mask, scale)
+            return
+        counts_BGRC = dense_counts(batch.counts, rates_BGRC.device)
+        for rate_GRC, counts_GRC, mask_RC in zip(
+            rates_BGRC, counts_BGRC, batch.tissue_mask, strict=True
+        ):
+            for i, scale in enumerate(self._scales_um):
+                self._moments_SG6[i] += device_moments(rate_GRC, counts_GRC, mask_RC, scale)
+
+    def compute(self, n_patches: int, processes: Processes) -> tuple[Tensor, Tensor]:
+        """Mean loss and mean per-gene PCC, (S,) each, of all processes; no more is to be added."""
+        losses_S = processes.sum(self._loss_S) / n_patches
+        moments = processes.sum(self._moments_SG6).cpu().numpy()
+        return losses_S, torch.tensor([_mean_pcc(m) for m in moments])
+
+
+def pooled_moments(rate: Array, counts: Array, mask: BoolArray, scale_um: int) -> Float64Array:
+    """(G, 6) moments of a patch's rates and counts (G, 128, 128) summed to a scale."""
+    factor = scale_um // BIN_UM
+    n_genes = len(rate)
+    return masked_moments(
+        sum_pool(rate, factor).reshape(n_genes, -1),
+        sum_pool(np.ascontiguousarray(counts), factor).reshape(n_genes, -1),
+        pool_mask(np.ascontiguousarray(mask), factor).ravel(),
+    )
+
+
+def device_moments(rate_GRC: Tensor, counts_GRC: Tensor, mask_RC: Tensor, scale_um: int) -> Tensor:
+    """`pooled_moments` by torch, where the maps are."""
+    f = scale_um // BIN_UM
+    n = mask_RC.shape[0] // f
+    whole = mask_RC.view(n, f, n, f).all(3).all(1)
+    x, y = (
+        torch.where(whole, m.double().view(-1, n, f, n, f).sum((2, 4)), 0.0).flatten(1)
+        for m in (rate_GRC, counts_GRC)
+    )
+    n_bins = whole.sum().double().expand(len(x))
+    sums = (x.sum(1), y.sum(1), (x * x).sum(1), (y * y).sum(1), (x * y).sum(1))
+    return torch.stack([n_bins, *sums], dim=1)
+
+
+def _mean_pcc(moments: Float64Array) -> float:
+    pcc = pearson_from_moments(moments)
+    return float(np.nanmean(pcc)) if np.isfinite(pcc).any() else math.nan

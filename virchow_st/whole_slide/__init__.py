@@ -1,4 +1,0 @@
-"""``vst predict``: an H&E slide without counts → rates on its whole tissue, streamed to disk.
-
-docs/predict.md describes the output.
-"""
