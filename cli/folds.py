@@ -9,7 +9,7 @@ from virchow_st_cli.console import Console
 
 _SCALES = ("2", "4", "8", "16")
 
-Figures = Mapping[str, Mapping[str, Any]]
+Scores = Mapping[str, Mapping[str, Any]]
 
 
 def print_summary(console: Console, summary: dict[str, Any]) -> None:
@@ -44,7 +44,7 @@ def print_summary(console: Console, summary: dict[str, Any]) -> None:
     )
 
 
-def _spreads(scales: Figures, figure: str) -> list[str]:
+def _spreads(scales: Scores, figure: str) -> list[str]:
     cells = []
     for scale in _SCALES:
         mean, std = scales[scale][figure]["mean"], scales[scale][figure]["std"]
@@ -52,6 +52,6 @@ def _spreads(scales: Figures, figure: str) -> list[str]:
     return cells
 
 
-def _of_fold(scales: Figures, figure: str, patient: str) -> list[str]:
+def _of_fold(scales: Scores, figure: str, patient: str) -> list[str]:
     values = [scales[scale][figure]["folds"][patient] for scale in _SCALES]
     return ["–" if value is None else f"{value:.3f}" for value in values]

@@ -17,7 +17,7 @@ import click
 
 from virchow_st import __version__
 from virchow_st.errors import VirchowSTError
-from virchow_st.runtime.distributed import speaks
+from virchow_st.runtime.distributed import is_main_process
 from virchow_st_cli.bench import bench
 from virchow_st_cli.console import Console
 from virchow_st_cli.demo import demo
@@ -92,7 +92,7 @@ def run(arguments: list[str]) -> int:
         arguments = arguments or ["--help"]
         return cli.main(args=arguments, prog_name="vst", standalone_mode=False) or 0
     except click.ClickException as e:
-        if not speaks():  # all processes of torchrun find the same mistake; one tells it
+        if not is_main_process():  # all processes of torchrun find the same mistake; one tells it
             return e.exit_code
         if isinstance(e, click.UsageError) and e.ctx is not None:
             console.note(e.ctx.get_usage())

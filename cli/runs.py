@@ -41,9 +41,9 @@ def train(
     if resume and config_file is None and not stores:
         config_file = run / "config.toml"
     paths = tuple(str(store.resolve()) for store in stores)
-    from virchow_st.runtime.distributed import joined
+    from virchow_st.runtime.distributed import process_group
 
-    with joined() as processes:
+    with process_group() as processes:
         config = processes.together(lambda: _train_config(options, config_file, paths))
         progress = console if processes.is_first else SILENT
         how: Any = {"resume": resume, "progress": progress, "processes": processes}

@@ -62,11 +62,13 @@ def print_comparison(console: Console, comparison: dict[str, Any], names: dict[s
         scales = pair["scales"]
         rows = []
         for figure, name in NAMES.items():
-            came = [scales[scale][figure] for scale in SCALES]
-            cells = ["–" if c["difference"] is None else signed_text(c["difference"]) for c in came]
+            pairs = [scales[scale][figure] for scale in SCALES]
+            cells = [
+                "–" if c["difference"] is None else signed_text(c["difference"]) for c in pairs
+            ]
             rows.append([f"{name}, A − B", *cells])
-            rows.append(["  95 % interval", *(interval_text(c["ci95"], digits=3) for c in came)])
-            rows.append(["  better", *(better_of(c["ci95"]) for c in came)])
+            rows.append(["  95 % interval", *(interval_text(c["ci95"], digits=3) for c in pairs)])
+            rows.append(["  better", *(better_of(c["ci95"]) for c in pairs)])
         console.table(
             f"A = {names[pair['a']]}, B = {names[pair['b']]}: is one better?",
             _COLUMNS,

@@ -22,7 +22,7 @@ from virchow_st.run.results import PER_GENE
 from virchow_st.run.split import Member, Split
 
 SCALES = ("2", "4", "8", "16")
-FIGURES = {
+SCORES = {
     "coverage", "n_bins", "n_genes_scored", "pcc", "pcc_fisher", "pcc_median", "pcc_pooled",
     "pcc_ceiling", "pcc_ceiling_thinned", "pcc_of_ceiling", "pcc_shuffled", "pcc_shifted",
     "spearman", "ssim", "ssim_shuffled", "ssim_shifted", "ssim_all_zero", "d2_poisson",
@@ -124,14 +124,14 @@ def test_metrics_are_all_there_and_in_range(metrics: dict[str, Any]) -> None:
     for scales in (metrics["scales"], *metrics["baselines"].values()):
         assert set(scales) == set(SCALES)
         for figures in scales.values():
-            assert set(figures) == FIGURES | INTERVALS
+            assert set(figures) == SCORES | INTERVALS
             assert 0 < figures["coverage"] <= 1
             assert 0 <= figures["pcc_ceiling"] <= 1
             for name in ("pcc", "d2_poisson"):
                 low, high = figures[f"{name}_ci95"]
                 assert low <= high
     for figures in metrics["scales"].values():
-        assert all(figures[name] is not None and math.isfinite(figures[name]) for name in FIGURES)
+        assert all(figures[name] is not None and math.isfinite(figures[name]) for name in SCORES)
         assert -1 <= figures["pcc"] <= figures["pcc_ceiling"]
         assert figures["pcc_ci95"][0] < figures["pcc"] < figures["pcc_ci95"][1]
         assert figures["pcc_of_ceiling"] == pytest.approx(figures["pcc"] / figures["pcc_ceiling"])
@@ -147,9 +147,9 @@ def test_shuffled_null_is_near_zero(metrics: dict[str, Any]) -> None:
 def test_decoder_beats_the_gene_mean(runs: dict[str, Path]) -> None:
     metrics = read_json(runs["linear"] / "metrics.json")
     for scale in SCALES:
-        came, mean = metrics["scales"][scale], metrics["baselines"]["gene_mean"][scale]
-        assert came["d2_poisson"] > (mean["d2_poisson"] or 0.0) + 0.01, scale
-        assert came["pcc"] > abs(came["pcc_shuffled"]) + 0.05, scale
+        actual, mean = metrics["scales"][scale], metrics["baselines"]["gene_mean"][scale]
+        assert actual["d2_poisson"] > (mean["d2_poisson"] or 0.0) + 0.01, scale
+        assert actual["pcc"] > abs(actual["pcc_shuffled"]) + 0.05, scale
     assert metrics["scales"]["8"]["pcc"] > 0.15
 
 
@@ -171,11 +171,11 @@ def test_baselines_that_look_at_the_slide_find_something(metrics: dict[str, Any]
 def test_differences_are_those_of_the_figures(metrics: dict[str, Any]) -> None:
     for name, scales in metrics["differences"].items():
         for scale, figures in scales.items():
-            for figure, came in figures.items():
+            for figure, actual in figures.items():
                 ours = metrics["scales"][scale][figure]
                 theirs = metrics["baselines"][name][scale][figure]
-                assert came["difference"] == pytest.approx(ours - theirs, abs=1e-9)
-                assert came["ci95"][0] <= came["difference"] <= came["ci95"][1]
+                assert actual["difference"] == pytest.approx(ours - theirs, abs=1e-9)
+                assert actual["ci95"][0] <= actual["difference"] <= actual["ci95"][1]
 
 
 def test_the_truth_of_a_simulated_slide_checks_the_ceiling(
@@ -206,8 +206,8 @@ def test_two_runs_side_by_side(vst, runs: dict[str, Path], tmp_path: Path) -> No
     for scale in SCALES:
         ours, theirs = (read_json(run / "metrics.json")["scales"][scale] for run in (a, b))
         for figure in ("pcc", "d2_poisson"):
-            came = pair["scales"][scale][figure]
-            assert came["difference"] == pytest.approx(ours[figure] - theirs[figure], abs=1e-9)
+            actual = pair["scales"][scale][figure]
+            assert actual["difference"] == pytest.approx(ours[figure] - theirs[figure], abs=1e-9)
     # Four epochs beat one of a larger decoder, and the table says by how much.
     assert pair["scales"]["8"]["pcc"]["ci95"][0] > 0
     assert f"{pair['scales']['8']['pcc']['difference']:+.3f}" in answer.out
@@ -287,7 +287,7 @@ def test_counts_are_conserved_at_every_scale(run: Path, stores: dict[str, Path])
     panel = [line.split("\t")[0] for line in (run / "panel.tsv").read_text().splitlines()[1:]]
     indices = [store.genes.ids.index(gene) for gene in panel]
     with h5py.File(run / "maps" / "P5.h5") as f:
-        assert dict(f.attrs)["format"] == "virchow_st.run.maps/1"
+        assert dict(f.attrs)["format"] == "virchow_st.maps/1"
         assert [s.decode() for s in f["gene_id"][:]] == panel
         row0, col0 = int(f.attrs["row0"]), int(f.attrs["col0"])
         counts, rate, mask = f["counts"][:], f["rate"][:], f["scored_mask"][:]
@@ -335,7 +335,7 @@ def test_the_overview_shows_every_slide_with_its_split(run: Path, stores: dict[s
     split = read_json(run / "split.json")
     with h5py.File(run / "overview.h5") as f:
         assert dict(f.attrs) == {
-            "format": "virchow_st.run.overview/1",
+            "format": "virchow_st.overview/1",
             "bin_um": 2,
             "block_um": 256,
         }

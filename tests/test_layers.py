@@ -17,7 +17,7 @@ HEAVY = {"torch", "torchvision", "torch_geometric", "timm", "numba", "cv2", "mat
          "huggingface_hub", "imagecodecs", "triton"}  # fmt: skip
 
 # The rooms from the ground up, and which rooms below each may import beside the ground itself.
-GROUND = {"types", "errors", "config"}
+GROUND = {"types", "errors", "config", "schema", "names"}
 ROOMS: dict[str, set[str]] = {
     "runtime": set(),
     "kernels": set(),
@@ -56,6 +56,8 @@ NARROW = {
 OUTSIDE = {
     "types": {"numpy"},
     "errors": set(),
+    "schema": set(),
+    "names": set(),
     "config": {"numpy", "tomli_w"},
     # torch: `devices`, `ranks` and `distributed`, see below
     "runtime": {"numpy", "torch"},

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from virchow_st.run.results import FIGURES
+from virchow_st.run.results import SCORES
 from virchow_st_cli.console import Console
 from virchow_st_cli.scores import print_comparison, print_scores, short_names
 
@@ -17,7 +17,7 @@ SCALES = ("2", "4", "8", "16")
 
 def figures(pcc: float, d2: float) -> dict[str, Any]:
     """Figures of one model; all but PCC and D² the same at every scale."""
-    plain = dict.fromkeys(FIGURES, 0.25)
+    plain = dict.fromkeys(SCORES, 0.25)
     ci95 = {"pcc_ci95": [pcc - 0.02, pcc + 0.03], "d2_poisson_ci95": [d2 - 0.02, d2 + 0.03]}
     at = {
         **plain,

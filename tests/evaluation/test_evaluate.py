@@ -21,10 +21,10 @@ from virchow_st.metrics import BlockSums, ScaleAccumulator, ScaleScores
 from virchow_st.run.compare import compare_runs, differences, intervals
 from virchow_st.run.panel import Panel
 from virchow_st.run.results import (
-    FIGURES,
     INTERVALS,
     PER_GENE,
     RUN,
+    SCORES,
     RunBlocks,
     check_metrics,
     read_blocks,
@@ -176,7 +176,7 @@ def metrics() -> dict[str, Any]:
 
 def test_every_figure_is_in_the_schema_and_in_the_table_of_genes(metrics: dict[str, Any]) -> None:
     intervals = {f"{name}_ci95" for name in INTERVALS}
-    assert set(metrics["scales"]["2"]) == set(FIGURES) | intervals
+    assert set(metrics["scales"]["2"]) == set(SCORES) | intervals
     arrays = {f.name for f in fields(ScaleScores) if f.type == "Float64Array"}
     assert set(PER_GENE) == arrays
 
@@ -240,7 +240,7 @@ def test_no_metrics_names_the_command(tmp_path: Path) -> None:
 
 def test_undefined_figures_pass_the_schema(metrics: dict[str, Any]) -> None:
     empty = copy.deepcopy(metrics)
-    for name in (*FIGURES, "pcc_ci95", "d2_poisson_ci95"):
+    for name in (*SCORES, "pcc_ci95", "d2_poisson_ci95"):
         empty["scales"]["2"][name] = None
     check_metrics(empty)
 
@@ -260,13 +260,13 @@ def test_per_gene_table_leaves_undefined_fields_empty(tmp_path: Path) -> None:
 def test_blocks_come_back_to_the_last_bit(tmp_path: Path) -> None:
     blocks = RunBlocks(PANEL.ids, {RUN: sums_of(scored(9)), "ridge": sums_of(scored(9, 0.3))})
     write_blocks(tmp_path, blocks)
-    came = read_blocks(tmp_path)
-    assert came.gene_ids == PANEL.ids
-    assert list(came.sums) == [RUN, "ridge"]
+    actual = read_blocks(tmp_path)
+    assert actual.gene_ids == PANEL.ids
+    assert list(actual.sums) == [RUN, "ridge"]
     for model, scales in blocks.sums.items():
         for scale, sums in scales.items():
             for field in fields(BlockSums):
-                got, want = (getattr(x, field.name) for x in (came.sums[model][scale], sums))
+                got, want = (getattr(x, field.name) for x in (actual.sums[model][scale], sums))
                 np.testing.assert_array_equal(got, want)
     assert [p.name for p in tmp_path.iterdir()] == ["blocks.npz"]
 
@@ -350,8 +350,8 @@ def test_runs_of_other_genes_or_counts_are_not_compared(tmp_path: Path) -> None:
 def test_one_block_has_no_interval() -> None:
     sums = sums_of(scored(1))
     assert intervals(sums[2]) == {"pcc_ci95": None, "d2_poisson_ci95": None}
-    came = differences(sums, sums)["2"]["pcc"]
-    assert came == {"difference": 0.0, "ci95": None, "p": None}
+    actual = differences(sums, sums)["2"]["pcc"]
+    assert actual == {"difference": 0.0, "ci95": None, "p": None}
 
 
 # --- a patient of several slides ----------------------------------------------------------------

@@ -42,9 +42,9 @@ def assert_store_holds(store: Store, truth: Reference, min_tissue: float = 0.5) 
         info, mask = patch.info, patch.tissue_mask
         window = np.s_[info.row0 : info.row0 + 128, info.col0 : info.col0 + 128]
         np.testing.assert_array_equal(mask, truth.tissue[window])
-        want, came = truth.patch(info.row0, info.col0), patch.counts().astype(np.int64)
-        assert abs(sparse.csr_matrix(came) - want).nnz == 0
-        assert came.nnz == want.nnz
+        want, actual = truth.patch(info.row0, info.col0), patch.counts().astype(np.int64)
+        assert abs(sparse.csr_matrix(actual) - want).nnz == 0
+        assert actual.nnz == want.nnz
         assert info.total_umi == want.sum()
         assert info.tissue_fraction == pytest.approx(mask.mean(), abs=1e-6)
         totals += np.asarray(want.sum(axis=1)).ravel()

@@ -304,13 +304,13 @@ def test_threads_render_what_one_renders_in_order(
     with SlideImage.open(simulated / "P1" / "tissue_image.tif") as image:
         rendered = list(render_ahead(image, slide.homography, patches, 224, first=2, n_ahead=3))
         assert len(rendered) == len(patches) - 2
-        for index, came in enumerate(rendered, 2):
+        for index, actual in enumerate(rendered, 2):
             (stored, _), (encoded, _) = render_patch(
                 image, slide.homography, int(patches.row0[index]), int(patches.col0[index]),
                 (256, 224),
             )  # fmt: skip
-            np.testing.assert_array_equal(came.stored, stored)
-            np.testing.assert_array_equal(came.encoded, encoded)
+            np.testing.assert_array_equal(actual.stored, stored)
+            np.testing.assert_array_equal(actual.encoded, encoded)
 
 
 def test_rendering_stays_a_few_patches_ahead(

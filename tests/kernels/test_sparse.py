@@ -45,8 +45,8 @@ def gather(kernels, block, seed=0):
 
 @pytest.mark.parametrize("block", [1, 777, 10**6])
 def test_kernels_equal_reference(block):
-    for came, expected in zip(gather(sparse, block), gather(sparse_reference, 777), strict=True):
-        np.testing.assert_array_equal(came, expected)
+    for actual, expected in zip(gather(sparse, block), gather(sparse_reference, 777), strict=True):
+        np.testing.assert_array_equal(actual, expected)
 
 
 def test_kernels_equal_dense():
@@ -58,12 +58,12 @@ def test_kernels_equal_dense():
     for p in range(4):
         expected = np.zeros((len(dense), PATCH_POSITIONS), np.int64)
         expected[:, position[patch == p]] = dense[:, patch == p]
-        came = slice(indptr[p], indptr[p + 1])
+        actual = slice(indptr[p], indptr[p + 1])
         g, at = np.nonzero(expected)  # row-major: by gene, then by position
-        np.testing.assert_array_equal(gene[came], g)
-        np.testing.assert_array_equal(entry[came] & 0x3FFF, at)
+        np.testing.assert_array_equal(gene[actual], g)
+        np.testing.assert_array_equal(entry[actual] & 0x3FFF, at)
         count = expected[g, at]
-        np.testing.assert_array_equal(entry[came] >> 14, np.where(count <= 3, count, 0))
+        np.testing.assert_array_equal(entry[actual] >> 14, np.where(count <= 3, count, 0))
         listed = large[large[:, 0] == p]
         listed = listed[listed[:, 1].argsort()]
         np.testing.assert_array_equal(listed[:, 1], (g << 14 | at)[count > 3])
@@ -125,7 +125,7 @@ def place(kernels, off_grid=None):
     where = (np.array([2], np.int32), np.array([5], np.int32))
     if off_grid:
         row[700], col[700] = off_grid if off_grid != "not listed" else np.argwhere(~listed)[0]
-    came = [
+    actual = [
         kernels.place_columns(
             start, row[part], col[part], indptr, patch_of_bin, listed, *where, seen, patch,
             position, room,
@@ -133,14 +133,14 @@ def place(kernels, off_grid=None):
         for start in range(0, n, 500)
         for part in [slice(start, start + 500)]
     ]  # fmt: skip
-    return came, row, col, patch_of_bin, np.diff(indptr), seen, patch, position, room
+    return actual, row, col, patch_of_bin, np.diff(indptr), seen, patch, position, room
 
 
 def test_columns_are_placed():
-    came, row, col, patch_of_bin, n_entries, seen, patch, position, room = place(sparse)
+    actual, row, col, patch_of_bin, n_entries, seen, patch, position, room = place(sparse)
     for ours, reference in zip(place(sparse)[5:], place(sparse_reference)[5:], strict=True):
         np.testing.assert_array_equal(ours, reference)
-    assert set(came) == {-1}
+    assert set(actual) == {-1}
     assert seen.sum() == len(row)
     np.testing.assert_array_equal(patch, patch_of_bin[row, col])
     inside = patch == 0

@@ -78,9 +78,9 @@ def test_a_run_as_images(of_run: Path, tiny_run: Path) -> None:
     there = np.ones(mask.shape, bool)
     there[128:, 128:] = False  # the fourth place has no patch
     for name, expected in ("rates", rounded(rate.astype(np.float32))), ("counts", counts):
-        came = root[f"images/{name}_2um/s0"][:]
-        np.testing.assert_array_equal(came[:, there], expected[:, there])
-        assert np.isnan(came[:, ~there]).all()
+        actual = root[f"images/{name}_2um/s0"][:]
+        np.testing.assert_array_equal(actual[:, there], expected[:, there])
+        assert np.isnan(actual[:, ~there]).all()
         coarse = root[f"images/{name}_8um/s0"][:]
         np.testing.assert_allclose(coarse[:, :32], pooled(expected[:, :128]), rtol=1e-4)
         assert np.isnan(coarse[:, 32:, 32:]).all()
@@ -93,7 +93,7 @@ def test_a_run_as_images(of_run: Path, tiny_run: Path) -> None:
 def test_a_run_says_where_it_came_from(of_run: Path, tiny_run: Path) -> None:
     about = zarr.open_group(of_run, mode="r").attrs["virchow_st"]
     metrics = json.loads((tiny_run / "metrics.json").read_text())
-    assert about["format"] == "virchow_st.output.export/1"
+    assert about["format"] == "virchow_st.export/1"
     assert about["run"]["path"] == str(tiny_run)
     assert about["run"]["epoch"] == metrics["epoch"]
     assert (about["patient"], about["slide"]) == ("T", "T")
@@ -116,14 +116,14 @@ def test_genes_in_the_order_asked_for(vst: Vst, tiny_run: Path, of_run: Path, tm
         assert answer.code == 0, answer.err
         assert f"warning: tiny: {LICENCE}" in answer.err
         every = zarr.open_group(of_run, mode="r")
-        with np.load(tmp_path / out) as came:
-            assert list(came["gene_id"]) == [genes["id"][3], genes["id"][1]]
+        with np.load(tmp_path / out) as actual:
+            assert list(actual["gene_id"]) == [genes["id"][3], genes["id"][1]]
             for kind in ("rates_8um", "counts_8um"):
                 expected = every[f"images/{kind}/s0"][:][[3, 1]]
-                np.testing.assert_allclose(came[kind], expected, rtol=2e-4)
+                np.testing.assert_allclose(actual[kind], expected, rtol=2e-4)
             tissue = every["labels/tissue/s0"][:][None]
-            np.testing.assert_array_equal(came["tissue_bins"], pooled(tissue)[0])
-            assert json.loads(str(came["virchow_st"]))["options"]["format"] == "npz"
+            np.testing.assert_array_equal(actual["tissue_bins"], pooled(tissue)[0])
+            assert json.loads(str(actual["virchow_st"]))["options"]["format"] == "npz"
 
 
 @needs_anndata
@@ -164,12 +164,12 @@ def test_counts_of_a_store(vst: Vst, store: virchow_st.Store, tmp_path: Path) ->
     out = tmp_path / "T.npz"
     answer = vst("export", store.path, "--out", out, "--format", "npz", "--genes", "GENE2,GENE0")
     assert answer.code == 0, answer.err
-    with np.load(out) as came:
-        assert list(came["gene_symbol"]) == ["GENE2", "GENE0"]
+    with np.load(out) as actual:
+        assert list(actual["gene_symbol"]) == ["GENE2", "GENE0"]
         for patch in store:
             r, c = patch.row0 // 4, patch.col0 // 4
             expected = pooled(patch.dense_counts([2, 0]))
-            np.testing.assert_array_equal(came["counts_8um"][:, r : r + 32, c : c + 32], expected)
+            np.testing.assert_array_equal(actual["counts_8um"][:, r : r + 32, c : c + 32], expected)
 
 
 @needs_anndata

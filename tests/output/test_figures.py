@@ -269,7 +269,7 @@ def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
 
 def _no_format(run: Path) -> None:
     with h5py.File(run / "maps" / "P5.h5", "a") as f:
-        f.attrs["format"] = "virchow_st.run.maps/9"
+        f.attrs["format"] = "virchow_st.maps/9"
 
 
 def _without(name: str) -> Callable[[Path], None]:
@@ -325,7 +325,7 @@ def _other_genes(run: Path) -> None:
     [
         (
             _no_format,
-            r"P5.h5: expected format 'virchow_st.run.maps/1'; got 'virchow_st.run.maps/9'",
+            r"P5.h5: expected format 'virchow_st.maps/1'; got 'virchow_st.maps/9'",
         ),
         (_without("scored_mask"), r"P5.h5: incomplete .*scored_mask"),
         (_without("patch_row0"), r"P5.h5: incomplete .*patch_row0.*run vst evaluate again"),

@@ -104,8 +104,8 @@ def test_rates_are_those_of_evaluation(runs: list[Path], image: Path, tmp_path: 
     assert rates.shape == (12, BINS, BINS)
     assert len(store) == 4
     for patch, rate in zip(store, expected, strict=True):
-        came = rates[:, patch.row0 : patch.row0 + 128, patch.col0 : patch.col0 + 128]
-        np.testing.assert_allclose(came, rate, rtol=1e-4, atol=1e-6)
+        actual = rates[:, patch.row0 : patch.row0 + 128, patch.col0 : patch.col0 + 128]
+        np.testing.assert_allclose(actual, rate, rtol=1e-4, atol=1e-6)
     coarse = root["images/rates_8um/s0"][:, :64, :64]
     pooled = rates[:, :256, :256].reshape(12, 64, 4, 64, 4).sum(axis=(2, 4))
     np.testing.assert_allclose(coarse, pooled, rtol=2e-4)
@@ -166,14 +166,14 @@ def test_a_picture_in_memory_gets_the_same_rates(
     root = zarr.open_group(tmp_path / "out.zarr", mode="r")
     expected = root["images/rates_2um/s0"][:]
     run = virchow_st.load_run(runs[0], "cpu")
-    came = run.predict(picture, mpp=MPP, min_tissue=0.5)
-    assert came.rates.shape == expected.shape == (12, BINS, BINS)
-    np.testing.assert_allclose(came.rates, expected, rtol=2e-4, atol=1e-6)  # NaN at NaN
+    actual = run.predict(picture, mpp=MPP, min_tissue=0.5)
+    assert actual.rates.shape == expected.shape == (12, BINS, BINS)
+    np.testing.assert_allclose(actual.rates, expected, rtol=2e-4, atol=1e-6)  # NaN at NaN
     tissue = root["labels/tissue/s0"][:].astype(bool)
-    assert (came.tissue_mask[::4, ::4] == tissue).mean() > 0.99
+    assert (actual.tissue_mask[::4, ::4] == tissue).mean() > 0.99
     left, right, top, bottom = map(round, MARKER_UM)
-    assert came.image.shape == (2 * BINS, 2 * BINS, 3)
-    marker = came.image[top + 2 : bottom - 2, left + 2 : right - 2].astype(int)
+    assert actual.image.shape == (2 * BINS, 2 * BINS, 3)
+    marker = actual.image[top + 2 : bottom - 2, left + 2 : right - 2].astype(int)
     assert (np.abs(marker - GREEN) <= 2).all()
     every = run.predict(picture, mpp=MPP)  # by default, cut edges are predicted too
     assert not np.isnan(every.rates[:, every.tissue_mask]).any()
@@ -204,8 +204,8 @@ def test_marker_comes_out_at_its_micrometres(predicted: Path) -> None:
         pixels = group[dataset["path"]][:].astype(float)
         green = (pixels[1] > 170) & (pixels[0] < 60)
         rows, cols = (np.flatnonzero(green.any(axis)) for axis in (1, 0))
-        came = cols[0] * x, (cols[-1] + 1) * x, rows[0] * y, (rows[-1] + 1) * y
-        np.testing.assert_allclose(came, MARKER_UM, atol=1.01 * x)
+        actual = cols[0] * x, (cols[-1] + 1) * x, rows[0] * y, (rows[-1] + 1) * y
+        np.testing.assert_allclose(actual, MARKER_UM, atol=1.01 * x)
 
 
 def test_spatialdata_opens_it(predicted: Path) -> None:
@@ -253,12 +253,12 @@ def test_one_file_with_the_rates_at_8_um(
     assert answer.code == 0, answer.err
     assert {p.name for p in tmp_path.iterdir()} == {"slide.npz", "slide_tissue.png"}
     root = zarr.open_group(predicted, mode="r")
-    with np.load(out) as came:
-        np.testing.assert_array_equal(came["rates_8um"], root["images/rates_8um/s0"][:])
-        np.testing.assert_array_equal(came["spread_8um"], root["images/spread_8um/s0"][:])
-        np.testing.assert_array_equal(came["tissue"], root["labels/tissue/s0"][:] == 1)
-        about = json.loads(str(came["virchow_st"]))
-        assert list(came["gene_id"]) == about["genes"]["id"]
+    with np.load(out) as actual:
+        np.testing.assert_array_equal(actual["rates_8um"], root["images/rates_8um/s0"][:])
+        np.testing.assert_array_equal(actual["spread_8um"], root["images/spread_8um/s0"][:])
+        np.testing.assert_array_equal(actual["tissue"], root["labels/tissue/s0"][:] == 1)
+        about = json.loads(str(actual["virchow_st"]))
+        assert list(actual["gene_id"]) == about["genes"]["id"]
     assert about["options"]["format"] == "npz"
 
 

@@ -124,21 +124,21 @@ def test_stitching_is_the_weighted_mean(overlap):
     there = weights[: shape[0], : shape[1]] > 0
     expected = (sums / np.maximum(weights, 1e-12))[:, : shape[0], : shape[1]]
 
-    came = np.full((2, *shape), np.nan, np.float32)
+    actual = np.full((2, *shape), np.nan, np.float32)
     written = set()
 
     def write(row0, col0, block, mask):
         assert (row0, col0) not in written
         written.add((row0, col0))
         h, w = mask.shape
-        came[:, row0 : row0 + h, col0 : col0 + w] = block
+        actual[:, row0 : row0 + h, col0 : col0 + w] = block
         np.testing.assert_array_equal(mask, there[row0 : row0 + h, col0 : col0 + w])
 
     stitcher = Stitcher(table, overlap, shape, write)
     for r, c, rate in zip(table.row0.tolist(), table.col0.tolist(), rates, strict=True):
         stitcher.add(r, c, rate)
-    np.testing.assert_array_equal(np.isnan(came[0]), ~there)
-    np.testing.assert_allclose(came[:, there], expected[:, there], rtol=2e-6)
+    np.testing.assert_array_equal(np.isnan(actual[0]), ~there)
+    np.testing.assert_allclose(actual[:, there], expected[:, there], rtol=2e-6)
 
 
 @pytest.mark.parametrize(("overlap", "bound"), [(0, 1), (16, 20 + 4)])
@@ -162,10 +162,10 @@ def test_few_blocks_are_open_at_a_time(overlap, bound):
 def test_rounding():
     rng = np.random.default_rng(0)
     values = np.concatenate([rng.lognormal(-3, 4, 10_000), [0, 1, 0.5]]).astype(np.float32)
-    came = rounded(values)
-    np.testing.assert_allclose(came, values, rtol=2**-13 / 2 * 1.001)
-    np.testing.assert_array_equal(came[-3:], [0, 1, 0.5])
-    assert (came.view(np.uint32) & 1023 == 0).all()
+    actual = rounded(values)
+    np.testing.assert_allclose(actual, values, rtol=2**-13 / 2 * 1.001)
+    np.testing.assert_array_equal(actual[-3:], [0, 1, 0.5])
+    assert (actual.view(np.uint32) & 1023 == 0).all()
     np.testing.assert_array_equal(np.isnan(rounded(np.float32([np.nan, 2]))), [True, False])
 
 
@@ -188,13 +188,13 @@ def test_rates_at_both_scales_and_their_spread(tmp_path):
     at_8um = by_run.reshape(3, 2, 32, 4, 2, 4).sum(axis=(3, 5))
     for name, values, axis in (("2um", by_run, 256), ("8um", at_8um, 64)):
         cut = np.s_[:, : values.shape[2], axis:]
-        came = root[f"images/rates_{name}/s0"]
-        np.testing.assert_allclose(came[cut], values.mean(0), rtol=1e-4)
+        actual = root[f"images/rates_{name}/s0"]
+        np.testing.assert_allclose(actual[cut], values.mean(0), rtol=1e-4)
         np.testing.assert_allclose(
             root[f"images/spread_{name}/s0"][cut], values.std(0, ddof=1), rtol=1e-4
         )
-        assert np.isnan(came[:, :, :axis]).all()  # never written
-        assert np.isnan(came[:, values.shape[2] :]).all()
+        assert np.isnan(actual[:, :, :axis]).all()  # never written
+        assert np.isnan(actual[:, values.shape[2] :]).all()
     half = root["images/rates_2um/s1"][:, :64, 128:]
     means = by_run.mean(0).reshape(2, 64, 2, 4, 2).mean(axis=(2, 4))
     np.testing.assert_allclose(half, means, rtol=1e-4)

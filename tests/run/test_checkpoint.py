@@ -144,9 +144,9 @@ def test_foreign_and_damaged_checkpoints_are_refused(tmp_path):
         load_checkpoint(folder, modules)
 
     for text, reason in [
-        ('{"format": "virchow_st.run.checkpoint/9"}', "got 'virchow_st.run.checkpoint/9'"),
-        ("{}", "expected format virchow_st.run.checkpoint/1, got None"),
-        ("[1]", "expected format virchow_st.run.checkpoint/1, got None"),
+        ('{"format": "virchow_st.checkpoint/9"}', "got 'virchow_st.checkpoint/9'"),
+        ("{}", "expected format virchow_st.checkpoint/1, got None"),
+        ("[1]", "expected format virchow_st.checkpoint/1, got None"),
         ("{", "cannot be read as JSON"),
     ]:
         (folder / "state.json").write_text(text, "utf-8")

@@ -19,7 +19,7 @@ from tiny_training import few_steps, history, tiny_config, two_patients
 
 from virchow_st.config import to_toml
 from virchow_st.errors import ConfigError
-from virchow_st.runtime.distributed import ALONE, Processes, joined
+from virchow_st.runtime.distributed import ALONE, Processes, process_group
 from virchow_st.training.train import train
 
 HERE = Path(__file__).parents[1] / "support"
@@ -167,14 +167,14 @@ def test_parts_are_the_whole(size, n):
 
 def test_alone_nothing_is_sent(monkeypatch):
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    with joined() as processes:
+    with process_group() as processes:
         assert processes is ALONE
     assert ALONE.is_first
     values = torch.ones(3)
     assert ALONE.sum(values) is values
     error = ConfigError("x")
-    assert ALONE.told_once(error) is error
-    assert isinstance(Processes(1, 2).told_once(error), SystemExit)
+    assert ALONE.error_for_rank(error) is error
+    assert isinstance(Processes(1, 2).error_for_rank(error), SystemExit)
     assert ALONE.from_first(lambda: 7) == ALONE.together(lambda: 7) == 7
 
 
@@ -184,7 +184,7 @@ def test_half_of_what_torchrun_sets_is_refused(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with (
         pytest.raises(ConfigError, match="WORLD_SIZE=2: .*RANK, LOCAL_RANK.* are missing"),
-        joined(),
+        process_group(),
     ):
         pass
 

@@ -80,9 +80,9 @@ def some(number: int, many: int) -> list:
 def test_flips_anywhere(whole: Path, tmp_path: Path, pattern: str, n: int) -> None:
     content, rng = the_file(whole, pattern).read_bytes(), np.random.default_rng(7)
     places = rng.integers(0, len(content), n).tolist()
-    came = Counter(words(whole, copies(whole, pattern, flipped(content, places, rng), tmp_path)))
-    assert set(came) <= {"right", "refused"}, came
-    assert came["refused"] > n // 4, came
+    actual = Counter(words(whole, copies(whole, pattern, flipped(content, places, rng), tmp_path)))
+    assert set(actual) <= {"right", "refused"}, actual
+    assert actual["refused"] > n // 4, actual
 
 
 @pytest.mark.parametrize("n", some(40, 1000))
@@ -99,9 +99,9 @@ def test_flips_in_what_hdf5_keeps_of_itself(whole: Path, tmp_path: Path, n: int)
                 own[chunk.byte_offset : chunk.byte_offset + chunk.size] = False
     assert 1_000 < own.sum() < 20_000
     places = rng.choice(np.flatnonzero(own), n).tolist()
-    came = Counter(words(whole, copies(whole, MATRIX, flipped(content, places, rng), tmp_path)))
-    assert set(came) <= {"right", "refused"}, came
-    assert came["refused"] > n // 4, came
+    actual = Counter(words(whole, copies(whole, MATRIX, flipped(content, places, rng), tmp_path)))
+    assert set(actual) <= {"right", "refused"}, actual
+    assert actual["refused"] > n // 4, actual
 
 
 @pytest.mark.parametrize("pattern", [MATRIX, POSITIONS, SCALES])
@@ -117,9 +117,9 @@ def test_stretch_of_zeros(whole: Path, tmp_path: Path, pattern: str) -> None:
     content = the_file(whole, pattern).read_bytes()
     n = len(content) // 8
     zeroed = [content[: i * n] + bytes(n) + content[(i + 1) * n :] for i in range(8)]
-    came = Counter(words(whole, copies(whole, pattern, zeroed, tmp_path)))
-    assert set(came) <= {"right", "refused"}, came  # the barcodes of the positions are not read
-    assert came["refused"] > 3
+    actual = Counter(words(whole, copies(whole, pattern, zeroed, tmp_path)))
+    assert set(actual) <= {"right", "refused"}, actual  # the barcodes of the positions are not read
+    assert actual["refused"] > 3
 
 
 @pytest.mark.parametrize("n", some(10, 300))
@@ -133,9 +133,9 @@ def test_damage_to_real_files(tmp_path: Path, pattern: str, n: int) -> None:
     cut = [content[: len(content) * tenth // 5] for tenth in range(5)]
     places = rng.integers(0, len(content), n).tolist()
     damaged = copies(whole, pattern, cut + flipped(content, places, rng), tmp_path)
-    came = words(whole, damaged)
-    assert came[:5] == ["refused"] * 5
-    assert set(came) <= {"right", "refused"}, came
+    actual = words(whole, damaged)
+    assert actual[:5] == ["refused"] * 5
+    assert set(actual) <= {"right", "refused"}, actual
 
 
 @pytest.mark.parametrize("room", [0, 200_000])

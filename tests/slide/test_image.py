@@ -1,4 +1,3 @@
-import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Event
@@ -151,14 +150,23 @@ def test_cut_files_are_refused(texture, tmp_path, how):
     cut = tmp_path / f"cut.{'tif' if how not in ('png', 'jpg') else how}"
     for tenth in range(10):
         cut.write_bytes(content[: len(content) * tenth // 10])
-        try:
-            with SlideImage.open(cut) as image:
-                assert how == "subifds"
-                assert any("reduced level" in line for line in image.choice.warnings)
-                np.testing.assert_array_equal(image.read_region(0, 0, 517, 403)[0], texture)
-        except SlideError as e:
-            assert re.search(r"cut\.\w+: expected", str(e))
-            assert "\n" not in str(e)
+        if how == "subifds" and all_there(cut, texture):
+            continue
+        with pytest.raises(SlideError, match=r"cut\.\w+: expected") as e:
+            SlideImage.open(cut)
+        assert "\n" not in str(e.value)
+
+
+def all_there(path, texture):
+    """Whether a file opens; then its finest level is whole, and a warning names the others."""
+    try:
+        image = SlideImage.open(path)
+    except SlideError:
+        return False
+    with image:
+        assert any("reduced level" in line for line in image.choice.warnings)
+        np.testing.assert_array_equal(image.read_region(0, 0, 517, 403)[0], texture)
+    return True
 
 
 def test_large_strips_are_refused_with_the_remedy(images, monkeypatch):

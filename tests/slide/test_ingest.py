@@ -19,7 +19,7 @@ from tiny_slide import TinySlide
 
 from virchow_st.errors import SlideError
 from virchow_st.slide.geometry import Homography
-from virchow_st.slide.hdf5_chunks import Stretches
+from virchow_st.slide.hdf5_chunks import Hdf5Column
 from virchow_st.slide.patch_counts import PatchCounts
 from virchow_st.slide.patches import lay_patches
 from virchow_st.slide.visium_hd import VisiumHDSlide
@@ -90,8 +90,8 @@ def test_counts_stay_on_their_bins_in_every_pose(
         patches = lay_patches(slide.tissue_mask, 0.0)
         assert len(counts) == 9
         for patch, row0, col0 in zip(counts, patches.row0, patches.col0, strict=True):
-            came = as_csr(patch, len(reference.ids))
-            assert abs(came - reference.patch(row0, col0)).nnz == 0
+            actual = as_csr(patch, len(reference.ids))
+            assert abs(actual - reference.patch(row0, col0)).nnz == 0
         umi = int(reference.counts.sum())
         assert totals(counts) == (umi, umi)  # 384 bins are whole patches: none is left over
         of_genes = np.asarray(reference.counts.sum(axis=1)).ravel()
@@ -257,7 +257,7 @@ def test_downloads_with_prefixed_names(
 
 def stretches_of(path: Path, name: str = "x") -> np.ndarray:
     with h5py.File(path) as file:
-        return Stretches(file[name])[:]
+        return Hdf5Column(file[name])[:]
 
 
 def test_chunk_that_was_never_written_is_noticed(tmp_path: Path) -> None:
@@ -381,7 +381,7 @@ def test_stretches_are_slices(tmp_path: Path) -> None:
     values = np.arange(1000, dtype=np.int64) ** 3
     with h5py.File(tmp_path / "a.h5", "w") as file:
         x = file.create_dataset("x", data=values, chunks=(64,), compression="gzip", shuffle=True)
-        stretches = Stretches(x)
+        stretches = Hdf5Column(x)
         assert len(stretches) == 1000
         assert stretches.dtype == np.int64
         for start, stop in [(0, 0), (0, 1), (63, 65), (5, 5), (64, 128), (999, 1000), (990, 2000),

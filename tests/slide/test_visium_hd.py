@@ -64,12 +64,12 @@ def assert_one_line(error):
     assert "\n" not in str(error.value)
 
 
-def assert_equal_counts(came, expected):
-    assert len(came) == len(expected)
-    for a, b in zip(came, expected, strict=True):
+def assert_equal_counts(actual, expected):
+    assert len(actual) == len(expected)
+    for a, b in zip(actual, expected, strict=True):
         for x, y in zip(a, b, strict=True):
             np.testing.assert_array_equal(x, y)
-    np.testing.assert_array_equal(came.gene_totals, expected.gene_totals)
+    np.testing.assert_array_equal(actual.gene_totals, expected.gene_totals)
 
 
 def open_and_read(outs, matrix="filtered"):
@@ -155,8 +155,8 @@ def test_shared_slide_equals_dense_reconstruction(name):
         of_patch = column_of_bin[row0 : row0 + 128, col0 : col0 + 128].ravel()
         expected = np.zeros((len(slide.genes), 128 * 128), np.int32)
         expected[:, of_patch >= 0] = columns[:, of_patch[of_patch >= 0]].toarray()
-        came = dense(counts, p, len(slide.genes)).reshape(expected.shape)
-        assert np.array_equal(came, expected)
+        actual = dense(counts, p, len(slide.genes)).reshape(expected.shape)
+        assert np.array_equal(actual, expected)
         umi += expected.sum()
     assert sum(int(count.sum()) for _, _, count in counts) == umi
     in_tissue = columns[:, column_of_bin[column_of_bin >= 0]]

@@ -152,8 +152,8 @@ def record_of(genes=(1, 2), sizes=(1, 1), entries=(0x4000, 0x8001), pad=(), esca
     ],
 )
 def test_forbidden_records_are_refused(payload, reason):
-    came = assert_refused_alike(payload, n_genes=3)
-    assert (came is None) if reason is None else (reason in came)
+    actual = assert_refused_alike(payload, n_genes=3)
+    assert (actual is None) if reason is None else (reason in actual)
 
 
 u16 = st.integers(0, 65535) | st.integers(0, 5) | st.sampled_from([0x4000, 0x4001, 0x8002, 0xFFFF])

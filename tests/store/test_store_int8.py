@@ -76,10 +76,10 @@ def test_every_value_comes_back_within_half_a_step(tokens: np.ndarray) -> None:
         largest = max(abs(exact(v)) for v in x)
         assert abs(s - largest / 127) <= largest / 127 / 2**24
         assert int(np.abs(q.astype(int)).max()) == (127 if largest else 0)
-        for value, code, came in zip(x, q, back[..., c].ravel(), strict=True):
+        for value, code, actual in zip(x, q, back[..., c].ravel(), strict=True):
             step = int(code) * s
             assert abs(exact(value) - step) <= s / 2 + largest / 2**22  # f32 arithmetic
-            assert abs(exact(came) - step) <= max(abs(step) / 2**11, Fraction(1, 2**25))
+            assert abs(exact(actual) - step) <= max(abs(step) / 2**11, Fraction(1, 2**25))
 
 
 @settings(deadline=None)

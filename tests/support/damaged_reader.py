@@ -55,7 +55,7 @@ def judge(path: str, expected: list[list[str]]) -> str:
     if found == expected and not faults:
         return "right"
     pairs = [pair for row in zip(found, expected, strict=True) for pair in zip(*row, strict=True)]
-    if any(came not in ("StoreError", want) for came, want in pairs):
+    if any(actual not in ("StoreError", want) for actual, want in pairs):
         return "wrong data"
     return "named" if faults else "verify saw nothing"
 

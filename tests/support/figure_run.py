@@ -82,14 +82,14 @@ class FigureRun:
         }  # fmt: skip
         with h5py.File(run / "maps" / f"{self.patient}.h5", "w") as f:
             f.attrs.update(
-                format="virchow_st.run.maps/1", patient=self.patient, row0=ROW0, col0=COL0, bin_um=2
+                format="virchow_st.maps/1", patient=self.patient, row0=ROW0, col0=COL0, bin_um=2
             )
             datasets = {"rate": self.rates, "counts": self.counts, "scored_mask": self.mask}
             for name, value in {**datasets, "image": self.image, **table}.items():
                 f[name] = value
             f["gene_id"], f["gene_symbol"] = self.ids, list(self.symbols)
         with h5py.File(run / "overview.h5", "w") as f:
-            f.attrs.update(format="virchow_st.run.overview/1", bin_um=2, block_um=256)
+            f.attrs.update(format="virchow_st.overview/1", bin_um=2, block_um=256)
             for i, patient in enumerate(("P1", self.patient)):
                 self._write_overview(f.create_group(str(i)), patient, table)
         self._write_tables(run)

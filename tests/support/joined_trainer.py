@@ -18,7 +18,7 @@ import torch
 from virchow_st.config import TrainConfig, from_toml
 from virchow_st.errors import ConfigError, StoreError, VirchowSTError
 from virchow_st.run.folder import is_begun
-from virchow_st.runtime.distributed import joined
+from virchow_st.runtime.distributed import process_group
 from virchow_st.training import schedule
 from virchow_st.training.learner import Learner
 from virchow_st.training.train import train
@@ -30,7 +30,7 @@ DIED = 9
 def main(arguments: list[str]) -> None:
     torch.set_num_threads(1)
     schedule._LEAST_STEPS_PER_EPOCH = STEPS
-    with joined() as processes:
+    with process_group() as processes:
         for fault, config, run in zip(*(iter(arguments),) * 3, strict=True):
             settings = from_toml(TrainConfig, Path(config))
             resume = processes.from_first(lambda run=run: is_begun(Path(run)))

@@ -14,7 +14,7 @@ from virchow_st.models.losses.base import DeviceCounts, dense_counts, on_device
 from virchow_st.run.panel import Panel
 from virchow_st.run.split import Member
 from virchow_st.training import feed
-from virchow_st.training.dataset import PatchDataset, Portion, portions
+from virchow_st.training.dataset import BatchPlan, PatchDataset, plans
 from virchow_st.training.feed import open_feed
 from virchow_st.training.feed.resident import Resident, resident_bytes
 from virchow_st.training.feed.streamed import Streamed
@@ -73,19 +73,19 @@ def assert_same(batch, expected):
 def test_batches_are_those_that_are_read(dataset, members, kind):
     source = Resident(dataset, members, CPU) if kind is Resident else Streamed(dataset, CPU)
     for seed in range(3):  # all orientations come up; the last batch is a short one
-        coming = portions(members, 3, np.random.default_rng(seed))
-        for portion, batch in zip(coming, source.batches(coming), strict=True):
-            assert_same(batch, dataset.load(portion.members, portion.turns))
+        coming = plans(members, 3, np.random.default_rng(seed))
+        for plan, batch in zip(coming, source.batches(coming), strict=True):
+            assert_same(batch, dataset.load(plan.members, plan.turns))
 
 
 def test_every_orientation(dataset, members):
-    eight = [Portion((members[-1],), (o,)) for o in range(8)]
-    for portion, batch in zip(eight, Resident(dataset, members, CPU).batches(eight), strict=True):
-        assert_same(batch, dataset.load(portion.members, portion.turns))
+    eight = [BatchPlan((members[-1],), (o,)) for o in range(8)]
+    for plan, batch in zip(eight, Resident(dataset, members, CPU).batches(eight), strict=True):
+        assert_same(batch, dataset.load(plan.members, plan.turns))
 
 
 def test_a_patch_may_come_twice(dataset, members):
-    twice = Portion((members[2], members[0], members[2]), (3, 0, 6))
+    twice = BatchPlan((members[2], members[0], members[2]), (3, 0, 6))
     (batch,) = Resident(dataset, members * 2, CPU).batches([twice])
     assert_same(batch, dataset.load(twice.members, twice.turns))
 
@@ -93,7 +93,7 @@ def test_a_patch_may_come_twice(dataset, members):
 def test_a_panel_without_counts_and_no_images(dataset, members):
     nothing = PatchDataset(dataset.stores, Panel(("ENSG00005",), ("GENE5",)))
     silent = [m for m in members if nothing.panel_counts(m).count.size == 0]
-    chosen = Portion(tuple(silent or members[:1]), (1,) * max(len(silent), 1))
+    chosen = BatchPlan(tuple(silent or members[:1]), (1,) * max(len(silent), 1))
     (batch,) = Resident(nothing, members, CPU).batches([chosen])
     assert batch.image is None
     np.testing.assert_array_equal(
@@ -163,8 +163,7 @@ def test_sizes_are_said_as_people_do():
 def test_buffers_are_used_again(dataset, members):
     """The fourth batch lies where the first one did; each is good until the next is asked for."""
     places = [
-        batch.tokens.data_ptr()
-        for batch in Streamed(dataset, CPU).batches(portions(members[:6], 1))
+        batch.tokens.data_ptr() for batch in Streamed(dataset, CPU).batches(plans(members[:6], 1))
     ]
     assert places[:3] == places[3:]
     assert len(set(places)) == 3
@@ -172,7 +171,7 @@ def test_buffers_are_used_again(dataset, members):
 
 def test_an_error_reaches_who_asks(dataset):
     with pytest.raises(IndexError, match="patch 99"):
-        list(Streamed(dataset, CPU).batches(portions([Member(0, 0), Member(0, 99)], 1)))
+        list(Streamed(dataset, CPU).batches(plans([Member(0, 0), Member(0, 99)], 1)))
     with pytest.raises(IndexError, match="patch 99"):
         Resident(dataset, [Member(0, 99)], CPU)
 
@@ -209,7 +208,7 @@ def test_stores_that_keep_tokens_unlike_each_other(tmp_path):
         for i, d in enumerate(("float16", "int8"))
     ]
     dataset = PatchDataset(stores, GENES)
-    both = Portion((Member(0, 1), Member(1, 0)), (2, 5))
+    both = BatchPlan((Member(0, 1), Member(1, 0)), (2, 5))
     (batch,) = Resident(dataset, both.members, CPU).batches([both])
     np.testing.assert_array_equal(batch.tokens, dataset.load(both.members, both.turns).tokens)
 

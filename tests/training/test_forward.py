@@ -14,7 +14,7 @@ from virchow_st.models.decoders import build_decoder
 from virchow_st.models.decoders.base import GeneHead
 from virchow_st.models.decoders.parts import EdgeConv, TokenNorm
 from virchow_st.models.decoders.stem import OpticalDensity
-from virchow_st.models.decoders.variation import Withheld, variations
+from virchow_st.models.decoders.variation import TokenDropout, variations
 from virchow_st.runtime.devices import pick_device
 from virchow_st.training.forward import _Compiled, worth_compiling
 from virchow_st.training.validation import device_moments, pooled_moments
@@ -65,7 +65,7 @@ def test_moments_on_a_device_are_those_of_the_kernels(scale_um):
     [
         (OpticalDensity(), (5, 3, 8, 8)),
         (TokenNorm(torch.zeros(6), torch.ones(6)), (5, 4, 4, 6)),
-        (Withheld(), (5, 4, 4, 6)),
+        (TokenDropout(), (5, 4, 4, 6)),
     ],
 )
 def test_variation_is_drawn_for_the_batch_and_not_for_its_part(layer, shape, n_processes):

@@ -217,8 +217,8 @@ def test_a_gradient_that_is_not_finite_ends_the_run_before_it_is_kept(
 
 
 def test_watch_names_the_batch_and_adds_up():
-    def refusal(portion):
-        return ConfigError(portion)
+    def refusal(plan):
+        return ConfigError(plan)
 
     watch = LossWatch(2, torch.device("cpu"), refusal)
     watch.look("ab", torch.tensor([1.0, 2.0]))

@@ -177,9 +177,9 @@ def _images(
         def clocked(*region: Any) -> Any:
             nonlocal reading_s
             start = time.perf_counter()
-            came = read_region(*region)
+            actual = read_region(*region)
             reading_s += time.perf_counter() - start
-            return came
+            return actual
 
         image.read_region = clocked  # type: ignore[assignment, method-assign]
         images = [

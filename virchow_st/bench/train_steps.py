@@ -17,7 +17,7 @@ from virchow_st.run.panel import Panel
 from virchow_st.run.split import Member, Split
 from virchow_st.runtime.devices import pick_device
 from virchow_st.store.reader import Store
-from virchow_st.training.dataset import PatchDataset, Portion, portions
+from virchow_st.training.dataset import BatchPlan, PatchDataset, plans
 from virchow_st.training.feed.base import DeviceBatch, Feed
 from virchow_st.training.statistics import training_statistics
 from virchow_st.training.train import Trainer
@@ -74,12 +74,12 @@ class InMemory:
 
     def __init__(self, trainer: Trainer) -> None:
         rng = np.random.default_rng(0)
-        chosen = portions(trainer.epoch_members, trainer.config.batch_size, rng)
-        self._held = [_on(trainer, portion) for portion in chosen]
+        chosen = plans(trainer.epoch_members, trainer.config.batch_size, rng)
+        self._held = [_on(trainer, plan) for plan in chosen]
 
-    def batches(self, portions: Sequence[Portion]) -> Iterator[DeviceBatch]:
+    def batches(self, plans: Sequence[BatchPlan]) -> Iterator[DeviceBatch]:
         """See `Feed`."""
-        return iter(self._held[: len(portions)])
+        return iter(self._held[: len(plans)])
 
 
 @dataclass(frozen=True)
@@ -89,23 +89,23 @@ class InLoop:
     trainer: Trainer
     encoder: Encoder
 
-    def batches(self, portions: Sequence[Portion]) -> Iterator[DeviceBatch]:
+    def batches(self, plans: Sequence[BatchPlan]) -> Iterator[DeviceBatch]:
         """See `Feed`."""
         dataset = self.trainer.dataset
         with_image = PatchDataset(dataset.stores, dataset.panel, wants_image=True)
         size = (self.encoder.image_px, self.encoder.image_px)
-        for portion in portions:
-            image = with_image.load(portion.members, portion.turns).image
+        for plan in plans:
+            image = with_image.load(plan.members, plan.turns).image
             assert image is not None
             views = np.stack([cv2.resize(i, size, interpolation=cv2.INTER_AREA) for i in image])
             tokens = self.encoder.encode(views).tokens.astype(np.float16)
             there = torch.from_numpy(tokens).to(self.trainer.device)
-            yield replace(_on(self.trainer, portion), tokens=there)
+            yield replace(_on(self.trainer, plan), tokens=there)
 
 
-def _on(trainer: Trainer, portion: Portion) -> DeviceBatch:
+def _on(trainer: Trainer, plan: BatchPlan) -> DeviceBatch:
     """A batch on the trainer's device, read and sent on the spot."""
-    batch, device = trainer.dataset.load(portion.members, portion.turns), trainer.device
+    batch, device = trainer.dataset.load(plan.members, plan.turns), trainer.device
     on_cpu = device.type == "cpu"
     return DeviceBatch(
         members=batch.members,
@@ -123,9 +123,9 @@ class Clocked:
         self._feed = feed
         self.seconds = 0.0
 
-    def batches(self, portions: Sequence[Portion]) -> Iterator[DeviceBatch]:
+    def batches(self, plans: Sequence[BatchPlan]) -> Iterator[DeviceBatch]:
         """See `Feed`."""
-        coming = self._feed.batches(portions)
+        coming = self._feed.batches(plans)
         while True:
             start = time.perf_counter()
             batch = next(coming, None)

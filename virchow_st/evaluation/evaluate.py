@@ -13,7 +13,7 @@ import numpy as np
 from virchow_st.errors import ConfigError
 from virchow_st.evaluation.baselines import BASELINES, ORACLES, fit_baselines
 from virchow_st.evaluation.blocks import NOBODY, Blocks, cut_blocks, shifted_places, shuffled_places
-from virchow_st.evaluation.scoreboard import Board, Slide, scale_figures
+from virchow_st.evaluation.scoreboard import Scoreboard, Slide, scale_figures
 from virchow_st.evaluation.truth import TruthScores
 from virchow_st.predict.load import Run, load_run
 from virchow_st.run.compare import DRAWS, check_same_panel, differences, other_patches
@@ -73,7 +73,7 @@ def evaluate(
     }
     write_overview(run_path / "overview.h5", stores, run.split, block_of, blocks.um)
     baselines = fit_baselines(stores, run.panel, run.split, run.train_rate, progress)
-    board = Board(run.train_rate, baselines, blocks.n_blocks, slides, truth_scores)
+    board = Scoreboard(run.train_rate, baselines, blocks.n_blocks, slides, truth_scores)
 
     n_done = 0
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
@@ -181,7 +181,7 @@ def _rate_at(maps: SlideMaps, slide: Slide, place: int) -> Float32Array | None:
 
 
 def _metrics(
-    run: Run, slides: Sequence[Slide], blocks: Blocks, board: Board, ridge_penalty: float
+    run: Run, slides: Sequence[Slide], blocks: Blocks, board: Scoreboard, ridge_penalty: float
 ) -> dict[str, Any]:
     """The content of ``metrics.json``; docs/metrics.md, "Files", says what is in it."""
     tissue_bins = {slide.name: slide.store.manifest["tissue_bins"]["slide"] for slide in slides}

@@ -18,7 +18,7 @@ from virchow_st.errors import ConfigError
 from virchow_st.evaluation.evaluate import evaluate
 from virchow_st.run.folder import check_new, check_same_options, is_begun
 from virchow_st.run.panel import Panel
-from virchow_st.run.results import FIGURES, read_metrics
+from virchow_st.run.results import SCORES, read_metrics
 from virchow_st.run.split import Split, split_patients
 from virchow_st.runtime.atomic import write_json
 from virchow_st.runtime.distributed import ALONE, Processes
@@ -29,7 +29,7 @@ from virchow_st.types import SCALES_UM
 
 FORMAT = "virchow_st.summary/1"
 
-Figures = Mapping[str, Mapping[str, Any]]  # by scale, then by name
+Scores = Mapping[str, Mapping[str, Any]]  # by scale, then by name
 
 
 def leave_one_out(
@@ -144,11 +144,11 @@ def summarise(folds: Mapping[str, Path]) -> dict[str, Any]:
     }
 
 
-def _over_folds(folds: Mapping[str, Figures]) -> dict[str, dict[str, Any]]:
+def _over_folds(folds: Mapping[str, Scores]) -> dict[str, dict[str, Any]]:
     return {
         str(scale): {
             name: _spread({patient: of[str(scale)][name] for patient, of in folds.items()})
-            for name in FIGURES
+            for name in SCORES
         }
         for scale in SCALES_UM
     }

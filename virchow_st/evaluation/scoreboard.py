@@ -32,7 +32,7 @@ class Slide:
     """(G,) where the panel's genes are in the store."""
 
 
-class Board:
+class Scoreboard:
     """What every model scores at every scale, all on the same patches.
 
     Attributes:

@@ -40,9 +40,9 @@ class TruthScores:
     def __init__(self, path: Path, store: Store, panel: Panel) -> None:
         patient = read_origin(path).get("patient")
         if patient != store.patient:
-            came = f"one of {patient}" if patient else "no such file"
+            actual = f"one of {patient}" if patient else "no such file"
             raise ConfigError(
-                f"{path}: expected the truth.h5 of simulated {store.patient}; got {came}; give "
+                f"{path}: expected the truth.h5 of simulated {store.patient}; got {actual}; give "
                 f"the one that vst simulate wrote beside its outs"
             )
         self._path, self._gene_ids = path, panel.ids

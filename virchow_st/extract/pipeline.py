@@ -21,13 +21,13 @@ from virchow_st.errors import ConfigError, StoreError
 from virchow_st.models.encoders.base import Encoder, Tokens
 from virchow_st.runtime.interrupt import stop_when_ready
 from virchow_st.runtime.progress import Progress
-from virchow_st.slide.render import Rendered
+from virchow_st.slide.render import PatchImages
 from virchow_st.store.background import BackgroundWriter
 from virchow_st.store.writer import PatchRecord, StoreWriter
 
 _STOPPING = "stopping when this batch is done; Ctrl-C again stops at once"
 
-MakeRecord = Callable[[int, Rendered, Tokens, int], PatchRecord]
+MakeRecord = Callable[[int, PatchImages, Tokens, int], PatchRecord]
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def encoding_for(encoder: Encoder, store: Path, begun: dict[str, Any] | None) ->
 
 def write_patches(
     writer: StoreWriter,
-    rendered: Iterator[Rendered],
+    rendered: Iterator[PatchImages],
     n_patches: int,
     encoder: Encoder,
     make_record: MakeRecord,
@@ -95,7 +95,7 @@ def write_patches(
         ConfigError: not even one patch fits the device's memory.
     """
     batches = Batches(tuple((first, size) for first, size in writer.job["encoding"]["batches"]))
-    at, taken = writer.next_index, list[Rendered]()
+    at, taken = writer.next_index, list[PatchImages]()
     running: _Running | None = None
     with (
         closing(rendered),  # type: ignore[type-var]
@@ -156,7 +156,7 @@ class _Running:
     """A batch that has been given to the encoder."""
 
     first: int
-    images: list[Rendered]
+    images: list[PatchImages]
     wait: Callable[[], Tokens]
 
 

@@ -24,7 +24,7 @@ from virchow_st.runtime.progress import SILENT, Progress
 from virchow_st.slide.image import SlideImage
 from virchow_st.slide.patch_counts import PatchCounts
 from virchow_st.slide.patches import PatchTable, lay_patches, leftover_tissue_bins
-from virchow_st.slide.render import Rendered, render_ahead, thread_count
+from virchow_st.slide.render import PatchImages, render_ahead, thread_count
 from virchow_st.slide.visium_hd import VisiumHDSlide
 from virchow_st.store.format import MAX_GENES, Kind, PatchInfo, unpack_image, unpack_mask
 from virchow_st.store.reader import Store, open_store
@@ -198,7 +198,7 @@ def _record(
     patches: PatchTable,
     counts: PatchCounts,
     index: int,
-    rendered: Rendered,
+    rendered: PatchImages,
     tokens: Tokens,
     place: int,
 ) -> PatchRecord:

@@ -16,7 +16,7 @@ from virchow_st.metrics import correlation
 from virchow_st.metrics import deviance as count_figures
 from virchow_st.types import Float64Array
 
-Figure = Literal["pcc", "d2_poisson"]
+Score = Literal["pcc", "d2_poisson"]
 _LEVEL = 95.0
 _DRAWS_AT_ONCE = 50
 
@@ -51,7 +51,7 @@ class PairedDifference:
     """What predictor a has over predictor b on the same bins.
 
     Attributes:
-        difference: figure of a less figure of b, over all blocks.
+        difference: score of a less score of b, over all blocks.
         low, high: its 95 % interval.
         p: two-sided bootstrap p: twice the share of draws on the other side of 0, at most 1.
     """
@@ -63,35 +63,35 @@ class PairedDifference:
 
 
 def interval(
-    sums: BlockSums, figure: Figure, draws: int = 1000, seed: int = 0
+    sums: BlockSums, score: Score, draws: int = 1000, seed: int = 0
 ) -> tuple[float, float]:
-    """95 % interval of a figure averaged over genes.
+    """95 % interval of a score averaged over genes.
 
     Blocks without a scored bin are left out; as many of the others as there are, are drawn with
-    replacement, and the figure is computed from the sums drawn. A gene whose counts do not vary in
+    replacement, and the score is computed from the sums drawn. A gene whose counts do not vary in
     a draw does not enter the mean of that draw.
 
     Args:
         sums: of one scale.
-        figure: which.
+        score: which.
         draws: how many.
         seed: of the draws; the same seed draws the same blocks.
 
     Returns:
         The 2.5th and 97.5th percentile over the draws; NaN with fewer than two blocks to draw from.
     """
-    values = _drawn(sums, figure, draws, seed)
+    values = _drawn(sums, score, draws, seed)
     return _percentiles(values)
 
 
 def paired(
-    a: BlockSums, b: BlockSums, figure: Figure, draws: int = 1000, seed: int = 0
+    a: BlockSums, b: BlockSums, score: Score, draws: int = 1000, seed: int = 0
 ) -> PairedDifference:
     """Whether predictor a is better than predictor b: both figures from the same drawn blocks.
 
     Args:
         a, b: sums of two predictors over the same bins and counts.
-        figure, draws, seed: as for `interval`.
+        score, draws, seed: as for `interval`.
 
     Raises:
         ValueError: the two were not scored on the same bins and counts.
@@ -104,10 +104,10 @@ def paired(
             "a and b: expected the same blocks, bins and counts; got others; score both on the "
             "same patches with the same panel"
         )
-    whole = _figure(a.moments.sum(0), a.poisson_sums.sum(0), a.null_rate, figure) - _figure(
-        b.moments.sum(0), b.poisson_sums.sum(0), b.null_rate, figure
+    whole = _figure(a.moments.sum(0), a.poisson_sums.sum(0), a.null_rate, score) - _figure(
+        b.moments.sum(0), b.poisson_sums.sum(0), b.null_rate, score
     )
-    drawn = _drawn(a, figure, draws, seed) - _drawn(b, figure, draws, seed)
+    drawn = _drawn(a, score, draws, seed) - _drawn(b, score, draws, seed)
     drawn = drawn[~np.isnan(drawn)]
     low, high = _percentiles(drawn)
     p = float("nan")
@@ -117,8 +117,8 @@ def paired(
     return PairedDifference(float(whole), low, high, p)
 
 
-def _drawn(sums: BlockSums, figure: Figure, draws: int, seed: int) -> Float64Array:
-    """The figure in every draw, (draws,); empty with fewer than two blocks to draw from."""
+def _drawn(sums: BlockSums, score: Score, draws: int, seed: int) -> Float64Array:
+    """The score in every draw, (draws,); empty with fewer than two blocks to draw from."""
     filled = sums.moments[:, :1, correlation.N].sum(1) > 0
     n = int(np.count_nonzero(filled))
     if n < 2:
@@ -130,24 +130,24 @@ def _drawn(sums: BlockSums, figure: Figure, draws: int, seed: int) -> Float64Arr
         part = times[start : start + _DRAWS_AT_ONCE].astype(np.float64)
         values[start : start + len(part)] = _figure(
             np.tensordot(part, moments, 1), np.tensordot(part, poisson_sums, 1),
-            sums.null_rate, figure,
+            sums.null_rate, score,
         )  # fmt: skip
     return values
 
 
 def _figure(
-    moments: Float64Array, poisson_sums: Float64Array, null_rate: Float64Array, figure: Figure
+    moments: Float64Array, poisson_sums: Float64Array, null_rate: Float64Array, score: Score
 ) -> Float64Array:
-    """The figure averaged over scored genes, (...), from sums (..., G, 6) and (..., G, 4)."""
-    if figure == "pcc":
+    """The score averaged over scored genes, (...), from sums (..., G, 6) and (..., G, 4)."""
+    if score == "pcc":
         values = correlation.pearson_from_moments(moments)
-    elif figure == "d2_poisson":
+    elif score == "d2_poisson":
         n, total = moments[..., correlation.N], moments[..., correlation.SY]
         null = count_figures.constant_deviance(poisson_sums, total, n, null_rate)
         deviance = count_figures.poisson_deviance(poisson_sums, total)
         values = count_figures.deviance_explained(deviance, null)
     else:
-        raise ValueError(f"figure: expected pcc or d2_poisson; got {figure!r}")
+        raise ValueError(f"score: expected pcc or d2_poisson; got {score!r}")
     scored = correlation.varies(moments) & ~np.isnan(values)
     with np.errstate(invalid="ignore"):
         return np.where(scored, values, 0.0).sum(-1) / scored.sum(-1)

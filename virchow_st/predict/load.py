@@ -142,11 +142,11 @@ class Run:
         """Raise `ConfigError` unless the store's tokens are those the decoder was trained on."""
         manifest = store.manifest
         expected = (self.state["encoder"], self.state["grid"], self.state["dim"])
-        came = (manifest["encoder"], manifest["grid"], manifest["dim"])
-        if came != expected:
+        actual = (manifest["encoder"], manifest["grid"], manifest["dim"])
+        if actual != expected:
             raise ConfigError(
                 f"{store.path}: expected tokens of {expected[0]['name']} {expected[0]['weights']}; "
-                f"got {came[0]['name']} {came[0]['weights']}; extract with the run's encoder"
+                f"got {actual[0]['name']} {actual[0]['weights']}; extract with the run's encoder"
             )
 
 

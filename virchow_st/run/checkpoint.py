@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from virchow_st.errors import ConfigError
 from virchow_st.runtime.atomic import sync_folder
 
-FORMAT = "virchow_st.run.checkpoint/1"
+FORMAT = "virchow_st.checkpoint/1"
 _TENSORS = "tensors.safetensors"
 _STATE = "state.json"
 
@@ -145,9 +145,9 @@ def read_state(folder: Path) -> dict[str, Any]:
         raise ConfigError(f"{folder}: no checkpoint there; run `vst train` first") from None
     except ValueError as e:
         raise ConfigError(f"{file}: cannot be read as JSON ({e}); train again") from None
-    came = state.get("format") if isinstance(state, dict) else None
-    if came != FORMAT:
-        raise ConfigError(f"{file}: expected format {FORMAT}, got {came!r}; train again")
+    actual = state.get("format") if isinstance(state, dict) else None
+    if actual != FORMAT:
+        raise ConfigError(f"{file}: expected format {FORMAT}, got {actual!r}; train again")
     return dict(state)
 
 

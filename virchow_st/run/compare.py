@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from virchow_st.errors import ConfigError
-from virchow_st.metrics.bootstrap import BlockSums, Figure, interval, paired
+from virchow_st.metrics.bootstrap import BlockSums, Score, interval, paired
 from virchow_st.run.results import INTERVALS, RUN, RunBlocks, read_blocks
 
 FORMAT = "virchow_st.comparison/1"
@@ -82,18 +82,18 @@ def differences(a: Mapping[int, BlockSums], b: Mapping[int, BlockSums]) -> dict[
     }
 
 
-def _difference(a: BlockSums, b: BlockSums, figure: Figure) -> dict[str, Any]:
-    came = paired(a, b, figure, DRAWS)
+def _difference(a: BlockSums, b: BlockSums, score: Score) -> dict[str, Any]:
+    actual = paired(a, b, score, DRAWS)
     return {
-        "difference": _defined(came.difference),
-        "ci95": _pair(came.low, came.high),
-        "p": _defined(came.p),
+        "difference": _defined(actual.difference),
+        "ci95": _pair(actual.low, actual.high),
+        "p": _defined(actual.p),
     }
 
 
 def intervals(sums: BlockSums) -> dict[str, list[float] | None]:
     """``pcc_ci95`` and ``d2_poisson_ci95`` of one model at one scale; null for a single block."""
-    return {f"{figure}_ci95": _pair(*interval(sums, figure, DRAWS)) for figure in INTERVALS}
+    return {f"{score}_ci95": _pair(*interval(sums, score, DRAWS)) for score in INTERVALS}
 
 
 def _pair(low: float, high: float) -> list[float] | None:

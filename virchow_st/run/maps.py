@@ -39,7 +39,7 @@ from virchow_st.types import (
     UInt8Array,
 )
 
-FORMAT = "virchow_st.run.maps/1"
+FORMAT = "virchow_st.maps/1"
 _AGAIN = "run `vst evaluate` again"
 _IMAGE_PX_PER_BIN = STORED_IMAGE_PX // PATCH_BINS
 _MOST_COUNTS = np.iinfo(np.uint16).max
@@ -183,8 +183,8 @@ def read_maps(path: Path) -> Iterator[SavedMaps]:
     """
     try:
         with h5py.File(path, "r") as file:
-            if (came := file.attrs.get("format")) != FORMAT:
-                raise ConfigError(f"{path}: expected format {FORMAT!r}; got {came!r}; {_AGAIN}")
+            if (actual := file.attrs.get("format")) != FORMAT:
+                raise ConfigError(f"{path}: expected format {FORMAT!r}; got {actual!r}; {_AGAIN}")
             try:
                 maps = SavedMaps(path, file)
             except (KeyError, ValueError) as e:

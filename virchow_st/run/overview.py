@@ -25,7 +25,7 @@ from virchow_st.run.split import Member, Split
 from virchow_st.store.reader import Patch, Store
 from virchow_st.types import BIN_UM, PATCH_BINS, STORED_IMAGE_PX
 
-FORMAT = "virchow_st.run.overview/1"
+FORMAT = "virchow_st.overview/1"
 PARTS = ("train", "validation", "test")
 LONGEST_PX = 1700
 """Most pixels along a slide's longer side; a full slide of 26 patches has 1664, at 4 µm/px."""

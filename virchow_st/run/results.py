@@ -23,7 +23,7 @@ import numpy as np
 
 from virchow_st.errors import ConfigError
 from virchow_st.metrics import ScaleScores
-from virchow_st.metrics.bootstrap import BlockSums, Figure
+from virchow_st.metrics.bootstrap import BlockSums, Score
 from virchow_st.run.panel import Panel
 from virchow_st.runtime.atomic import write_json, written_whole
 from virchow_st.types import SCALES_UM, Float64Array
@@ -40,10 +40,10 @@ PER_GENE = (
     "morans_i_predicted", "morans_i_observed", "morans_i_residual",
 )  # fmt: skip
 """Columns of ``per_gene.csv`` after gene_id, symbol and scale_um."""
-INTERVALS: tuple[Figure, ...] = ("pcc", "d2_poisson")
+INTERVALS: tuple[Score, ...] = ("pcc", "d2_poisson")
 """Figures with a 95 % interval, NAME_ci95."""
 _AVERAGED = tuple(name for name in PER_GENE if name not in ("mean", "nonzero"))
-FIGURES = (
+SCORES = (
     "coverage", "n_bins", "n_genes_scored", *_AVERAGED, "pcc_fisher", "pcc_median", "pcc_pooled",
     "pcc_of_ceiling",
 )  # fmt: skip
@@ -81,7 +81,7 @@ def _check_scales(where: str, scales: Any) -> None:
     for scale, figures in scales.items():
         if not isinstance(figures, dict):
             raise ValueError(f"{where}.{scale}: expected dict; got {figures!r:.80}")
-        for name in FIGURES:
+        for name in SCORES:
             value = figures.get(name, "nothing")
             if value is not None and not _is_number(value):
                 raise ValueError(f"{where}.{scale}.{name}: expected a number or null; got {value}")

@@ -80,7 +80,7 @@ class Processes:
                 made[1] = e
         distributed.broadcast_object_list(made, src=0, device=device("cpu"))
         if made[1] is not None:
-            raise self.told_once(made[1])
+            raise self.error_for_rank(made[1])
         return made[0]
 
     def together(self, make: Callable[[], T], same: Callable[[T], Any] | None = None) -> T:
@@ -106,9 +106,9 @@ class Processes:
         for rank, (their_error, theirs) in enumerate(all_of_them):
             if their_error is not None:
                 where = f"process {rank} of {self.size}: " if rank else ""
-                raise self.told_once(type(their_error)(f"{where}{their_error}"))
+                raise self.error_for_rank(type(their_error)(f"{where}{their_error}"))
             if theirs != all_of_them[0][1]:
-                raise self.told_once(
+                raise self.error_for_rank(
                     ConfigError(
                         f"process {rank} of {self.size}: its stores are not those of process 0; "
                         "give all machines the same"
@@ -116,7 +116,7 @@ class Processes:
                 )
         return made
 
-    def told_once(self, error: VirchowSTError) -> BaseException:
+    def error_for_rank(self, error: VirchowSTError) -> BaseException:
         """What to raise for an error that all processes have: the first one tells it."""
         return error if self.is_first else SystemExit(2)
 
@@ -124,13 +124,13 @@ class Processes:
 ALONE = Processes()
 
 
-def speaks() -> bool:
+def is_main_process() -> bool:
     """Whether this process is the one that talks to the user."""
     return os.environ.get("RANK", "0") == "0" or os.environ.get("WORLD_SIZE", "1") == "1"
 
 
 @contextmanager
-def joined() -> Iterator[Processes]:
+def process_group() -> Iterator[Processes]:
     """The process, connected to the others that torchrun started with it, if any.
 
     NCCL carries what lies on GPUs and gloo the rest; each process has to use a device of its own.

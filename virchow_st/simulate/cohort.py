@@ -130,10 +130,10 @@ def _stands(folder: Path, origin: dict[str, str | int]) -> bool:
     found = read_origin(folder / "truth.h5")
     if found == origin:
         return True
-    came = ", ".join(f"{k}={found.get(k)}" for k in origin) if found else "no simulated slide"
+    actual = ", ".join(f"{k}={found.get(k)}" for k in origin) if found else "no simulated slide"
     want = ", ".join(f"{k}={v}" for k, v in origin.items())
     raise ConfigError(
-        f"{folder}: expected to be absent or to hold {want}; it holds {came}; "
+        f"{folder}: expected to be absent or to hold {want}; it holds {actual}; "
         "remove it or choose another output folder"
     )
 

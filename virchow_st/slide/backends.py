@@ -16,7 +16,7 @@ import numpy as np
 import openslide
 
 from virchow_st.slide.space_ranger import reading
-from virchow_st.slide.tiff_tiles import Segments
+from virchow_st.slide.tiff_tiles import TiffTiles
 from virchow_st.types import Array, BoolArray, UInt8Array
 
 _WHAT = "a slide image"
@@ -153,7 +153,7 @@ class TiffLevel:
         samples: which of them are the colours.
     """
 
-    def __init__(self, sources: list[Segments | Plain], samples: Samples) -> None:
+    def __init__(self, sources: list[TiffTiles | Plain], samples: Samples) -> None:
         self._sources, self.samples = sources, samples
         height, width = sources[0].shape[:2]
         self.size = (width, height)

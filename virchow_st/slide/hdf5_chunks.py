@@ -19,7 +19,7 @@ _DEFLATE, _SHUFFLE = h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE
 _LARGEST_RATIO = 1032  # deflate makes no more of a byte: 258 bytes of two bits
 
 
-class Stretches:
+class Hdf5Column:
     """A dataset of N numbers or strings, read by ``stretches[start:stop]``.
 
     The chunk read last is kept, so that neighbouring stretches decompress a shared one once. One

@@ -18,7 +18,7 @@ import numpy as np
 from virchow_st.errors import SlideError
 from virchow_st.kernels.sparse import parse_bins
 from virchow_st.runtime.prefetch import ahead
-from virchow_st.slide.hdf5_chunks import Stretches
+from virchow_st.slide.hdf5_chunks import Hdf5Column
 from virchow_st.slide.space_ranger import reading
 from virchow_st.types import BIN_UM, Array, Int64Array
 
@@ -79,14 +79,14 @@ class CountMatrix:
                 "features/name": (matrix["features/name"].shape[0], n_features),
                 "features/feature_type": (matrix["features/feature_type"].shape[0], n_features),
             }
-            for name, (came, expected) in lengths.items():
-                if came != expected:
-                    raise _disagree(path, f"{name}: expected {expected} values; got {came}")
+            for name, (actual, expected) in lengths.items():
+                if actual != expected:
+                    raise _disagree(path, f"{name}: expected {expected} values; got {actual}")
             names = ("id", "name", "feature_type")
             ids, symbols, kinds = (
-                _text(Stretches(matrix[f"features/{name}"])[:]) for name in names
+                _text(Hdf5Column(matrix[f"features/{name}"])[:]) for name in names
             )
-            head = Stretches(matrix["barcodes"])[:1000]
+            head = Hdf5Column(matrix["barcodes"])[:1000]
         _parse_barcodes(path, head)  # the wrong assay shows at once, not after the whole file
 
         is_gene = np.array([kind == "Gene Expression" for kind in kinds], bool)
@@ -111,7 +111,7 @@ class CountMatrix:
             SlideError: not rising from 0 to the number of entries.
         """
         with reading(self.path, _WHAT), h5py.File(self.path, "r") as file:
-            indptr = Stretches(file["matrix/indptr"])[:].astype(np.int64, copy=False)
+            indptr = Hdf5Column(file["matrix/indptr"])[:].astype(np.int64, copy=False)
         if indptr[0] != 0 or indptr[-1] != self.nnz or (indptr[1:] < indptr[:-1]).any():
             raise _disagree(self.path, f"indptr: expected values rising from 0 to {self.nnz}")
         return indptr
@@ -123,7 +123,7 @@ class CountMatrix:
             SlideError: a barcode that names no 2 µm bin.
         """
         with reading(self.path, _WHAT), h5py.File(self.path, "r") as file:
-            barcodes = Stretches(file["matrix/barcodes"])
+            barcodes = Hdf5Column(file["matrix/barcodes"])
             for start in range(0, self.n_columns, _BARCODES_A_BLOCK):
                 block = barcodes[start : start + _BARCODES_A_BLOCK]
                 yield start, *_parse_barcodes(self.path, block)
@@ -142,7 +142,7 @@ class CountMatrix:
             h5py.File(self.path, "r") as file,
             ThreadPoolExecutor(1) as reader,
         ):
-            parts = [Stretches(file[f"matrix/{name}"]) for name in ("indices", "data")]
+            parts = [Hdf5Column(file[f"matrix/{name}"]) for name in ("indices", "data")]
 
             def read(start: int) -> list[Array]:
                 return [part[start : start + _ENTRIES_A_BLOCK] for part in parts]
@@ -165,15 +165,15 @@ class CountMatrix:
 
 def _check_counts(path: Path, counts: Array) -> None:
     if counts.dtype.kind not in "iuf":
-        came = f"values of type {counts.dtype}"
+        actual = f"values of type {counts.dtype}"
     elif counts.dtype.kind == "f" and not (np.isfinite(counts) & (counts % 1 == 0)).all():
-        came = "fractions"
+        actual = "fractions"
     elif counts.min() < 0 or counts.max() >= _COUNTS_END:
-        came = f"{counts.min()} to {counts.max()}"
+        actual = f"{counts.min()} to {counts.max()}"
     else:
         return
     raise SlideError(
-        f"{path}: data: expected UMI counts, whole and not negative; got {came}; "
+        f"{path}: data: expected UMI counts, whole and not negative; got {actual}; "
         "give the matrix as Space Ranger wrote it, not a normalised one"
     )
 

@@ -21,7 +21,7 @@ _MOST_THREADS = 16  # more would wait for each other: Python itself runs a tenth
 
 
 @dataclass(frozen=True)
-class Rendered:
+class PatchImages:
     """A patch as the store and the encoder see it.
 
     Attributes:
@@ -43,7 +43,7 @@ def render_ahead(
     *,
     first: int = 0,
     n_ahead: int = 32,
-) -> Iterator[Rendered]:
+) -> Iterator[PatchImages]:
     """Render patches in their order; close the generator to end the threads early.
 
     Args:
@@ -58,12 +58,12 @@ def render_ahead(
         SlideError: the image file is damaged.
     """
 
-    def render(index: int) -> Rendered:
+    def render(index: int) -> PatchImages:
         row0, col0 = int(patches.row0[index]), int(patches.col0[index])
         (stored, on_image), (encoded, _) = render_patch(
             image, homography, row0, col0, (STORED_IMAGE_PX, image_px)
         )
-        return Rendered(stored, encoded, bin_validity(on_image))
+        return PatchImages(stored, encoded, bin_validity(on_image))
 
     with _opencv_alone(), ThreadPoolExecutor(thread_count(), "render") as pool:
         try:

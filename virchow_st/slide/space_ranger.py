@@ -149,9 +149,9 @@ def _bin_folder(outs: Path) -> Path:
             names = ", ".join(str(p) for p in found)
             raise SlideError(f"{outs}: expected one square_002um; found {names}; give one of them")
     coarser = sorted({p.name for p in outs.glob("**/*square_0*um")})
-    came = f"only {', '.join(coarser)}" if coarser else "no binned output"
+    actual = f"only {', '.join(coarser)}" if coarser else "no binned output"
     raise SlideError(
-        f"{outs}: expected the 2 µm bins in square_002um; found {came}; give the outs folder of "
+        f"{outs}: expected the 2 µm bins in square_002um; found {actual}; give the outs folder of "
         "a Visium HD run, with binned_outputs/square_002um in it"
     )
 

@@ -11,7 +11,7 @@ import numpy as np
 from virchow_st.slide.backends import Plain, TiffLevel
 from virchow_st.slide.deep import alpha_says_nothing, used_bits
 from virchow_st.slide.tiff_choice import TiffChoice, channel_step, strips_refusal
-from virchow_st.slide.tiff_tiles import Segments, segment_size
+from virchow_st.slide.tiff_tiles import TiffTiles, segment_size
 from virchow_st.types import Array, BoolArray
 
 _LARGEST_CHUNK_BYTES = 256 << 20  # of a strip or tile, decoded for every region
@@ -37,8 +37,8 @@ def whole_levels(path: Path, choice: TiffChoice) -> tuple[list[Any], tuple[str, 
     listed = len(getattr(finest.pages[0], "subifds", None) or ())
     if listed > len(reduced):  # tifffile drops those whose tags it cannot read
         warnings.append(
-            f"{listed - len(reduced)} of {listed} reduced levels are damaged (no tags); a finer one "
-            "is read instead, which takes longer"
+            f"{listed - len(reduced)} of {listed} reduced levels are damaged (no tags); a finer "
+            "one is read instead, which takes longer"
         )
     for level in reduced:
         try:
@@ -59,12 +59,12 @@ def whole_levels(path: Path, choice: TiffChoice) -> tuple[list[Any], tuple[str, 
     return kept, tuple(warnings)
 
 
-def level_sources(path: Path, level: Any, choice: TiffChoice) -> list[Segments | Plain]:
+def level_sources(path: Path, level: Any, choice: TiffChoice) -> list[TiffTiles | Plain]:
     """What a level's samples are read from: one source, or one for each sample."""
     key = level.keyframe
     if choice.apart == "page":
         page = level.pages[choice.page]
-        return [Segments(path, page, sample) for sample in range(key.samplesperpixel)]
+        return [TiffTiles(path, page, sample) for sample in range(key.samplesperpixel)]
     if _is_plain(level, choice):
         shape = (key.imagelength, key.imagewidth, key.samplesperpixel)
         dtype = key.dtype.newbyteorder(key.parent.byteorder)
@@ -74,11 +74,11 @@ def level_sources(path: Path, level: Any, choice: TiffChoice) -> list[Segments |
             return [Plain(path, first + n * n_bytes, shape, dtype) for n in _pages(level, choice)]
         pages = [level.pages[n] for n in _pages(level, choice)]
         return [Plain(path, page.dataoffsets[0], shape, dtype) for page in pages]
-    return [Segments(path, level.pages[n]) for n in _pages(level, choice)]
+    return [TiffTiles(path, level.pages[n]) for n in _pages(level, choice)]
 
 
 def levels_with_samples(
-    sources: list[list[Segments | Plain]], choice: TiffChoice
+    sources: list[list[TiffTiles | Plain]], choice: TiffChoice
 ) -> tuple[list[TiffLevel], int, str | None, tuple[str, ...]]:
     """Settle bits and transparency by the pixels, and make the levels.
 
@@ -207,7 +207,7 @@ def _blank(path: Path, level: Any, finer: Any, choice: TiffChoice) -> str | None
     across = -(-page.keyframe.imagewidth // cols)
     order = np.argsort(page.databytecounts, kind="stable")
     few = order[: max(_LOOKED_AT_FOR_BLANKS, 1)]
-    own, below = Segments(path, page), Segments(path, finer.pages[choice.page])
+    own, below = TiffTiles(path, page), TiffTiles(path, finer.pages[choice.page])
     try:
         for index in map(int, few):
             top, left = index // across * rows, index % across * cols
@@ -230,7 +230,7 @@ def _blank(path: Path, level: Any, finer: Any, choice: TiffChoice) -> str | None
     return None
 
 
-def _whole(source: Segments, top: int, left: int, bottom: int, right: int) -> Array | None:
+def _whole(source: TiffTiles, top: int, left: int, bottom: int, right: int) -> Array | None:
     """Pixels of a window, cut at the image's edge; None where some are missing in the file."""
     height, width, _ = source.shape
     pixels = source[top : min(bottom, height), left : min(right, width)]

@@ -21,7 +21,7 @@ _KEPT_TILES_BYTES = 128 << 20
 _JPEG = (6, 7, 34892, 33007)  # compressions whose segments may need the file's common tables
 
 
-class Segments:
+class TiffTiles:
     """The pixels of a TIFF page, sliced like an array (height, width, samples).
 
     Several threads may slice at once: each decodes its own tiles or strips, and one that another

@@ -136,13 +136,15 @@ class VisiumHDSlide:
     def _check_size(self, image: SlideImage, width: float, height: float) -> None:
         if _near(image.width, width) and _near(image.height, height):
             return
-        came = f"{image.path}: expected about {width:.0f}×{height:.0f} px, the size of "
-        came += f"{self.files.hires_png} at full resolution; got {image.width}×{image.height} px"
+        actual = f"{image.path}: expected about {width:.0f}×{height:.0f} px, the size of "
+        actual += f"{self.files.hires_png} at full resolution; got {image.width}×{image.height} px"
         if _near(image.width, height) and _near(image.height, width):
-            raise SlideError(f"{came}, a quarter turn of it; give the image that Space Ranger got")
+            raise SlideError(
+                f"{actual}, a quarter turn of it; give the image that Space Ranger got"
+            )
         if max(image.width, image.height) < min(_CYTASSIST_PX, max(width, height)):
-            came += ", as small as a CytAssist or thumbnail image"
-        raise SlideError(f"{came}; {_GIVE_THE_MICROSCOPE_IMAGE}")
+            actual += ", as small as a CytAssist or thumbnail image"
+        raise SlideError(f"{actual}; {_GIVE_THE_MICROSCOPE_IMAGE}")
 
     def _check_inside(self, image: SlideImage) -> None:
         row, col = np.nonzero(self.tissue_mask)
@@ -156,5 +158,5 @@ class VisiumHDSlide:
             )
 
 
-def _near(came: float, expected: float) -> bool:
-    return abs(came - expected) <= _SIZE_TOLERANCE * expected
+def _near(actual: float, expected: float) -> bool:
+    return abs(actual - expected) <= _SIZE_TOLERANCE * expected

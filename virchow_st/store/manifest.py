@@ -71,11 +71,11 @@ def read_manifest(store: Path) -> dict[str, Any]:
         raise StoreError(
             f"{store / MANIFEST}: cannot be read as JSON ({e}); copy the store or extract it again"
         ) from None
-    came = manifest.get("format") if isinstance(manifest, dict) else None
-    if came != FORMAT:
-        came = came if isinstance(came, str | None) else type(came).__name__
+    actual = manifest.get("format") if isinstance(manifest, dict) else None
+    if actual != FORMAT:
+        actual = actual if isinstance(actual, str | None) else type(actual).__name__
         raise StoreError(
-            f"{store}: expected format {FORMAT}, got {came!r}; extract the slide again"
+            f"{store}: expected format {FORMAT}, got {actual!r}; extract the slide again"
         )
     for name, kind in _REQUIRED.items():
         if type(manifest.get(name)) is not kind:

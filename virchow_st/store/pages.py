@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -101,6 +101,31 @@ def check_for_writing(path: Path) -> None:
         ) from None
 
 
+def clear_unused(path: Path) -> None:
+    """Fill with zeros all that no record and no tree holds, so that the same records are one file.
+
+    LMDB leaves in a page what was there before: parts of other records, which depend on where the
+    writer was stopped and went on. Free pages become zeros too, and the file ends with its last
+    page. Nothing that LMDB reads changes; the file must not be open in it.
+
+    Raises:
+        StoreError: as `check_for_writing`.
+        OSError: it cannot be written.
+    """
+    fd = os.open(path, os.O_RDWR)
+    try:
+        walk = _Walk(fd)
+        for start, end in walk.unused():
+            if os.pread(fd, end - start, start).strip(b"\0"):
+                os.pwrite(fd, bytes(end - start), start)
+        os.ftruncate(fd, walk.n_bytes)
+        os.fsync(fd)
+    except _DamagedError as e:
+        raise StoreError(f"{path}: damaged ({e}); delete the folder and extract again") from None
+    finally:
+        os.close(fd)
+
+
 class _Walk:
     """One look at the trees of a file."""
 
@@ -123,6 +148,30 @@ class _Walk:
         if any(start < end for (_, end), (start, _) in pairwise(sorted(own))):
             raise _DamagedError("two records share a page")
         return places
+
+    @property
+    def n_bytes(self) -> int:
+        """What the file needs to hold its pages."""
+        return self._end * self._page_size
+
+    def unused(self) -> Iterator[tuple[int, int]]:
+        """Start and end of every stretch that neither a tree nor a record needs."""
+        size = self._page_size
+        places = [*self.main(), *self._tree(self._meta_now.free, order=_backwards)]
+        own = sorted(self._own_pages(p) for p in places if self._has_own_pages(p))
+        for number in (0, 1):
+            yield number * size + _TREES_AT + 2 * _TREE.size + _META_END.size, (number + 1) * size
+        for number in sorted(self._taken - {0, 1}):
+            page = self._read(number * size, size)
+            for start, end in _gaps(page):
+                yield number * size + start, number * size + end
+        for place in places:
+            if self._has_own_pages(place):
+                yield place.offset + place.size, self._own_pages(place)[1] * size
+        kept = sorted([*own, *((number, number + 1) for number in self._taken)])
+        for (_, end), (start, _) in pairwise([*kept, (self._end, self._end)]):
+            if start > end:
+                yield end * size, start * size
 
     def free(self) -> None:
         """Check the list of free pages as well: whole numbers of pages that nothing else uses."""
@@ -261,3 +310,20 @@ def _nodes(page: bytes) -> tuple[int, ...]:
     if any(not upper <= node <= len(page) - _NODE.size for node in nodes):
         raise _DamagedError(f"page {number}: a node lies outside it")
     return nodes
+
+
+def _gaps(page: bytes) -> Iterator[tuple[int, int]]:
+    """What lies between the parts of a branch or leaf page that hold something."""
+    _, _, flags, lower, _ = _PAGE.unpack_from(page)
+    held = [(0, lower)]
+    for node in _nodes(page):
+        low, high, node_flags, key_size = _NODE.unpack_from(page, node)
+        if flags == _BRANCH:
+            data = 0
+        else:
+            data = _PAGE_NUMBER.size if node_flags == _ELSEWHERE else low | high << 16
+        held.append((node, node + _NODE.size + key_size + data))
+    held.sort()
+    for (_, end), (start, _) in pairwise([*held, (len(page), len(page))]):
+        if start > end:
+            yield end, start

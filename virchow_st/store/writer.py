@@ -22,7 +22,7 @@ from virchow_st.store import format as fmt
 from virchow_st.store.datafile import DataFile
 from virchow_st.store.format import Kind, PatchInfo
 from virchow_st.store.manifest import DATA, JOB, LOCK, MANIFEST, is_finished, read_manifest
-from virchow_st.store.pages import check_for_writing
+from virchow_st.store.pages import check_for_writing, clear_unused
 from virchow_st.store.tokens import pack_tokens
 from virchow_st.types import Array, BoolArray, UInt8Array
 
@@ -200,9 +200,8 @@ class StoreWriter:
     def _make_room(self, n_bytes: int) -> None:
         info, stat = self._env.info(), self._env.stat()
         used = (info["last_pgno"] + 1) * stat["psize"]
-        while info["map_size"] < used + n_bytes + (1 << 20):
-            self._env.set_mapsize(info["map_size"] + _MAP_STEP)
-            info = self._env.info()
+        if info["map_size"] < (wanted := used + n_bytes + (1 << 20)):
+            self._env.set_mapsize(_map_size(wanted))
 
     def finish(self, manifest: dict[str, Any]) -> None:
         """Sync the records, then write the manifest; from now on the store is finished.
@@ -213,6 +212,7 @@ class StoreWriter:
         try:
             self._env.sync(True)
             self._env.close()
+            clear_unused(self.path / DATA)
             write_json(
                 self.path / MANIFEST,
                 {
@@ -263,18 +263,25 @@ class StoreWriter:
         self._lock.close()
 
 
+def _map_size(n_bytes: int) -> int:
+    """Whole steps, because the file records it: the same whether or not the writer was stopped."""
+    return -(-n_bytes // _MAP_STEP) * _MAP_STEP
+
+
 def _open_environment(path: Path) -> lmdb.Environment:
     """The environment of an unfinished store, looked over before LMDB believes its pages.
 
     Without LMDB's own locks: `_lock` keeps other writers out and the missing manifest readers, and
-    the mapped lock file would kill the process where it meets a full disk.
+    the mapped lock file would kill the process where it meets a full disk. LMDB clears the pages
+    that it takes from the heap, lest bytes of other data leave the machine in them.
     """
     data = path / DATA
     is_new = not data.exists() or data.stat().st_size == 0  # empty: killed before the first byte
     if not is_new:
         check_for_writing(data)
     try:
-        environment = lmdb.open(str(path), map_size=_MAP_STEP, meminit=False, max_dbs=0, lock=False)
+        size = _MAP_STEP if is_new else _map_size(data.stat().st_size)
+        environment = lmdb.open(str(path), map_size=size, max_dbs=0, lock=False)
     except lmdb.Error:
         if is_new:  # half a header, for want of room
             data.unlink(missing_ok=True)

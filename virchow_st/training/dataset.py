@@ -31,12 +31,12 @@ from virchow_st.types import (
 
 N_ORIENTATIONS = 8  # four quarter turns, each flipped or not
 
-Room = Callable[[str, tuple[int, ...], Any], Array]
+Allocate = Callable[[str, tuple[int, ...], Any], Array]
 """Gives an array to write to, from its name, shape and dtype."""
 
 
 @dataclass(frozen=True)
-class Portion:
+class BatchPlan:
     """Which patches make a batch, and how each is turned.
 
     Attributes:
@@ -50,13 +50,13 @@ class Portion:
     def __len__(self) -> int:
         return len(self.members)
 
-    def __getitem__(self, part: slice) -> Portion:
-        return Portion(self.members[part], self.turns[part])
+    def __getitem__(self, part: slice) -> BatchPlan:
+        return BatchPlan(self.members[part], self.turns[part])
 
 
-def portions(
+def plans(
     members: Sequence[Member], batch_size: int, rng: np.random.Generator | None = None
-) -> list[Portion]:
+) -> list[BatchPlan]:
     """Batches that hold all members once; the last may be smaller.
 
     With ``rng``, in random order and orientation; without, in order and as they lie.
@@ -66,7 +66,7 @@ def portions(
     if rng is not None:
         turns = rng.integers(N_ORIENTATIONS, size=len(members))
     chunks = [order[s : s + batch_size] for s in range(0, len(members), batch_size)]
-    return [Portion(tuple(members[i] for i in c), tuple(turns[c].tolist())) for c in chunks]
+    return [BatchPlan(tuple(members[i] for i in c), tuple(turns[c].tolist())) for c in chunks]
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ class PatchDataset:
         self,
         members: Sequence[Member],
         orientations: Sequence[int] | None = None,
-        room: Room = lambda _, shape, dtype: np.empty(shape, dtype),
+        room: Allocate = lambda _, shape, dtype: np.empty(shape, dtype),
     ) -> Batch:
         """Read patches, each turned by its orientation (0 to 7; all 0 when None).
 
@@ -161,7 +161,7 @@ class PatchDataset:
         np.stack([turn(self.patch(m).tissue_mask, o) for m, o in pairs], out=mask)
         return Batch(tuple(members), tokens, image, self._targets(pairs, room), mask)
 
-    def _tokens(self, pairs: Sequence[tuple[Member, int]], room: Room) -> Array:
+    def _tokens(self, pairs: Sequence[tuple[Member, int]], room: Allocate) -> Array:
         """(B, T, T, D), in memory channel by channel where channels move."""
         T, _, D = self.token_shape
         turned = [turn(self.patch(m).tokens, o, axes=(0, 1)) for m, o in pairs]
@@ -177,7 +177,7 @@ class PatchDataset:
     def _image(self, member: Member, orientation: int) -> UInt8Array:
         return turn(self.patch(member).image, orientation, axes=(0, 1))
 
-    def _targets(self, pairs: Sequence[tuple[Member, int]], room: Room) -> BatchCounts:
+    def _targets(self, pairs: Sequence[tuple[Member, int]], room: Allocate) -> BatchCounts:
         n_genes = len(self.panel)
         starts, positions, counts, n = [], [], [], 0
         for member, orientation in pairs:
@@ -201,9 +201,9 @@ class PatchDataset:
         batch_size: int,
         rng: np.random.Generator | None = None,
     ) -> Iterator[Batch]:
-        """Batches of `portions`, the next one read while the last is used."""
+        """Batches of `plans`, the next one read while the last is used."""
         with ThreadPoolExecutor(1) as reader:
-            coming = portions(members, batch_size, rng)
+            coming = plans(members, batch_size, rng)
             for _, batch in ahead(reader, coming, lambda p: self.load(p.members, p.turns)):
                 yield batch
 

@@ -16,7 +16,7 @@ from virchow_st.config import TrainConfig
 from virchow_st.errors import ConfigError
 from virchow_st.models.decoders import decode
 from virchow_st.models.decoders.base import Decoder
-from virchow_st.models.decoders.variation import Drawing
+from virchow_st.models.decoders.variation import RandomLayer
 from virchow_st.runtime.distributed import Processes
 from virchow_st.training.feed.base import DeviceBatch
 
@@ -44,7 +44,7 @@ class Forward:
         on_gpu = device.type == "cuda"
         # Older GPUs only emulate bfloat16, which is slow; there all is float32.
         self._in_bfloat16 = on_gpu and torch.cuda.get_device_capability(device) >= (8, 0)
-        self._drawings = [m for m in decoder.modules() if isinstance(m, Drawing)]
+        self._drawings = [m for m in decoder.modules() if isinstance(m, RandomLayer)]
         self._called: Callable[..., Tensor] = decoder
         if is_compiled:
             features = torch.compile(decoder.features, dynamic=False)

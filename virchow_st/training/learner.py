@@ -22,7 +22,7 @@ from virchow_st.models.losses.balance import gradient_norms
 from virchow_st.run.checkpoint import load_checkpoint
 from virchow_st.run.split import Member
 from virchow_st.runtime.distributed import Processes
-from virchow_st.training.dataset import PatchDataset, Portion
+from virchow_st.training.dataset import BatchPlan, PatchDataset
 from virchow_st.training.ema import RunningMean
 from virchow_st.training.feed.base import DeviceBatch
 from virchow_st.training.forward import Forward
@@ -107,7 +107,7 @@ class Learner:
         self,
         number: int,
         lr_share: float,
-        batches: Sequence[Portion],
+        batches: Sequence[BatchPlan],
         coming: Iterator[DeviceBatch],
         watch: LossWatch,
     ) -> None:
@@ -146,7 +146,7 @@ class Learner:
         if self.mean is not None:
             self.mean.update(self.decoder, number)
 
-    def losses(self, batch: DeviceBatch, whole: Portion) -> Tensor:
+    def losses(self, batch: DeviceBatch, whole: BatchPlan) -> Tensor:
         """What this process's part of a batch adds to the whole's loss at each scale, (S,).
 
         A loss is a sum over bins divided by the number of those that hold tissue, so a part counts
@@ -167,15 +167,15 @@ class Learner:
     # --- what checkpoints hold ----------------------------------------------------------------
 
     @property
-    def judged(self) -> Decoder:
+    def eval_decoder(self) -> Decoder:
         """The decoder to validate and to keep: the mean, where there is one."""
         return self.decoder if self.mean is None else self.mean.decoder
 
-    def best(self) -> dict[str, nn.Module]:
+    def inference_modules(self) -> dict[str, nn.Module]:
         """What predicts."""
-        return {"decoder": self.judged, "objective": self.objective}
+        return {"decoder": self.eval_decoder, "objective": self.objective}
 
-    def everything(self) -> dict[str, nn.Module]:
+    def training_modules(self) -> dict[str, nn.Module]:
         """What training goes on from, beside the optimiser."""
         modules: dict[str, nn.Module] = {"decoder": self.decoder, "objective": self.objective}
         modules["balance"] = self.balance
@@ -185,4 +185,4 @@ class Learner:
 
     def load(self, folder: Path) -> dict[str, Any]:
         """Go on from a checkpoint; returns its state."""
-        return load_checkpoint(folder, self.everything(), self.optimizer)
+        return load_checkpoint(folder, self.training_modules(), self.optimizer)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from virchow_st.training.dataset import Portion
+from virchow_st.training.dataset import BatchPlan
 
 
 class LossWatch:
@@ -27,24 +27,24 @@ class LossWatch:
     """
 
     def __init__(
-        self, n_scales: int, device: torch.device, refusal: Callable[[Portion], BaseException]
+        self, n_scales: int, device: torch.device, refusal: Callable[[BatchPlan], BaseException]
     ) -> None:
         self._refusal = refusal
         self._on_gpu = device.type == "cuda"
         self._free = [torch.empty(n_scales, pin_memory=self._on_gpu) for _ in range(2)]
-        self._coming: tuple[Portion, Tensor, torch.cuda.Event | None] | None = None
+        self._coming: tuple[BatchPlan, Tensor, torch.cuda.Event | None] | None = None
         self.sums_S = torch.zeros(n_scales, device=device)
         self._seen, self._n_seen = [0.0] * n_scales, 0
 
-    def look(self, portion: Portion, losses_S: Tensor) -> None:
+    def look(self, plan: BatchPlan, losses_S: Tensor) -> None:
         """Take a batch's losses; raises for it, or on a GPU for the one before."""
-        self.sums_S += losses_S * len(portion)
+        self.sums_S += losses_S * len(plan)
         if self._on_gpu:
             self.finish()
         host_S = self._free.pop()
         host_S.copy_(losses_S, non_blocking=True)
         event = torch.cuda.current_stream(losses_S.device).record_event() if self._on_gpu else None
-        self._coming = portion, host_S, event
+        self._coming = plan, host_S, event
         if not self._on_gpu:
             self.finish()
 
@@ -52,17 +52,17 @@ class LossWatch:
         """Look at what is still on its way."""
         if self._coming is None:
             return
-        portion, host_S, event = self._coming
+        plan, host_S, event = self._coming
         self._coming = None
         if event is not None:
             event.synchronize()
         losses = host_S.tolist()
         self._free.append(host_S)
         if not all(map(math.isfinite, losses)):
-            raise self._refusal(portion)
-        self._n_seen += len(portion)
+            raise self._refusal(plan)
+        self._n_seen += len(plan)
         for i, loss in enumerate(losses):
-            self._seen[i] += loss * len(portion)
+            self._seen[i] += loss * len(plan)
 
     @property
     def means(self) -> list[float]:

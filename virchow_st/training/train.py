@@ -28,7 +28,7 @@ from virchow_st.runtime.devices import pick_device
 from virchow_st.runtime.distributed import ALONE, Processes
 from virchow_st.runtime.progress import SILENT, Progress
 from virchow_st.store.reader import Store, open_store
-from virchow_st.training.dataset import PatchDataset, Portion, check_same_encoder, portions
+from virchow_st.training.dataset import BatchPlan, PatchDataset, check_same_encoder, plans
 from virchow_st.training.feed import open_feed
 from virchow_st.training.feed.base import Feed
 from virchow_st.training.forward import worth_compiling
@@ -57,7 +57,7 @@ def train(
         config: what to train; ``config.stores`` holds the stores' absolute paths.
         resume: continue from the last finished epoch.
         progress: who listens.
-        processes: those that train together, `virchow_st.runtime.distributed.joined`.
+        processes: those that train together, `virchow_st.runtime.distributed.process_group`.
 
     Raises:
         ConfigError, StoreError: before anything is written, wherever possible.
@@ -219,7 +219,7 @@ class Trainer:
         rng = np.random.default_rng([self.config.seed, self.epoch])
         torch.manual_seed(int(rng.integers(2**31)))
         self.learner.decoder.train()
-        batches = portions(self.epoch_members, self.config.batch_size, rng)
+        batches = plans(self.epoch_members, self.config.batch_size, rng)
         coming = self.feed.batches([self._own(batch) for batch in batches])
         watch = LossWatch(len(self.scales_um), self.device, self._not_finite)
         before = (self.epoch - 1) * self.schedule.steps_per_epoch
@@ -239,16 +239,16 @@ class Trainer:
     def validate(self) -> tuple[Tensor, Tensor]:
         """Mean loss and mean per-gene PCC on the validation patches, (S,) each."""
         learner, members = self.learner, self.split.validation
-        learner.judged.eval()
+        learner.eval_decoder.eval()
         sums = ValidationSums(self.scales_um, len(self.dataset.panel), self.device)
-        batches = portions(members, self.config.batch_size)
+        batches = plans(members, self.config.batch_size)
         for batch in self.feed.batches(batches[self.processes.rank :: self.processes.size]):
-            output_BGRC = learner.forward.of(learner.judged, batch)
+            output_BGRC = learner.forward.of(learner.eval_decoder, batch)
             losses_S = learner.objective(output_BGRC, batch.counts, batch.tissue_mask)
             sums.add(batch, learner.objective.rate(output_BGRC), losses_S)
         return sums.compute(len(members), self.processes)
 
-    def _own(self, batch: Portion) -> Portion:
+    def _own(self, batch: BatchPlan) -> BatchPlan:
         """The process's part of a batch; a patch that counts as nothing where it has none."""
         return batch[self.processes.part(len(batch))] or batch[:1]
 
@@ -257,16 +257,16 @@ class Trainer:
         score = float((losses_S.cpu() / torch.tensor(self.first_losses)).mean())
         if math.isfinite(score):
             return score
-        raise self.processes.told_once(
+        raise self.processes.error_for_rank(
             ConfigError(
                 f"the validation loss is not finite after epoch {self.epoch}; the last checkpoint "
                 f"is kept, lower --lr"
             )
         )
 
-    def _not_finite(self, batch: Portion) -> BaseException:
+    def _not_finite(self, batch: BatchPlan) -> BaseException:
         names = ", ".join(f"patch {m.patch} of store {m.store}" for m in batch.members)
-        return self.processes.told_once(
+        return self.processes.error_for_rank(
             ConfigError(
                 f"the loss is not finite in epoch {self.epoch} at the batch of {names}; the last "
                 f"checkpoint is kept, lower --lr"
@@ -309,8 +309,13 @@ class Trainer:
         }
         write = save_checkpoint if writer is None else writer.save
         if is_best:
-            write(run / CHECKPOINTS / "best", self.learner.best(), state)
-        write(run / CHECKPOINTS / "last", self.learner.everything(), state, self.learner.optimizer)
+            write(run / CHECKPOINTS / "best", self.learner.inference_modules(), state)
+        write(
+            run / CHECKPOINTS / "last",
+            self.learner.training_modules(),
+            state,
+            self.learner.optimizer,
+        )
 
     def _split_xxh64(self) -> str:
         return self.split.xxh64(self.dataset.stores)

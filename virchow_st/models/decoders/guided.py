@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from virchow_st.models.decoders.base import Decoder, GeneHead
 from virchow_st.models.decoders.parts import ConvBlock, Fusion, ResBlock, TokenNorm, unfolding
 from virchow_st.models.decoders.stem import ImageStem
-from virchow_st.models.decoders.variation import Withheld
+from virchow_st.models.decoders.variation import TokenDropout
 
 _WIDTHS = (32, 64, 96)  # channels at 2, 4 and 8 µm
 _COARSEST = 32  # cells a side at 8 µm
@@ -78,7 +78,7 @@ class GuidedDecoder(PixelsDecoder):
     ) -> None:
         super().__init__(initial_bias_G, widths)
         self.normalise = TokenNorm(token_mean_D, token_std_D)
-        self.withhold = Withheld()
+        self.withhold = TokenDropout()
         self.token_path = nn.Sequential(
             nn.Conv2d(len(token_mean_D), token_width, 1),
             ConvBlock(token_width),

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d
 
-from virchow_st.models.decoders.variation import Variation
+from virchow_st.models.decoders.variation import Augmentation
 
 # How far a channel is stretched and shifted in training, in its standard deviations.
 _JITTER_SD = 0.5
@@ -45,7 +45,7 @@ class EdgeConv(nn.Conv2d):
         return conv2d(x_BCHW, self.weight, self.bias, groups=self.groups)
 
 
-class TokenNorm(Variation):
+class TokenNorm(Augmentation):
     """Standardise token channels with the training tokens' mean and standard deviation.
 
     In training, every channel of a patch's tokens is stretched and shifted a little, as another

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from virchow_st.models.decoders.parts import EdgeConv, ResBlock
-from virchow_st.models.decoders.variation import Variation
+from virchow_st.models.decoders.variation import Augmentation
 
 # Optical density of a pixel of stained tissue, and its spread: inputs of order one learn faster.
 _TYPICAL, _SPREAD = 0.2, 0.15
@@ -21,7 +21,7 @@ _STAINS = ((0.65, 0.70, 0.29), (0.07, 0.99, 0.11))
 _STRENGTH_SD, _DIRECTION_SD, _GLASS_SD = 0.25, 0.06, 0.03
 
 
-class OpticalDensity(Variation):
+class OpticalDensity(Augmentation):
     """RGB to optical density, where stains add up; in training, stained a little differently.
 
     Two patients differ in stain more than the patches of one do. A random strength and colour of

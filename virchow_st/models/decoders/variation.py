@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 
-class Drawing(nn.Module):
+class RandomLayer(nn.Module):
     """A layer that in training draws something for every patch.
 
     The draw comes from torch's generator, which the trainer seeds, so that a run repeats itself.
@@ -26,7 +26,7 @@ class Drawing(nn.Module):
         return torch.randn(n_drawn, *shape, device=x.device)[first : first + len(x)]
 
 
-class Variation(Drawing):
+class Augmentation(RandomLayer):
     """A layer that varies what differs between patients and not within one.
 
     A few patients are too few to learn from what a stain, or a channel of the tokens, does not
@@ -44,12 +44,12 @@ class Variation(Drawing):
         return self.training and self.amount > 0
 
 
-def variations(decoder: nn.Module) -> Iterator[Variation]:
+def variations(decoder: nn.Module) -> Iterator[Augmentation]:
     """The layers of a decoder that vary."""
-    return (module for module in decoder.modules() if isinstance(module, Variation))
+    return (module for module in decoder.modules() if isinstance(module, Augmentation))
 
 
-class Withheld(Drawing):
+class TokenDropout(RandomLayer):
     """The tokens of every other patch, at random, put to their mean in training.
 
     Tokens alone soon tell most of what there is to tell, and the image would be left with little to

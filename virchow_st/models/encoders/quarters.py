@@ -39,10 +39,10 @@ class Quartered(Encoder):
         waited_for = self.whole.launch(quarters.reshape(4 * n, side, side, 3))
 
         def join() -> Tokens:
-            came = waited_for()
+            actual = waited_for()
             T, D = self.whole.grid, self.dim
-            tokens = came.tokens.reshape(n, 2, 2, T, T, D).swapaxes(2, 3)
-            cls = came.cls.reshape(n, 4, D).mean(axis=1, dtype=np.float32)
-            return Tokens(tokens.reshape(n, 2 * T, 2 * T, D), cls.astype(came.cls.dtype))
+            tokens = actual.tokens.reshape(n, 2, 2, T, T, D).swapaxes(2, 3)
+            cls = actual.cls.reshape(n, 4, D).mean(axis=1, dtype=np.float32)
+            return Tokens(tokens.reshape(n, 2 * T, 2 * T, D), cls.astype(actual.cls.dtype))
 
         return join

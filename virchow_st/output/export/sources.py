@@ -281,8 +281,8 @@ def open_source(path: Path, genes: str = "", slide: str = "") -> Iterator[Source
         return
     folds = sorted(fold.name for fold in path.glob("fold-*"))
     if folds or not (path / "config.toml").is_file():
-        came = f"folds, {', '.join(folds)}; give one" if folds else "neither; check the path"
-        raise ConfigError(f"{path}: expected a store, or a run of `vst train`; got {came}")
+        actual = f"folds, {', '.join(folds)}; give one" if folds else "neither; check the path"
+        raise ConfigError(f"{path}: expected a store, or a run of `vst train`; got {actual}")
     with read_maps(_maps_of(path, slide)) as maps:
         yield RunSource(path, maps, genes)
 

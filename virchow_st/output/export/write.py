@@ -28,7 +28,7 @@ from virchow_st.runtime.atomic import written_aside
 from virchow_st.runtime.progress import SILENT, Progress
 from virchow_st.types import BIN_UM, BLOCK_BINS, CELL_BINS, Float32Array, Float64Array, UInt8Array
 
-FORMAT = "virchow_st.output.export/1"
+FORMAT = "virchow_st.export/1"
 CELLS, TABLE = "bins_8um", "table"
 """Names of the labels of 8 µm bins and of the table about them; SpatialData wants two."""
 _LONGEST_PICTURE_PX = 2000  # as Space Ranger's hires image

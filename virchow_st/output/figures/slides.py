@@ -24,8 +24,8 @@ from virchow_st.output.figures.rasters import Window
 from virchow_st.output.figures.results import Gene
 from virchow_st.types import PATCH_BINS, Array, BoolArray, Float32Array, Int64Array, UInt8Array
 
-MAPS_FORMAT = "virchow_st.run.maps/1"
-OVERVIEW_FORMAT = "virchow_st.run.overview/1"
+MAPS_FORMAT = "virchow_st.maps/1"
+OVERVIEW_FORMAT = "virchow_st.overview/1"
 PARTS = ("training", "validation", "test")
 """What ``patch_part`` of an overview counts through."""
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from virchow_st.models.losses.base import Counts
 from virchow_st.run.split import Member
-from virchow_st.training.dataset import Portion
+from virchow_st.training.dataset import BatchPlan
 
 
 @dataclass(frozen=True)
@@ -35,5 +35,5 @@ class DeviceBatch:
 class Feed(Protocol):
     """Where batches come from."""
 
-    def batches(self, portions: Sequence[Portion]) -> Iterator[DeviceBatch]:
-        """A batch for each portion, in order; each is good until the next one is asked for."""
+    def batches(self, plans: Sequence[BatchPlan]) -> Iterator[DeviceBatch]:
+        """A batch for each plan, in order; each is good until the next one is asked for."""

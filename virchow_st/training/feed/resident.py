@@ -20,8 +20,8 @@ from virchow_st.runtime.prefetch import ahead
 from virchow_st.runtime.progress import SILENT, Progress
 from virchow_st.training.dataset import (
     N_ORIENTATIONS,
+    BatchPlan,
     PatchDataset,
-    Portion,
     turn,
     turned_positions,
 )
@@ -119,18 +119,18 @@ class Resident:
 
     # --- batches ------------------------------------------------------------------------------
 
-    def batches(self, portions: Sequence[Portion]) -> Iterator[DeviceBatch]:
+    def batches(self, plans: Sequence[BatchPlan]) -> Iterator[DeviceBatch]:
         """See `Feed`."""
-        places = [[self._place[member] for member in portion.members] for portion in portions]
+        places = [[self._place[member] for member in plan.members] for plan in plans]
         # One copy an epoch: a copy a batch would wait for all that the device has still to do.
         at = torch.tensor([i for batch in places for i in batch], dtype=torch.int64)
-        turns = torch.tensor([t for p in portions for t in p.turns], dtype=torch.int64)
+        turns = torch.tensor([t for p in plans for t in p.turns], dtype=torch.int64)
         at, turns = at.to(self._device), turns.to(self._device)
         first = 0
-        for portion, batch_places in zip(portions, places, strict=True):
-            part = slice(first, first + len(portion))
+        for plan, batch_places in zip(plans, places, strict=True):
+            part = slice(first, first + len(plan))
             first = part.stop
-            yield self._batch(portion.members, batch_places, at[part], turns[part])
+            yield self._batch(plan.members, batch_places, at[part], turns[part])
 
     def _batch(
         self, members: tuple[Member, ...], places: list[int], at_B: Tensor, turn_B: Tensor

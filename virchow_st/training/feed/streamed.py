@@ -13,7 +13,7 @@ from torch import Tensor
 
 from virchow_st.models.losses.base import on_device
 from virchow_st.runtime.prefetch import ahead
-from virchow_st.training.dataset import Batch, PatchDataset, Portion
+from virchow_st.training.dataset import Batch, BatchPlan, PatchDataset
 from virchow_st.training.feed.base import DeviceBatch
 from virchow_st.types import Array
 
@@ -34,18 +34,18 @@ class Streamed:
         self._device = device
         self._slots = [_Slot(device) for _ in range(_N_SLOTS)]
 
-    def batches(self, portions: Sequence[Portion]) -> Iterator[DeviceBatch]:
+    def batches(self, plans: Sequence[BatchPlan]) -> Iterator[DeviceBatch]:
         """See `Feed`."""
         with ThreadPoolExecutor(1) as reader:
-            slots = [self._slots[i % _N_SLOTS] for i in range(len(portions))]
-            work = list(zip(portions, slots, strict=True))
+            slots = [self._slots[i % _N_SLOTS] for i in range(len(plans))]
+            work = list(zip(plans, slots, strict=True))
             for (_, slot), batch in ahead(reader, work, self._read):
                 yield slot.send(batch)
 
-    def _read(self, work: tuple[Portion, _Slot]) -> Batch:
-        portion, slot = work
+    def _read(self, work: tuple[BatchPlan, _Slot]) -> Batch:
+        plan, slot = work
         slot.wait()
-        return self._dataset.load(portion.members, portion.turns, slot.room)
+        return self._dataset.load(plan.members, plan.turns, slot.room)
 
 
 class _Slot:

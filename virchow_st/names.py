@@ -1,0 +1,76 @@
+"""Names that people give are data: how they are shown, and the file names made of them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from hashlib import sha256
+from unicodedata import normalize
+
+# What a terminal takes for an order, or shows in another place or order than it is written: control
+# characters, line and paragraph separators, marks of the direction of writing, and lone surrogates,
+# which are bytes of a command line that are no text.
+_CONTROL = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufeff]"
+)
+_UNSAFE = re.compile(r"[^\w.-]+")
+_MOST_BYTES = 80  # of 255 that file systems take: what a picture's name adds has to fit too
+# Devices on Windows, with any suffix.
+_DEVICES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
+
+
+def is_plain(text: str) -> bool:
+    """Whether a terminal shows the text as it is written."""
+    return _CONTROL.search(text) is None
+
+
+def shown(text: str) -> str:
+    r"""The text for a terminal: control characters as ``\x1b``, line ends and tabs as they are.
+
+    >>> shown("E\x1b[31mSC")
+    'E\\x1b[31mSC'
+    """
+    return _CONTROL.sub(lambda m: m[0] if m[0] in "\n\t" else ascii(m[0])[1:-1], text)
+
+
+def file_names(names: Sequence[str]) -> list[str]:
+    """A file name for each name, the same for the same name, others for others on every computer.
+
+    A name of letters, digits, ``_``, ``.`` and ``-`` is its own file name. Of others the rest
+    becomes ``_``. What would be no file name, is too long, or is what another of the names would be
+    too, if only on a file system that takes upper case for lower, ends in digits of its hash.
+    No file name has a slash or begins with a dot, so none leads to another folder.
+
+    >>> file_names(["P5", "a/b", "S 1", "S_1"])
+    ['P5', 'a_b', 'S_1-7eec045c', 'S_1']
+    """
+    wanted = {name: _UNSAFE.sub("_", name).strip("_") for name in names}
+    found: dict[str, str] = {}
+    taken: set[str] = set()
+    for name in sorted(wanted, key=lambda name: (wanted[name] != name, name)):
+        file, n_digits = wanted[name], 8
+        while not _is_usable(file) or _key(file) in taken:
+            file = f"{_cut(wanted[name])}-{_digest(name)[:n_digits]}".lstrip("-")
+            n_digits *= 2  # a name may look like what was made of another
+        taken.add(_key(file))
+        found[name] = file
+    return [found[name] for name in names]
+
+
+def _is_usable(file: str) -> bool:
+    if not file or file[0] in ".-" or file[-1] == "." or _DEVICES.fullmatch(file):
+        return False
+    return len(file.encode()) <= _MOST_BYTES
+
+
+def _key(file: str) -> str:
+    return normalize("NFKC", file).casefold()
+
+
+def _cut(file: str) -> str:
+    short = file.encode()[: _MOST_BYTES - 17].decode(errors="ignore").strip("._-")
+    return "" if _DEVICES.fullmatch(short) else short
+
+
+def _digest(name: str) -> str:
+    return sha256(name.encode("utf-8", "surrogatepass")).hexdigest()

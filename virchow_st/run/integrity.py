@@ -1,0 +1,67 @@
+"""Whether the files of a run are those that it was trained as.
+
+What a run predicts, and of which genes, its configuration, panel, split and weights say together.
+Their hashes stand in every checkpoint's ``state.json``, which has one over itself; runs of older
+versions have none, and are read without.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from virchow_st.errors import ConfigError
+from virchow_st.schema import read_toml
+
+CONFIG, PANEL, SPLIT = "config.toml", "panel.tsv", "split.json"
+FILES = (CONFIG, PANEL, SPLIT)
+# Where stores lie and where a run is computed may change: the split names the stores' records.
+_PLACES = ("stores", "device", "compile")
+
+
+def file_hashes(run: Path) -> dict[str, str]:
+    """The hashes of a run's files, by name; `ConfigError` for one that cannot be read."""
+    return {name: _hash(run / name) for name in FILES}
+
+
+def _hash(path: Path) -> str:
+    if path.name == CONFIG:
+        settings = {k: v for k, v in read_toml(path).items() if k not in _PLACES}
+        return hash_of(settings)
+    return hash_file(path)
+
+
+def hash_of(content: Mapping[str, Any]) -> str:
+    """XXH64 of what JSON can hold, whatever the order of its keys; 16 hex digits."""
+    return xxhash.xxh64(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def hash_file(path: Path) -> str:
+    """XXH64 of a file's bytes; 16 hex digits."""
+    digest = xxhash.xxh64()
+    try:
+        with open(path, "rb") as file:
+            while block := file.read(1 << 22):
+                digest.update(block)
+    except OSError as e:
+        raise ConfigError(f"{path}: cannot be read ({e.strerror}); train anew") from None
+    return digest.hexdigest()
+
+
+def check_files(run: Path, state: Mapping[str, Any]) -> None:
+    """Raise `ConfigError` unless the run's files are those that its checkpoint was trained with.
+
+    Args:
+        run: the run directory.
+        state: of one of its checkpoints.
+    """
+    for name, expected in state.get("files", {}).items():
+        if (found := _hash(run / name)) != expected:
+            raise ConfigError(
+                f"{run / name}: is not the file that the run was trained with (hash {found}, "
+                f"expected {expected}); put the run's own file back, or train anew"
+            )

@@ -1,0 +1,370 @@
+"""What is read from JSON, TOML and tables, checked once against its schema.
+
+A schema is a type: a `TypedDict` for an object, whose keys are required unless `NotRequired` and
+which may have others; ``list``, ``dict``, ``tuple``, ``Literal``, unions; ``str``, ``int``,
+``float``, ``bool``; and any of these with conditions, ``Annotated[int, Within(0, 9)]``. What does
+not fit raises `Mismatch`, which says where, what was expected and what was found; the readers turn
+it into an error of one line that names the file and what to do.
+
+Strings hold text that can be encoded. Whole numbers fit into 64 bits, numbers are finite, and true
+is not 1. A whole number may stand where a number is expected.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import tomllib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import (
+    Annotated,
+    Any,
+    Literal,
+    NotRequired,
+    Protocol,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+    is_typeddict,
+)
+
+from virchow_st.errors import ConfigError, VirchowSTError
+from virchow_st.names import is_plain
+
+_MOST = 1 << 63
+_SHOWN = 60  # characters of a wrong value that a message repeats
+_WORDS = {str: "text", int: "a whole number", float: "a number", bool: "true or false",
+          list: "a list", dict: "an object", NoneType: "null"}  # fmt: skip
+
+
+class Mismatch(ValueError):
+    """What was read is not what its schema asks for."""
+
+
+class Condition(Protocol):
+    """What a value has to be beyond its type."""
+
+    def allows(self, value: Any) -> bool:
+        """Whether it holds for a value of the right type."""
+
+    def __str__(self) -> str:
+        """What was expected."""
+
+
+@dataclass(frozen=True)
+class Within:
+    """A number between two others, both included."""
+
+    low: float
+    high: float = math.inf
+
+    def allows(self, value: Any) -> bool:
+        """See `Condition`."""
+        return bool(self.low <= value <= self.high)
+
+    def __str__(self) -> str:
+        if self.high == math.inf:
+            return f"at least {self.low}"
+        return f"{self.low} to {self.high}"
+
+
+@dataclass(frozen=True)
+class Length:
+    """A list, an object or a text of so many parts."""
+
+    low: int
+    high: float = math.inf
+
+    def allows(self, value: Any) -> bool:
+        """See `Condition`."""
+        return bool(self.low <= len(value) <= self.high)
+
+    def __str__(self) -> str:
+        number = self.low if self.high == self.low else Within(self.low, self.high)
+        return f"{number} parts"
+
+
+class _Plain:
+    def allows(self, value: Any) -> bool:
+        return bool(value.strip()) and is_plain(value)
+
+    def __str__(self) -> str:
+        return "a name without control characters"
+
+
+Count = Annotated[int, Within(0)]
+Name = Annotated[str, _Plain()]
+"""What people and files are called by: not empty, and nothing in it moves a terminal's cursor."""
+
+
+def check(value: Any, kind: Any, where: str = "") -> Any:
+    """The value, unchanged.
+
+    Args:
+        value: as `json.loads` or `tomllib.loads` gives it.
+        kind: its schema.
+        where: what to call it in an error.
+
+    Raises:
+        Mismatch: it is not of this kind.
+    """
+    origin = get_origin(kind)
+    if origin is Annotated:
+        base, *conditions = get_args(kind)
+        check(value, base, where)
+        for condition in conditions:
+            if not condition.allows(value):
+                raise _mismatch(where, str(condition), value)
+    elif origin in (Union, UnionType):
+        _check_union(value, get_args(kind), where)
+    elif origin is Literal:
+        if not any(type(value) is type(c) and value == c for c in get_args(kind)):
+            raise _mismatch(where, " or ".join(map(repr, get_args(kind))), value)
+    elif origin in (list, tuple):
+        _check_items(value, origin, get_args(kind), where)
+    elif origin is dict:
+        key_kind, value_kind = get_args(kind)
+        for key, item in _of(value, dict, where).items():
+            check(key, key_kind, f"{where}: key")
+            check(item, value_kind, _inside(where, key))
+    elif is_typeddict(kind):
+        _check_object(value, kind, where)
+    elif kind is not Any:
+        _check_scalar(value, NoneType if kind is None else kind, where)
+    return value
+
+
+def _check_union(value: Any, kinds: tuple[Any, ...], where: str) -> None:
+    others = [kind for kind in kinds if kind is not NoneType]
+    if value is None and len(others) < len(kinds):
+        return
+    if len(others) == 1:  # whose own message says more
+        check(value, others[0], where)
+        return
+    for kind in others:
+        try:
+            check(value, kind, where)
+        except Mismatch:
+            continue
+        return
+    raise _mismatch(where, " or ".join(_word(kind) for kind in kinds), value)
+
+
+def _check_items(value: Any, origin: type, kinds: tuple[Any, ...], where: str) -> None:
+    if origin is tuple and type(value) is tuple:
+        value = list(value)
+    items = _of(value, list, where)
+    if origin is tuple and kinds[-1] is not Ellipsis:
+        if len(items) != len(kinds):
+            raise _mismatch(where, f"{len(kinds)} values", value)
+        for i, (item, kind) in enumerate(zip(items, kinds, strict=True)):
+            check(item, kind, f"{where}[{i}]")
+        return
+    for i, item in enumerate(items):
+        check(item, kinds[0], f"{where}[{i}]")
+
+
+@lru_cache(maxsize=256)
+def _keys(kind: Any) -> dict[str, tuple[Any, bool]]:
+    """Kind of each key of a TypedDict, and whether it must be there."""
+    found = {}
+    for name, hint in get_type_hints(kind, include_extras=True).items():
+        optional = get_origin(hint) is NotRequired
+        found[name] = (get_args(hint)[0] if optional else hint), not optional
+    return found
+
+
+def _check_object(value: Any, kind: Any, where: str) -> None:
+    content = _of(value, dict, where)
+    for name, (inner, required) in _keys(kind).items():
+        if name in content:
+            check(content[name], inner, _inside(where, name))
+        elif required:
+            raise Mismatch(f"{_inside(where, name)} is missing")
+
+
+def _check_scalar(value: Any, kind: Any, where: str) -> None:
+    if kind is float and type(value) is int:
+        kind = int
+    if type(value) is not kind:
+        raise _mismatch(where, _word(kind), value)
+    if kind is float and not math.isfinite(value):
+        raise _mismatch(where, "a finite number", value)
+    if kind is int and not -_MOST <= value < _MOST:
+        raise _mismatch(where, "a whole number of 64 bits", value)
+    if kind is str and any("\ud800" <= c <= "\udfff" for c in value):
+        raise _mismatch(where, "text", value)
+
+
+def _of(value: Any, kind: type, where: str) -> Any:
+    if type(value) is not kind:
+        raise _mismatch(where, _word(kind), value)
+    return value
+
+
+def _word(kind: Any) -> str:
+    kind = get_args(kind)[0] if get_origin(kind) is Annotated else kind
+    return _WORDS.get(get_origin(kind) or kind, "an object")
+
+
+def _inside(where: str, name: Any) -> str:
+    return f"{where}.{name:.{_SHOWN}}" if where else f"{name:.{_SHOWN}}"
+
+
+def _mismatch(where: str, expected: str, found: Any) -> Mismatch:
+    what = f"{_WORDS[type(found)]}" if isinstance(found, dict | list) else f"{found!r:.{_SHOWN}}"
+    prefix = f"{where}: " if where else ""
+    return Mismatch(f"{prefix}expected {expected}; got {what}")
+
+
+# --- files --------------------------------------------------------------------------------------
+
+Error = type[VirchowSTError]
+Also = Callable[[Any], None]
+"""Checks what a type cannot say, such as two lists of one length; raises `ValueError`."""
+
+
+def parse_json(text: str) -> Any:
+    """JSON as the standard has it, so without NaN; `ValueError` for anything else."""
+    try:
+        return json.loads(text, parse_constant=_no_number)
+    except RecursionError:  # from brackets nested without end
+        raise ValueError("nested too deep") from None
+
+
+def _no_number(name: str) -> float:
+    raise ValueError(f"{name} is no number in JSON")
+
+
+def read_json(
+    path: Path,
+    kind: Any,
+    remedy: str,
+    *,
+    missing: str | None = None,
+    error: Error = ConfigError,
+    also: Also | None = None,
+) -> Any:
+    """What a JSON file holds.
+
+    Args:
+        path: of the file.
+        kind: its schema.
+        remedy: what to do about a file that is damaged or something else.
+        missing: what to do where there is none; the remedy if left out.
+        error: which to raise.
+        also: what to check beyond the schema.
+
+    Raises:
+        ``error``: in one line, the file, what was expected, what was found and the remedy.
+    """
+    text = read_text(path, remedy, missing=missing, error=error)
+    try:
+        content = parse_json(text)
+    except ValueError as e:
+        raise error(f"{path}: cannot be read as JSON ({e}); {remedy}") from None
+    return _checked(content, kind, path, remedy, error, also)
+
+
+def read_json_lines(path: Path, kind: Any, remedy: str, *, missing: str | None = None) -> list[Any]:
+    """What a file holds that has a JSON object a line; see `read_json`."""
+    found = []
+    for n, line in enumerate(read_text(path, remedy, missing=missing).splitlines(), start=1):
+        try:
+            found.append(check(parse_json(line), kind))
+        except ValueError as e:
+            raise ConfigError(f"{path}: line {n}: {e}; {remedy}") from None
+    return found
+
+
+def read_toml(path: Path, remedy: str = "give a TOML file") -> dict[str, Any]:
+    """What a TOML file holds; `virchow_st.config.from_toml` checks it."""
+    text = read_text(path, remedy)
+    try:
+        return tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, RecursionError) as e:
+        raise ConfigError(f"{path}: expected TOML; {e}") from None
+
+
+def read_table(
+    path: Path,
+    columns: dict[str, Callable[[str], Any]],
+    remedy: str,
+    *,
+    delimiter: str = ",",
+    missing: str | None = None,
+    also: Also | None = None,
+) -> list[dict[str, Any]]:
+    """What a table with a head holds, a line each, by column.
+
+    Args:
+        path: of a CSV or TSV file.
+        columns: name → what makes a value of its text; raises `ValueError` for a text that is none.
+        remedy, missing, also: see `read_json`; ``also`` gets all lines.
+        delimiter: between fields.
+
+    Raises:
+        ConfigError: a column is missing, a line has too few or too many fields, or a field is not
+            what its column holds.
+    """
+    text = read_text(path, remedy, missing=missing)
+    try:
+        rows = list(_rows(text, columns, delimiter))
+        if also is not None:
+            also(rows)
+    except (ValueError, csv.Error) as e:
+        raise ConfigError(f"{path}: {e}; {remedy}") from None
+    return rows
+
+
+def _rows(
+    text: str, columns: dict[str, Callable[[str], Any]], delimiter: str
+) -> Iterator[dict[str, Any]]:
+    lines = csv.reader(text.splitlines(keepends=True), delimiter=delimiter, strict=True)
+    head = next(lines, [])
+    if lacking := [name for name in columns if name not in head]:
+        raise Mismatch(f"column {lacking[0]!r} is missing")
+    if len(set(head)) < len(head):
+        raise Mismatch("a column comes twice")
+    for fields in lines:
+        if len(fields) != len(head):
+            raise Mismatch(
+                f"line {lines.line_num}: expected {len(head)} fields; got {len(fields)}"
+            )
+        row = dict(zip(head, fields, strict=True))
+        try:
+            yield {name: of(row[name]) for name, of in columns.items()}
+        except (ValueError, OverflowError) as e:
+            raise Mismatch(f"line {lines.line_num}: {e}") from None
+
+
+def read_text(
+    path: Path, remedy: str, *, missing: str | None = None, error: Error = ConfigError
+) -> str:
+    """The text of a file in UTF-8; see `read_json`."""
+    try:
+        return path.read_bytes().decode("utf-8")
+    except FileNotFoundError:
+        raise error(f"{path}: not found; {missing or remedy}") from None
+    except UnicodeDecodeError as e:
+        raise error(f"{path}: cannot be read as text ({e}); {remedy}") from None
+    except OSError as e:
+        raise error(f"{path}: cannot be read ({e.strerror}); {remedy}") from None
+
+
+def _checked(
+    content: Any, kind: Any, path: Path, remedy: str, error: Error, also: Also | None
+) -> Any:
+    try:
+        check(content, kind)
+        if also is not None:
+            also(content)
+    except ValueError as e:
+        raise error(f"{path}: {e}; {remedy}") from None
+    return content
