@@ -110,6 +110,9 @@ class OpenSlidePixels:
     Args:
         path: the file.
         sizes: the levels to use, by size; None for all.
+
+    Attributes:
+        properties: what OpenSlide says of the slide.
     """
 
     name = "openslide"
@@ -121,6 +124,7 @@ class OpenSlidePixels:
                 self._slide = openslide.OpenSlide(str(path))
             except openslide.OpenSlideError as e:
                 raise OSError(str(e)) from None
+        self.properties = dict(self._slide.properties)
         every = list(self._slide.level_dimensions)
         self._levels = [n for n, size in enumerate(every) if n == 0 or not sizes or size in sizes]
         self.level_sizes = [every[n] for n in self._levels]

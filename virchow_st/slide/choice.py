@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
+
+from virchow_st.slide.mpp import MppPlace
 
 ORIENTATIONS = {
     1: "as stored",
@@ -32,6 +34,7 @@ class ImageChoice:
             RGB.
         bits: bits per sample that the pixels use; 8 except in deep images, which are scaled to 8.
         orientation: value of the file's Orientation tag, 1 to 8 (`ORIENTATIONS`).
+        mpp_places: what the file says of µm per pixel, the surest first.
         warnings: one line for each thing in the file that a user has to know of.
     """
 
@@ -42,7 +45,8 @@ class ImageChoice:
     colour: str = ""
     bits: int = 8
     orientation: int = 1
-    warnings: tuple[str, ...] = field(default=())
+    mpp_places: tuple[MppPlace, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     def describe(self) -> str:
         """The choice in one line, without the file's name and size."""

@@ -7,10 +7,12 @@ pixels: `virchow_st.slide.stain_check`.
 from __future__ import annotations
 
 import logging
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import openslide
 import tifffile
 
@@ -18,6 +20,7 @@ from virchow_st.errors import SlideError
 from virchow_st.slide.backends import OpenSlidePixels, Pixels, TiffPixels
 from virchow_st.slide.choice import ImageChoice
 from virchow_st.slide.foreign import CONVERT, way_out
+from virchow_st.slide.mpp import MppPlace, ome_place, openslide_place, tiff_places
 from virchow_st.slide.ome import OmeImage, ome_images
 from virchow_st.slide.picture import read_picture
 from virchow_st.slide.space_ranger import reading
@@ -70,15 +73,17 @@ def open_image(path: Path) -> tuple[Pixels, ImageChoice]:
         raise SlideError(
             f"{path}: expected an image that can be read; this is {foreign[0]}; {foreign[1]}"
         )
-    if magic.startswith(_TIFF_MAGIC):
+    if magic.startswith(_TIFF_MAGIC) and vendor in (None, *_DECODED_HERE):
         return _open_tiff(path, vendor)
     if vendor is not None:
         try:
-            return OpenSlidePixels(path), ImageChoice("openslide", _NAMES.get(vendor, vendor))
+            pixels = OpenSlidePixels(path)
         except SlideError as e:
             if (foreign := way_out(path)) is None:
                 raise
-            raise SlideError(f"{e}; it is {foreign[0]}: {foreign[1]}") from None
+            raise SlideError(f"{e}; this is {foreign[0]}: {foreign[1]}") from None
+        places = tuple(openslide_place(pixels.properties))
+        return pixels, ImageChoice("openslide", _NAMES.get(vendor, vendor), mpp_places=places)
     if magic.startswith(_PICTURE_MAGIC):
         return read_picture(path)
     raise SlideError(
@@ -96,14 +101,23 @@ def slide_file(path: Path) -> Path:
 
 
 def _open_tiff(path: Path, vendor: str | None) -> tuple[Pixels, ImageChoice]:
-    with reading(path, "a TIFF image"), tifffile.TiffFile(path, **_AS_WRITTEN) as tiff:
-        series, images, labels = _series(path, tiff)
-        orientation = _orientation(tiff)
-        if vendor not in (None, *_DECODED_HERE):
-            return _vendor_tiff(path, str(vendor))
+    with ExitStack() as stack:
+        stack.enter_context(reading(path, "a TIFF image"))
+        tiff = stack.enter_context(tifffile.TiffFile(path, **_AS_WRITTEN))
+        series, images, labels = _series(path, tiff, stack)
         choice = choose_in_tiff(path, series, images, labels)
         levels, warnings = whole_levels(path, choice)
-        by_openslide = vendor is not None and _is_main(choice) and not _decodes(vendor, levels)
+        key = choice.series.keyframe
+        kind = "tiles" if key.is_tiled else "strips"
+        name = "TIFF" if vendor is None else _NAMES[vendor]
+        image = images[choice.index] if choice.index < len(images) else None
+        found = ImageChoice(
+            "tifffile", f"{name} in {kind}", choice.series_text, choice.plane_text,
+            choice.colour_text, orientation=_orientation(tiff),
+            mpp_places=_mpp_places(path, vendor, tiff, image),
+            warnings=(*choice.warnings, *warnings),
+        )  # fmt: skip
+        by_openslide = vendor is not None and _is_for_openslide(vendor, choice, levels)
         if choice.needs_libtiff and not by_openslide:
             raise SlideError(
                 f"{path}: expected RGB, or YCbCr compressed as JPEG; got YCbCr in another way; "
@@ -114,28 +128,23 @@ def _open_tiff(path: Path, vendor: str | None) -> tuple[Pixels, ImageChoice]:
             opened = OpenSlidePixels(path, sizes)
             # Pyramids in SubIFDs, as OME-TIFF has them, are seen by tifffile alone.
             if len(opened.level_sizes) >= len(levels) or choice.needs_libtiff:
-                return opened, _choice("openslide", vendor, choice, 8, orientation, warnings)
+                return opened, replace(found, reader="openslide")
             opened.close()
         sources = [level_sources(path, level, choice) for level in levels]
         tiff_levels, bits, colour, more = levels_with_samples(sources, choice)
-        chosen = _choice("tifffile", vendor, choice, bits, orientation, (*warnings, *more))
-        if colour is not None:
-            chosen = replace(chosen, colour=colour)
-        return TiffPixels(path, tiff_levels), chosen
-
-
-def _vendor_tiff(path: Path, vendor: str) -> tuple[Pixels, ImageChoice]:
-    """A vendor's own TIFF (NDPI, SCN, BIF, …), whose main image OpenSlide knows."""
-    return OpenSlidePixels(path), ImageChoice("openslide", _NAMES.get(vendor, vendor))
+        found = replace(found, bits=bits, warnings=(*found.warnings, *more))
+        return TiffPixels(path, tiff_levels), found if colour is None else replace(
+            found, colour=colour
+        )
 
 
 def _series(
-    path: Path, tiff: tifffile.TiffFile
+    path: Path, tiff: tifffile.TiffFile, stack: ExitStack
 ) -> tuple[list[Any], list[OmeImage], tuple[str, ...]]:
     """Images of a TIFF, what OME-XML says of them, and the names of ImageJ's channels.
 
     libvips copies the description of OME and ImageJ into a pyramid that it does not fit. Then the
-    pages are taken as they are.
+    pages are taken as they are, of a second handle that ``stack`` closes.
     """
     try:
         series = list(tiff.series)
@@ -146,14 +155,25 @@ def _series(
     images = ome_images(tiff.ome_metadata) if tiff.is_ome and tiff.ome_metadata else []
     if len(series) > 1 or (series and len(series[0].levels) > 1):
         return series, images, ()
-    with tifffile.TiffFile(path, **_WITHOUT_DESCRIPTIONS) as plain:
-        as_pages = list(plain.series)
-        first = as_pages[0]
-    fits = bool(series) and series[0].pages[0] is not None
-    if not fits or (len(first.levels) > 1 and first.shape == series[0].shape):
+    plain = stack.enter_context(tifffile.TiffFile(path, **_WITHOUT_DESCRIPTIONS))
+    as_pages = list(plain.series)
+    is_whole = bool(series) and series[0].pages[0] is not None
+    is_pyramid = len(as_pages[0].levels) > 1
+    if not is_whole or (is_pyramid and as_pages[0].shape == series[0].shape):
         return as_pages, images[:1], ()
     labels = (tiff.imagej_metadata or {}).get("Labels", ()) if tiff.is_imagej else ()
     return series, images, tuple(map(str, labels))
+
+
+def _mpp_places(
+    path: Path, vendor: str | None, tiff: tifffile.TiffFile, image: OmeImage | None
+) -> tuple[MppPlace, ...]:
+    places = ome_place(image)
+    if vendor is not None:
+        with openslide.OpenSlide(str(path)) as slide:
+            places += openslide_place(slide.properties)
+    imagej = (tiff.imagej_metadata or {}) if tiff.is_imagej else None
+    return (*places, *tiff_places(tiff.pages.first.tags, imagej))
 
 
 def _orientation(tiff: tifffile.TiffFile) -> int:
@@ -164,36 +184,20 @@ def _orientation(tiff: tifffile.TiffFile) -> int:
     return value if 1 <= value <= 8 else 1
 
 
-def _is_main(choice: TiffChoice) -> bool:
-    """Whether it is what OpenSlide shows of the file: the first image, plane and samples."""
-    return choice.index == 0 and choice.page == 0 and not choice.apart and choice.plane_text == ""
+def _is_for_openslide(vendor: str, choice: TiffChoice, levels: list[Any]) -> bool:
+    """Whether OpenSlide reads a TIFF: its first image, where tiles are not all there is to it.
 
-
-def _decodes(vendor: str, levels: list[Any]) -> bool:
-    """Whether the tiles of a file are all there is to its pixels, so that they need no OpenSlide.
-
-    It takes five times as long to put a region together.
+    OpenSlide takes five times as long to put a region together, shows one image and plane, knows
+    no fourth sample that is no transparency, and no more than 8 bits.
     """
-    compressions = _DECODED_HERE.get(vendor, ())
-    return all(
-        level.keyframe.is_tiled and level.keyframe.compression in compressions for level in levels
-    )
-
-
-def _choice(
-    reader: str,
-    vendor: str | None,
-    choice: TiffChoice,
-    bits: int,
-    orientation: int,
-    warnings: tuple[str, ...],
-) -> ImageChoice:
     key = choice.series.keyframe
-    name = _NAMES[vendor] if vendor not in (None, _GENERIC) else "TIFF"
-    return ImageChoice(
-        reader, f"{name} in {'tiles' if key.is_tiled else 'strips'}", choice.series_text,
-        choice.plane_text, choice.colour_text, bits, orientation, (*choice.warnings, *warnings),
-    )  # fmt: skip
+    is_its_image = choice.index == 0 and choice.page == 0 and not choice.apart
+    if not is_its_image or choice.plane_text or key.samplesperpixel != 3 or key.dtype != np.uint8:
+        return False
+    return not all(
+        level.keyframe.is_tiled and level.keyframe.compression in _DECODED_HERE[vendor]
+        for level in levels
+    )
 
 
 def image_of_array(array: Array) -> ImageChoice:

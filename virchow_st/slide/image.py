@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from threading import Lock
 from types import TracebackType
+from typing import Any
 
 import cv2
 import numpy as np
@@ -78,6 +79,20 @@ class SlideImage:
     def backend(self) -> str:
         """``"openslide"``, ``"tifffile"`` or ``"opencv"``, or ``"array"`` for one in memory."""
         return self.choice.reader
+
+    def describe(self) -> str:
+        """Size and what was chosen of the file, in one line."""
+        return f"{self.width}×{self.height} px; {self.choice.describe()}"
+
+    def provenance(self) -> dict[str, Any]:
+        """What of the choice is not the plain case, for a store's job and a prediction.
+
+        Of a plain image (one 8-bit RGB image without an Orientation tag) it is empty.
+        """
+        found = self.choice.provenance()
+        if self.choice.orientation != 1:
+            found["orientation"] = self.orientation
+        return found
 
     def read_warnings(self) -> list[str]:
         """One line for each reduced level that turned out damaged while it was read."""

@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from xml.etree import ElementTree
 
-_UM_PER_UNIT = {
+UM_PER_UNIT = {
     "pm": 1e-6, "Å": 1e-4, "å": 1e-4, "nm": 1e-3, "µm": 1.0, "μm": 1.0, "um": 1.0, "micron": 1.0,
-    "mm": 1e3, "cm": 1e4, "dm": 1e5, "m": 1e6, "thou": 25.4, "mil": 25.4, "in": 25_400.0,
+    "microns": 1.0, "micrometer": 1.0, "micrometre": 1.0, "mm": 1e3, "cm": 1e4, "dm": 1e5,
+    "m": 1e6, "thou": 25.4, "mil": 25.4, "in": 25_400.0, "inch": 25_400.0,
 }  # fmt: skip
+"""Units of length as OME-XML and ImageJ write them, in µm."""
 _FLUOROPHORE = ("Fluor", "EmissionWavelength", "ExcitationWavelength")
 
 
@@ -64,7 +66,7 @@ def _fluoresces(channel: ElementTree.Element) -> bool:
 def _um_per_px(pixels: ElementTree.Element) -> tuple[float, float] | None:
     sides = []
     for axis in "XY":
-        unit = _UM_PER_UNIT.get(pixels.get(f"PhysicalSize{axis}Unit", "µm"))
+        unit = UM_PER_UNIT.get(pixels.get(f"PhysicalSize{axis}Unit", "µm"))
         try:
             size = float(pixels.get(f"PhysicalSize{axis}", ""))
         except ValueError:

@@ -12,6 +12,7 @@ from virchow_st.slide.backends import ArrayPixels, Pixels, Samples
 from virchow_st.slide.choice import ImageChoice
 from virchow_st.slide.deep import alpha_says_nothing, used_bits
 from virchow_st.slide.foreign import CONVERT
+from virchow_st.slide.mpp import dpi_place
 from virchow_st.slide.picture_header import PictureHeader, read_picture_header
 from virchow_st.slide.space_ranger import reading
 
@@ -44,7 +45,7 @@ def read_picture(path: Path) -> tuple[Pixels, ImageChoice]:
         samples = Samples(alpha=samples.alpha, largest=(1 << bits) - 1)
     choice = ImageChoice(
         "opencv", header.format, colour=colour, bits=bits, orientation=header.orientation,
-        warnings=warnings,
+        mpp_places=tuple(dpi_place(header.dpi)), warnings=warnings,
     )  # fmt: skip
     return ArrayPixels("opencv", pixels, samples), choice
 

@@ -118,7 +118,7 @@ def choose_in_tiff(
                 )
     page, plane_text = _plane(series, colours)
     if plane_text:
-        warnings.append(f"of several planes {plane_text} is read")
+        warnings.append(f"the slide is a stack; {plane_text} of it is read")
     return TiffChoice(
         series, index, page, colours.apart, colours.samples, series_text, plane_text, colours.text,
         tuple(warnings), colours.needs_libtiff,
