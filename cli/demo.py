@@ -104,7 +104,7 @@ def _train_and_evaluate(
     console: Console, run: Path, config: TrainConfig, truth: Path
 ) -> dict[str, Any]:
     """The run's metrics, made unless they are there."""
-    from virchow_st.evaluation.evaluate import evaluate
+    from virchow_st.evaluation.evaluate import evaluate_run
     from virchow_st.run.results import read_metrics
     from virchow_st.training.train import train
 
@@ -114,7 +114,7 @@ def _train_and_evaluate(
             shutil.rmtree(run)
         train(run, config, resume=is_begun, progress=console)
     if not (run / "metrics.json").is_file():
-        evaluate(run, config.device, console, truth)
+        evaluate_run(run, config.device, console, truth)
     return read_metrics(run)
 
 

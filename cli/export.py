@@ -24,10 +24,10 @@ def export(console: Console, source: Path, out: Path, **options: Any) -> int:
     a SpatialData folder.
     """
     config = build_config(ExportConfig, options)
-    from virchow_st.output.export.write import export as run_export
+    from virchow_st.output.export.write import export_run
 
     try:
-        written, said = run_export(source, out, config, console)
+        written, said = export_run(source, out, config, console)
     except KeyboardInterrupt:
         console.error("stopped; nothing was kept, the same command begins anew")
         return 130

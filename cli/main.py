@@ -22,13 +22,15 @@ from virchow_st_cli.bench import bench
 from virchow_st_cli.console import Console
 from virchow_st_cli.demo import demo
 from virchow_st_cli.doctor import doctor
+from virchow_st_cli.evaluate import evaluate
 from virchow_st_cli.export import export
-from virchow_st_cli.pictures import figures
+from virchow_st_cli.extract import extract
+from virchow_st_cli.figures import figures
 from virchow_st_cli.predict import predict
 from virchow_st_cli.report import report
-from virchow_st_cli.runs import evaluate, train
-from virchow_st_cli.slides import extract, simulate
+from virchow_st_cli.simulate import simulate
 from virchow_st_cli.stores import inspect, verify
+from virchow_st_cli.train import train
 
 # What writing says of a full disk, a folder that is not ours, or a file where a folder has to be.
 _UNUSABLE_PLACE = (

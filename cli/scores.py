@@ -1,8 +1,8 @@
-"""The tables of figures that ``vst evaluate`` and ``vst demo`` print."""
+"""The tables of scores that ``vst evaluate``, ``vst train`` and ``vst demo`` print."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,8 @@ _STYLES = {
     "target": "green", "baseline": "dim", "oracle": "dim",
 }  # fmt: skip
 _COLUMNS = ["", *(f"{scale} µm" for scale in SCALES)]
+
+Scores = Mapping[str, Mapping[str, Any]]  # by scale, then by the score's name
 
 
 def print_scores(console: Console, runs: Runs) -> None:
@@ -84,3 +86,48 @@ def short_names(runs: Sequence[Path]) -> dict[str, str]:
     names = [run.resolve().name for run in runs]
     shown = names if len(set(names)) == len(names) else [str(run) for run in runs]
     return {str(run): name for run, name in zip(runs, shown, strict=True)}
+
+
+def print_summary(console: Console, summary: dict[str, Any]) -> None:
+    """Scores of a leave-one-out (``summary.json``) beside ceiling, nulls and the ridge baseline."""
+    scales, ridge = summary["scales"], summary["baselines"]["ridge"]
+    patients = list(summary["folds"])
+    rows: list[tuple[str, list[str], str]] = [
+        ("PCC", _spreads(scales, "pcc"), "bold cyan"),
+        *((f"  {patient}", _of_fold(scales, "pcc", patient), "") for patient in patients),
+        ("  share of ceiling", _spreads(scales, "pcc_of_ceiling"), ""),
+        ("  null, shuffled", _spreads(scales, "pcc_shuffled"), "dim"),
+        ("  ceiling", _spreads(scales, "pcc_ceiling"), "green"),
+        ("  baseline, ridge", _spreads(ridge, "pcc"), "dim"),
+        ("D²", _spreads(scales, "d2_poisson"), "bold cyan"),
+        ("  baseline, ridge", _spreads(ridge, "d2_poisson"), "dim"),
+        ("SSIM", _spreads(scales, "ssim"), "bold cyan"),
+        ("  null, shuffled", _spreads(scales, "ssim_shuffled"), "dim"),
+        ("  null, all 0", _spreads(scales, "ssim_all_zero"), "dim"),
+        ("Level: 1 right", _spreads(scales, "calibration"), "bold cyan"),
+    ]
+    caption = (
+        "Mean ± standard deviation over the patients, each tested by a run that has not seen it. "
+        f"{summary['genes_in_all_folds']} genes are in the panels of all folds."
+    )
+    console.table(
+        f"{len(patients)} folds: {summary['decoder']}, {summary['loss']}, on "
+        f"{summary['encoder']['name']}",
+        _COLUMNS,
+        [[label, *cells] for label, cells, _ in rows],
+        caption=caption,
+        styles={i: style for i, (*_, style) in enumerate(rows)},
+    )
+
+
+def _spreads(scales: Scores, score: str) -> list[str]:
+    cells = []
+    for scale in SCALES:
+        mean, std = scales[scale][score]["mean"], scales[scale][score]["std"]
+        cells.append("–" if mean is None else f"{mean:.3f}" + (f" ±{std:.3f}" if std else ""))
+    return cells
+
+
+def _of_fold(scales: Scores, score: str, patient: str) -> list[str]:
+    values = [scales[scale][score]["folds"][patient] for scale in SCALES]
+    return ["–" if value is None else f"{value:.3f}" for value in values]

@@ -98,7 +98,7 @@ def evaluated_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """
     from tiny_store import write_store
 
-    from virchow_st.evaluation.evaluate import evaluate
+    from virchow_st.evaluation.evaluate import evaluate_run
     from virchow_st.training.train import train
 
     folder = tmp_path_factory.mktemp("evaluated")
@@ -111,5 +111,5 @@ def evaluated_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         lr=5e-3, warmup_epochs=0, device="cpu",
     )  # fmt: skip
     train(folder / "run", config)
-    evaluate(folder / "run", "cpu")
+    evaluate_run(folder / "run", "cpu")
     return folder / "run"

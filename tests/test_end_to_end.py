@@ -467,7 +467,7 @@ def test_python_face(run: Path, stores: dict[str, Path]) -> None:
     assert one.shape == (20, 128, 128)
     assert one.dtype == np.float32
     assert (one >= 0).all()
-    every = list(loaded.predict(store))
+    every = list(loaded.predict_store(store))
     assert len(every) == 9
     np.testing.assert_allclose(every[0], one, rtol=1e-4, atol=1e-6)
     with h5py.File(run / "maps" / "P5.h5") as f:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import json
 import subprocess
 import sys
@@ -10,6 +9,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from imports import imports_of, modules_of, room
 
 ROOT = Path(__file__).resolve().parents[1]
 HEAVY = {"torch", "torchvision", "torch_geometric", "timm", "numba", "cv2", "matplotlib", "scipy",
@@ -73,40 +73,10 @@ OUTSIDE = {
     "output.report": {"numpy", "cv2"},
 }  # fmt: skip
 
-Import = tuple[str, str]  # (module that imports, module imported), dotted, absolute
-
-
-def modules_of(folder: Path, package: str) -> dict[str, Path]:
-    """Every module of a package by its dotted name."""
-    found = {}
-    for file in sorted(folder.rglob("*.py")):
-        parts = [package, *file.relative_to(folder).with_suffix("").parts]
-        found[".".join(parts).removesuffix(".__init__")] = file
-    return found
-
-
-def imports_of(file: Path, name: str, known: set[str]) -> set[str]:
-    """Modules a file imports, anywhere in it: within functions and for type checks alike."""
-    found = set()
-    for node in ast.walk(ast.parse(file.read_text("utf-8"))):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{file}: expected absolute imports"
-            for alias in node.names:
-                whole = f"{node.module}.{alias.name}"
-                found.add(whole if whole in known else str(node.module))
-    return found - {name}
-
-
 PACKAGE = modules_of(ROOT / "virchow_st", "virchow_st")
 COMMANDS = modules_of(ROOT / "cli", "virchow_st_cli")
 KNOWN = set(PACKAGE) | set(COMMANDS)
 IMPORTS = {name: imports_of(file, name, KNOWN) for name, file in (PACKAGE | COMMANDS).items()}
-
-
-def room(module: str) -> str:
-    return module.split(".")[1]
 
 
 def part(module: str) -> str:
@@ -257,7 +227,10 @@ def test_drawing_loads_no_torch() -> None:
 
 
 def test_exporting_and_plotting_load_no_torch(tiny_run: Path) -> None:
-    assert not loaded("from virchow_st.output.export.write import export") & {"torch", "matplotlib"}
+    assert not loaded("from virchow_st.output.export.write import export_run") & {
+        "torch",
+        "matplotlib",
+    }
     store = str(tiny_run.parent / "T.vst")
     assert "torch" not in loaded(f"import virchow_st as v; v.plot_gene({store!r}, 'GENE1')")
 

@@ -1,4 +1,8 @@
-"""Gene expression at 2 µm from H&E: Virchow2 tokens, Visium HD counts, a small decoder."""
+"""Gene expression at 2 µm from H&E: Virchow2 tokens, Visium HD counts, a small decoder.
+
+The names in ``__all__`` are public; each is imported when it is first used, so that importing the
+package stays light.
+"""
 
 from __future__ import annotations
 
@@ -6,40 +10,101 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from virchow_st.config import (
+        ExportConfig,
+        ExtractConfig,
+        PredictConfig,
+        SimulateConfig,
+        TrainConfig,
+    )
+    from virchow_st.errors import VirchowSTError
+    from virchow_st.evaluation.evaluate import evaluate_run
+    from virchow_st.evaluation.leave_one_out import leave_one_out
+    from virchow_st.extract.cohort import extract_cohort
+    from virchow_st.extract.slide import extract_slide
+    from virchow_st.output.export.write import export_run
+    from virchow_st.output.figures import draw_figures
+    from virchow_st.output.report import write_report
     from virchow_st.plot import plot_gene
     from virchow_st.predict.array import ImageRates
     from virchow_st.predict.load import Run, load_run
+    from virchow_st.predict.slide import predict_slide
+    from virchow_st.run.compare import compare_runs
     from virchow_st.run.panel import Panel
+    from virchow_st.runtime.progress import Progress
+    from virchow_st.simulate.cohort import simulate_cohort
     from virchow_st.store.reader import Patch, Store, open_store
+    from virchow_st.training.train import train
 
 __version__ = "0.1.0"
 
 _HOMES = {
+    "ExportConfig": "virchow_st.config",
+    "ExtractConfig": "virchow_st.config",
     "ImageRates": "virchow_st.predict.array",
     "Panel": "virchow_st.run.panel",
     "Patch": "virchow_st.store.reader",
+    "PredictConfig": "virchow_st.config",
+    "Progress": "virchow_st.runtime.progress",
     "Run": "virchow_st.predict.load",
+    "SimulateConfig": "virchow_st.config",
     "Store": "virchow_st.store.reader",
+    "TrainConfig": "virchow_st.config",
+    "VirchowSTError": "virchow_st.errors",
+    "compare_runs": "virchow_st.run.compare",
+    "draw_figures": "virchow_st.output.figures",
+    "evaluate_run": "virchow_st.evaluation.evaluate",
+    "export_run": "virchow_st.output.export.write",
+    "extract_cohort": "virchow_st.extract.cohort",
+    "extract_slide": "virchow_st.extract.slide",
+    "leave_one_out": "virchow_st.evaluation.leave_one_out",
     "load_run": "virchow_st.predict.load",
     "open_store": "virchow_st.store.reader",
     "plot_gene": "virchow_st.plot",
+    "predict_slide": "virchow_st.predict.slide",
+    "simulate_cohort": "virchow_st.simulate.cohort",
+    "train": "virchow_st.training.train",
+    "write_report": "virchow_st.output.report",
 }
 
 __all__ = [
+    "ExportConfig",
+    "ExtractConfig",
     "ImageRates",
     "Panel",
     "Patch",
+    "PredictConfig",
+    "Progress",
     "Run",
+    "SimulateConfig",
     "Store",
+    "TrainConfig",
+    "VirchowSTError",
     "__version__",
+    "compare_runs",
+    "draw_figures",
+    "evaluate_run",
+    "export_run",
+    "extract_cohort",
+    "extract_slide",
+    "leave_one_out",
     "load_run",
     "open_store",
     "plot_gene",
+    "predict_slide",
+    "simulate_cohort",
+    "train",
+    "write_report",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name when it is first used, so that importing the package stays light."""
+    """Import a public name when it is first used."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    """The public names, for completion in notebooks."""
+    return __all__

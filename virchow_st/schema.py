@@ -334,9 +334,7 @@ def _rows(
         raise Mismatch("a column comes twice")
     for fields in lines:
         if len(fields) != len(head):
-            raise Mismatch(
-                f"line {lines.line_num}: expected {len(head)} fields; got {len(fields)}"
-            )
+            raise Mismatch(f"line {lines.line_num}: expected {len(head)} fields; got {len(fields)}")
         row = dict(zip(head, fields, strict=True))
         try:
             yield {name: of(row[name]) for name, of in columns.items()}

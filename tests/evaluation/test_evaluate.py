@@ -16,7 +16,7 @@ from tiny_store import write_store
 from virchow_st.config import TrainConfig
 from virchow_st.errors import ConfigError
 from virchow_st.evaluation.blocks import NOBODY, cut_blocks, shifted_places, shuffled_places
-from virchow_st.evaluation.evaluate import check_comparable, evaluate
+from virchow_st.evaluation.evaluate import check_comparable, evaluate_run
 from virchow_st.metrics import BlockSums, ScaleAccumulator, ScaleScores
 from virchow_st.run.compare import compare_runs, differences, intervals
 from virchow_st.run.panel import Panel
@@ -377,7 +377,7 @@ def run_of_two_slides(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_slides_of_a_patient_are_scored_alone_and_together(run_of_two_slides: Path) -> None:
-    metrics = evaluate(run_of_two_slides, "cpu")
+    metrics = evaluate_run(run_of_two_slides, "cpu")
     assert read_metrics(run_of_two_slides) == metrics
     assert metrics["test_patients"] == ["T"]
     assert metrics["n_patches"] == 7
@@ -403,7 +403,7 @@ def mean_pcc(bins: np.ndarray) -> float:
 
 def test_one_truth_does_not_do_for_two_slides(run_of_two_slides: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="the test patient has 2; leave out --truth"):
-        evaluate(run_of_two_slides, "cpu", truth=tmp_path / "truth.h5")
+        evaluate_run(run_of_two_slides, "cpu", truth=tmp_path / "truth.h5")
 
 
 def test_runs_are_refused_before_work_that_cannot_be_compared(run_of_two_slides: Path) -> None:

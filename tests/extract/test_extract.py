@@ -16,7 +16,7 @@ from tiny_slide import COMBINATIONS, TinySlide, draw_markers, write_image
 
 from virchow_st.config import ExtractConfig
 from virchow_st.errors import ConfigError, SlideError
-from virchow_st.extract.slide import extract
+from virchow_st.extract.slide import extract_slide
 from virchow_st.store.reader import Store, open_store, verify
 from virchow_st.types import PATCH_BINS
 
@@ -69,7 +69,9 @@ def test_store_holds_the_simulated_counts(simulated: Path, stores, patient: str)
 def test_raw_matrix_gives_the_same_counts(simulated: Path, stores, tmp_path: Path) -> None:
     slide = simulated / "P2"
     config = ExtractConfig(encoder="stain", matrix="raw", device="cpu")
-    raw = extract(slide / "outs", slide / "tissue_image.tif", tmp_path / "raw.vst", "P2", config)
+    raw = extract_slide(
+        slide / "outs", slide / "tissue_image.tif", tmp_path / "raw.vst", "P2", config
+    )
     filtered = open_store(stores["P2"])
     assert raw.genes.ids == filtered.genes.ids
     for a, b in zip(raw, filtered, strict=True):
@@ -86,7 +88,7 @@ def test_counts_of_a_grid_that_is_no_multiple_of_a_patch(tmp_path: Path, kind: s
     image = write_image(
         tmp_path / "image.tif", draw_markers(slide.homography, slide.image_size, []), "tiles"
     )
-    store = extract(outs, image, tmp_path / "s.vst", "A", STAIN)
+    store = extract_slide(outs, image, tmp_path / "s.vst", "A", STAIN)
     assert len(store) == 4
     assert_store_holds(store, Reference(outs, "filtered"))
     for patch in store:  # straight from what the files were written from
@@ -103,7 +105,7 @@ def test_counts_and_image_however_the_slide_lies(tmp_path: Path, kind: str) -> N
     outs = slide.write(tmp_path / "outs")
     drawn = draw_markers(slide.homography, slide.image_size, [(20, 90)], side=8.0)
     image = write_image(tmp_path / "image.tif", drawn, "strips")
-    (patch,) = store = extract(outs, image, tmp_path / "s.vst", "A", STAIN)
+    (patch,) = store = extract_slide(outs, image, tmp_path / "s.vst", "A", STAIN)
     want = (slide.counts * slide.tissue)[slide.is_gene][:, :128, :128]
     np.testing.assert_array_equal(patch.counts().toarray().reshape(want.shape), want)
     assert int(store.genes.totals.sum()) == want.sum()
@@ -124,7 +126,7 @@ def test_lattice_is_laid_as_asked_and_recorded(tmp_path: Path, lattice: str) -> 
         tmp_path / "image.tif", draw_markers(slide.homography, slide.image_size, []), "tiles"
     )
     config = ExtractConfig(encoder="stain", min_tissue=0.1, lattice=lattice)
-    store = extract(outs, image, tmp_path / "s.vst", "A", config)
+    store = extract_slide(outs, image, tmp_path / "s.vst", "A", config)
     offset = [33, 21] if lattice == "best" else [0, 0]
     assert store.manifest["lattice"] == store.manifest["job"]["inputs"]["lattice"] == offset
     assert store.manifest["job"]["options"]["lattice"] == lattice
@@ -145,7 +147,7 @@ def test_store_holds_the_counts_of_real_slides(tmp_path: Path, name: str, image:
     slide = SHARED / name
     if not slide.is_dir():
         pytest.skip(f"{slide} is not here")
-    store = extract(slide, slide / image, tmp_path / "s.vst", name, STAIN)
+    store = extract_slide(slide, slide / image, tmp_path / "s.vst", name, STAIN)
     assert_store_holds(store, Reference(slide, "filtered"))
 
 
@@ -161,7 +163,7 @@ def test_min_tissue_chooses_patches(tmp_path: Path) -> None:
     )
     for min_tissue, n in ((1.0, 1), (0.25, 2), (0.0, 3)):
         config = ExtractConfig(encoder="stain", min_tissue=min_tissue)
-        store = extract(outs, image, tmp_path / f"{n}.vst", "A", config)
+        store = extract_slide(outs, image, tmp_path / f"{n}.vst", "A", config)
         assert len(store) == n
         assert_store_holds(store, Reference(outs, "filtered"), min_tissue)
 
@@ -198,7 +200,7 @@ def test_a_marker_is_found_on_its_bin(simulated: Path, tmp_path: Path, patient: 
         cv2.fillPoly(image, [points], (0, 255, 0), cv2.LINE_AA, shift)
     path = tmp_path / "marked.tif"
     tifffile.imwrite(path, image, tile=(256, 256), photometric="rgb", compression="zlib")
-    store = extract(slide / "outs", path, tmp_path / "s.vst", patient, STAIN)
+    store = extract_slide(slide / "outs", path, tmp_path / "s.vst", patient, STAIN)
     by_place = {(p.row0, p.col0): p for p in store}
     for row, col in bins:
         patch = by_place[row // 128 * 128, col // 128 * 128]
@@ -282,7 +284,7 @@ def test_extracting_again_changes_nothing(simulated: Path, stores, tmp_path: Pat
     slide, store = simulated / "P1", tmp_path / "P1.vst"
     shutil.copytree(stores["P1"], store)
     before = {p.name: (p.read_bytes(), p.stat().st_mtime_ns) for p in store.iterdir()}
-    again = extract(slide / "outs", slide / "tissue_image.tif", store, "P1", STAIN)
+    again = extract_slide(slide / "outs", slide / "tissue_image.tif", store, "P1", STAIN)
     assert len(again) == 9
     assert {p.name: (p.read_bytes(), p.stat().st_mtime_ns) for p in store.iterdir()} == before
 
@@ -294,15 +296,15 @@ def test_a_changed_input_is_not_the_same_job(simulated: Path, stores, tmp_path: 
     pixels = tifffile.imread(slide / "tissue_image.tif")
     tifffile.imwrite(image, pixels[::-1], tile=(256, 256), photometric="rgb", compression="zlib")
     with pytest.raises(Exception, match="other inputs or options"):
-        extract(slide / "outs", image, store, "P1", STAIN)
+        extract_slide(slide / "outs", image, store, "P1", STAIN)
     with pytest.raises(Exception, match="other inputs or options"):
-        extract(slide / "outs", slide / "tissue_image.tif", store, "P2", STAIN)
+        extract_slide(slide / "outs", slide / "tissue_image.tif", store, "P2", STAIN)
 
 
 def test_a_patient_has_a_name(simulated: Path, tmp_path: Path) -> None:
     slide = simulated / "P1"
     with pytest.raises(ConfigError, match="patient"):
-        extract(slide / "outs", slide / "tissue_image.tif", tmp_path / "s.vst", "", STAIN)
+        extract_slide(slide / "outs", slide / "tissue_image.tif", tmp_path / "s.vst", "", STAIN)
     assert not (tmp_path / "s.vst").exists()
 
 
@@ -314,5 +316,5 @@ def test_a_slide_without_tissue_is_refused(tmp_path: Path) -> None:
         tmp_path / "image.tif", draw_markers(slide.homography, slide.image_size, []), "tiles"
     )
     with pytest.raises(SlideError):
-        extract(outs, image, tmp_path / "s.vst", "A", STAIN)
+        extract_slide(outs, image, tmp_path / "s.vst", "A", STAIN)
     assert not (tmp_path / "s.vst").exists()

@@ -19,7 +19,7 @@ from tiny_vit import tiny_encoder
 
 from virchow_st.errors import ConfigError, SlideError, StoreError
 from virchow_st.extract.pipeline import Batches
-from virchow_st.extract.slide import extract
+from virchow_st.extract.slide import extract_slide
 from virchow_st.models.encoders import load_encoder
 from virchow_st.models.encoders.base import Encoder, Tokens
 from virchow_st.slide.image import SlideImage
@@ -73,7 +73,7 @@ def run(
     simulated: Path, store: Path, encoder: Encoder | None, progress: Any = None, **options: Any
 ) -> Store:
     slide = simulated / "P1"  # 9 patches
-    return extract(
+    return extract_slide(
         slide / "outs", slide / "tissue_image.tif", store, "P1", STAIN,
         Told() if progress is None else progress, encoder, **options,
     )  # fmt: skip

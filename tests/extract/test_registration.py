@@ -22,7 +22,7 @@ from virchow_st.extract.registration import (
     describe,
     local_contrast,
 )
-from virchow_st.extract.slide import extract
+from virchow_st.extract.slide import extract_slide
 from virchow_st.models.encoders.stain import haematoxylin, stain_maps
 from virchow_st.output.figures.registration_check import registration_figure
 from virchow_st.slide.visium_hd import VisiumHDSlide
@@ -269,7 +269,7 @@ def test_extract_warns_of_a_shifted_slide(simulated: Path, tmp_path: Path, patie
     outs = misregistered(simulated / patient, tmp_path, -8.0, 3.0)
     said = Listener()
     image = simulated / patient / "tissue_image.tif"
-    store = extract(outs, image, tmp_path / "s.vst", patient, STAIN, said)
+    store = extract_slide(outs, image, tmp_path / "s.vst", patient, STAIN, said)
     found = store.manifest["registration"]
     assert found["verdict"] == "shifted"
     assert (found["shift_row_um"], found["shift_col_um"]) == pytest.approx((16, -6), abs=1)
@@ -302,8 +302,8 @@ def test_a_picture_that_cannot_be_written_is_one_line(
     with monkeypatch.context() as patched:
         patched.setattr("virchow_st.output.figures.registration_check.draw_registration", full)
         with pytest.raises(Exception, match=r"registration.png cannot be written .*all 9 patches"):
-            extract(outs, image, path, "P2", STAIN)
-    assert len(extract(outs, image, path, "P2", STAIN)) == 9
+            extract_slide(outs, image, path, "P2", STAIN)
+    assert len(extract_slide(outs, image, path, "P2", STAIN)) == 9
     assert (path / "registration.png").exists()
 
 
@@ -311,7 +311,7 @@ def test_a_picture_that_cannot_be_written_is_one_line(
 def test_shared_slides_are_aligned(tmp_path: Path, name: str, file: str) -> None:
     if not (slide := SHARED / name).is_dir():
         pytest.skip(f"{slide} is not here")
-    store = extract(slide, slide / file, tmp_path / "s.vst", name, STAIN)
+    store = extract_slide(slide, slide / file, tmp_path / "s.vst", name, STAIN)
     found = store.manifest["registration"]
     assert found["verdict"] == "aligned"
     assert np.hypot(found["shift_row_um"], found["shift_col_um"]) < 1

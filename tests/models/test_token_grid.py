@@ -15,7 +15,7 @@ from tiny_vit import tiny_encoder
 
 import virchow_st
 from virchow_st.config import ExtractConfig
-from virchow_st.extract.slide import extract
+from virchow_st.extract.slide import extract_slide
 from virchow_st.models.encoders import load_encoder
 from virchow_st.models.encoders.base import Encoder
 from virchow_st.models.encoders.quarters import Quartered
@@ -99,7 +99,7 @@ def test_a_bright_square_lights_the_token_of_its_bin(
 
     def tokens(image: str) -> np.ndarray:
         store = tmp_path / f"{image}.vst"
-        made = extract(marked["outs"], marked[image], store, "A", config, encoder=encoder)
+        made = extract_slide(marked["outs"], marked[image], store, "A", config, encoder=encoder)
         assert made.manifest["token_um"] == token_um
         patch = made[0]
         assert (patch.row0, patch.col0) == (0, 0)
@@ -129,7 +129,7 @@ def fine_stores(
     made = []
     for patient in ("P1", "P5"):
         slide, store = simulated / patient, folder / f"{patient}.vst"
-        extract(slide / "outs", slide / "tissue_image.tif", store, patient, config)
+        extract_slide(slide / "outs", slide / "tissue_image.tif", store, patient, config)
         made.append(store)
     panel = folder / "panel.txt"
     panel.write_text("\n".join(open_store(made[0]).genes.ids[:5]))

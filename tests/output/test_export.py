@@ -24,7 +24,7 @@ from tiny_slide import TinySlide, draw_markers, write_image
 from tiny_store import make_records, write_records, write_store
 
 import virchow_st
-from virchow_st.extract.slide import extract
+from virchow_st.extract.slide import extract_slide
 from virchow_st.output.export.bins import rounded
 from virchow_st.slide.geometry import Homography
 
@@ -225,7 +225,7 @@ def marked(
     outs = slide.write(folder / "outs")
     image = draw_markers(slide.homography, slide.image_size, [MARKER], side=6)
     path = write_image(folder / "slide.tif", image, "tiles")
-    store = extract(outs, path, folder / "slide.vst", "P9", STAIN)
+    store = extract_slide(outs, path, folder / "slide.vst", "P9", STAIN)
     return store.path, slide.homography, image
 
 

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from tiny_slide import COMBINATIONS, TinySlide, draw_markers, write_image
 
 from virchow_st.config import ExtractConfig
-from virchow_st.extract.slide import extract
+from virchow_st.extract.slide import extract_slide
 from virchow_st.output.figures.style import styled
 from virchow_st.run.maps import write_maps
 from virchow_st.run.overview import write_overview
@@ -45,7 +45,7 @@ def marked_store(folder: Path, kind: str) -> Store:
     image = write_image(folder / "he.tif", picture, "tiles")
     slide.write(folder / "outs")
     config = ExtractConfig(encoder="stain", device="cpu")
-    return extract(folder / "outs", image, folder / "a.vst", "P5", config)
+    return extract_slide(folder / "outs", image, folder / "a.vst", "P5", config)
 
 
 def marked_run(folder: Path, kind: str) -> Path:

@@ -20,7 +20,7 @@ from tiny_slide import TinySlide
 import virchow_st
 from virchow_st.config import PredictConfig
 from virchow_st.errors import ConfigError, SlideError
-from virchow_st.extract.slide import extract
+from virchow_st.extract.slide import extract_slide
 from virchow_st.predict.image import scaling
 from virchow_st.predict.slide import predict_slide
 from virchow_st.slide.geometry import Homography
@@ -94,8 +94,8 @@ def test_rates_are_those_of_evaluation(runs: list[Path], image: Path, tmp_path: 
     slide = TinySlide(rows=BINS, cols=BINS, n_genes=8)
     slide.homography = scaling(MPP)
     outs = slide.write(tmp_path / "outs")
-    store = extract(outs, image, tmp_path / "slide.vst", "P9", STAIN)
-    expected = list(virchow_st.load_run(runs[0], "cpu").predict(store))
+    store = extract_slide(outs, image, tmp_path / "slide.vst", "P9", STAIN)
+    expected = list(virchow_st.load_run(runs[0], "cpu").predict_store(store))
     config = PredictConfig(overlap_um=0, min_tissue=0.0, device="cpu")
     done = predict_slide(runs[:1], image, tmp_path / "out.zarr", config)
     assert done.most_open_blocks == 1
@@ -166,7 +166,7 @@ def test_a_picture_in_memory_gets_the_same_rates(
     root = zarr.open_group(tmp_path / "out.zarr", mode="r")
     expected = root["images/rates_2um/s0"][:]
     run = virchow_st.load_run(runs[0], "cpu")
-    actual = run.predict(picture, mpp=MPP, min_tissue=0.5)
+    actual = run.predict_image(picture, mpp=MPP, min_tissue=0.5)
     assert actual.rates.shape == expected.shape == (12, BINS, BINS)
     np.testing.assert_allclose(actual.rates, expected, rtol=2e-4, atol=1e-6)  # NaN at NaN
     tissue = root["labels/tissue/s0"][:].astype(bool)
@@ -175,23 +175,25 @@ def test_a_picture_in_memory_gets_the_same_rates(
     assert actual.image.shape == (2 * BINS, 2 * BINS, 3)
     marker = actual.image[top + 2 : bottom - 2, left + 2 : right - 2].astype(int)
     assert (np.abs(marker - GREEN) <= 2).all()
-    every = run.predict(picture, mpp=MPP)  # by default, cut edges are predicted too
+    every = run.predict_image(picture, mpp=MPP)  # by default, cut edges are predicted too
     assert not np.isnan(every.rates[:, every.tissue_mask]).any()
 
 
 def test_pictures_that_cannot_be_predicted(runs: list[Path], picture: np.ndarray) -> None:
     run = virchow_st.load_run(runs[0], "cpu")
-    with pytest.raises(ConfigError, match=r"mpp: expected .* give mpp=0\.25"):
+    with pytest.raises(
+        TypeError, match="expected a patch of a store.* got ndarray; use predict_st"
+    ):
         run.predict(picture)
     with pytest.raises(SlideError, match="image: expected 0.05 to 1.2 µm per pixel"):
-        run.predict(picture, mpp=4)
+        run.predict_image(picture, mpp=4)
     for wrong in (picture.astype(float), picture[..., 0], picture[:0]):
         with pytest.raises(ValueError, match=r"image: expected uint8 \(H, W, 3\) RGB"):
-            run.predict(wrong, mpp=MPP)
+            run.predict_image(wrong, mpp=MPP)
     with pytest.raises(SlideError, match=": expected tissue; nothing of 20,000"):
-        run.predict(np.full((900, 900, 3), 240, np.uint8), mpp=0.5)
+        run.predict_image(np.full((900, 900, 3), 240, np.uint8), mpp=0.5)
     with pytest.raises(ConfigError, match="weights"):
-        run.predict(picture, mpp=MPP, weights="none.safetensors")
+        run.predict_image(picture, mpp=MPP, weights="none.safetensors")
 
 
 def test_marker_comes_out_at_its_micrometres(predicted: Path) -> None:

@@ -20,7 +20,7 @@ DIED = 77
 
 
 def main(path: Path) -> None:
-    """As `virchow_st.extract.slide.extract` does it."""
+    """As `virchow_st.extract.slide.extract_slide` does it."""
     records = make_records(N_PATCHES, grid=4, dim=512)
     print("ready", flush=True)
     if finished_job(path) == JOB:

@@ -8,7 +8,7 @@ from tiny_slide import homography
 from tiny_store import write_store
 
 from virchow_st.config import TrainConfig
-from virchow_st.evaluation.evaluate import evaluate
+from virchow_st.evaluation.evaluate import evaluate_run
 from virchow_st.training.train import train
 
 BINS = 512
@@ -30,5 +30,5 @@ def make_run(folder: Path) -> Path:
         warmup_epochs=0, device="cpu",
     )  # fmt: skip
     train(folder / "run", config)
-    evaluate(folder / "run", "cpu")
+    evaluate_run(folder / "run", "cpu")
     return folder / "run"

@@ -16,7 +16,7 @@ from virchow_st.bench.samples import SimulatedSlide, simulate_slide, write_store
 from virchow_st.bench.tables import Cell, Table, interleaved
 from virchow_st.config import ExtractConfig
 from virchow_st.extract.registration import RegistrationCheck
-from virchow_st.extract.slide import extract
+from virchow_st.extract.slide import extract_slide
 from virchow_st.models.encoders import load_encoder
 from virchow_st.models.encoders.base import Encoder
 from virchow_st.runtime.progress import SILENT, Progress
@@ -50,7 +50,7 @@ def extracted_store(folder: Path, encoder: Encoder, bins: int, genes: int = _GEN
     slide = simulate_slide(folder, bins, genes)
     store = folder / "extracted.vst"
     shutil.rmtree(store, ignore_errors=True)
-    return extract(slide.outs, slide.image, store, "P1", ExtractConfig(), encoder=encoder)
+    return extract_slide(slide.outs, slide.image, store, "P1", ExtractConfig(), encoder=encoder)
 
 
 def measure(

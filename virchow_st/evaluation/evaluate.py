@@ -37,7 +37,7 @@ from virchow_st.types import Float32Array
 _RESULTS = ("metrics.json", "per_gene.csv", "blocks.npz")
 
 
-def evaluate(
+def evaluate_run(
     run_path: Path,
     device: str = "auto",
     progress: Progress = SILENT,

@@ -15,7 +15,7 @@ from typing import Any
 
 from virchow_st.config import TrainConfig, to_toml
 from virchow_st.errors import ConfigError
-from virchow_st.evaluation.evaluate import evaluate
+from virchow_st.evaluation.evaluate import evaluate_run
 from virchow_st.run.folder import check_new, check_same_options, is_begun
 from virchow_st.run.panel import Panel
 from virchow_st.run.results import SCORES, read_metrics
@@ -78,7 +78,7 @@ def _finish_fold(fold: Path, config: TrainConfig, progress: Progress, processes:
     if not processes.from_first(lambda: (fold / "best_metrics.json").is_file()):
         begun = processes.from_first(lambda: is_begun(fold))
         train(fold, config, resume=begun, progress=progress, processes=processes)
-    processes.from_first(lambda: evaluate(fold, config.device, progress))
+    processes.from_first(lambda: evaluate_run(fold, config.device, progress))
 
 
 def _patients(config: TrainConfig) -> list[str]:

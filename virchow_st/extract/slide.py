@@ -46,7 +46,7 @@ from virchow_st.types import PATCH_BINS, PATCH_POSITIONS
 _COMPARED_TOGETHER = 16  # patches that a thread compares with their image before it is asked again
 
 
-def extract(
+def extract_slide(
     outs: Path,
     image_path: Path,
     store_path: Path,

@@ -1,15 +1,18 @@
-"""Joint histograms of predicted rates and counts, a gene at a time: what rank figures need.
+"""Joint histograms of predicted rates and observed counts per gene, the input of rank scores.
 
-Ranks are known only once every bin has been seen, and a slide has millions of them. So rates and
-counts are rounded, and how often each pair of rounded values occurs is counted: the rank figures of
-the rounded values follow exactly, in one pass, in memory that does not grow with the patches.
+Ranks are known only after every bin has been seen, and a slide has millions of bins. Rates and
+counts are therefore rounded, and the number of times that each pair of rounded values occurs is
+counted. The rank scores of the rounded values follow exactly from these numbers, in one pass over
+the patches and in memory that does not grow with their number.
 
-Rates, taken as float32, keep 9 significant bits: 256 values an octave, rounded towards zero. Below
-2⁻²⁰ UMIs in size they are one value, 0; from 2²⁰ on another, with either sign. Counts keep 6 bits:
-exact below 64, then 32 values an octave. Both are numbered in their order.
+Rates are taken as float32 and keep 9 significant bits: 256 values per octave, rounded towards zero.
+Rates of magnitude below 2⁻²⁰ UMIs all become 0; those of magnitude 2²⁰ and above all become one
+value per sign. Counts keep 6 significant bits: they are exact below 64, with 32 values per octave
+from there. The rounded values are numbered in increasing order; the number of a rate is its *key*,
+that of a count its *class*.
 
-A gene's pairs lie in few octaves and classes, so the histogram is kept in pages of 256 keys, made
-when first met and chained gene by gene.
+The pairs of one gene fall into few octaves and classes, so the histogram is stored in pages of 256
+keys. A page is allocated when the first pair falls into it; the pages of a gene form a linked list.
 """
 
 from __future__ import annotations
@@ -19,45 +22,55 @@ from numba import njit
 
 from virchow_st.types import Array, BoolArray, Int64Array
 
-_BITS = 8  # of a rate's significand that are kept, besides the first, which is always 1
+_BITS = 8  # bits of a rate's significand that are kept, not counting the leading 1
 KEYS_PER_PAGE = 2**_BITS
-"""Keys in a page, and in an octave of rates."""
+"""Number of keys per page, and per octave of rates."""
 OCTAVES = 20
-"""Rates between 2⁻²⁰ and 2²⁰ UMIs in size have keys of their own."""
+"""Rates of magnitude 2⁻²⁰ to 2²⁰ UMIs are resolved; smaller and larger ones share a key."""
 EXACT_COUNTS = 64
-"""Counts below this are a class each; above, half as many classes an octave."""
+"""Every count below this has its own class; from here on an octave has half as many classes."""
 _TOP_KEY = 2 * OCTAVES * KEYS_PER_PAGE
-_OFFSET = _TOP_KEY + KEYS_PER_PAGE - 1  # makes every key positive, and key 1 the first of a page
+_OFFSET = _TOP_KEY + KEYS_PER_PAGE - 1  # makes every key positive, and key 1 the start of a page
 _PAGES_PER_CLASS = 2 * (_TOP_KEY // KEYS_PER_PAGE) + 1
-_N_CLASSES = EXACT_COUNTS + 17 * (EXACT_COUNTS // 2)  # to 2²³, more than 64 bins of uint16 hold
+_N_CLASSES = EXACT_COUNTS + 17 * (EXACT_COUNTS // 2)  # up to 2²³, more than 64 uint16 bins hold
 _MOST_BINS = 2**32 - 1
 
 
 class JointHistogram:
-    """How often each pair of rounded rate and rounded count occurs, for each of G genes."""
+    """Joint histogram of rounded rate and rounded count for each of G genes.
+
+    Example:
+        >>> import numpy as np
+        >>> histogram = JointHistogram(n_genes=1)
+        >>> rate, counts = np.array([[0.5, 0.5, 2.0]]), np.array([[0, 0, 3]])
+        >>> histogram.update(rate, counts, mask=np.array([True, True, True]))
+        >>> keys, classes, times = histogram.cells(0)
+        >>> classes.tolist(), times.tolist()
+        ([0, 3], [2, 1])
+    """
 
     def __init__(self, n_genes: int) -> None:
         self.n_bins = 0
-        self._first = np.full(n_genes, -1, np.int32)  # a gene's first page
+        self._first = np.full(n_genes, -1, np.int32)  # first page of each gene, -1 for none
         self._n_pages = 0
         self._pages = np.zeros((max(2 * n_genes, 1), KEYS_PER_PAGE), np.uint32)
-        self._links = np.zeros((len(self._pages), 2), np.int32)  # which page it is; the next one
+        self._links = np.zeros((len(self._pages), 2), np.int32)  # per page: its address; next page
 
     @property
     def nbytes(self) -> int:
-        """Memory held, bytes: about 1 KB for each page."""
+        """Memory used, in bytes: about 1 KB per page."""
         return self._pages.nbytes + self._links.nbytes + self._first.nbytes
 
     def update(self, x: Array, y: Array, mask: BoolArray) -> None:
-        """Count the pairs of one patch.
+        """Add the pairs of one patch.
 
         Args:
-            x: (G, N) real, expected UMIs per bin, finite where the mask is True.
-            y: (G, N) UMIs per bin, whole numbers of at least 0 where the mask is True.
-            mask: (N,) bool; bins where it is False are not counted.
+            x: (G, N) real, predicted UMIs per bin, finite where the mask is True.
+            y: (G, N) observed UMIs per bin, whole numbers of at least 0 where the mask is True.
+            mask: (N,) bool; bins where it is False are ignored.
 
         Raises:
-            OverflowError: more than 2³² − 1 bins in all, which a page cannot count.
+            OverflowError: More than 2³² − 1 bins in total, the limit of a uint32 counter.
         """
         at = np.flatnonzero(mask)
         if self.n_bins + at.size > _MOST_BINS:
@@ -68,11 +81,11 @@ class JointHistogram:
         self.n_bins += at.size
 
     def cells(self, gene: int) -> tuple[Int64Array, Int64Array, Int64Array]:
-        """The pairs of one gene that occur.
+        """Return the pairs that occur for one gene, in no particular order.
 
         Returns:
-            (n,) int64 keys of the rates; (n,) int64 classes of the counts; (n,) int64 how often.
-            In no particular order.
+            (n,) int64 keys of the rates, (n,) int64 classes of the counts, and (n,) int64 number
+            of bins with that pair.
         """
         pages = []
         page = int(self._first[gene])
@@ -88,7 +101,7 @@ class JointHistogram:
 
 @njit(cache=True, nogil=True)
 def _rate_key(bits: int) -> int:
-    """Number of the rounded rate in its order, 0 for rate 0, from the bits of a float32."""
+    """Key of a rate, from the bits of its float32 value: signed and increasing, 0 for rate 0."""
     size = bits & 0x7FFFFFFF
     key = (size >> (23 - _BITS)) - ((127 - OCTAVES) << _BITS) + 1
     key = min(max(key, 0), _TOP_KEY)
@@ -97,7 +110,7 @@ def _rate_key(bits: int) -> int:
 
 @njit(cache=True, nogil=True)
 def _count_class(k: int) -> int:
-    """Number of the rounded count in its order."""
+    """Class of a count: the index of its rounded value in increasing order."""
     octave = 0
     while k >= EXACT_COUNTS:
         k >>= 1
@@ -109,8 +122,8 @@ def _count_class(k: int) -> int:
 def _count(
     x: Array, y: Array, at: Int64Array, first: Array, pages: Array, links: Array, n_pages: int
 ) -> tuple[Array, Array, int]:
-    """Count pairs at the bins ``at``; returns pages and links, larger ones where they were full."""
-    page_of = np.full(_N_CLASSES * _PAGES_PER_CLASS, -1, np.int32)  # of the gene at hand
+    """Add the pairs of the bins ``at``; returns pages and links, enlarged if they were full."""
+    page_of = np.full(_N_CLASSES * _PAGES_PER_CLASS, -1, np.int32)  # pages of the current gene
     rates, cells = np.empty(at.size, np.float32), np.empty(at.size, np.int32)
     bits = rates.view(np.int32)
     for g in range(len(x)):
@@ -124,7 +137,7 @@ def _count(
             of_class = _count_class(np.int64(y[g, at[i]])) * _PAGES_PER_CLASS * KEYS_PER_PAGE
             cells[i] = of_class + _rate_key(bits[i]) + _OFFSET
         done = _tally(cells, 0, page_of, pages)
-        while done < cells.size:  # the next cell lies in a page that is yet to be made
+        while done < cells.size:  # the next cell lies in a page that is not allocated yet
             if n_pages == len(pages):
                 pages, links = _grown(pages), _grown(links)
             which = cells[done] // KEYS_PER_PAGE
@@ -142,9 +155,9 @@ def _count(
 
 @njit(cache=True, nogil=True)
 def _tally(cells: Array, start: int, page_of: Array, pages: Array) -> int:
-    """Count ``cells`` (n,) from ``start`` up to the first whose page is missing; returns its place.
+    """Count ``cells`` (n,) from ``start`` to the first whose page is missing; returns its index.
 
-    A cell is (class · pages of a class + page) · keys in a page + key, page and key from 0.
+    A cell is the flat index (class · pages per class + page) · keys per page + key.
     """
     for i in range(start, cells.size):
         page = page_of[cells[i] // KEYS_PER_PAGE]
@@ -156,7 +169,7 @@ def _tally(cells: Array, start: int, page_of: Array, pages: Array) -> int:
 
 @njit(cache=True, nogil=True)
 def _grown(rows: Array) -> Array:
-    """A copy with half as many rows again, the new ones 0."""
+    """Copy of an array with half as many rows again; the new rows are 0."""
     n = len(rows)
     out = np.zeros((n + n // 2 + 1, rows.shape[1]), rows.dtype)
     out[:n] = rows

@@ -1,12 +1,12 @@
-"""Sums over the masked bins of a map, a row a gene. Sums of several patches add.
+"""Sums over the masked bins of a patch, one row per gene. The sums of several patches add up.
 
-Everything a per-bin figure needs is such a sum, so one pass over the patches is enough and memory
-does not grow with their number.
+Every per-bin score follows from such sums, so one pass over the patches is enough and memory does
+not grow with their number.
 
-The sums are raw, not centred. A float64 carries about 16 digits; a UMI map with mean 0.05 and
+The sums are raw, not centred. A float64 carries about 16 digits. A UMI map with mean 0.05 and
 variance near 0.05 has Σx² within a factor of about 20 of n times its variance, even over 10⁷ bins,
-so the subtraction Σx² − (Σx)²/n costs one or two digits of them. (float32 sums, which stop growing
-near 1.7·10⁷, would not do.)
+so the subtraction Σx² − (Σx)²/n loses only one or two digits. (float32 sums would not do: adding 1
+no longer changes them beyond 1.7·10⁷.)
 """
 
 from __future__ import annotations
@@ -20,15 +20,21 @@ from virchow_st.types import Array, BoolArray, Float64Array
 # Reassociation lets the compiler keep several partial sums (SIMD); NaN and inf still propagate.
 @njit(cache=True, nogil=True, fastmath={"reassoc"})
 def masked_moments(x: Array, y: Array, mask: BoolArray) -> Float64Array:
-    """Count, sums, sums of squares and of products over the masked bins.
+    """Number of bins, sums, sums of squares and sum of products over the masked bins.
 
     Args:
         x: (G, N) real, such as predicted rates.
         y: (G, N) real, such as counts.
-        mask: (N,) bool; values where it is False are never used, NaN included.
+        mask: (N,) bool; values where it is False are never read, so they may be NaN.
 
     Returns:
         (G, 6) float64: n, Σx, Σy, Σx², Σy², Σxy.
+
+    Example:
+        >>> import numpy as np
+        >>> x, y = np.array([[1.0, 2.0, np.nan]]), np.array([[0.0, 3.0, 9.0]])
+        >>> masked_moments(x, y, np.array([True, True, False])).tolist()
+        [[2.0, 3.0, 3.0, 5.0, 9.0, 6.0]]
     """
     G, N = x.shape
     n = 0
@@ -58,15 +64,15 @@ def masked_moments(x: Array, y: Array, mask: BoolArray) -> Float64Array:
 def masked_poisson_sums(
     rate: Array, counts: Array, mask: BoolArray, rate_floor: float
 ) -> Float64Array:
-    """The sums that make up the Poisson deviance of counts k under rates λ, over the masked bins.
+    """Sums over the masked bins from which the Poisson deviance of counts k at rates λ follows.
 
-    Logarithms are taken where k > 0 only, one bin in twenty at 2 µm.
+    Logarithms are computed only where k > 0, which is about one bin in twenty at 2 µm.
 
     Args:
-        rate: (G, N) real, expected UMIs per bin; taken as ``max(rate, rate_floor)``.
-        counts: (G, N) real ≥ 0, UMIs per bin.
-        mask: (N,) bool; values where it is False are never used.
-        rate_floor: smallest rate, UMIs per bin, > 0.
+        rate: (G, N) real, predicted UMIs per bin; ``max(rate, rate_floor)`` is used.
+        counts: (G, N) real ≥ 0, observed UMIs per bin.
+        mask: (N,) bool; values where it is False are never read.
+        rate_floor: Smallest rate, UMIs per bin, > 0.
 
     Returns:
         (G, 4) float64: number of bins with k > 0, Σλ, Σ k ln λ, Σ k ln k.

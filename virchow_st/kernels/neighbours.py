@@ -1,4 +1,4 @@
-"""Sums over pairs of neighbouring bins: what Moran's I needs of a patch."""
+"""Sums over pairs of neighbouring bins of a patch, from which Moran's I is computed."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from virchow_st.types import Array, BoolArray, Float64Array
 def neighbour_sums(x: Array, y: Array, mask: BoolArray) -> tuple[Float64Array, int]:
     """Sums over the pairs of bins inside the mask that share a side (rook neighbours).
 
-    A pair {i, j} counts once. Bins outside the mask are set to 0, so that their products vanish and
-    no pair needs a test of its own.
+    Each pair {i, j} is counted once. Bins outside the mask are treated as 0, so that their products
+    vanish without a test per pair.
 
     Args:
         x: (G, R, C) real, such as predicted rates.
         y: (G, R, C) real, such as counts.
-        mask: (R, C) bool; values where it is False are never used, NaN included.
+        mask: (R, C) bool; values where it is False are never read, so they may be NaN.
 
     Returns:
-        (G, 5) float64 Σ xᵢxⱼ, Σ yᵢyⱼ, Σ (xᵢyⱼ + xⱼyᵢ), Σ (xᵢ + xⱼ), Σ (yᵢ + yⱼ) over pairs; and
-        the number of pairs, which all genes share.
+        (G, 5) float64 sums over pairs, Σ xᵢxⱼ, Σ yᵢyⱼ, Σ (xᵢyⱼ + xⱼyᵢ), Σ (xᵢ + xⱼ) and
+        Σ (yᵢ + yⱼ); and the number of pairs, which is the same for all genes.
     """
     G, R, C = x.shape
     degree, n_pairs = _degrees(mask)
     out = np.zeros((G, 5))
-    a, b = np.zeros((2, C + 1)), np.zeros((2, C + 1))  # this row and the one above; 0 beyond
+    a, b = np.zeros((2, C + 1)), np.zeros((2, C + 1))  # this row and the row above, padded with 0
     for g in range(G):
         xx = yy = xy = sx = sy = 0.0
         a[:], b[:] = 0.0, 0.0
@@ -54,7 +54,7 @@ def neighbour_sums(x: Array, y: Array, mask: BoolArray) -> tuple[Float64Array, i
 
 @njit(cache=True, nogil=True)
 def _degrees(mask: BoolArray) -> tuple[Float64Array, int]:
-    """Neighbours of every bin inside the mask, (R, C) float64; the number of pairs."""
+    """Number of neighbours of every bin inside the mask, (R, C) float64, and number of pairs."""
     R, C = mask.shape
     degree = np.zeros((R, C))
     n_pairs = 0

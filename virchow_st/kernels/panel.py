@@ -1,11 +1,12 @@
-"""Panel reads: the parts of a counts record (docs/store-format.md, kind 4) → counts of some genes.
+"""Decoding of counts records (docs/store-format.md, kind 4) for the genes of a panel.
 
-Nothing in a record is trusted. `find_fault` looks at every number first and refuses what
-`virchow_st.store.format.unpack_counts` refuses; the other functions may be called on records
-without a fault only. All release the GIL, so that threads read different patches side by side.
+A record may be damaged, so `find_fault` checks every number of it first, with the same rules as
+`virchow_st.store.format.unpack_counts`. The other functions require a record without a fault. All
+of them release the GIL, so that threads can decode different patches in parallel.
 
-A record is given as four arrays without copies: ``genes`` (P,) uint16, ``sizes`` (P,) uint16,
-``entries`` (N,) uint16 and ``escapes`` (2E,) uint32, laid out as the document says.
+A record is passed as four arrays that view its bytes without a copy: ``genes`` (P,) uint16,
+``sizes`` (P,) uint16, ``entries`` (N,) uint16 and ``escapes`` (2E,) uint32, as the format document
+defines them.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ PADDING_FAULT = 6
 
 _POSITION_BITS = 14
 _POSITION_MASK = np.uint16(PATCH_POSITIONS - 1)
-_FIRST_INLINE = np.uint16(1 << _POSITION_BITS)  # entries below it stand for an escape
+_FIRST_INLINE = np.uint16(1 << _POSITION_BITS)  # smaller entries have their count in `escapes`
 _ROW_SHIFT = 7  # a position is row * 128 + col
 _LARGEST_INLINE_COUNT = 3
 _LARGEST_COUNT = (1 << 32) - 1
@@ -35,15 +36,20 @@ _LARGEST_COUNT = (1 << 32) - 1
 def find_fault(
     genes: Array, sizes: Array, entries: Array, padding: Array, escapes: Array, n_genes: int
 ) -> int:
-    """First fault of a record, in the order in which the plain unpacker looks, or `SOUND`.
+    """Return the first fault of a record, or `SOUND`.
+
+    Faults are looked for in the same order as in `virchow_st.store.format.unpack_counts`.
 
     Args:
-        genes: (P,) uint16.
-        sizes: (P,) uint16.
-        entries: (N,) uint16.
-        padding: (0,) or (1,) uint16.
-        escapes: (2E,) uint32.
-        n_genes: number of genes in the manifest.
+        genes: (P,) uint16 gene indices, which must increase strictly.
+        sizes: (P,) uint16 number of entries per gene, at least 1.
+        entries: (N,) uint16 entries, with strictly increasing positions within a gene.
+        padding: (0,) or (1,) uint16, which must be 0.
+        escapes: (2E,) uint32 pairs of entry index and count, for counts above 3.
+        n_genes: Number of genes in the manifest.
+
+    Returns:
+        `SOUND`, or one of the ``*_FAULT`` constants of this module.
     """
     P, N, E = genes.size, entries.size, escapes.size // 2
     for j in range(P):
@@ -56,13 +62,13 @@ def find_fault(
     if n_sized != N or n_empty:
         return SIZES_FAULT
 
-    n_not_rising = n_escaped = 0  # over all neighbours first: without branches it vectorises
+    n_not_rising = n_escaped = 0  # counted over all neighbours first: a branch-free loop vectorises
     for i in range(1, N):
         n_not_rising += (entries[i] & _POSITION_MASK) <= (entries[i - 1] & _POSITION_MASK)
     for i in range(N):
         n_escaped += entries[i] < _FIRST_INLINE
     at = 0
-    for j in range(P - 1):  # from a gene's last entry to the next gene's first all is allowed
+    for j in range(P - 1):  # positions may fall from one gene's last entry to the next gene's first
         at += sizes[j]
         n_not_rising -= (entries[at] & _POSITION_MASK) <= (entries[at - 1] & _POSITION_MASK)
     if n_not_rising:
@@ -86,15 +92,15 @@ def find_fault(
 
 @njit(cache=True, nogil=True)
 def find_panel(genes: Array, sizes: Array, panel: Int64Array) -> Int64Array:
-    """Where the panel's genes lie in the entries.
+    """Find the range of entries of each gene of a panel.
 
     Args:
-        genes: (P,) uint16, strictly increasing.
-        sizes: (P,) uint16.
-        panel: (G,) int64 gene indices, in any order; one may be named twice.
+        genes: (P,) uint16 gene indices of the record, strictly increasing.
+        sizes: (P,) uint16 number of entries per gene.
+        panel: (G,) int64 gene indices, in any order, repeats allowed.
 
     Returns:
-        (G, 2) int64 first entry and the one after the last; both 0 for a gene that is absent.
+        (G, 2) int64 half-open ranges [first, stop) of entries; (0, 0) for a gene without counts.
     """
     starts = np.zeros(genes.size + 1, np.int64)
     for j in range(genes.size):
@@ -116,13 +122,13 @@ def find_panel(genes: Array, sizes: Array, panel: Int64Array) -> Int64Array:
 
 @njit(cache=True, nogil=True)
 def fill_dense(entries: Array, escapes: Array, spans: Int64Array, out: Float32Array) -> None:
-    """Counts of the panel as a dense map.
+    """Write the counts of a panel as dense maps.
 
     Args:
         entries: (N,) uint16.
         escapes: (2E,) uint32.
-        spans: (G, 2) int64 from `find_panel`.
-        out: (G, 16384) float32 UMIs; written wholly, whatever it held. Counts above 2²⁴ are
+        spans: (G, 2) int64 ranges of entries from `find_panel`.
+        out: (G, 16384) float32 UMIs, output; every element is overwritten. Counts above 2²⁴ are
             rounded to the nearest float32.
     """
     for g in range(spans.shape[0]):
@@ -141,15 +147,16 @@ def fill_dense(entries: Array, escapes: Array, spans: Int64Array, out: Float32Ar
 
 @njit(cache=True, nogil=True)
 def gather_sparse(entries: Array, escapes: Array, spans: Int64Array) -> tuple[Array, Array, Array]:
-    """Non-zero counts of the panel, sorted by (gene, position).
+    """Return the non-zero counts of a panel, sorted by (gene, position).
 
     Args:
         entries: (N,) uint16.
         escapes: (2E,) uint32.
-        spans: (G, 2) int64 from `find_panel`; G ≤ 65,536.
+        spans: (G, 2) int64 ranges of entries from `find_panel`; G ≤ 65,536.
 
     Returns:
-        (n,) uint16 places in the panel, (n,) uint16 positions, (n,) uint32 UMIs.
+        (n,) uint16 index of the gene in the panel, (n,) uint16 position in the patch,
+        ``row * 128 + col``, and (n,) uint32 UMIs.
     """
     n = 0
     for g in range(spans.shape[0]):
@@ -178,20 +185,20 @@ def pool_sparse(
 ) -> tuple[Array, Array, Array, bool]:
     """Sum sparse 2 µm counts over blocks of ``factor`` × ``factor`` bins.
 
-    A gene's entries come row by row, so one row of coarse bins at a time is summed.
+    The entries of a gene are sorted by row, so one row of coarse bins is summed at a time.
 
     Args:
         gene: (n,) uint16, sorted.
         position: (n,) uint16 ``row * 128 + col``, sorted within a gene.
         count: (n,) uint32 UMIs.
-        factor: bins along a side of a coarse bin, a power of two up to 128.
+        factor: Side of a coarse bin in 2 µm bins, a power of two up to 128.
 
     Returns:
-        (m,) uint16 genes, (m,) uint16 positions ``row * (128 / factor) + col`` in the coarse grid,
-        (m,) uint32 sums, sorted by (gene, position); and whether every sum is below 2³². Where one
-        is not, the sums are of no use.
+        (m,) uint16 genes, (m,) uint16 positions ``row * (128 / factor) + col`` in the coarse grid
+        and (m,) uint32 sums, sorted by (gene, position); and whether every sum is below 2³². If
+        that is False, the sums have overflowed and must not be used.
     """
-    shift = 0  # shifts, since dividing by a number the compiler does not know takes longest here
+    shift = 0  # shifts are used because division by a run-time value would dominate the cost
     while 1 << shift < factor:
         shift += 1
     n, side = gene.size, PATCH_BINS >> shift
@@ -217,7 +224,7 @@ def pool_sparse(
 
 @njit(cache=True, nogil=True)
 def _first_escape(escapes: Array, entry: int) -> int:
-    """Index of the first escape that stands for ``entry`` or a later one."""
+    """Index of the first escape that belongs to ``entry`` or a later entry."""
     low, high = 0, escapes.size // 2
     while low < high:
         middle = (low + high) // 2

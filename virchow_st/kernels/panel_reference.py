@@ -1,4 +1,4 @@
-"""The functions of `kernels.panel` in plain NumPy: the truth its tests compare with."""
+"""Plain NumPy reference for the functions of `kernels.panel`, used by tests and the benchmark."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from virchow_st.types import PATCH_BINS, PATCH_POSITIONS, Array, Float32Array, I
 def find_fault(
     genes: Array, sizes: Array, entries: Array, padding: Array, escapes: Array, n_genes: int
 ) -> int:
-    """See `virchow_st.kernels.panel.find_fault`; faults are numbered in this order."""
+    """See `virchow_st.kernels.panel.find_fault`; the fault constants are numbered in this order."""
     positions, inline = np.divmod(entries.astype(np.int64), PATCH_POSITIONS)[::-1]
     gene_of_entry = np.repeat(np.arange(len(sizes)), sizes)
     at, large = escapes.reshape(-1, 2).T

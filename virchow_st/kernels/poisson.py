@@ -1,14 +1,15 @@
-"""Multi-scale Poisson deviance and its gradient, one map at a time while it lies in the cache.
+"""Multi-scale Poisson deviance and its gradient on a CPU, computed map by map within the cache.
 
-The log-rates are read once. Exponential, tissue mask and the sums at every scale stay in a few
-scratch arrays of a map's size, and the counts come as a list of non-zeros, so that nothing of the
-batch's size is made but the gradient itself. `virchow_st.kernels.poisson_reference` says the same
-in plain NumPy.
+A map is one gene of one patch. The log-rates are read once. Exponential, tissue mask and the sums
+at every scale are kept in a few scratch arrays of the size of one map, and the counts are passed as
+a sparse list, so that no array of the size of the batch is allocated except the gradient.
+`virchow_st.kernels.poisson_reference` is the same computation in plain NumPy.
 
-Maps are independent, and each writes to places of its own: calls over disjoint ranges of maps may
-run side by side (the GIL is released), and the result does not depend on how they are divided.
+Maps are independent and each writes to its own part of the output. Calls over disjoint ranges of
+maps may therefore run in parallel (the GIL is released), and the result does not depend on how the
+maps are divided.
 
-Levels: 0 is the map itself, and each further one sums 2×2 bins of the one before.
+Level 0 is the map of 2 µm bins itself; each further level sums 2×2 bins of the level before.
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ from numba import njit
 from virchow_st.kernels.elementary import OPTIONS, exp, log
 from virchow_st.types import Array, BoolArray, Float32Array, Float64Array, Int64Array
 
-# exp(12) UMIs in a 2 µm bin is beyond any slide; the clamp only keeps a diverging run finite.
+# exp(12) UMIs per 2 µm bin is beyond any real slide; the clamp only keeps a diverging run finite.
 MAX_LOG_RATE = 12.0
 MIN_LOG_RATE = -20.0
 
-_SUMS = {**OPTIONS, "fastmath": {"contract", "reassoc", "nsz"}}  # a sum's terms in any order
+_SUMS = {**OPTIONS, "fastmath": {"contract", "reassoc", "nsz"}}  # sums may be reordered
 _TINY = np.finfo(np.float32).tiny
 
 
@@ -38,19 +39,19 @@ def half_deviances(
     last: int,
     out: Float64Array,
 ) -> None:
-    """Half the Poisson deviance of maps ``first`` to ``last - 1``, summed over bins, by level.
+    """Half the Poisson deviance of maps ``first`` to ``last - 1``, summed over the bins per level.
 
     Args:
-        log_rate: (M, R, C) float32 or float64, log λ of 2 µm bins; used as clamped to
-            ``MIN_LOG_RATE`` and ``MAX_LOG_RATE``. R and C are multiples of ``2**(L - 1)``, C a
-            power of two.
-        mask: (B, R, C) tissue; map m belongs to patch ``m // (M // B)``.
-        start: (M + 1,) where each map's counts begin among the non-zeros.
-        position: (n,) uint16 ``row * C + col``, in any order within a map, each once.
-        count: (n,) UMIs, > 0; those outside the mask are passed over.
-        first, last: range of maps.
-        out: (M, L) ``Σ K·log(K/Λ) - K + Λ`` over the bins of each level; rows of the range are
-            written.
+        log_rate: (M, R, C) float32 or float64, log λ of 2 µm bins, clamped to ``MIN_LOG_RATE`` and
+            ``MAX_LOG_RATE`` before use. R and C are multiples of ``2**(L - 1)``; C is a power of
+            two.
+        mask: (B, R, C) bool, True = tissue; map m belongs to patch ``m // (M // B)``.
+        start: (M + 1,) index of each map's first count in ``position`` and ``count``.
+        position: (n,) uint16 ``row * C + col``, in any order within a map, without repeats.
+        count: (n,) UMIs, > 0; counts outside the mask are ignored.
+        first, last: Half-open range of maps to compute.
+        out: (M, L) output, ``Σ K·log(K/Λ) - K + Λ`` over the bins of each level; only the rows of
+            the range are written.
     """
     M = len(log_rate)
     n_genes, n_levels = M // mask.shape[0], out.shape[1]
@@ -81,15 +82,16 @@ def half_deviance_gradient(
     last: int,
     out: Array,
 ) -> None:
-    """Gradient of the weighted sum of `half_deviances` over levels; arguments as there.
+    """Gradient of the weighted sum of `half_deviances` over levels, with respect to log λ.
 
-    A bin gets ``Σ_l w_l·λ·(1 - K_l/Λ_l)`` with K_l and Λ_l the sums of the level's bin that holds
-    it. That is the gradient beyond the clamp too, so that a rate that ran away is still pulled
-    back.
+    The gradient of a 2 µm bin is ``Σ_l w_l·λ·(1 - K_l/Λ_l)``, where K_l and Λ_l are the count and
+    rate of the level-l bin that contains it. The same expression is used where the clamp is
+    active, so that a diverged log-rate still has a gradient that pulls it back.
 
     Args:
+        log_rate, mask, start, position, count, first, last: As in `half_deviances`.
         weights: (L,) w_l, in the dtype of ``log_rate``.
-        out: (M, R, C), dtype of ``log_rate``; maps of the range are written.
+        out: (M, R, C) output, dtype of ``log_rate``; only the maps of the range are written.
     """
     M = len(log_rate)
     n_genes, n_levels = M // mask.shape[0], len(weights)
@@ -101,7 +103,7 @@ def half_deviance_gradient(
         _sum_counts(position[own], count[own], tissue, counts)
         for level in range(1, n_levels):
             _pool(rates[level - 1], rates[level])
-        for level in range(n_levels - 1, 0, -1):  # rates become the factors of Λ's gradient
+        for level in range(n_levels - 1, 0, -1):  # `rates` now holds the weighted 1 - K/Λ
             _share_unexplained(weights[level], counts[level], rates[level])
             if level < n_levels - 1:
                 _add_coarser(rates[level + 1], rates[level])
@@ -125,7 +127,7 @@ def _masked_rate(log_rate: Array, tissue: BoolArray, out: Array) -> None:
     for r in range(R):
         x, m, o = log_rate[r], tissue[r], out[r]
         for c in range(C):
-            # Comparisons that are False for NaN let it through, to be seen in the loss.
+            # Comparisons with NaN are False, so NaN passes through and shows in the loss.
             v = high if x[c] > high else x[c]
             v = low if v < low else v
             o[c] = exp(v) * out.dtype.type(m[c])
@@ -133,12 +135,12 @@ def _masked_rate(log_rate: Array, tissue: BoolArray, out: Array) -> None:
 
 @njit(cache=True, nogil=True, **OPTIONS)
 def _sum_counts(position: Array, count: Float32Array, tissue: BoolArray, out: list[Array]) -> float:
-    """Write the counts of tissue bins, summed, to levels 1 on; returns the UMIs of all."""
+    """Write the summed counts of tissue bins to level 1 and coarser; returns their total UMIs."""
     R, C = tissue.shape
     first = out[1] if len(out) > 1 else np.empty((R >> 1, C >> 1), out[0].dtype)
     first[:] = 0
     tissue_flat, sums_flat = tissue.reshape(R * C), first.reshape(first.size)
-    # Unsigned throughout: an index that may be negative is tested for it, at every count.
+    # Unsigned throughout: numba tests a signed index for being negative at every access.
     one, shift, low = np.uint32(1), np.uint32(_log2(C)), np.uint32(C - 1)
     n_umi = 0.0
     for i in range(len(position)):
@@ -155,7 +157,7 @@ def _sum_counts(position: Array, count: Float32Array, tissue: BoolArray, out: li
 def _surprise_of_bins(
     log_rate: Array, position: Array, count: Float32Array, tissue: BoolArray
 ) -> float:
-    """``Σ k·log(k/λ)`` over the 2 µm bins of tissue that hold counts."""
+    """``Σ k·log(k/λ)`` over the 2 µm tissue bins with counts."""
     x, tissue_flat = log_rate.reshape(log_rate.size), tissue.reshape(tissue.size)
     total = 0.0
     for i in range(len(position)):
@@ -199,7 +201,7 @@ def _pool(x: Array, out: Array) -> None:
 
 @njit(cache=True, nogil=True, **OPTIONS)
 def _share_unexplained(weight: float, counts: Array, rates: Array) -> None:
-    """Rates become ``w·(1 - K/Λ)``; w where there is no tissue, which then counts nothing."""
+    """Overwrite ``rates`` with ``w·(1 - K/Λ)``; bins without tissue get w, which has no effect."""
     one, tiny = rates.dtype.type(1), rates.dtype.type(_TINY)
     for r in range(rates.shape[0]):
         k, rate = counts[r], rates[r]
@@ -238,7 +240,7 @@ def _subtract_counts(
 
 @njit(cache=True, nogil=True)
 def _log2(n: int) -> int:
-    """Of a power of two; a position is split by shifts, since dividing takes long."""
+    """Base-2 logarithm of a power of two; positions are split by shifts, cheaper than division."""
     shift = 0
     while 1 << shift < n:
         shift += 1

@@ -1,4 +1,4 @@
-"""What `virchow_st.kernels.poisson` computes, in plain NumPy and float64, map by map."""
+"""Plain NumPy reference for `virchow_st.kernels.poisson`, in float64 and map by map."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def half_deviances(
     last: int,
     out: Float64Array,
 ) -> None:
-    """``K·log(K/Λ) - K + Λ`` summed over bins, by map and level."""
+    """``K·log(K/Λ) - K + Λ`` summed over bins, per map and level."""
     for m in range(first, last):
         rate, counts = _dense(m, log_rate, mask, start, position, count)
         for level in range(out.shape[1]):

@@ -1,22 +1,23 @@
-"""Multi-scale Poisson deviance and its gradient on a GPU, in Triton: the log-rates are read once.
+"""Multi-scale Poisson deviance and its gradient on a GPU, in Triton; the log-rates are read once.
 
-What `virchow_st.kernels.poisson` computes on a CPU, with the same meaning of clamp and mask.
+The definitions, including clamp and mask, are those of `virchow_st.kernels.poisson`.
 
-A program takes a strip of a map: SIDE whole rows, SIDE being the side of the coarsest bin and at
-least 8 bins (16 µm). The strip lies in one piece of memory and is held as N = C/SIDE blocks of
+One program computes a strip of a map: SIDE whole rows, where SIDE is the side of the coarsest bin
+and at least 8 bins (16 µm). The strip is contiguous in memory and is held as N = C/SIDE blocks of
 SIDE × SIDE bins, so that every coarser bin lies within a block, and a block of 8 × 8 within a
-warp. Rates and the sums at all scales never go to memory. Nothing but integers is added atomically:
-equal inputs give equal bits.
+warp. Rates and the sums at all scales stay in registers. Only integers are added atomically, so
+equal inputs give bit-identical results.
 
-The counts stay sparse. `index_counts` writes, for every 32 bins, a word with a bit set where there
-are counts and how many of the map's counts lie before it, and the counts and their logarithms in
-order of position: 8 bytes for 32 bins and 8 for a count, where a dense map takes 128 for 32 bins.
-A bin finds its count by its bit and the number of bits before it. Other logarithms are taken of
-coarser bins alone, since arithmetic and not memory would set the pace.
+The counts stay sparse. For every 32 bins `index_counts` writes one word with a bit set where there
+is a count, and the number of the map's counts before that word; it also writes the counts and
+their logarithms in order of position. This takes 8 bytes per 32 bins plus 8 per count, where a
+dense map takes 128 bytes per 32 bins. A bin finds its count from its bit and the number of bits set
+before it. All other logarithms are computed for coarser bins only, because the kernel would
+otherwise be limited by arithmetic instead of memory bandwidth.
 
-Triton comes with torch's CUDA builds for Linux only, so nothing may import this module where it is
-absent; `virchow_st.models.losses.fused_gpu` launches what is here. With ``TRITON_INTERPRET=1`` in
-the environment the kernels run in NumPy, on CPU tensors.
+Triton is part of torch's CUDA builds for Linux only, so this module must not be imported where it
+is absent; `virchow_st.models.losses.fused_gpu` launches the kernels. With ``TRITON_INTERPRET=1`` in
+the environment they run in NumPy, on CPU tensors.
 
 Shape suffixes: M maps, N blocks, R = C = bins a side at 2 µm, S scales; sizes are powers of two.
 """
@@ -46,20 +47,20 @@ def index_counts(
     WORDS: tl.constexpr,
     CHUNK: tl.constexpr,
 ) -> None:
-    """Where in a map there are counts, and the counts in that order; a program for each map.
+    """Index the counts of each map by position; one program per map.
 
     Args:
-        start: (M + 1,) int64 where each map's counts begin among the non-zeros.
-        position: (n,) uint16, or int16 of the same bits, ``row * C + col`` in any order, each once
-            in a map.
+        start: (M + 1,) int64 index of each map's first count in ``position`` and ``count``.
+        position: (n,) uint16, or int16 of the same bits, ``row * C + col`` in any order, without
+            repeats within a map.
         count: (n,) UMIs, > 0.
-        bits: (M, WORDS) int32, written: bit ``p % 32`` of word ``p // 32`` is set where position p
-            has counts.
-        before: (M, WORDS) int32, written: how many of the map's counts lie before the word.
-        umi, log_umi: (n,) float32 or float64, written: each map's counts by increasing position,
+        bits: (M, WORDS) int32, output: bit ``p % 32`` of word ``p // 32`` is set if position p has
+            a count.
+        before: (M, WORDS) int32, output: number of the map's counts before the word.
+        umi, log_umi: (n,) float32 or float64, output: each map's counts by increasing position,
             and their logarithms.
         WORDS: R·C / 32.
-        CHUNK: counts to take at a time, a power of two.
+        CHUNK: Number of counts processed at a time, a power of two.
     """
     m = tl.program_id(0).to(tl.int64)
     first = tl.load(start + m)
@@ -68,7 +69,7 @@ def index_counts(
     before += m * WORDS
     word = tl.arange(0, WORDS)
     tl.store(bits + word, tl.zeros([WORDS], tl.int32))
-    tl.debug_barrier()  # the program's threads read what others of them wrote
+    tl.debug_barrier()  # threads of the program read what its other threads wrote
     for begin in range(first, last, CHUNK):
         at = begin + tl.arange(0, CHUNK)
         p = tl.load(position + at, mask=at < last, other=0).to(tl.int32) & 0xFFFF
@@ -104,19 +105,20 @@ def half_deviances(
     LEVELS: tl.constexpr,
     SCALES: tl.constexpr,
 ) -> None:
-    """Half the Poisson deviance summed over a strip's bins, by scale; a program for each strip.
+    """Half the Poisson deviance summed over the bins of a strip, per scale; one program per strip.
 
     Args:
-        log_rate: (M, R, C) float32 or float64, log λ of 2 µm bins; used as clamped.
+        log_rate: (M, R, C) float32 or float64, log λ of 2 µm bins; clamped before use.
         mask: (B, R, C) uint8, 1 in tissue; map m belongs to patch ``m // n_genes``.
-        start: (M + 1,) int64 where each map's counts begin among the non-zeros.
-        bits, before, umi, log_umi: from `index_counts`; counts outside the mask are passed over.
-        out: (S, n_strips) dtype of ``log_rate``, written: ``Σ K·log(K/Λ) - K + Λ``.
-        n_genes: maps of a patch.
+        start: (M + 1,) int64 index of each map's first count.
+        bits, before, umi, log_umi: From `index_counts`; counts outside the mask are ignored.
+        out: (S, n_strips) dtype of ``log_rate``, output: ``Σ K·log(K/Λ) - K + Λ``.
+        n_genes: Number of maps per patch.
         n_strips: M·R / SIDE, the number of programs.
-        SIDE: rows of a strip.
-        LEVELS: level 0 are 2 µm bins, and each further one sums 2 × 2 of the level before.
-        SCALES: bit l is set where level l is wanted.
+        SIDE: Rows of a strip.
+        LEVELS: Number of levels; level 0 is the 2 µm bins, each further level sums 2 × 2 bins of
+            the level before.
+        SCALES: Bit mask of the levels to compute.
     """
     strip = tl.program_id(0)
     rate, k, surprise = _rate_and_counts(
@@ -154,15 +156,17 @@ def half_deviance_gradient(
     LEVELS: tl.constexpr,
     SCALES: tl.constexpr,
 ) -> None:
-    """Gradient of the weighted sum of `half_deviances` over scales; arguments as there.
+    """Gradient of the weighted sum of `half_deviances` over scales, with respect to log λ.
 
-    A bin gets ``Σ_s w_s·λ·(1 - K_s/Λ_s)`` with K_s and Λ_s the sums of the scale's bin that holds
-    it. That is the gradient beyond the clamp too, so that a rate that ran away is still pulled
-    back.
+    The gradient of a 2 µm bin is ``Σ_s w_s·λ·(1 - K_s/Λ_s)``, where K_s and Λ_s are the count and
+    rate of the bin of scale s that contains it. The same expression is used where the clamp is
+    active, so that a diverged log-rate still has a gradient that pulls it back.
 
     Args:
         weights: (S,) w_s, in the dtype of ``log_rate``.
-        out: (M, R, C), dtype of ``log_rate``, written.
+        out: (M, R, C) output, dtype of ``log_rate``.
+
+    The other arguments are those of `half_deviances`.
     """
     strip = tl.program_id(0)
     rate, k, _ = _rate_and_counts(
@@ -173,13 +177,13 @@ def half_deviance_gradient(
     if SCALES & 1:
         gradient += tl.load(weights) * (rate - k)
         weights += 1
-    share = tl.zeros_like(rate)  # of a bin's rate that goes into the gradient, from coarser bins
+    share = tl.zeros_like(rate)  # Σ_s w_s·(1 - K_s/Λ_s) over the coarser scales
     coarse_rate = rate
     for level in tl.static_range(1, LEVELS):
         coarse_rate = _pool(coarse_rate, N, SIDE >> level)
         k = _pool(k, N, SIDE >> level)
         if (SCALES >> level) & 1:
-            # Without tissue K is 0 as Λ is, and no bin's rate is multiplied by what comes out.
+            # Without tissue K = Λ = 0; the value there is multiplied by a rate of 0.
             unexplained = 1.0 - k / tl.where(coarse_rate > _TINY, coarse_rate, _TINY)
             share += _spread(tl.load(weights) * unexplained, N, SIDE >> level, SIDE)
             weights += 1
@@ -196,12 +200,12 @@ def count_tissue_bins(
     LEVELS: tl.constexpr,
     SCALES: tl.constexpr,
 ) -> None:
-    """How many bins of each scale hold any tissue; a program for each strip of each patch.
+    """Count the bins of each scale that contain tissue; one program per strip of each patch.
 
     Args:
         mask: (B, R, C) uint8, 1 in tissue.
-        out: (S,) int32, added to.
-        SIDE, LEVELS, SCALES: as in `half_deviances`.
+        out: (S,) int32, incremented.
+        SIDE, LEVELS, SCALES: As in `half_deviances`.
     """
     strip = tl.program_id(0).to(tl.int64)
     tissue = tl.load(mask + strip * (SIDE * C) + _bins(C, SIDE)).to(tl.int32)
@@ -216,7 +220,7 @@ def count_tissue_bins(
 
 @triton.jit
 def _bins(C: tl.constexpr, SIDE: tl.constexpr) -> tl.tensor:
-    """Where the bins of each block, (N, SIDE, SIDE), lie in their strip of SIDE rows."""
+    """Offsets of the bins of each block, (N, SIDE, SIDE), within their strip of SIDE rows."""
     block = tl.arange(0, C // SIDE)[:, None, None]
     row = tl.arange(0, SIDE)[None, :, None]
     col = tl.arange(0, SIDE)[None, None, :]
@@ -239,12 +243,12 @@ def _rate_and_counts(
     SIDE: tl.constexpr,
 ) -> tl.tensor:
     """λ, k and ``k·log(k/λ)`` of a strip's bins, 0 outside tissue, each (N, SIDE, SIDE)."""
-    m = (strip // (R // SIDE)).to(tl.int64)  # what an int32 can hold ends at 8 GB of log-rates
+    m = (strip // (R // SIDE)).to(tl.int64)  # int32 offsets would overflow at 8 GB of log-rates
     patch = (strip // (R // SIDE) // n_genes).to(tl.int64)
     p = strip % (R // SIDE) * (SIDE * C) + _bins(C, SIDE)  # position in the map
     x = tl.load(log_rate + m * (R * C) + p)
     tissue = tl.load(mask + patch * (R * C) + p).to(x.dtype)
-    # Comparisons that are False for NaN let it through, to be seen in the loss.
+    # Comparisons with NaN are False, so NaN passes through and shows in the loss.
     x = tl.where(x > _MAX_LOG_RATE, _MAX_LOG_RATE, x)
     x = tl.where(x < _MIN_LOG_RATE, _MIN_LOG_RATE, x)
     word = tl.load(bits + m * (R * C // 32) + p // 32)
@@ -264,7 +268,7 @@ def _pool(x: tl.tensor, N: tl.constexpr, SIDE: tl.constexpr) -> tl.tensor:
 
 @triton.jit
 def _spread(x: tl.tensor, N: tl.constexpr, SIDE: tl.constexpr, WIDE: tl.constexpr) -> tl.tensor:
-    """(N, SIDE, SIDE) to (N, WIDE, WIDE): each value to all the bins that it covers."""
+    """(N, SIDE, SIDE) to (N, WIDE, WIDE): repeat each value over the bins that it covers."""
     F: tl.constexpr = WIDE // SIDE
     x = tl.reshape(x, [N, SIDE, 1, SIDE, 1])
     return tl.reshape(tl.broadcast_to(x, [N, SIDE, F, SIDE, F]), [N, WIDE, WIDE])
@@ -277,13 +281,13 @@ def _total(x: tl.tensor, N: tl.constexpr, SIDE: tl.constexpr) -> tl.tensor:
 
 @triton.jit
 def _lower_bits(word: tl.tensor, p: tl.tensor) -> tl.tensor:
-    """The bits of a word that stand for positions before p."""
+    """Bits of a word that belong to positions before p."""
     return word & ((1 << p % 32) - 1)
 
 
 @triton.jit
 def _popcount(word: tl.tensor) -> tl.tensor:
-    """Number of bits set in int32 words, as in Hacker's Delight, § 5-1; LLVM knows the idiom."""
+    """Number of bits set in int32 words (Hacker's Delight, § 5-1); LLVM recognises the idiom."""
     x = word.to(tl.uint32, bitcast=True)
     x = x - (x >> 1 & 0x55555555)
     x = (x & 0x33333333) + (x >> 2 & 0x33333333)

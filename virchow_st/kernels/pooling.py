@@ -1,4 +1,4 @@
-"""Sum-pooling of maps from 2 µm bins to coarser ones. Counts and rates add, so they are summed."""
+"""Sum-pooling of maps from 2 µm bins to coarser bins. Counts and rates are summed, not averaged."""
 
 from __future__ import annotations
 
@@ -14,14 +14,19 @@ def sum_pool(x: Array, factor: int) -> Float64Array:
 
     Args:
         x: (G, R, C), any real dtype, C-contiguous for speed; R and C are multiples of ``factor``.
-        factor: bins of the input along a side of an output bin, ≥ 1.
+        factor: Side of an output bin in input bins, ≥ 1.
 
     Returns:
         (G, R // factor, C // factor) float64. Integer counts stay exact (below 2⁵³), and the total
-        of every gene is kept.
+        of every gene is preserved.
 
     Raises:
-        ValueError: ``factor`` does not divide R and C; a remainder would lose counts.
+        ValueError: ``factor`` does not divide R and C, so that counts would be lost.
+
+    Example:
+        >>> import numpy as np
+        >>> sum_pool(np.arange(16).reshape(1, 4, 4), 2).tolist()
+        [[[10.0, 18.0], [42.0, 50.0]]]
     """
     G, R, C = x.shape
     if factor < 1 or R % factor != 0 or C % factor != 0:
@@ -41,18 +46,23 @@ def sum_pool(x: Array, factor: int) -> Float64Array:
 def pool_mask(mask: BoolArray, factor: int) -> BoolArray:
     """Mark the coarse bins whose ``factor`` × ``factor`` fine bins are all True.
 
-    Partly covered bins are left out: their sums would follow the outline of the tissue, which
-    prediction and observation share, and be taken for agreement.
+    Partly covered bins are left out. Their sums would follow the outline of the tissue, which is
+    the same in prediction and observation, and would be mistaken for agreement.
 
     Args:
         mask: (R, C) bool; R and C are multiples of ``factor``.
-        factor: fine bins along a side of a coarse one, ≥ 1.
+        factor: Side of a coarse bin in fine bins, ≥ 1.
 
     Returns:
         (R // factor, C // factor) bool.
 
     Raises:
         ValueError: ``factor`` does not divide R and C.
+
+    Example:
+        >>> import numpy as np
+        >>> pool_mask(np.array([[True, True, True, False], [True, True, True, True]]), 2).tolist()
+        [[True, False]]
     """
     R, C = mask.shape
     if factor < 1 or R % factor != 0 or C % factor != 0:

@@ -1,7 +1,7 @@
-"""What each kernel computes, written plainly with NumPy, SciPy and scikit-image.
+"""Reference implementations of the kernels, written plainly with NumPy, SciPy and scikit-image.
 
-Same names, arguments and results as the kernels. Slow, and meant to be read; `kernels.table` sets
-the two side by side for the tests and the benchmark.
+They have the names, arguments and results of the kernels. They are slow and meant to be read;
+`kernels.table` pairs each with its kernel for the tests and the benchmark.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ _STEP = np.uint64(0x9E3779B97F4A7C15)
 
 
 def sum_pool(x: Array, factor: int) -> Float64Array:
-    """Block sums of (G, R, C), float64."""
+    """Sums of (G, R, C) over ``factor`` × ``factor`` blocks, float64."""
     return block_reduce(x.astype(np.float64), (1, factor, factor), np.sum)
 
 
 def pool_mask(mask: BoolArray, factor: int) -> BoolArray:
-    """Blocks of (R, C) that are wholly True."""
+    """Whether each ``factor`` × ``factor`` block of (R, C) is True throughout."""
     return block_reduce(mask, (factor, factor), np.all)
 
 
 def dequantise(codes: Array, scales: Array) -> Array:
-    """``codes * scales`` in float32, then float16."""
+    """``codes * scales`` in float32, rounded to float16."""
     return (codes * scales.astype(np.float32)).astype(np.float16)
 
 
@@ -46,7 +46,7 @@ def masked_moments(x: Array, y: Array, mask: BoolArray) -> Float64Array:
 def masked_poisson_sums(
     rate: Array, counts: Array, mask: BoolArray, rate_floor: float
 ) -> Float64Array:
-    """Bins with counts, Σλ, Σ k ln λ, Σ k ln k per row, (G, 4)."""
+    """Number of bins with counts, Σλ, Σ k ln λ and Σ k ln k per row, (G, 4)."""
     lam = np.maximum(rate[:, mask].astype(np.float64), rate_floor)
     k = counts[:, mask].astype(np.float64)
     sums = ((k > 0).sum(1), lam.sum(1), xlogy(k, lam).sum(1), xlogy(k, k).sum(1))
@@ -67,18 +67,18 @@ def masked_ssim(x: Array, y: Array, mask: BoolArray) -> tuple[float, int]:
 
 
 def masked_ssims(xs: tuple[Array, ...], y: Array, mask: BoolArray) -> tuple[Float64Array, int]:
-    """`masked_ssim` map by map: (K, G) sums and the number of windows."""
+    """`masked_ssim` of every map: (K, G) sums and the number of windows."""
     pairs = [[masked_ssim(a, b, mask) for a, b in zip(x, y, strict=True)] for x in xs]
     return np.array([[total for total, _ in row] for row in pairs]), pairs[0][0][1]
 
 
 def zero_ssims(y: Array, mask: BoolArray) -> Float64Array:
-    """`masked_ssim` of zeros with each map of y: (G,) sums."""
+    """`masked_ssim` of an all-zero map with each map of y: (G,) sums."""
     return np.array([masked_ssim(np.zeros(b.shape), b, mask)[0] for b in y])
 
 
 def neighbour_sums(x: Array, y: Array, mask: BoolArray) -> tuple[Float64Array, int]:
-    """Sums over neighbours by way of the sparse matrix W, wᵢⱼ = 1 where i and j share a side."""
+    """Sums over neighbours from the sparse matrix W, wᵢⱼ = 1 where bins i and j share a side."""
     W = rook_weights(mask)
     a, b = x[:, mask].astype(np.float64), y[:, mask].astype(np.float64)
     wa, wb = (W @ a.T).T, (W @ b.T).T
@@ -87,7 +87,7 @@ def neighbour_sums(x: Array, y: Array, mask: BoolArray) -> tuple[Float64Array, i
 
 
 def rook_weights(mask: BoolArray) -> Any:
-    """Which of the n bins inside the mask share a side: (n, n) sparse, 0 and 1."""
+    """Rook adjacency of the n bins inside the mask: (n, n) sparse matrix of 0 and 1."""
     at = np.full(mask.shape, -1)
     at[mask] = np.arange(mask.sum())
     first = np.concatenate([at[:, :-1].ravel(), at[:-1].ravel()])
@@ -99,7 +99,7 @@ def rook_weights(mask: BoolArray) -> Any:
 
 
 def rate_keys(x: Array) -> Int64Array:
-    """Number of each rate in the order of rounded rates: 256 an octave from 2⁻²⁰ to 2²⁰."""
+    """Key of each rate (see `kernels.joint`): 256 per octave from 2⁻²⁰ to 2²⁰."""
     size = np.abs(x.astype(np.float32)).astype(np.float64)
     mantissa, exponent = np.frexp(np.clip(size, 2.0**-20, 2.0**20))  # mantissa in [½, 1)
     key = (exponent + 19) * 256 + np.floor((2 * mantissa - 1) * 256).astype(np.int64) + 1
@@ -107,14 +107,14 @@ def rate_keys(x: Array) -> Int64Array:
 
 
 def count_classes(k: Array) -> Int64Array:
-    """Number of each count in the order of rounded counts: exact below 64, then 32 an octave."""
+    """Class of each count (see `kernels.joint`): exact below 64, then 32 per octave."""
     k = k.astype(np.int64)
     octave = np.maximum(np.frexp(k.astype(np.float64))[1] - 6, 0)
     return octave * 32 + (k >> octave)
 
 
 def joint_cells(x: Array, y: Array, mask: BoolArray) -> tuple[Int64Array]:
-    """Gene, key, class and number of every pair that occurs, (4, n), in order."""
+    """Gene, key, class and number of bins of every pair that occurs, (4, n), sorted."""
     columns = []
     for g in range(len(x)):
         both = np.stack([rate_keys(x[g, mask]), count_classes(y[g, mask])])
@@ -124,7 +124,7 @@ def joint_cells(x: Array, y: Array, mask: BoolArray) -> tuple[Int64Array]:
 
 
 def thinned_moments(y: Array, mask: BoolArray) -> Float64Array:
-    """Moments of the halves: a binomial draw of every count, from the bits of a SplitMix64 hash."""
+    """Moments of the two halves of binomially thinned counts, drawn from SplitMix64 hash bits."""
     out = []
     for row in y:
         at = np.flatnonzero(mask & (row > 0))

@@ -1,8 +1,8 @@
-"""Sparse counts: columns of a streamed CSC matrix to gene-major patches, in numba.
+"""Conversion of a streamed CSC count matrix (columns are bins) to gene-major sparse patches.
 
-An entry is 16 bits, as in the store: the position in the patch in the low 14, a count of 1 to 3 in
-the high two, or 0 there for a larger count, which is listed apart. `sparse_reference` holds the
-same functions in plain NumPy.
+An entry has 16 bits, as in the store: the low 14 hold the position in the patch, the high two the
+count if it is 1 to 3, or 0 if it is larger; larger counts are listed separately.
+`sparse_reference` has the same functions in plain NumPy.
 """
 
 from __future__ import annotations
@@ -13,30 +13,30 @@ from numba import njit
 from virchow_st.types import PATCH_BINS, PATCH_POSITIONS, Array, Int64Array
 
 OUTSIDE_PATCHES = -1
-"""Mark of a column whose bin is tissue but lies in no kept patch."""
+"""Patch index of a column whose bin is tissue but lies in no kept patch."""
 NOT_TISSUE = -2
-"""Mark of a column whose bin is not tissue."""
+"""Patch index of a column whose bin is not tissue."""
 
 POSITION_BITS = 14
-"""Low bits of an entry: row * 128 + col in the patch."""
+"""Number of low bits of an entry that hold its position, ``row * 128 + col``, in the patch."""
 LARGEST_INLINE = 3
-"""Largest count that an entry holds itself."""
+"""Largest count that is stored in the entry itself."""
 _POSITION_MASK = (1 << POSITION_BITS) - 1
 
 
 @njit(cache=True, nogil=True)
 def parse_bins(letters: Array, template: Array, row: Array, col: Array) -> int:
-    """Read row and column out of fixed-width barcodes.
+    """Parse the array row and column from fixed-width barcodes.
 
     Args:
         letters: (n, width) uint8 barcodes, padded with zeros at the end.
-        template: (W,) uint8, W <= width; a zero stands for a digit, of which the first half are
-            the row's and the rest the column's.
-        row: (n,) int32; written.
-        col: (n,) int32; written.
+        template: (W,) uint8, W <= width; a zero marks a digit. The first half of the digits is the
+            row, the second half the column.
+        row: (n,) int32, output.
+        col: (n,) int32, output.
 
     Returns:
-        The first barcode that does not fit the template, or -1.
+        The index of the first barcode that does not match the template, or -1.
     """
     half = np.count_nonzero(template == 0) // 2
     for i in range(len(letters)):
@@ -73,24 +73,25 @@ def place_columns(
     position_of_column: Array,
     room: Array,
 ) -> int:
-    """Find the patch of each column of a block, and count the entries that patches get.
+    """Find the patch of each column of a block, and count the entries of each patch.
 
     Args:
-        start: number of the block's first column.
-        row: (n,) int32 array_row of the block's columns.
-        col: (n,) int32 array_col.
-        indptr: (C+1,) int64 of the whole matrix.
-        patch_of_bin: (rows, cols) int32 patch of every bin, or a mark.
-        listed: (rows, cols) bool, bins there are.
-        row0: (P,) int32 first row of the patches.
-        col0: (P,) int32 first column.
-        seen: (rows, cols) bool; set for the bins of the block.
-        patch_of_column: (C,) int32; written.
-        position_of_column: (C,) uint16; written for columns in patches.
-        room: (P,) int64 entries of each patch; added to.
+        start: Index of the block's first column in the matrix.
+        row: (n,) int32 ``array_row`` of the block's columns.
+        col: (n,) int32 ``array_col`` of the block's columns.
+        indptr: (C+1,) int64 index pointer of the whole matrix.
+        patch_of_bin: (rows, cols) int32 patch index of every bin, `OUTSIDE_PATCHES` or
+            `NOT_TISSUE`.
+        listed: (rows, cols) bool, bins that the tissue positions list.
+        row0: (P,) int32 first row of each patch.
+        col0: (P,) int32 first column of each patch.
+        seen: (rows, cols) bool, output; set to True for the bins of the block.
+        patch_of_column: (C,) int32, output.
+        position_of_column: (C,) uint16, output, for columns in patches.
+        room: (P,) int64 number of entries per patch, incremented.
 
     Returns:
-        The first column of the block whose bin is not listed, or -1.
+        The index, within the block, of the first column whose bin is not listed, or -1.
     """
     rows, cols = listed.shape
     for i in range(len(row)):
@@ -122,27 +123,28 @@ def scatter_counts(
     large: Array,
     gene_totals: Array,
 ) -> tuple[int, int]:
-    """Put a block of a CSC matrix's non-zeros where their patches have room.
+    """Write a block of a CSC matrix's non-zeros to the ranges reserved for their patches.
 
     Args:
-        start: index of the block's first entry among all entries of the matrix.
-        column: the column that entry lies in (or an empty one before it).
-        indices: (n,) int64 features of the block's entries.
-        values: (n,) uint32 their counts; zeros are passed over.
-        indptr: (C+1,) int64 of the whole matrix.
-        gene_of_feature: (F,) int32; -1 for a feature that is no gene.
-        patch_of_column: (C,) int32; `OUTSIDE_PATCHES` or `NOT_TISSUE` for columns to leave out.
-        position_of_column: (C,) uint16 positions in the patch.
-        cursor: (P,) int64 where each patch's next entry goes; moved on.
-        gene: (nnz,) the patches' genes; written.
-        entry: (nnz,) uint16 their entries; written.
-        large: (n_large, 3) int64 with a row for every count of the block above `LARGEST_INLINE`;
-            patch, gene << 14 | position and count are written for those in patches.
-        gene_totals: (G,) int64 UMIs over all tissue columns; added to.
+        start: Index of the block's first entry among all entries of the matrix.
+        column: Column of that entry (or an empty column before it).
+        indices: (n,) int64 feature indices of the block's entries.
+        values: (n,) uint32 counts of the block's entries; zeros are skipped.
+        indptr: (C+1,) int64 index pointer of the whole matrix.
+        gene_of_feature: (F,) int32 gene index; -1 for a feature that is not a gene.
+        patch_of_column: (C,) int32 patch index; `OUTSIDE_PATCHES` or `NOT_TISSUE` for columns to
+            leave out.
+        position_of_column: (C,) uint16 position in the patch.
+        cursor: (P,) int64 index of each patch's next free entry, advanced.
+        gene: (nnz,) gene of each entry, output.
+        entry: (nnz,) uint16 entries, output.
+        large: (n_large, 3) int64 with one row per count of the block above `LARGEST_INLINE`,
+            output: patch, ``gene << 14 | position`` and count of those that lie in patches.
+        gene_totals: (G,) int64 UMIs over all tissue columns, incremented.
 
     Returns:
-        The column in which the block ends, the next block's ``column``, and how many rows of
-        ``large`` are written.
+        The column in which the block ends, which is the next block's ``column``; and the number of
+        rows of ``large`` that were written.
     """
     n_large = 0
     for i in range(len(indices)):
@@ -172,16 +174,16 @@ def scatter_counts(
 
 @njit(cache=True, nogil=True)
 def close_gaps(room: Array, filled_to: Array, gene: Array, entry: Array) -> Int64Array:
-    """Move the patches' entries together, in place, where a patch has filled less than its room.
+    """Compact the entries in place where a patch has filled less than its reserved range.
 
     Args:
-        room: (P+1,) int64 where each patch's room begins and the last ends.
-        filled_to: (P,) int64 where each patch's entries end.
-        gene: (nnz,) the entries' genes; moved towards the front.
-        entry: (nnz,) the entries; moved alike.
+        room: (P+1,) int64 start of each patch's reserved range, and the end of the last.
+        filled_to: (P,) int64 end of each patch's entries.
+        gene: (nnz,) gene of each entry; moved towards the front.
+        entry: (nnz,) entries; moved in the same way.
 
     Returns:
-        (P+1,) int64 where each patch's entries now begin, and the last end.
+        (P+1,) int64 new start of each patch's entries, and the end of the last.
     """
     indptr = np.zeros(len(room), np.int64)
     at = 0
@@ -201,17 +203,17 @@ def close_gaps(room: Array, filled_to: Array, gene: Array, entry: Array) -> Int6
 def sort_patches(indptr: Array, gene: Array, entry: Array, n_genes: int) -> int:
     """Sort each patch's entries by (gene, position), in place.
 
-    Two stable counting sorts, by position and then by gene: linear in the entries, and one
-    patch's entries fit the cache.
+    Two stable counting sorts, by position and then by gene, take time linear in the number of
+    entries, and the entries of one patch fit into the cache.
 
     Args:
-        indptr: (P+1,) int64.
-        gene: (nnz,) the entries' genes; permuted within each patch.
-        entry: (nnz,) uint16 the entries; permuted alike.
-        n_genes: number of genes G; every ``gene`` is below it.
+        indptr: (P+1,) int64 start of each patch's entries, and the end of the last.
+        gene: (nnz,) gene of each entry, below ``n_genes``; permuted within each patch.
+        entry: (nnz,) uint16 entries; permuted in the same way.
+        n_genes: Number of genes.
 
     Returns:
-        How many entries repeat the (gene, position) of another in their patch.
+        The number of entries that repeat the (gene, position) of another entry of their patch.
     """
     longest = 0
     for p in range(len(indptr) - 1):

@@ -1,4 +1,4 @@
-"""The functions of `kernels.sparse` in plain NumPy: the truth its tests compare with."""
+"""Plain NumPy reference for the functions of `kernels.sparse`, used by the tests."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def place_columns(
     position_of_column: Array,
     room: Array,
 ) -> int:
-    """See `virchow_st.kernels.sparse.place_columns`; nothing is written for a block refused."""
+    """See `virchow_st.kernels.sparse.place_columns`; a refused block leaves the outputs as is."""
     known = (row < listed.shape[0]) & (col < listed.shape[1])
     known[known] = listed[row[known], col[known]]
     if not known.all():
@@ -68,7 +68,7 @@ def scatter_counts(
     large: Array,
     gene_totals: Array,
 ) -> tuple[int, int]:
-    """See `virchow_st.kernels.sparse.scatter_counts`; ``column`` is found anew here."""
+    """See `virchow_st.kernels.sparse.scatter_counts`; ``column`` is recomputed here."""
     columns = np.searchsorted(indptr, start + np.arange(len(indices)), side="right") - 1
     genes, patches = gene_of_feature[indices], patch_of_column[columns]
     positions = position_of_column[columns]

@@ -6,11 +6,11 @@ SSIM as in Wang, Bovik, Sheikh & Simoncelli, IEEE Trans. Image Process. 13 (2004
 
 Both maps are first scaled to 0–1 inside the mask, each by its own smallest and largest value there
 (a map that is constant inside the mask becomes 0), so the data range is 1. Only windows that lie
-wholly inside the mask, and so wholly inside the map, count.
+entirely inside the mask, and hence entirely inside the map, are used.
 
-A window costs the same whatever its size: the last seven rows are summed per column by adding the
-row that enters and taking away the one that leaves, those sums are accumulated from left to right,
-and a window is a difference of two of them.
+The cost of a window does not depend on its size: a running sum over the last seven rows is kept per
+column (the row that enters is added, the row that leaves is subtracted), these sums are accumulated
+from left to right, and the sum over a window is the difference of two accumulated values.
 """
 
 from __future__ import annotations
@@ -21,28 +21,35 @@ from numba import njit
 from virchow_st.types import Array, BoolArray, Float64Array
 
 WINDOW = 7
-"""Side of a window, bins. A constant, so that the compiler can fold it."""
+"""Side of a window, in bins. A constant, so that the compiler can fold it."""
 C1 = 0.01**2
-"""(K₁·range)², steadies the luminance term."""
+"""(K₁·range)², stabilises the luminance term."""
 C2 = 0.03**2
-"""(K₂·range)², steadies the contrast and structure term."""
+"""(K₂·range)², stabilises the contrast and structure term."""
 
-# Reassociation lets sums be vectorised; NumPy's rule for division by zero does away with a check
-# that would prevent it (no divisor is ever below C1·C2).
+# Reassociation lets sums be vectorised. NumPy's rule for division by zero removes a check that
+# would prevent vectorisation; no divisor is ever below C1·C2.
 _FAST = {"cache": True, "nogil": True, "fastmath": {"reassoc"}, "error_model": "numpy"}
 
 
 @njit(cache=True, nogil=True)
 def masked_ssim(x: Array, y: Array, mask: BoolArray) -> tuple[float, int]:
-    """Sum of SSIM over the windows wholly inside the mask, and their number.
+    """Sum of SSIM over the windows that lie entirely inside the mask, and their number.
 
     Args:
-        x: (R, C) real, C-contiguous. Values outside the mask are never used, NaN included.
-        y: (R, C) real, likewise.
+        x: (R, C) real, C-contiguous. Values outside the mask are never used, so they may be NaN.
+        y: (R, C) real, C-contiguous, likewise.
         mask: (R, C) bool.
 
     Returns:
-        (sum, n_windows); (0.0, 0) where no window fits.
+        (sum, n_windows); (0.0, 0) if no window fits.
+
+    Example:
+        >>> import numpy as np
+        >>> x = np.arange(64.0).reshape(8, 8)
+        >>> total, n_windows = masked_ssim(x, x, np.ones((8, 8), bool))
+        >>> round(total / n_windows, 6), n_windows
+        (1.0, 4)
     """
     R, C = mask.shape
     sums, n_windows = masked_ssims((x.reshape(1, R, C),), y.reshape(1, R, C), mask)
@@ -59,7 +66,7 @@ def masked_ssims(xs: tuple[Array, ...], y: Array, mask: BoolArray) -> tuple[Floa
         mask: (R, C) bool, the same for all genes.
 
     Returns:
-        (K, G) float64 sums, and the number of windows, which all share.
+        (K, G) float64 sums, and the number of windows, which is the same for all of them.
     """
     G, R, C = y.shape
     sums = np.zeros((len(xs), G))
@@ -78,9 +85,12 @@ def masked_ssims(xs: tuple[Array, ...], y: Array, mask: BoolArray) -> tuple[Floa
 
 @njit(cache=True, nogil=True)
 def zero_ssims(y: Array, mask: BoolArray) -> Float64Array:
-    """`masked_ssim` of a prediction of 0 everywhere for every gene of y (G, R, C): (G,) sums.
+    """`masked_ssim` of an all-zero prediction for every gene of y (G, R, C).
 
-    With x = 0 all sums but those of y and y² vanish from the formula.
+    With x = 0 all sums except those of y and y² vanish from the formula.
+
+    Returns:
+        (G,) float64 sums over windows.
     """
     G, R, C = y.shape
     sums = np.zeros(G)
@@ -103,7 +113,7 @@ def zero_ssims(y: Array, mask: BoolArray) -> Float64Array:
 
 @njit(cache=True, nogil=True)
 def _ssim(a: Float64Array, b: Float64Array, whole: BoolArray) -> float:
-    """Sum SSIM of two scaled maps over the marked windows, from the first row of both on."""
+    """Sum of SSIM of two scaled maps over the marked windows; row 0 of ``whole`` is their row 0."""
     C = a.shape[1]
     columns, prefix = np.zeros((4, C)), np.zeros((4, C + 1))
     total = 0.0
@@ -120,13 +130,13 @@ def _ssim(a: Float64Array, b: Float64Array, whole: BoolArray) -> float:
 
 @njit(cache=True, nogil=True)
 def _whole_windows(mask: BoolArray) -> tuple[BoolArray, int]:
-    """Top-left corners of the windows wholly inside the mask, (R-6, C-6) bool; their number."""
+    """Top-left corners of the windows entirely inside the mask, (R-6, C-6) bool; their number."""
     R, C = mask.shape
     whole = np.zeros((max(R - WINDOW + 1, 0), max(C - WINDOW + 1, 0)), dtype=np.bool_)
-    height = np.zeros(C, dtype=np.int64)  # bins of tissue above, this row's included
+    height = np.zeros(C, dtype=np.int64)  # consecutive tissue bins upwards from this row
     n_windows = 0
     for r in range(R):
-        run = 0  # neighbouring columns, up to this one, at least a window high
+        run = 0  # consecutive columns up to this one whose height is at least a window
         for c in range(C):
             height[c] = height[c] + 1 if mask[r, c] else 0
             run = run + 1 if height[c] >= WINDOW else 0
@@ -138,7 +148,7 @@ def _whole_windows(mask: BoolArray) -> tuple[BoolArray, int]:
 
 @njit(cache=True, nogil=True)
 def _rows_with_windows(whole: BoolArray) -> tuple[int, int]:
-    """First row of windows that are not all outside the mask, and the one after the last."""
+    """Half-open range of the rows of windows that contain at least one marked window."""
     top, end = 0, len(whole)
     while not whole[top].any():
         top += 1
@@ -151,7 +161,7 @@ def _rows_with_windows(whole: BoolArray) -> tuple[int, int]:
 def _scale_to_unit(x: Array, mask: BoolArray, out: Float64Array) -> None:
     """Write ``x`` (R, C) scaled to 0–1 inside the mask, 0 outside it and where it is constant."""
     R, C = x.shape
-    low, high = np.full(C, np.inf), np.full(C, -np.inf)  # per column: an extremum that vectorises
+    low, high = np.full(C, np.inf), np.full(C, -np.inf)  # per column, so that the loop vectorises
     for r in range(R):
         for c in range(C):
             v = np.float64(x[r, c])
@@ -184,7 +194,7 @@ def _move(
     y_old: Float64Array,
     columns: Float64Array,
 ) -> None:
-    """`_enter` a row and take the row that leaves the window away, in one pass."""
+    """Add the row that enters the window and subtract the row that leaves it, in one pass."""
     sx, sy, ss, sp = columns[0], columns[1], columns[2], columns[3]
     for c in range(x.size):
         a, b, d, e = x[c], y[c], x_old[c], y_old[c]
@@ -196,10 +206,10 @@ def _move(
 
 @njit(**_FAST)
 def _accumulate(columns: Float64Array, prefix: Float64Array) -> None:
-    """Sum the columns (4, C) from the left into ``prefix`` (4, C+1), whose first column is 0."""
+    """Cumulative sums of the columns (4, C) into ``prefix`` (4, C+1), whose first column is 0."""
     c0, c1, c2, c3 = columns[0], columns[1], columns[2], columns[3]
     p0, p1, p2, p3 = prefix[0], prefix[1], prefix[2], prefix[3]
-    s0 = s1 = s2 = s3 = 0.0  # four chains side by side hide the latency of an addition
+    s0 = s1 = s2 = s3 = 0.0  # four independent chains hide the latency of an addition
     for c in range(c0.size):
         s0 += c0[c]
         s1 += c1[c]
@@ -213,7 +223,7 @@ def _accumulate(columns: Float64Array, prefix: Float64Array) -> None:
 
 @njit(**_FAST)
 def _sum_row(prefix: Float64Array, whole: BoolArray) -> float:
-    """Sum SSIM over the marked windows of one row, ``whole`` (C-6,).
+    """Sum of SSIM over the marked windows of one row, ``whole`` (C-6,).
 
     Numerator and denominator are those of the paper times n³ (n − 1): with window sums X, Y,
     S = Σ(x² + y²) and P = Σxy the means are X/n and Y/n, and the sample covariance is

@@ -1,4 +1,4 @@
-"""Every kernel beside its reference, in one table that drives the tests and the benchmark."""
+"""Table that pairs every kernel with its reference; the tests and the benchmark run from it."""
 
 from __future__ import annotations
 
@@ -36,15 +36,15 @@ from virchow_st.types import (
 
 @dataclass(frozen=True)
 class Pair:
-    """A kernel and the plain function that it must equal.
+    """A kernel and the plain function whose results it must reproduce.
 
     Attributes:
-        name: what tests and benchmark call the pair.
-        kernel: the fast one.
-        reference: the plain one, same arguments and results.
-        make_inputs: draws arguments for both.
-        tolerance: largest relative difference (absolute below 1) of any number they return;
-            0 asks for equality.
+        name: Name of the pair in tests and benchmark.
+        kernel: The compiled function.
+        reference: The plain function, with the same arguments and results.
+        make_inputs: Draws arguments for both from a random generator.
+        tolerance: Largest relative difference (absolute below 1) between the results; 0 requires
+            equality.
     """
 
     name: str
@@ -57,7 +57,7 @@ class Pair:
 def draw_patch(
     rng: np.random.Generator, n_genes: int = 50
 ) -> tuple[Float32Array, Array, BoolArray]:
-    """A patch as sparse as a real one: rates, Poisson counts (95 % zeros), a tissue mask.
+    """Draw a patch as sparse as a real one: rates, Poisson counts (95 % zeros), a tissue mask.
 
     Returns:
         rate (G, 128, 128) float32, UMIs per 2 µm bin; counts, same shape, uint16; tissue_mask
@@ -106,7 +106,7 @@ def _several_inputs(rng: np.random.Generator) -> tuple[Any, ...]:
 
 
 def _thinning_inputs(rng: np.random.Generator) -> tuple[Any, ...]:
-    """Counts as sparse as at 2 µm, and a gene of coarse bins with up to hundreds of UMIs."""
+    """Counts as sparse as at 2 µm, except for one gene with up to hundreds of UMIs per bin."""
     _, counts, tissue_mask = draw_patch(rng)
     counts[0] = rng.negative_binomial(1, 0.01, counts[0].shape)
     return counts.reshape(len(counts), -1), tissue_mask.ravel()
@@ -120,7 +120,7 @@ def _whole_count_inputs(rng: np.random.Generator) -> tuple[Any, ...]:
 
 
 def _joint_cells(x: Array, y: Array, mask: BoolArray) -> tuple[Array, ...]:
-    """Cells of a joint histogram, genes and all, in order."""
+    """Gene, key, class and number of bins of all cells of a joint histogram, (4, n), sorted."""
     pairs = joint.JointHistogram(len(x))
     pairs.update(x, y, mask)
     cells = [np.vstack([np.full_like(c[0], g), *c]) for g in range(len(x)) if (c := pairs.cells(g))]
@@ -135,9 +135,9 @@ def _poisson_inputs(rng: np.random.Generator) -> tuple[Any, ...]:
 def draw_record(
     rng: np.random.Generator, n_genes: int = 18_085, umi_per_bin: float = 9.0
 ) -> tuple[Array, Array, Array]:
-    """Non-zero counts of a patch as dense as one of a 2 µm colon slide, log-normal over genes.
+    """Draw the non-zero counts of a patch as dense as a 2 µm colon slide, log-normal over genes.
 
-    A few bins hold many UMIs of the strongest genes, so that some counts are large.
+    A few bins get many UMIs of the most abundant genes, so that some counts are large.
 
     Returns:
         (N,) int64 genes, sorted; (N,) int64 positions, sorted within a gene; (N,) uint32 UMIs.
@@ -153,7 +153,7 @@ def draw_record(
 
 
 def _record_parts(rng: np.random.Generator) -> tuple[Array, Array, Array, Array, Int64Array]:
-    """Genes, sizes, entries and escapes of a record, and where a panel of 50 genes lies in it."""
+    """Genes, sizes, entries and escapes of a record, and the entry ranges of a 50-gene panel."""
     gene, position, count = draw_record(rng)
     genes, sizes = np.unique(gene, return_counts=True)
     inline = np.where(count < 4, count, 0)
@@ -182,7 +182,7 @@ def _gather_inputs(rng: np.random.Generator) -> tuple[Any, ...]:
 
 
 def _into_new(fill: Callable[..., None]) -> Callable[..., Float32Array]:
-    """A function that fills its last argument, as one that returns it."""
+    """Wrap a function that fills its last argument into one that returns the filled array."""
 
     def filled(entries: Array, escapes: Array, spans: Int64Array) -> Float32Array:
         out = np.full((len(spans), PATCH_POSITIONS), np.nan, np.float32)
@@ -197,7 +197,7 @@ def _sparse_inputs(rng: np.random.Generator) -> tuple[Any, ...]:
 
 
 def _deviance_inputs(rng: np.random.Generator) -> tuple[Any, ...]:
-    """Log-rates of two patches and their counts in lists, as the fused Poisson loss has them."""
+    """Log-rates of two patches and their sparse counts, as the fused Poisson loss passes them."""
     log_rate, mask, start, position, count = [], [], [0], [], []
     for _ in range(2):
         rate, counts, tissue_mask = draw_patch(rng, n_genes=25)
@@ -230,7 +230,7 @@ def _half_deviance_gradient(kernel: Callable[..., None]) -> Callable[..., Array]
 
 
 def _token_inputs(rng: np.random.Generator) -> tuple[Any, ...]:
-    """int8 tokens of a patch as Virchow2's: 16 × 16 × 1280, some channels all but zero."""
+    """int8 tokens of a patch shaped like Virchow2's, 16 × 16 × 1280, some channels nearly zero."""
     codes = rng.integers(-127, 128, (16, 16, 1280)).astype(np.int8)
     return codes, rng.lognormal(-6.0, 3.0, 1280).astype(np.float32).clip(0, 500)
 

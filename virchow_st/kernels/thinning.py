@@ -1,8 +1,8 @@
-"""Counts split in two at random, UMI by UMI (binomial thinning), and how the halves agree.
+"""Binomial thinning: counts split at random into two halves, and the moments of the halves.
 
-The two halves of a Poisson count are independent Poisson counts of half the rate. The coin of each
-UMI comes from a hash of the gene's counts in the patch, so that a patch is always split the same
-way, whatever was scored before it and whichever model is scored on it.
+The two halves of a Poisson count are independent Poisson counts of half the rate. The random bit of
+each UMI is taken from a hash of the gene's counts in the patch, so that a patch is always split in
+the same way, independent of the order of the patches and of the model that is scored.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ _M4, _BYTES = np.uint64(0x0F0F0F0F0F0F0F0F), np.uint64(0x0101010101010101)
 
 @njit(cache=True, nogil=True)
 def thinned_moments(y: Array, mask: BoolArray) -> Float64Array:
-    """Moments of the two halves of every count.
+    """Moments of the two random halves a and b of every count y, a + b = y.
 
     Args:
         y: (G, N) UMIs per bin, whole numbers of at least 0 where the mask is True.
         mask: (N,) bool; values where it is False are never used.
 
     Returns:
-        (G, 6) float64 n, Σa, Σb, Σa², Σb², Σab with a + b = y: columns as in `masked_moments`.
+        (G, 6) float64 n, Σa, Σb, Σa², Σb², Σab; the columns of `masked_moments`.
     """
     G, N = y.shape
     n = 0
@@ -73,10 +73,7 @@ def thinned_moments(y: Array, mask: BoolArray) -> Float64Array:
 
 @njit(cache=True, nogil=True)
 def mixed(z: np.uint64) -> np.uint64:
-    """A 64-bit number whose bits all depend on all bits of ``z``.
-
-    The finaliser of SplitMix64: Steele, Lea & Flood, OOPSLA (2014) 453.
-    """
+    """64-bit hash of ``z``: the finaliser of SplitMix64 (Steele, Lea & Flood, OOPSLA 2014, 453)."""
     z = (z ^ (z >> np.uint64(30))) * _MIX1
     z = (z ^ (z >> np.uint64(27))) * _MIX2
     return z ^ (z >> np.uint64(31))

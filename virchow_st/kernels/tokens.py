@@ -1,7 +1,7 @@
-"""int8 codes × scales → float16, in one pass.
+"""Conversion of stored int8 tokens to float16: codes × scales in one pass.
 
-NumPy's own conversion to float16 goes value by value and takes longer than all else that reading a
-patch takes. Here the rounding is done on the bits, without a branch, so that it vectorises.
+NumPy converts to float16 value by value, which takes longer than all other steps of reading a
+patch. Here the rounding is done on the bits without a branch, so that the loop vectorises.
 """
 
 from __future__ import annotations
@@ -12,21 +12,27 @@ from numba import njit
 from virchow_st.types import Array, Float32Array
 
 _SIGN = np.uint32(0x8000_0000)
-_SMALLEST_NORMAL = np.uint32(0x3880_0000)  # 2⁻¹⁴, of float16, as float32
-_HALF = np.uint32(0x3F00_0000)  # 0.5 as float32: one step of its last bit is float16's least, 2⁻²⁴
-_REBIAS = np.uint32((127 - 15) << 10)  # exponents of float32 count from 127, of float16 from 15
-_BELOW_HALF_STEP = np.uint32((1 << 12) - 1)  # of the 13 bits that float16 has not
+_SMALLEST_NORMAL = np.uint32(0x3880_0000)  # 2⁻¹⁴, the smallest normal float16, as float32
+_HALF = np.uint32(0x3F00_0000)  # 0.5 as float32: its last bit is worth 2⁻²⁴, float16's smallest
+_REBIAS = np.uint32((127 - 15) << 10)  # exponent bias: 127 in float32, 15 in float16
+_BELOW_HALF_STEP = np.uint32((1 << 12) - 1)  # just below half of the 13 bits that float16 drops
 
 
 def dequantise(codes: Array, scales: Float32Array) -> Array:
-    """``codes * scales`` in float32, rounded to float16, half to even.
+    """Multiply codes by scales in float32 and round to float16, half to even.
 
     Args:
         codes: (…, D) int8, C-contiguous.
-        scales: (D,) float32, finite, so small that no product is beyond float16.
+        scales: (D,) float32 per channel, finite, small enough that no product exceeds the float16
+            range.
 
     Returns:
         (…, D) float16.
+
+    Example:
+        >>> import numpy as np
+        >>> dequantise(np.array([[2, -4]], np.int8), np.array([0.5, 0.25], np.float32)).tolist()
+        [[1.0, -1.0]]
     """
     halves = np.empty(codes.shape, np.uint16)
     dim = codes.shape[-1]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 import torch
@@ -57,69 +57,85 @@ class Run:
         """Whether the decoder looks at the image as well as at the tokens."""
         return self.decoder.wants_image
 
-    @overload
-    def predict(self, source: Patch) -> Float32Array: ...
-
-    @overload
-    def predict(self, source: Store) -> Iterator[Float32Array]: ...
-
-    @overload
-    def predict(
-        self, source: UInt8Array, *, mpp: float, weights: str = "", min_tissue: float = MIN_TISSUE
-    ) -> ImageRates: ...
-
-    def predict(
-        self,
-        source: Patch | Store | UInt8Array,
-        *,
-        mpp: float | None = None,
-        weights: str = "",
-        min_tissue: float = MIN_TISSUE,
-    ) -> Float32Array | Iterator[Float32Array] | ImageRates:
-        """Predict expected UMIs per 2 µm bin: of a patch, of a whole store, or of an H&E picture.
-
-        A picture goes the way of ``vst predict``: tissue is found, laid over with patches that
-        overlap, encoded and decoded; the encoder is the run's own and stays loaded for the next
-        picture. All of it lies in memory, 4 bytes a gene and bin: for pictures of a few mm. Whole
-        slides are for ``vst predict``.
+    def predict(self, patch: Patch) -> Float32Array:
+        """Predict expected UMIs per 2 µm bin on one patch of a store.
 
         Args:
-            source: a patch; a store; or (H, W, 3) uint8 RGB.
-            mpp: µm per pixel of the picture.
-            weights: the encoder's weights file for a picture, instead of the hub.
-            min_tissue: smallest share of tissue in a patch of the picture that is predicted; by
-                default all tissue is, though decoders were trained on patches with half or more.
+            patch: a patch of a store that was extracted with the run's encoder.
 
         Returns:
-            Of a patch (G, 128, 128) float32. Of a store an iterator that yields one such array
-            for each patch. Of a picture its `ImageRates`.
+            (G, 128, 128) float32 in the panel's order; rows and columns are those of the bins.
 
         Raises:
-            ConfigError: the tokens of the store, or the weights, are of another encoder than the
-                run's; the weights cannot be had; or a picture comes without ``mpp``.
-            SlideError: the picture shows no tissue or is too coarse.
-            ValueError: the array is no RGB picture.
+            ConfigError: the store's tokens are of another encoder than the run's.
+            TypeError: ``patch`` is not a patch.
+
+        Example:
+            >>> run.predict(store[12]).shape  # doctest: +SKIP
+            (50, 128, 128)
         """
-        if isinstance(source, np.ndarray):
-            if mpp is None:
-                raise ConfigError(
-                    "mpp: expected the picture's µm per pixel; got none; give mpp=0.25 for a 40x "
-                    "scan, 0.5 for 20x"
-                )
-            return predict_array(
-                self,
-                self.panel,
-                source,
-                mpp,
-                weights=weights,
-                device=str(self.device),
-                min_tissue=min_tissue,
+        if not isinstance(patch, Patch):
+            raise TypeError(
+                f"patch: expected a patch of a store, such as store[0]; got "
+                f"{type(patch).__name__}; use predict_store for a store, predict_image for a "
+                "picture"
             )
-        store = source.store if isinstance(source, Patch) else source
+        self.check_store(patch.store)
+        return self._rates([patch])[0]
+
+    def predict_store(self, store: Store) -> Iterator[Float32Array]:
+        """Predict expected UMIs per 2 µm bin on every patch of a store, one after another.
+
+        Args:
+            store: extracted with the run's encoder.
+
+        Returns:
+            An iterator over (G, 128, 128) float32 arrays, in the order of the store's patches.
+
+        Raises:
+            ConfigError: the store's tokens are of another encoder than the run's.
+        """
         self.check_store(store)
-        if isinstance(source, Patch):
-            return self._rates([source])[0]
-        return self._each(source)
+        return self._each(store)
+
+    def predict_image(
+        self, pixels: UInt8Array, *, mpp: float, weights: str = "", min_tissue: float = MIN_TISSUE
+    ) -> ImageRates:
+        """Predict expected UMIs per 2 µm bin on an H&E picture in memory.
+
+        The picture is treated as ``vst predict`` treats a slide: tissue is found and covered with
+        overlapping patches, which are encoded and decoded. The run's encoder stays loaded for the
+        next picture. All rates are held in memory (4 bytes per gene and bin), so this is for
+        pictures of a few mm; `virchow_st.predict_slide` streams whole slides to disk.
+
+        Args:
+            pixels: (H, W, 3) uint8 RGB.
+            mpp: µm per pixel of the picture, for instance 0.25 for a 40x scan.
+            weights: the encoder's weights file, instead of the hub.
+            min_tissue: smallest fraction of tissue in a patch that is predicted. By default every
+                patch with tissue is, though decoders were trained on patches with half or more.
+
+        Returns:
+            Rates, tissue mask and the picture on the lattice of 2 µm bins.
+
+        Raises:
+            ConfigError: the weights cannot be had, or are of another encoder than the run's.
+            SlideError: the picture shows no tissue or is too coarse.
+            ValueError: the array is not an RGB picture.
+
+        Example:
+            >>> run.predict_image(pixels, mpp=0.5)["EPCAM"].shape  # doctest: +SKIP
+            (512, 512)
+        """
+        return predict_array(
+            self,
+            self.panel,
+            pixels,
+            mpp,
+            weights=weights,
+            device=str(self.device),
+            min_tissue=min_tissue,
+        )
 
     def _each(self, store: Store) -> Iterator[Float32Array]:
         for start in range(0, len(store), _BATCH_PATCHES):

@@ -78,7 +78,9 @@ def array(group: Any, name: str, kind: str, shape: tuple[int, ...] | None = None
         if len(found.shape) != 2 or not all(
             0 < n <= _LONGEST_BINS and n % PATCH_BINS == 0 for n in found.shape
         ):
-            raise ValueError(f"{name}: expected rows and columns of whole patches; got {found.shape}")
+            raise ValueError(
+                f"{name}: expected rows and columns of whole patches; got {found.shape}"
+            )
     elif found.shape != shape:
         raise ValueError(f"{name}: expected shape {shape}; got {found.shape}")
     values: Array = found[:]

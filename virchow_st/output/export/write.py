@@ -36,7 +36,7 @@ _FIT_POINTS = 33  # a side of the grid on which the affine to full-resolution px
 _SOFTWARE = ("virchow_st", "numpy", "zarr")
 
 
-def export(
+def export_run(
     path: Path, out: Path, config: ExportConfig, progress: Progress = SILENT
 ) -> tuple[Path, str]:
     """Write what a run predicted on its test slide, or what a store holds, for other programs.

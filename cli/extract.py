@@ -1,4 +1,4 @@
-"""``vst simulate`` and ``vst extract``."""
+"""``vst extract``."""
 
 from __future__ import annotations
 
@@ -7,24 +7,11 @@ from typing import Any
 
 import click
 
-from virchow_st.config import ExtractConfig, SimulateConfig
+from virchow_st.config import ExtractConfig
 from virchow_st.errors import ConfigError
 from virchow_st.runtime.ranks import Rank
 from virchow_st_cli.console import Console
 from virchow_st_cli.options import build_config, config_options, with_console
-
-
-@click.command(short_help="Draw Visium HD slides with known rates.")
-@click.argument("out", type=click.Path(path_type=Path))
-@config_options(SimulateConfig)
-@with_console
-def simulate(console: Console, out: Path, **options: Any) -> None:
-    """Draw Visium HD slides whose true rates are known, as Space Ranger writes them."""
-    from virchow_st.simulate import simulate_cohort
-
-    config = build_config(SimulateConfig, options)
-    for folder in simulate_cohort(out, config, console.note):
-        console.result(str(folder))
 
 
 @click.command(short_help="Encode a slide into a store.")
@@ -64,9 +51,9 @@ def extract(
         )
     if not (outs and image and store and patient):
         raise ConfigError("expected OUTS, --image, --store and --patient, or --manifest")
-    from virchow_st.extract.slide import extract as run_extract
+    from virchow_st.extract.slide import extract_slide
 
-    finished = run_extract(outs, image, store, patient, config, console)
+    finished = extract_slide(outs, image, store, patient, config, console)
     console.result(f"{finished.path}: {len(finished)} patches, {len(finished.genes)} genes")
     return 0
 
