@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 import click
 
+from virchow_st.errors import ConfigError
 from virchow_st_cli.console import Console
+from virchow_st_cli.images import doctor_pair
 from virchow_st_cli.options import with_console
 
 _PACKAGES = (
@@ -17,10 +20,23 @@ _PACKAGES = (
 _VIRCHOW2 = "paige-ai/Virchow2"
 
 
-@click.command(short_help="Show versions, devices and model access.")
+@click.command(short_help="Check the installation, or whether an image fits its counts.")
+@click.argument("image", type=click.Path(path_type=Path), required=False)
+@click.argument("outs", type=click.Path(path_type=Path), required=False)
 @with_console
-def doctor(console: Console) -> int:
-    """Show versions, devices and access to the gated model; exit code 1 if a package is missing."""
+def doctor(console: Console, image: Path | None, outs: Path | None) -> int:
+    """Show versions, devices and access to the gated model; exit code 1 if a package is missing.
+
+    With IMAGE and OUTS it says in seconds whether the image is the one that the counts lie on:
+    size, scale, orientation, stain and registration; exit code 1 if not.
+    """
+    if image is not None:
+        if outs is None:
+            raise ConfigError(
+                f"expected OUTS beside {image}; give Space Ranger's outs, or ask "
+                f"`vst inspect {image}` of the image alone"
+            )
+        return doctor_pair(console, image, outs)
     rows, is_whole = [], True
     for name in _PACKAGES:
         try:

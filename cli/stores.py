@@ -8,11 +8,14 @@ from typing import Any
 import click
 
 from virchow_st_cli.console import Console
+from virchow_st_cli.images import inspect_images, is_image
 from virchow_st_cli.options import with_console
 
 
-@click.command(short_help="Say what stores hold.")
-@click.argument("stores", type=click.Path(path_type=Path), nargs=-1, required=True)
+@click.command(short_help="Say what stores or images hold.")
+@click.argument(
+    "stores", metavar="STORES|IMAGES", type=click.Path(path_type=Path), nargs=-1, required=True
+)
 @click.option(
     "--json",
     "as_json",
@@ -21,7 +24,13 @@ from virchow_st_cli.options import with_console
 )
 @with_console
 def inspect(console: Console, stores: tuple[Path, ...], as_json: bool) -> None:
-    """Say what stores hold and where it came from, a column each."""
+    """Say what stores hold and where it came from, a column each.
+
+    Of images it says what would be read of each, µm per pixel, and whether it can be H&E.
+    """
+    if any(is_image(path) for path in stores):
+        inspect_images(console, stores, as_json)
+        return
     from virchow_st.store.reader import open_store
     from virchow_st.store.summary import summarise
 

@@ -22,7 +22,8 @@ from virchow_st.slide.stain_check import StainCheck, check_patches, spread
 from virchow_st.slide.visium_hd import VisiumHDSlide
 from virchow_st.types import PATCH_BINS, PATCH_POSITIONS, STORED_IMAGE_PX, BoolArray
 
-_COMPARED = 48  # patches
+COMPARED = 48
+"""Patches on which an image is compared with the counts before extraction."""
 _LEAST_OUTLINE = 0.5  # correlation of the tissue outlines that speaks for an image
 _MOST_OFF_MPP = 0.03  # of the bins' µm per pixel; scanners' are within a few in a thousand
 
@@ -37,7 +38,7 @@ def measure(
 ) -> Registration:
     """Registration of an image to the counts, on up to 48 patches."""
     check, tissue_of = RegistrationCheck(), _tissue_of(slide)
-    for index in spread(len(patches), _COMPARED):
+    for index in spread(len(patches), COMPARED):
         row0, col0 = int(patches.row0[index]), int(patches.col0[index])
         ((rgb, on_image),) = render_patch(image, slide.homography, row0, col0, (STORED_IMAGE_PX,))
         _, position, count = counts[index]

@@ -122,6 +122,10 @@ class SlideImage:
         """Fingerprint of the file: see `virchow_st.slide.space_ranger.fingerprint`."""
         return fingerprint(self.path)
 
+    def level_factors(self) -> list[int]:
+        """Full-resolution px a side of a pixel in each level that is used, rising from 1."""
+        return sorted(self._level_of_factor)
+
     def level_factor(self, downsample: float) -> int:
         """Full-resolution px a side of a pixel in the coarsest level not beyond ``downsample``.
 

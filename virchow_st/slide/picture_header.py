@@ -42,7 +42,10 @@ def read_picture_header(path: Path) -> PictureHeader:
     with reading(path, "a PNG or JPEG image"), path.open("rb") as file:
         is_png = file.read(4) == b"\x89PNG"
         file.seek(0)
-        picture = PngImageFile(file) if is_png else JpegImageFile(file)
+        try:
+            picture = PngImageFile(file) if is_png else JpegImageFile(file)
+        except SyntaxError as e:  # what Pillow raises on another format
+            raise ValueError(str(e)) from None
         orientation, dpi = picture.getexif().get(_ORIENTATION, 1), picture.info.get("dpi")
         if not picture.width or not picture.height:
             raise ValueError("it has no pixels")

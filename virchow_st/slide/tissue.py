@@ -56,7 +56,8 @@ def find_tissue(overview: UInt8Array, um_per_px: float, name: str = "image") -> 
     """
     saturation = smooth_saturation(overview, um_per_px)
     histogram = np.bincount(saturation.ravel(), minlength=256)
-    otsu = threshold_otsu(hist=(histogram, np.arange(256)))
+    values = np.flatnonzero(histogram)
+    otsu = threshold_otsu(hist=(histogram, np.arange(256))) if len(values) > 1 else values[0]
     threshold = int(np.clip(otsu, *LIMITS))
     area_um2 = um_per_px**2
     mask = _without_small(saturation > threshold, _SMALLEST_PIECE_UM2 / area_um2)
