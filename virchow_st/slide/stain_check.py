@@ -6,8 +6,8 @@ A white slide, a slide of one colour, one stain alone, a grey picture, an invert
 scan each break one of these rules. The limits keep a wide margin to real sections: measured on
 public breast, colon and mouse brain sections, blue over green was 0.24 to 0.63 (median of the
 tissue; 1.2 in an inverted one), and red over green spread by 0.23 to 0.61 between its 5th and 95th
-percentiles in the darker half (single patches of 128 µm: 0.13 and more; a picture of one stain with
-a camera's noise: 0.05 and less).
+percentiles in the darker half (single patches of 128 µm: 0.13 and more; a picture of one stain after
+JPEG compression: 0.10 and less).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _LEAST_STAINED = 0.005  # share of the pixels looked at
 _NOISE_PX = 1.0  # sigma of the blur that takes out the camera's noise, at 1 µm/px
 _LEAST_CONTRAST = 0.03  # optical density, 5th to 95th percentile of the pixels' contrast
 _SURROUNDINGS_PX = 8.0  # sigma of the surroundings that contrast is against
-_LEAST_HUES = 0.06  # 5th to 95th percentile of the ratio of red to green absorption
+_LEAST_HUES = 0.11  # 5th to 95th percentile of the ratio of red to green absorption
 _MOST_BLUE = 1.1  # median of the ratio of blue to green absorption; saffron brings it near 1
 _BLACK_OD = 1.0
 _MOST_BLACK = 0.25
