@@ -113,7 +113,9 @@ def test_the_largest_image_in_rgb_is_the_slide(
             tiff.write(pixels, metadata={"axes": "YXS", "Name": name}, **RGB)
     rgb, image = read(path)
     np.testing.assert_array_equal(rgb, he)
-    assert image.choice.series == f"image {1 if slide_first else 2} of 2 (slide), the largest in RGB"
+    assert (
+        image.choice.series == f"image {1 if slide_first else 2} of 2 (slide), the largest in RGB"
+    )
     assert not image.choice.warnings
 
 
@@ -270,9 +272,7 @@ def test_orientation_is_what_pillow_shows(
         np.testing.assert_array_equal(image.read_region(0, 0, 512, 400)[0], he)
         seen = image.oriented()
         assert (seen.height, seen.width) == expected.shape[:2]
-        np.testing.assert_array_equal(
-            seen.read_region(0, 0, seen.width, seen.height)[0], expected
-        )
+        np.testing.assert_array_equal(seen.read_region(0, 0, seen.width, seen.height)[0], expected)
         rgb, _, scale = seen.read_region(64, 32, 100, 60, 2.0)
         assert scale == 2
         means = expected[32:92, 64:164].reshape(30, 2, 50, 2, 3).mean(axis=(1, 3))

@@ -25,7 +25,14 @@ def told(path: Path) -> tuple[float, str]:
 
 @pytest.mark.parametrize(
     ("size", "unit"),
-    [(0.25, "µm"), (0.25, None), (250.0, "nm"), (2.5e-4, "mm"), (2500.0, "Å"), (0.25 / 25.4, "thou")],
+    [
+        (0.25, "µm"),
+        (0.25, None),
+        (250.0, "nm"),
+        (2.5e-4, "mm"),
+        (2500.0, "Å"),
+        (0.25 / 25.4, "thou"),
+    ],
 )
 def test_ome_xml_in_any_unit(tmp_path: Path, size: float, unit: str | None) -> None:
     metadata = {"axes": "YXS", "PhysicalSizeX": size, "PhysicalSizeY": size}
@@ -33,7 +40,9 @@ def test_ome_xml_in_any_unit(tmp_path: Path, size: float, unit: str | None) -> N
         metadata |= {"PhysicalSizeXUnit": unit, "PhysicalSizeYUnit": unit}
     path = tmp_path / "a.ome.tif"
     # The resolution of a printer beside it counts as none.
-    tifffile.imwrite(path, PIXELS, metadata=metadata, resolution=(72, 72), resolutionunit=2, **TILED)
+    tifffile.imwrite(
+        path, PIXELS, metadata=metadata, resolution=(72, 72), resolutionunit=2, **TILED
+    )
     assert told(path) == (pytest.approx(0.25), "by OME-XML")
 
 
@@ -58,7 +67,9 @@ def test_imagej(tmp_path: Path, unit: str) -> None:
 
 def test_the_tiffs_resolution(tmp_path: Path) -> None:
     path = tmp_path / "a.tif"
-    tifffile.imwrite(path, PIXELS, resolution=(40_000, 40_000), resolutionunit="CENTIMETER", **TILED)
+    tifffile.imwrite(
+        path, PIXELS, resolution=(40_000, 40_000), resolutionunit="CENTIMETER", **TILED
+    )
     assert told(path)[0] == pytest.approx(0.25)
 
 
@@ -78,7 +89,8 @@ def test_a_pngs_resolution(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("x", "y"), [(0, 0), (-0.25, -0.25), (353, 353), (float("nan"), 0.25), (0.25, 0.5), (1e-4, 1e-4)]
+    ("x", "y"),
+    [(0, 0), (-0.25, -0.25), (353, 353), (float("nan"), 0.25), (0.25, 0.5), (1e-4, 1e-4)],
 )
 def test_nonsense_is_refused_and_shown(x: float, y: float) -> None:
     place = MppPlace("OME-XML", x, y)

@@ -134,7 +134,10 @@ def test_the_conversion_that_messages_recommend(he: np.ndarray, tmp_path: Path, 
     if kind == "ImageJ":
         how = {"imagej": True, "resolution": (2.0, 2.0), "metadata": {"unit": "um"}}
     elif kind == "OME":
-        how |= {"ome": True, "metadata": {"axes": "YXS", "PhysicalSizeX": 0.5, "PhysicalSizeY": 0.5}}
+        how |= {
+            "ome": True,
+            "metadata": {"axes": "YXS", "PhysicalSizeX": 0.5, "PhysicalSizeY": 0.5},
+        }
     elif kind == "orientation":
         how |= {"extratags": [(274, "H", 1, 3, True)]}
     tifffile.imwrite(path, pixels, **how)
