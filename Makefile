@@ -2,8 +2,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+# Versions to install; lower_bounds.txt holds the first ones that pyproject.toml allows.
+CONSTRAINTS ?= constraints.txt
 
-.PHONY: demo test test-all lint docs bench vendor clean
+.PHONY: demo test test-all coverage lint docs dist bench vendor clean
 .DELETE_ON_ERROR:
 
 demo: $(READY)
@@ -15,6 +17,10 @@ test: $(READY)
 test-all: $(READY)
 	$(BIN)/pytest -q
 
+# Takes about twice as long as the tests alone, so CI does it every night and not at every push.
+coverage: $(READY)
+	$(BIN)/pytest -q -m "not slow" --cov --cov-report=html --cov-report=term:skip-covered
+
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -24,6 +30,12 @@ lint: $(READY)
 docs: $(READY) .venv/.docs
 	$(BIN)/python -m sphinx --fail-on-warning --keep-going -b html docs docs/_build/html
 	@echo "docs/_build/html/index.html"
+
+# What a release uploads, built in isolation and checked as the package index does.
+dist: $(READY) .venv/.dist
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist .
+	$(BIN)/python -m twine check --strict dist/*
 
 # PEER_PYTHON: a Python with scanpy and spatialdata-io, which then take part in the ingest.
 # SHORT_SPIN: as vst sets it for itself (cli/main.py says why).
@@ -53,17 +65,17 @@ vendor:
 	rm -r .vendor
 
 clean:
-	rm -rf .venv build dist demo .bench docs/_build .pytest_cache .mypy_cache .ruff_cache *.egg-info
+	rm -rf .venv build dist demo .bench .coverage* htmlcov docs/_build .pytest_cache .mypy_cache .ruff_cache *.egg-info
 
-.venv/.docs: $(READY)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+.venv/.docs .venv/.dist: .venv/.%: $(READY)
+	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable '.[$*]'
 	@touch $@
 
-$(READY): pyproject.toml constraints.txt
+$(READY): pyproject.toml $(CONSTRAINTS)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "virchow_st needs Python 3.11 or newer; try: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	@echo "installing virchow_st with torch (about 6 GB, a few minutes the first time)"
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable '.[dev]'
 	@touch $@

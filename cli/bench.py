@@ -10,8 +10,16 @@ import click
 from virchow_st.bench import TARGETS, run_target
 from virchow_st.errors import ConfigError
 from virchow_st.runtime.atomic import write_json
+from virchow_st.runtime.interrupt import exit_code
+from virchow_st.runtime.lock import locked
 from virchow_st_cli.console import Console
 from virchow_st_cli.options import with_console
+
+
+class _Stopped(click.ClickException):
+    """Ended by Ctrl-C."""
+
+    exit_code = 130
 
 
 @click.command(short_help="Measure speed on this machine.")
@@ -70,11 +78,12 @@ def bench(
                     table.title, list(table.columns), table.texts(), caption="\n".join(table.notes)
                 )
             tables += measured
-    except KeyboardInterrupt:
-        stopped = click.ClickException("stopped; the figures so far are above, no file is left")
-        stopped.exit_code = 130
+    except KeyboardInterrupt as e:
+        stopped = _Stopped("stopped; the figures so far are above, no file is left")
+        stopped.exit_code = exit_code(e)
         raise stopped from None
     content = document(target, tables)
     console.result(machine_line(content["machine"]))
     if json_path:
-        write_json(json_path, content)
+        with locked(json_path):
+            write_json(json_path, content)

@@ -16,6 +16,7 @@ import virchow_st
 from virchow_st.config import ExtractConfig, SimulateConfig, TrainConfig
 from virchow_st.errors import ConfigError
 from virchow_st.runtime.atomic import write_json
+from virchow_st.runtime.lock import LOCK_NAME, locked
 from virchow_st_cli.console import Console
 from virchow_st_cli.options import with_console
 from virchow_st_cli.scores import print_comparison, print_scores
@@ -39,6 +40,12 @@ def demo(console: Console, out: Path) -> None:
 
     Goes on where it was stopped, and starts anew when the program has changed.
     """
+    out.mkdir(parents=True, exist_ok=True)
+    with locked(out, out / LOCK_NAME):
+        _run(console, out)
+
+
+def _run(console: Console, out: Path) -> None:
     from virchow_st.extract.cohort import extract_cohort
     from virchow_st.run.compare import compare_runs
     from virchow_st.simulate import simulate_cohort
@@ -82,9 +89,8 @@ def _claim(out: Path) -> None:
             raise ConfigError(f"{out / _MARK}: is not of this demo; give another folder")
         for name in _PARTS:
             shutil.rmtree(out / name, ignore_errors=True)
-    elif out.exists() and any(out.iterdir()):
+    elif any(path.name != LOCK_NAME for path in out.iterdir()):
         raise ConfigError(f"{out}: expected a new folder or an earlier demo; give another folder")
-    out.mkdir(parents=True, exist_ok=True)
     write_json(out / _MARK, mark)
 
 

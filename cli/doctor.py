@@ -2,29 +2,33 @@
 
 from __future__ import annotations
 
-from importlib.metadata import PackageNotFoundError, version
+import platform
+import re
+from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
+from typing import Any
 
 import click
 
+from virchow_st.bench.tables import machine
 from virchow_st.errors import ConfigError
+from virchow_st.runtime.memory import free_ram
 from virchow_st_cli.console import Console
 from virchow_st_cli.images import doctor_pair
 from virchow_st_cli.options import with_console
 
-_PACKAGES = (
-    "virchow_st", "torch", "torchvision", "timm", "torch-geometric", "huggingface_hub", "lmdb",
-    "numpy", "numba", "scipy", "scikit-image", "opencv-python-headless", "openslide-python",
-    "tifffile", "h5py", "pyarrow",
-)  # fmt: skip
 _VIRCHOW2 = "paige-ai/Virchow2"
+_EXTRAS = ("spatial", "tracking")  # those that add commands or options; dev and docs do not
 
 
 @click.command(short_help="Check the installation, or whether an image fits its counts.")
 @click.argument("image", type=click.Path(path_type=Path), required=False)
 @click.argument("outs", type=click.Path(path_type=Path), required=False)
+@click.option(
+    "--json", "as_json", is_flag=True, help="the same for programs and issues, without any path"
+)
 @with_console
-def doctor(console: Console, image: Path | None, outs: Path | None) -> int:
+def doctor(console: Console, image: Path | None, outs: Path | None, as_json: bool) -> int:
     """Show versions, devices and access to the gated model; exit code 1 if a package is missing.
 
     With IMAGE and OUTS it says in seconds whether the image is the one that the counts lie on:
@@ -36,25 +40,70 @@ def doctor(console: Console, image: Path | None, outs: Path | None) -> int:
                 f"expected OUTS beside {image}; give Space Ranger's outs, or ask "
                 f"`vst inspect {image}` of the image alone"
             )
-        return doctor_pair(console, image, outs)
-    rows, is_whole = [], True
-    for name in _PACKAGES:
-        try:
-            rows.append([name, version(name)])
-        except PackageNotFoundError:
-            rows.append([name, "missing: run `pip install virchow_st` again"])
-            is_whole = False
-    rows.append(["device", _device()])
-    rows.append(["Virchow2", _gated_access()])
-    console.table("virchow_st", ["", "found"], rows, justify="left")
-    return int(not is_whole)
+        return doctor_pair(console, image, outs, as_json)
+    found = _found()
+    if as_json:
+        console.json(found)
+    else:
+        console.table("virchow_st", ["", "found"], _rows(found), justify="left")
+    return int(None in found["packages"].values())
+
+
+def _found() -> dict[str, Any]:
+    """What ``--json`` prints. Versions are None where a package is not installed."""
+    packages, extras = _requirements()
+    device, gpus = _device(), _gpus()
+    about = machine()  # after torch is loaded, whose threads it gives
+    return {
+        "format": "virchow_st.doctor/1",
+        "system": f"{platform.system()} {platform.machine()}, {' '.join(platform.libc_ver())}",
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in ("virchow_st", *packages)},
+        "extras": {e: {name: _version(name) for name in extras[e]} for e in _EXTRAS},
+        "cpu": about["cpu"],
+        "cores": about["cores"],
+        "memory_gb": about["memory_gb"],
+        "free_memory_gb": round(free_ram() / 1e9, 1),
+        "gpus": gpus,
+        "device": device,
+        "virchow2": _gated_access(),
+    }
+
+
+def _rows(found: dict[str, Any]) -> list[list[str]]:
+    absent = "missing: run `pip install virchow_st` again"
+    rows = [[name, version or absent] for name, version in found["packages"].items()]
+    for extra, packages in found["extras"].items():
+        how = f"not installed; `pip install 'virchow_st[{extra}]'` adds it"
+        rows += [[name, version or how] for name, version in packages.items()]
+    memory = f"{found['memory_gb']} GB, {found['free_memory_gb']} GB free"
+    rows += [["Python", found["python"]], ["memory", memory]]
+    return [*rows, ["device", found["device"]], ["Virchow2", found["virchow2"]]]
+
+
+def _requirements() -> tuple[list[str], dict[str, list[str]]]:
+    """Names of the packages that virchow_st needs, and of those that each extra adds."""
+    packages: list[str] = []
+    extras: dict[str, list[str]] = {}
+    for line in requires("virchow_st") or ():
+        name = re.split(r"[^\w.-]", line, maxsplit=1)[0]
+        extra = re.search(r"extra == ['\"]([\w-]+)['\"]", line)
+        (extras.setdefault(extra[1], []) if extra else packages).append(name)
+    return packages, extras
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
 
 
 def _device() -> str:
     try:
         import torch
     except ImportError as e:
-        return f"torch cannot be imported ({e})"
+        return f"torch cannot be imported ({type(e).__name__})"
     if not torch.cuda.is_available():
         return f"cpu, {torch.get_num_threads()} threads; no CUDA device"
     from virchow_st.models.losses.fused_gpu import missing
@@ -62,6 +111,20 @@ def _device() -> str:
     gib = torch.cuda.get_device_properties(0).total_memory / 2**30
     how = f"on dense counts, which is slower: {missing()}" if missing() else "fused, by Triton"
     return f"cuda, {torch.cuda.get_device_name(0)}, {gib:.0f} GiB; Poisson loss {how}"
+
+
+def _gpus() -> list[dict[str, Any]]:
+    try:
+        import torch
+    except ImportError:
+        return []
+    gpus = []
+    for i in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
+        gpu = torch.cuda.get_device_properties(i)
+        capability = f"{gpu.major}.{gpu.minor}"
+        memory_gb = round(gpu.total_memory / 1e9, 1)
+        gpus.append({"name": gpu.name, "capability": capability, "memory_gb": memory_gb})
+    return gpus
 
 
 def _gated_access() -> str:

@@ -45,6 +45,7 @@ def evaluate(
     from virchow_st.evaluation.evaluate import check_comparable, evaluate_run
     from virchow_st.run.compare import compare_runs
     from virchow_st.runtime.atomic import write_json
+    from virchow_st.runtime.lock import locked
 
     if len(runs) > 1:
         check_comparable(runs)
@@ -58,6 +59,7 @@ def evaluate(
         comparison = compare_runs(runs)
         print_comparison(console, comparison, names)
         if json_file is not None:
-            write_json(json_file, comparison)
+            with locked(json_file):
+                write_json(json_file, comparison)
     for run in runs:
         console.result(f"{run / 'metrics.json'}; next: vst figures {run}")

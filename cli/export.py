@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from virchow_st.config import ExportConfig
+from virchow_st.runtime.interrupt import exit_code
 from virchow_st_cli.console import Console
 from virchow_st_cli.options import build_config, config_options, with_console
 
@@ -28,8 +29,8 @@ def export(console: Console, source: Path, out: Path, **options: Any) -> int:
 
     try:
         written, said = export_run(source, out, config, console)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as e:
         console.error("stopped; nothing was kept, the same command begins anew")
-        return 130
+        return exit_code(e)
     console.result(f"{written}: {said}")
     return 0

@@ -9,7 +9,7 @@ import click
 
 from virchow_st.config import ExtractConfig
 from virchow_st.errors import ConfigError
-from virchow_st.runtime.ranks import Rank
+from virchow_st.runtime.distributed import Processes
 from virchow_st_cli.console import Console
 from virchow_st_cli.options import build_config, config_options, with_console
 
@@ -44,7 +44,7 @@ def extract(
         if outs or image or store or patient:
             raise ConfigError("--manifest names the slides; leave out OUTS and the other options")
         return _extract_cohort(console, manifest, config)
-    if Rank.here().count > 1:
+    if Processes.here().size > 1:
         raise ConfigError(
             "torchrun: expected --manifest, whose slides its processes share out; extract a single "
             "slide without torchrun"

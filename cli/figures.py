@@ -12,7 +12,10 @@ from virchow_st_cli.options import with_console
 
 @click.command(short_help="Draw genes, scores, calibration and the slides of a run.")
 @click.argument("run", type=click.Path(path_type=Path))
-@click.option("--genes", help="symbols or ids with commas; the best predicted ones if left out")
+@click.option(
+    "--genes",
+    help="symbols or ids with commas, or a file of them; the best predicted ones if left out",
+)
 @click.option(
     "--against",
     type=click.Path(path_type=Path),
@@ -22,7 +25,8 @@ from virchow_st_cli.options import with_console
 def figures(console: Console, run: Path, genes: str | None, against: Path | None) -> None:
     """Draw an evaluated RUN into RUN/figures, from its result files alone."""
     from virchow_st.output.figures import draw_figures
+    from virchow_st.store.genes import split_names
 
-    wanted = [g.strip() for g in genes.split(",") if g.strip()] if genes is not None else None
+    wanted = split_names(genes) if genes is not None else None
     for path in draw_figures(run, wanted, against, console):
         console.result(str(path))

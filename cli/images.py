@@ -39,17 +39,20 @@ def inspect_images(console: Console, paths: tuple[Path, ...], as_json: bool) -> 
         report.stain.raise_for(path)
 
 
-def doctor_pair(console: Console, image: Path, outs: Path) -> int:
+def doctor_pair(console: Console, image: Path, outs: Path, as_json: bool) -> int:
     """Say whether an image and a Space Ranger folder belong together; exit code 1 if not."""
     from virchow_st.extract.pair_report import report_on_pair
 
     report = report_on_pair(image, outs)
     for warning in report.warnings:
         console.warn(warning)
-    rows = [[label, text] for label, text in report.rows.items()]
-    console.table(f"{image} and {outs}", ["", "found"], rows, justify="left")
+    if as_json:
+        console.json({**report.rows, "warnings": report.warnings, "faults": report.faults})
+    else:
+        rows = [[label, text] for label, text in report.rows.items()]
+        console.table(f"{image} and {outs}", ["", "found"], rows, justify="left")
     for fault in report.faults:
         console.error(fault)
-    if not report.faults:
+    if not report.faults and not as_json:
         console.result("image and counts fit; vst extract would take them")
     return int(bool(report.faults))

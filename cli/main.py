@@ -1,6 +1,7 @@
 """``vst``: the entry point; every error ends in one line and an exit code.
 
-2 for a user's mistake, 1 for a check that failed or a fault of ours, 130 for Ctrl-C.
+2 for a user's mistake, 1 for a check that failed or a fault of ours, 130 for Ctrl-C, 143 for
+SIGTERM.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import _thread
 import errno
 import os
+import signal
 import sys
 import threading
 import warnings
@@ -18,6 +20,7 @@ import click
 from virchow_st import __version__
 from virchow_st.errors import VirchowSTError
 from virchow_st.runtime.distributed import is_main_process
+from virchow_st.runtime.interrupt import Terminated, exit_code, raise_on_sigterm
 from virchow_st_cli.bench import bench
 from virchow_st_cli.console import Console
 from virchow_st_cli.demo import demo
@@ -35,7 +38,7 @@ from virchow_st_cli.train import train
 # What writing says of a full disk, a folder that is not ours, or a file where a folder has to be.
 _UNUSABLE_PLACE = (
     errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST,
-    errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG,
+    errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EFBIG, errno.EIO,
 )  # fmt: skip
 
 
@@ -74,6 +77,7 @@ def main() -> None:
     # the kernels and of the reader wait for. libgomp reads this when torch is loaded.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     sys.unraisablehook = _keep_interrupt
+    raise_on_sigterm()
     # timm and torch-geometric still compile a few functions in a way that torch has deprecated.
     warnings.filterwarnings("ignore", message=r"`torch\.jit\.", category=FutureWarning)
     sys.exit(run(sys.argv[1:]))
@@ -82,7 +86,8 @@ def main() -> None:
 def _keep_interrupt(unraisable: Any) -> None:
     """Ctrl-C inside a finaliser would be printed and forgotten; let it come again right after."""
     if issubclass(unraisable.exc_type, KeyboardInterrupt):
-        threading.Timer(0.01, _thread.interrupt_main).start()
+        number = signal.SIGTERM if issubclass(unraisable.exc_type, Terminated) else signal.SIGINT
+        threading.Timer(0.01, _thread.interrupt_main, [number]).start()
     else:
         sys.__unraisablehook__(unraisable)
 
@@ -100,12 +105,12 @@ def run(arguments: list[str]) -> int:
             console.note(e.ctx.get_usage())
         console.error(e.format_message())
         return e.exit_code
-    except (click.Abort, KeyboardInterrupt):
+    except (click.Abort, KeyboardInterrupt) as e:
         console.error(
             "stopped; what was finished is kept, the same command goes on from there "
             "(vst train with --resume)"
         )
-        return 130
+        return exit_code(e)
     except VirchowSTError as e:
         if "--debug" in arguments:
             raise

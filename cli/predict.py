@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from virchow_st.config import PredictConfig
+from virchow_st.runtime.interrupt import exit_code
 from virchow_st_cli.console import Console
 from virchow_st_cli.options import build_config, config_options, with_console
 
@@ -42,8 +43,8 @@ def predict(
 
     try:
         done = predict_slide([run, *also], image, out, config, console)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as e:
         console.error("stopped; nothing was kept, the same command begins anew")
-        return 130
+        return exit_code(e)
     console.result(f"{done.path}: {done.n_patches} patches, {done.covered:.1%} of the tissue")
     return 0

@@ -14,7 +14,7 @@ from virchow_st_cli.options import with_console
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option(
     "--genes",
-    help="symbols or ids with commas, to show on the slide at every scale; "
+    help="symbols or ids with commas, or a file of them, to show on the slide at every scale; "
     "else all genes, the strongest at 2 and 4 µm too",
 )
 @with_console
@@ -25,7 +25,8 @@ def report(console: Console, run: Path, genes: str | None) -> None:
     and the test slide: H&E, observed and predicted under a divider, with zoom.
     """
     from virchow_st.output.report import write_report
+    from virchow_st.store.genes import split_names
 
-    wanted = [g.strip() for g in genes.split(",") if g.strip()] if genes is not None else None
+    wanted = split_names(genes) if genes is not None else None
     path = write_report(run, wanted, console)
     console.result(f"{path}: {path.stat().st_size / 1e6:.1f} MB; open it in a browser")

@@ -64,6 +64,9 @@ def train(
 def _train_config(
     options: dict[str, Any], file: Path | None, stores: tuple[str, ...]
 ) -> TrainConfig:
+    from virchow_st.store.patients import patient_name
+
+    options["test_patient"] = patient_name(options["test_patient"])
     config = build_config(TrainConfig, options, file, stores=stores)
     if not config.stores:
         raise ConfigError("stores: expected the stores of at least two patients; got none")

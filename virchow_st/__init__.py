@@ -9,6 +9,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from virchow_st.runtime.caches import place_caches
+
 if TYPE_CHECKING:
     from virchow_st.config import (
         ExportConfig,
@@ -35,6 +37,8 @@ if TYPE_CHECKING:
     from virchow_st.simulate.cohort import simulate_cohort
     from virchow_st.store.reader import Patch, Store, open_store
     from virchow_st.training.train import train
+
+place_caches()  # before numba, torch and Matplotlib are loaded by whatever follows
 
 __version__ = "0.1.0"
 

@@ -35,7 +35,7 @@ def config(tmp_path_factory):
 def run(config, tmp_path_factory):
     """Killed while the second fold is evaluated, then resumed."""
     path = tmp_path_factory.mktemp("runs") / "run"
-    real, seen = module.evaluate, []
+    real, seen = module.evaluate_run, []
 
     def dying(fold, *rest):
         seen.append(fold.name)
@@ -44,7 +44,7 @@ def run(config, tmp_path_factory):
         return real(fold, *rest)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "evaluate", dying)
+        patch.setattr(module, "evaluate_run", dying)
         with pytest.raises(Killed):
             leave_one_out(path, config)
     assert seen == ["fold-P1", "fold-P5"]
@@ -52,7 +52,7 @@ def run(config, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:  # what is trained and evaluated stays as it is
         patch.setattr(module, "train", None)
         patch.setattr(
-            module, "evaluate", lambda fold, *rest: seen.append(fold) or real(fold, *rest)
+            module, "evaluate_run", lambda fold, *rest: seen.append(fold) or real(fold, *rest)
         )
         leave_one_out(path, config, resume=True)
     assert seen[2:] == [path / "fold-P5"]
@@ -113,7 +113,7 @@ def test_figures_that_a_fold_has_not_are_left_out():
 
 def test_a_finished_one_is_only_summed_up(run, config, summary, monkeypatch):
     monkeypatch.setattr(module, "train", None)
-    monkeypatch.setattr(module, "evaluate", None)
+    monkeypatch.setattr(module, "evaluate_run", None)
     (run / "summary.json").unlink()
     assert leave_one_out(run, config, resume=True) == summary
     assert summarise({p: run / f"fold-{p}" for p in PATIENTS}) == summary

@@ -23,7 +23,7 @@ from virchow_st.extract.cohort import extract_cohort, read_cohort
 from virchow_st.models.encoders.published import PUBLISHED, VIRCHOW2
 from virchow_st.models.encoders.stain import StainEncoder
 from virchow_st.models.encoders.weights import parameters_hash
-from virchow_st.runtime.ranks import Rank, SharedWork
+from virchow_st.runtime.distributed import Processes, SharedWork
 from virchow_st.store.reader import open_store, verify
 
 SQUARE = Path("binned_outputs") / "square_002um"
@@ -206,13 +206,13 @@ def test_ranks_are_read_from_the_environment_and_take_a_device_each(
 ) -> None:
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
-    alone = Rank.here()
-    assert alone == Rank(0, 1, 0, 1)
+    alone = Processes.here()
+    assert alone == Processes(0, 1, 0, 1)
     assert [alone.device(name) for name in ("auto", "cuda", "cpu")] == ["auto", "cuda", "cpu"]
     for name, value in (("RANK", 5), ("WORLD_SIZE", 8), ("LOCAL_RANK", 1), ("LOCAL_WORLD_SIZE", 4)):
         monkeypatch.setenv(name, str(value))
-    rank = Rank.here()
-    assert rank == Rank(5, 8, 1, 4)
+    rank = Processes.here()
+    assert rank == Processes(5, 8, 1, 4)
     taken: list[int] = []
     monkeypatch.setattr("torch.cuda.set_device", taken.append)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
@@ -224,7 +224,7 @@ def test_ranks_are_read_from_the_environment_and_take_a_device_each(
 
 
 def test_work_alone_is_taken_in_order_and_answered() -> None:
-    work = SharedWork(Rank())
+    work = SharedWork(Processes())
     for item in work.take(3):
         work.answer(item, f"did {item}")
     assert work.collect(3) == ["did 0", "did 1", "did 2"]
@@ -234,7 +234,7 @@ def test_ranks_take_turns_as_they_are_ready_and_the_answers_come_together() -> N
     from torch.distributed import HashStore
 
     shared = HashStore()
-    works = [SharedWork(Rank(number, 2, number, 2)) for number in range(2)]
+    works = [SharedWork(Processes(number, 2, number, 2)) for number in range(2)]
     for work in works:
         work.__dict__["_store"] = shared
     first, second = (work.take(4) for work in works)

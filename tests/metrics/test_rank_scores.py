@@ -10,7 +10,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from virchow_st.kernels.joint import JointHistogram
 from virchow_st.kernels.reference import count_classes, rate_keys
 from virchow_st.kernels.table import draw_patch
-from virchow_st.metrics.ranks import AUPRC, AUROC, PREVALENCE, SPEARMAN, rank_figures
+from virchow_st.metrics.ranks import AUPRC, AUROC, PREVALENCE, SPEARMAN, rank_scores
 
 G = 6
 
@@ -29,7 +29,7 @@ def figures(rate: np.ndarray, counts: np.ndarray, n_parts: int = 1) -> np.ndarra
     pairs = JointHistogram(len(rate))
     for part in np.array_split(np.arange(rate.shape[1]), n_parts):
         pairs.update(rate[:, part].copy(), counts[:, part].copy(), np.ones(part.size, np.bool_))
-    return rank_figures(pairs, len(rate))
+    return rank_scores(pairs, len(rate))
 
 
 @pytest.mark.parametrize("scale", [0.05, 1.0, 20.0, 150.0])
@@ -47,7 +47,7 @@ def test_figures_equal_scipy_and_scikit_learn_on_rounded_values(scale: float) ->
 
 
 @pytest.mark.parametrize("scale", [0.05, 1.0, 20.0, 150.0])
-def test_rounding_hardly_moves_a_figure(scale: float) -> None:
+def test_rounding_hardly_changes_a_score(scale: float) -> None:
     """Against the values as they are; gene 0 varies by a tenth of itself only."""
     rate, counts = draw(scale)
     got = figures(rate, counts)
@@ -87,7 +87,7 @@ def test_what_is_undefined() -> None:
     assert np.isfinite(got[2, SPEARMAN])
     assert np.isnan(got[2, AUROC:]).all()
     np.testing.assert_allclose(got[3, AUROC:], [1.0, 1.0, 0.5])
-    assert np.isnan(rank_figures(JointHistogram(2), 2)).all()
+    assert np.isnan(rank_scores(JointHistogram(2), 2)).all()
 
 
 def test_memory_does_not_grow_with_the_patches() -> None:

@@ -47,8 +47,11 @@ def found(monkeypatch, tmp_path):
 
 def test_the_way_taken_is_the_devices(found) -> None:
     assert fused_gpu.missing() == ""
-    assert poisson.way_on(CUDA) == (fused_gpu.tissue_bins, fused_gpu.fused_half_deviance)
-    assert poisson.way_on(torch.device("cpu")) == (tissue_bins, fused.fused_half_deviance)
+    assert poisson.implementation_on(CUDA) == (fused_gpu.tissue_bins, fused_gpu.fused_half_deviance)
+    assert poisson.implementation_on(torch.device("cpu")) == (
+        tissue_bins,
+        fused.fused_half_deviance,
+    )
 
 
 def test_what_triton_lacks_is_named_and_torch_takes_over(found, tmp_path) -> None:
@@ -66,7 +69,7 @@ def test_what_triton_lacks_is_named_and_torch_takes_over(found, tmp_path) -> Non
     assert "install gcc or clang" in now_missing()
     found.setattr(fused_gpu, "find_spec", lambda name: None)
     assert now_missing() == "the package triton is not installed"
-    assert poisson.way_on(CUDA) == (tissue_bins, poisson.dense_half_deviance)
+    assert poisson.implementation_on(CUDA) == (tissue_bins, poisson.dense_half_deviance)
 
 
 def test_doctor_says_which_way_is_taken(found, tmp_path) -> None:
@@ -87,8 +90,10 @@ def test_torch_on_dense_counts_gives_the_same(patch_of_counts, monkeypatch) -> N
     output, counts, mask = patch_of_counts
     objective = build_objective("poisson", torch.full((2,), 0.2), torch.ones(4, 2), SCALES_UM)
     results = []
-    for way in (poisson.way_on(output.device)[1], poisson.dense_half_deviance):
-        monkeypatch.setattr(poisson, "way_on", lambda device, way=way: (tissue_bins, way))
+    for way in (poisson.implementation_on(output.device)[1], poisson.dense_half_deviance):
+        monkeypatch.setattr(
+            poisson, "implementation_on", lambda device, way=way: (tissue_bins, way)
+        )
         losses = objective(output, counts, mask)
         results.append([losses.detach(), torch.autograd.grad(losses.sum(), output)[0]])
     for sparse, dense in zip(*results, strict=True):

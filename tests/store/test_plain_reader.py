@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -90,6 +91,16 @@ def test_small_stores_are_read(tmp_path, grid, token_dtype):
     assert_read_alike(store, tmp_path, [6, 0, 1, 2, 3, 4, 5])
 
 
+@pytest.mark.parametrize("token_dtype", ["float16", "int8"])
+def test_a_store_of_many_genes_is_read(tmp_path, token_dtype):
+    records = [
+        replace(record, gene=np.where(record.gene < 3, record.gene, record.gene + 69_000))
+        for record in make_records(2, n_genes=7, rate=2.0)
+    ]
+    store = write_records(tmp_path / "A.vst", records, 70_000, token_dtype=token_dtype)
+    assert_read_alike(store, tmp_path, [0, 2, 3, 69_003, 69_006])
+
+
 def test_an_extracted_store_is_read(stores, tmp_path):
     store = open_store(stores["P1"])
     assert_read_alike(store, tmp_path, np.argsort(-store.genes.totals)[:20].tolist())
@@ -117,7 +128,7 @@ def test_damage_is_noticed(tmp_path):
 def test_another_format_is_refused(tmp_path):
     folder = tmp_path / "A.vst"
     folder.mkdir()
-    manifest = {"format": "virchow_st.store/2"} | make_manifest([], 1)
+    manifest = {"format": "virchow_st.store/3"} | make_manifest([], 1)
     (folder / "store.json").write_text(json.dumps(manifest))
     done = run(READER + "PlainStore(sys.argv[1])", folder)
-    assert "unknown format virchow_st.store/2" in done.stderr
+    assert "unknown format virchow_st.store/3" in done.stderr

@@ -159,8 +159,11 @@ def edit_manifest(path, **changes):
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"format": "virchow_st.store/2"}, "expected format virchow_st.store/1, got"),
-        ({"format": None}, "expected format virchow_st.store/1, got None"),
+        (
+            {"format": "virchow_st.store/3"},
+            "expected format virchow_st.store/1 or virchow_st.store/2, got",
+        ),
+        ({"format": None}, "or virchow_st.store/2, got None"),
         ({"n_patches": 4}, "expected 28 records, found 21"),
         ({"genes": {"id": []}}, "expected id, symbol and total"),
         ({"genes": {"id": ["a"], "symbol": [], "total": []}}, "lists of equal length"),

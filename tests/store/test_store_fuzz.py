@@ -22,7 +22,7 @@ from virchow_st.store.panel_reads import read_dense, read_sparse
 from virchow_st.store.reader import open_store
 from virchow_st.store.tokens import pack_tokens, unpack_tokens
 
-N_GENES = 300
+N_GENES, MANY_GENES = 300, 70_000  # indices of two bytes, and of four
 SHAPE = (4, 4, 6)
 
 
@@ -34,16 +34,19 @@ def cases(n):
 # --- payloads ----------------------------------------------------------------------------------
 
 
-def counts_payload(seed, n, most):
+def counts_payload(seed, n, most, n_genes=N_GENES):
     """Sound counts of about ``n`` entries, every sixth or so an escape."""
     rng = np.random.default_rng(seed)
-    cells = np.unique(rng.integers(0, N_GENES * 16384, n))
+    cells = np.unique(rng.integers((n_genes - N_GENES) * 16384, n_genes * 16384, n))
     count = rng.choice([1, 1, 2, 3, 4, most], len(cells)).astype(np.uint32)
-    return fmt.pack_counts(cells // 16384, cells % 16384, count)
+    return fmt.pack_counts(cells // 16384, cells % 16384, count, n_genes)
 
 
 RECORD = make_records(1, grid=4, dim=6)[0]
-COUNTS = [counts_payload(0, 0, 9), *(counts_payload(n, n, 2**32 - 1) for n in (1, 2, 9, 40, 301))]
+COUNTS = {
+    n_genes: [counts_payload(n, n, 2**32 - 1, n_genes) for n in (0, 1, 2, 9, 40, 301)]
+    for n_genes in (N_GENES, MANY_GENES)
+}
 PATCHES = [fmt.pack_patch(RECORD.info)]
 MASKS = [fmt.pack_mask(RECORD.tissue_mask)]
 IMAGES = [fmt.pack_image(RECORD.image), fmt.pack_image(np.zeros((256, 256, 3), np.uint8))]
@@ -101,8 +104,11 @@ def any_of(payloads):
 @pytest.fixture(scope="module", autouse=True)
 def warm():
     """What is loaded and compiled once does not count as memory taken for a payload."""
-    read_dense(memoryview(COUNTS[3]), N_GENES, [1], None)
-    read_sparse(memoryview(COUNTS[3]), N_GENES, [1])
+    for n_genes, payloads in COUNTS.items():
+        read_dense(memoryview(payloads[3]), n_genes, [1], None)
+        read_sparse(memoryview(payloads[3]), n_genes, [1])
+    unpack_tokens(memoryview(CODES[0]), SHAPE, "int8")
+    fmt.unpack_image(memoryview(IMAGES[0]))
 
 
 def read_or_refused(unpack, payload, beside=0):
@@ -128,31 +134,36 @@ def one_line(error):
     return str(error)
 
 
-@cases(3000)
-@given(any_of(COUNTS))
-def test_counts(payload):
-    stored = read_or_refused(lambda p: fmt.unpack_counts(p, N_GENES), payload)
+@pytest.mark.parametrize("n_genes", COUNTS)
+@cases(2000)
+@given(data=st.data())
+def test_counts(n_genes, data):
+    payload = data.draw(any_of(COUNTS[n_genes]))
+    stored = read_or_refused(lambda p: fmt.unpack_counts(p, n_genes), payload)
     if isinstance(stored, str):
         return
     assert stored.indptr[-1] == len(stored.positions) == len(stored.counts)
     assert (np.diff(stored.indptr) > 0).all()
-    assert not len(stored.genes) or 0 <= stored.genes[0] <= stored.genes[-1] < N_GENES
+    assert not len(stored.genes) or 0 <= stored.genes[0] <= stored.genes[-1] < n_genes
     assert not len(stored.positions) or stored.positions.max() < 16384
     assert stored.counts.all()
     gene = np.repeat(stored.genes, np.diff(stored.indptr))
     place = gene * 16384 + stored.positions
     assert (np.diff(place) > 0).all()
-    assert fmt.pack_counts(gene, stored.positions, stored.counts) == payload
+    assert fmt.pack_counts(gene, stored.positions, stored.counts, n_genes) == payload
 
 
-@cases(2000)
-@given(any_of(COUNTS), st.lists(st.integers(0, N_GENES - 1), max_size=5))
-def test_panel_reads_agree_with_the_plain_unpacker(payload, panel):
+@pytest.mark.parametrize("n_genes", COUNTS)
+@cases(1200)
+@given(data=st.data())
+def test_panel_reads_agree_with_the_plain_unpacker(n_genes, data):
     """The compiled kernels refuse what the plain code refuses, and read what it reads."""
-    stored = read_or_refused(lambda p: fmt.unpack_counts(p, N_GENES), payload)
+    payload = data.draw(any_of(COUNTS[n_genes]))
+    panel = data.draw(st.lists(st.integers(n_genes - N_GENES, n_genes - 1), max_size=5))
+    stored = read_or_refused(lambda p: fmt.unpack_counts(p, n_genes), payload)
     room = 2 * (len(panel) + 1) * 65536
-    dense = read_or_refused(lambda p: read_dense(p, N_GENES, panel, None), payload, room)
-    found = read_or_refused(lambda p: read_sparse(p, N_GENES, panel), payload, room)
+    dense = read_or_refused(lambda p: read_dense(p, n_genes, panel, None), payload, room)
+    found = read_or_refused(lambda p: read_sparse(p, n_genes, panel), payload, room)
     if isinstance(stored, str):
         assert dense == found == stored
         return
@@ -266,7 +277,7 @@ def test_key(raw):
         assert fmt.key(*found) == raw
 
 
-SEALED = fmt.seal(fmt.key(3, Kind.COUNTS), COUNTS[3])
+SEALED = fmt.seal(fmt.key(3, Kind.COUNTS), COUNTS[N_GENES][3])
 
 
 @cases(600)
@@ -280,7 +291,10 @@ def test_no_changed_value_passes_its_checksum(value):
 
 PLAIN = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=4)
 ANYTHING = st.recursive(
-    PLAIN | st.sampled_from([-1, 0, 2**63, 2**64, 10**400, "virchow_st.store/1", [], {}]),
+    PLAIN
+    | st.sampled_from(
+        [-1, 0, 2**63, 2**64, 10**400, "virchow_st.store/1", "virchow_st.store/2", [], {}]
+    ),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner),
     max_leaves=6,
 )

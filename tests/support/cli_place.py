@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -51,7 +52,7 @@ class Place:
                 "--decoder", "linear", "--epochs", 1, "--device", "cpu", *more]  # fmt: skip
 
 
-def refused(vst, place: Place, arguments: list[object]) -> str:
+def refused(vst: Callable[..., Answer], place: Place, arguments: list[object]) -> str:
     """Run a mistake; assert one line, exit code 2 and an untouched folder; return the line."""
     before = place.listing()
     answer = vst(*arguments)

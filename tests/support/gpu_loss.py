@@ -7,10 +7,13 @@ read when Triton is imported, on CPU tensors; and on the GPU, where there is one
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from virchow_st.kernels import poisson_triton
 from virchow_st.models.losses import build_objective, fused, fused_gpu, poisson
@@ -27,7 +30,9 @@ SCALES = (2, 4, 8, 16)
 LOSS_RTOL, GRADIENT_RTOL = 1e-6 if INTERPRETED else 1e-5, 1e-4
 
 
-def draw(B=2, G=2, side=16, dtype=torch.float32, seed=0):
+def draw(
+    B: int = 2, G: int = 2, side: int = 16, dtype: torch.dtype = torch.float32, seed: int = 0
+) -> tuple[Tensor, BatchCounts, Tensor]:
     """Log-rates, counts in random order, and a ragged mask that leaves whole 16 µm bins empty."""
     rng = np.random.default_rng(seed)
     output = torch.from_numpy(rng.normal(-1, 1, (B, G, side, side))).to(DEVICE, dtype)
@@ -37,7 +42,7 @@ def draw(B=2, G=2, side=16, dtype=torch.float32, seed=0):
     return output, shuffled(BatchCounts.of_dense(umis), rng), torch.from_numpy(mask).to(DEVICE)
 
 
-def shuffled(counts, rng):
+def shuffled(counts: BatchCounts, rng: np.random.Generator) -> BatchCounts:
     """The same counts, each map's in another order."""
     order = np.concatenate(
         [a + rng.permutation(b - a) for a, b in zip(counts.start, counts.start[1:], strict=False)]
@@ -45,19 +50,29 @@ def shuffled(counts, rng):
     return BatchCounts(counts.start, counts.position[order], counts.count[order], counts.shape)
 
 
-def triton_loss(output, counts, mask, scales=SCALES):
+def triton_loss(
+    output: Tensor, counts: BatchCounts, mask: Tensor, scales: tuple[int, ...] = SCALES
+) -> Tensor:
     n_bins = fused_gpu.tissue_bins(mask, scales) * output.shape[1]
     return fused_gpu.fused_half_deviance(output, counts, mask, n_bins, scales)
 
 
-def plain_loss(output, counts, mask, scales=SCALES):
+def plain_loss(
+    output: Tensor, counts: BatchCounts, mask: Tensor, scales: tuple[int, ...] = SCALES
+) -> Tensor:
     """In float64, less the least it can be."""
     dense = dense_counts(counts, output.device).double()
     least = saturated_poisson(dense, mask, scales)
     return plain_poisson(output.double(), dense, mask, scales) - least
 
 
-def step(loss, output, counts, mask, scales=SCALES):
+def step(
+    loss: Callable[..., Tensor],
+    output: Tensor,
+    counts: BatchCounts,
+    mask: Tensor,
+    scales: tuple[int, ...] = SCALES,
+) -> tuple[Tensor, Tensor]:
     """Losses, and the gradient of their weighted sum."""
     x = output.detach().requires_grad_()
     losses = loss(x, counts, mask, scales)
@@ -66,7 +81,9 @@ def step(loss, output, counts, mask, scales=SCALES):
     return losses.detach(), gradient
 
 
-def check(output, counts, mask, scales=SCALES):
+def check(
+    output: Tensor, counts: BatchCounts, mask: Tensor, scales: tuple[int, ...] = SCALES
+) -> None:
     losses, gradient = step(triton_loss, output, counts, mask, scales)
     plain, plain_gradient = step(plain_loss, output.double(), counts, mask, scales)
     assert losses.dtype == gradient.dtype == output.dtype
@@ -76,30 +93,30 @@ def check(output, counts, mask, scales=SCALES):
 
 
 @pytest.mark.parametrize("scales", [SCALES, (2,), (16,), (4, 16), (2, 8), (4, 8, 64)])
-def test_loss_and_gradient_are_plain_pytorchs(scales):
-    check(*draw(G=1, side=64 if scales[-1] > 16 else 32), scales)
+def test_loss_and_gradient_are_plain_pytorchs(scales: tuple[int, ...]) -> None:
+    check(*draw(G=1, side=64 if scales[-1] > 16 else 32), scales=scales)
 
 
-def test_in_float64():
+def test_in_float64() -> None:
     check(*draw(dtype=torch.float64))
 
 
-def test_on_a_whole_patch_of_one_gene():
+def test_on_a_whole_patch_of_one_gene() -> None:
     check(*draw(B=1, G=1, side=128))
 
 
-def test_on_maps_smaller_than_a_strip():
-    check(*draw(G=1, side=8), (2, 4))
+def test_on_maps_smaller_than_a_strip() -> None:
+    check(*draw(G=1, side=8), scales=(2, 4))
 
 
-def test_gradient_equals_finite_differences():
+def test_gradient_equals_finite_differences() -> None:
     output, counts, mask = draw(B=1, G=1, side=16, dtype=torch.float64)
     torch.autograd.gradcheck(
         lambda x: triton_loss(x, counts, mask), output.requires_grad_(), atol=1e-7, fast_mode=True
     )
 
 
-def test_without_counts_and_without_tissue():
+def test_without_counts_and_without_tissue() -> None:
     output, counts, mask = draw()
     empty = BatchCounts.of_dense(np.zeros(counts.shape, np.uint16))
     check(output, empty, mask)
@@ -108,21 +125,21 @@ def test_without_counts_and_without_tissue():
     assert not gradient.any()
 
 
-def test_some_maps_without_counts_and_some_with_counts_everywhere():
+def test_some_maps_without_counts_and_some_with_counts_everywhere() -> None:
     output, _, mask = draw()
     umis = np.random.default_rng(1).poisson(2.0, output.shape) + 1
     umis[:, 1] = 0
     check(output, BatchCounts.of_dense(umis), mask)
 
 
-def test_large_counts():
+def test_large_counts() -> None:
     output, counts, mask = draw()
     large = counts.count.copy()
     large[::50] = np.resize([65_536, 1_000_003, 255, 70_000], len(large[::50]))
     check(output, BatchCounts(counts.start, counts.position, large, counts.shape), mask)
 
 
-def test_beyond_the_clamp_it_is_the_cpus():
+def test_beyond_the_clamp_it_is_the_cpus() -> None:
     """The gradient stays that of the clamped rate; plain PyTorch does not clamp."""
     output, counts, mask = draw()
     output[:, :, ::3] = -1e4
@@ -136,7 +153,7 @@ def test_beyond_the_clamp_it_is_the_cpus():
     torch.testing.assert_close(gradient.cpu(), x.grad, rtol=GRADIENT_RTOL, atol=1e-9)
 
 
-def test_zero_where_rates_are_the_counts_and_positive_elsewhere():
+def test_zero_where_rates_are_the_counts_and_positive_elsewhere() -> None:
     _, counts, mask = draw()
     umis = dense_counts(counts, DEVICE) + 1
     counts = BatchCounts.of_dense(umis.cpu().numpy())
@@ -145,7 +162,7 @@ def test_zero_where_rates_are_the_counts_and_positive_elsewhere():
     assert (triton_loss(umis.log() - 0.1, counts, mask) > 1e-4).all()
 
 
-def test_outside_tissue_nothing_counts():
+def test_outside_tissue_nothing_counts() -> None:
     output, counts, mask = draw()
     outside = ~mask[:, None].expand_as(output)
     umis = dense_counts(counts, DEVICE)
@@ -158,7 +175,7 @@ def test_outside_tissue_nothing_counts():
     assert gradient[~outside].abs().min() > 0
 
 
-def test_not_a_number_is_not_hidden():
+def test_not_a_number_is_not_hidden() -> None:
     output, counts, mask = draw()
     mask[1, 7, 9] = True
     output[1, 1, 7, 9] = torch.nan
@@ -168,10 +185,11 @@ def test_not_a_number_is_not_hidden():
     assert gradient[1, 1, 7, 9].isnan()
 
 
-def test_same_bits_every_time_and_in_any_order_of_counts():
+def test_same_bits_every_time_and_in_any_order_of_counts() -> None:
     output, counts, mask = draw(G=1)
     lists = (counts.start, counts.position.view(np.int16), counts.count)
-    there = BatchCounts(*(torch.from_numpy(x).to(DEVICE) for x in lists), counts.shape)
+    on_device: list[Any] = [torch.from_numpy(x).to(DEVICE) for x in lists]
+    there = BatchCounts(on_device[0], on_device[1], on_device[2], counts.shape)
     again = shuffled(counts, np.random.default_rng(9))
     first, *others = (step(triton_loss, output, c, mask) for c in (counts, counts, again, there))
     for losses, gradient in others:
@@ -179,7 +197,7 @@ def test_same_bits_every_time_and_in_any_order_of_counts():
         assert torch.equal(gradient, first[1])
 
 
-def test_each_scales_gradient_can_be_asked_for_before_the_whole():
+def test_each_scales_gradient_can_be_asked_for_before_the_whole() -> None:
     """As GradNorm does."""
     output, counts, mask = draw(G=1)
     output = output.requires_grad_()
@@ -193,7 +211,7 @@ def test_each_scales_gradient_can_be_asked_for_before_the_whole():
         torch.testing.assert_close(part, gradient)
 
 
-def test_any_memory_layout():
+def test_any_memory_layout() -> None:
     output, counts, mask = draw()
     expected = step(triton_loss, output, counts, mask)
     for laid in (output.to(memory_format=torch.channels_last), output.mT.contiguous().mT):
@@ -202,12 +220,14 @@ def test_any_memory_layout():
         assert torch.equal(gradient, expected[1])
 
 
-def test_the_objective_takes_it_and_a_balance_its_gradients(monkeypatch):
+def test_the_objective_takes_it_and_a_balance_its_gradients(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """`MultiScalePoisson` on a GPU: a decoder's bfloat16 output, GradNorm, one backward pass."""
     ways = fused_gpu.tissue_bins, fused_gpu.fused_half_deviance
     if not INTERPRETED:
-        assert poisson.way_on(DEVICE) == ways
-    monkeypatch.setattr(poisson, "way_on", lambda device: ways)
+        assert poisson.implementation_on(DEVICE) == ways
+    monkeypatch.setattr(poisson, "implementation_on", lambda device: ways)
     output, counts, mask = draw()
     objective = build_objective("poisson", torch.full((2,), 0.2), torch.ones(4, 2), SCALES)
     objective, head = objective.to(DEVICE), torch.nn.Conv2d(2, 2, 1).to(DEVICE, torch.bfloat16)
@@ -220,10 +240,11 @@ def test_the_objective_takes_it_and_a_balance_its_gradients(monkeypatch):
     assert norms.shape == (4,)
     assert (norms > 0).all()
     losses.sum().backward()
+    assert head.weight.grad is not None
     assert head.weight.grad.isfinite().all()
 
 
-def test_tissue_bins_are_torchs():
+def test_tissue_bins_are_torchs() -> None:
     mask = draw(B=3, side=32)[2]
     for m in (mask, torch.zeros_like(mask), torch.ones_like(mask)):
         for scales in (SCALES, (2,), (8, 64)):
@@ -231,7 +252,7 @@ def test_tissue_bins_are_torchs():
             assert torch.equal(counted.long(), tissue_bins(m, scales))
 
 
-def test_index_of_counts():
+def test_index_of_counts() -> None:
     """Bits, numbers before and order, from NumPy; maps without counts and more than a chunk."""
     umis = np.random.default_rng(3).poisson(0.8, (1, 3, 64, 64))
     umis[0, 1] = 0
@@ -252,7 +273,7 @@ def test_index_of_counts():
     np.testing.assert_allclose(log_umi.cpu(), np.log(flat[has_counts]), rtol=1e-6, atol=1e-7)
 
 
-def test_refuses_maps_that_it_cannot_cut():
+def test_refuses_maps_that_it_cannot_cut() -> None:
     with pytest.raises(ValueError, match=r"powers of two.*got 48 × 32 bins"):
         fused_gpu.tissue_bins(torch.ones(1, 48, 32, dtype=torch.bool, device=DEVICE), SCALES)
     with pytest.raises(ValueError, match=r"bins of 32 µm; got 8 × 8 bins"):

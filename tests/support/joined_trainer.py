@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import sys
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from unittest.mock import patch
 
@@ -33,7 +34,7 @@ def main(arguments: list[str]) -> None:
     with process_group() as processes:
         for fault, config, run in zip(*(iter(arguments),) * 3, strict=True):
             settings = from_toml(TrainConfig, Path(config))
-            resume = processes.from_first(lambda run=run: is_begun(Path(run)))
+            resume = processes.from_first(partial(is_begun, Path(run)))
             with ExitStack() as faults:
                 if not processes.is_first:
                     bring_about(fault, faults)

@@ -10,6 +10,7 @@ import os
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from tiny_store import JOB, make_manifest, make_records
 
@@ -37,7 +38,7 @@ def main(path: Path) -> None:
 def die_at(function: str, nth: int, when: str) -> None:
     real, calls = getattr(os, function), 0
 
-    def call(*arguments, **keywords):
+    def call(*arguments: Any, **keywords: Any) -> Any:
         nonlocal calls
         calls += 1
         if calls == nth and when == "before":

@@ -45,7 +45,7 @@ def write_records(
     token_dtype: str = "float16",
     **manifest: Any,
 ) -> Store:
-    with StoreWriter(path, job, token_dtype) as writer:
+    with StoreWriter(path, job, token_dtype, n_genes) as writer:
         writer.append(records)
         writer.finish(make_manifest(records, n_genes) | manifest)
     return open_store(path)

@@ -3,9 +3,10 @@ import pytest
 from tiny_store import make_record, write_records, write_store
 
 from virchow_st.errors import ConfigError
+from virchow_st.kernels.orientation import turn
 from virchow_st.run.panel import Panel
 from virchow_st.run.split import Member
-from virchow_st.training.dataset import PatchDataset, turn, turned_positions
+from virchow_st.training.dataset import PatchDataset, turned_positions
 from virchow_st.training.statistics import training_statistics
 
 GRID, CELLS = 16, 4  # a token is 4×4 sub-cells here: a 64×64 picture of the patch
@@ -182,5 +183,7 @@ def test_stores_of_unlike_encoders_and_missing_genes_are_refused(stores, tmp_pat
     with pytest.raises(ConfigError, match=r"wide\.vst: expected tokens of"):
         PatchDataset([*stores, wide], ALL)
     few = write_store(tmp_path / "few.vst", "E", 1, n_genes=4)
-    with pytest.raises(ConfigError, match=r"few\.vst: has no counts of 2 panel genes, ENSG00004"):
+    with pytest.raises(
+        ConfigError, match=r"few\.vst: has no counts of 2 of 6 panel genes, 'ENSG00004'"
+    ):
         PatchDataset([*stores, few], ALL)

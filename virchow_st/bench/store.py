@@ -147,7 +147,9 @@ def tokens_table(warm: Mapping[str, float], n_bytes: int) -> Table:
 def time_writes(folder: Path, records: Sequence[PatchRecord]) -> Table:
     """Write the records as a store, and their payloads plainly; the store stays in the folder."""
     start = time.perf_counter()
-    payloads = [[payload for _, payload in record.payloads("float16")] for record in records]
+    payloads = [
+        [payload for _, payload in record.payloads("float16", N_GENES)] for record in records
+    ]
     pack_s = time.perf_counter() - start
     size = sum(len(payload) for patch in payloads for payload in patch)
     plain_s = _write_plainly(folder / "plain.bin", payloads)

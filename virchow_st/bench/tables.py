@@ -9,9 +9,11 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+from virchow_st.runtime.devices import core_count
+from virchow_st.runtime.software import versions
 
 Cell = str | int | float | None
 
@@ -125,7 +127,7 @@ def machine(*packages: str) -> dict[str, str | int | float]:
     """
     about: dict[str, str | int | float] = {
         "cpu": _cpu_model(),
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": core_count(),
         "memory_gb": round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9, 1),
     }
     for name in ("numba", "torch"):
@@ -134,11 +136,7 @@ def machine(*packages: str) -> dict[str, str | int | float]:
     if (torch := sys.modules.get("torch")) is not None and torch.cuda.is_available():
         about["gpu"] = torch.cuda.get_device_name()
     about["python"] = platform.python_version()
-    for name in ("numpy", "numba", "torch", *packages):
-        try:
-            about[name] = version(name)
-        except PackageNotFoundError:
-            continue
+    about |= versions(("numpy", "numba", "torch", *packages))
     return about
 
 

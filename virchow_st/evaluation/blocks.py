@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from virchow_st.run.split import square_blocks
 from virchow_st.store.format import PatchInfo
 from virchow_st.types import PATCH_BINS, PATCH_UM, Int64Array
 
@@ -77,8 +78,7 @@ def cut_blocks(slides: Sequence[Sequence[PatchInfo]]) -> Blocks:
         of_patch, n_blocks = [], 0
         for infos in slides:
             row, col = _lattice(infos)
-            places = np.stack([row // side, col // side], axis=1)
-            block = np.unique(places, axis=0, return_inverse=True)[1].reshape(-1)
+            block = square_blocks(row, col, side)
             of_patch.append(block + n_blocks)
             n_blocks += int(block.max()) + 1
         if n_blocks >= _LEAST_BLOCKS:

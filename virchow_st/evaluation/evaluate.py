@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,6 +16,7 @@ from virchow_st.evaluation.scoreboard import Scoreboard, Slide, scale_figures
 from virchow_st.evaluation.truth import TruthScores
 from virchow_st.predict.load import Run, load_run
 from virchow_st.run.compare import DRAWS, check_same_panel, differences, other_patches
+from virchow_st.run.lock import RESULTS_SEAL, RunLock
 from virchow_st.run.maps import SlideMaps, write_maps
 from virchow_st.run.overview import slide_names, write_overview
 from virchow_st.run.panel import Panel
@@ -29,12 +29,13 @@ from virchow_st.run.results import (
     write_per_gene,
 )
 from virchow_st.run.split import Member
+from virchow_st.runtime.atomic import replaced_together
+from virchow_st.runtime.devices import core_count
 from virchow_st.runtime.progress import SILENT, Progress
 from virchow_st.store.reader import Store, open_store
+from virchow_st.store.same_slide import check_different_slides
 from virchow_st.training.dataset import PatchDataset
 from virchow_st.types import Float32Array
-
-_RESULTS = ("metrics.json", "per_gene.csv", "blocks.npz")
 
 
 def evaluate_run(
@@ -44,6 +45,8 @@ def evaluate_run(
     truth: Path | None = None,
 ) -> dict[str, Any]:
     """Score a run's best decoder and the baselines on the run's test patient.
+
+    What an earlier evaluation left stays until all of the new one is written.
 
     Args:
         run_path: a run directory of ``vst train``.
@@ -59,26 +62,32 @@ def evaluate_run(
             decoder predicts what is no rate.
         SlideError: the truth is not that of the test slide.
     """
-    run = load_run(run_path, device)
+    with RunLock() as lock:
+        lock.take(run_path)
+        run = load_run(run_path, device)
+        with replaced_together(run_path, RESULTS_SEAL) as folder:
+            return _evaluate(run, folder, progress, truth)
+
+
+def _evaluate(run: Run, folder: Path, progress: Progress, truth: Path | None) -> dict[str, Any]:
+    """Score a loaded run and write all results into a folder."""
     stores = _open_stores(run)
     slides = _test_slides(run, stores)
     truth_scores = None if truth is None else _truth_scores(truth, slides, run.panel)
-    for name in _RESULTS:
-        (run_path / name).unlink(missing_ok=True)
     blocks = cut_blocks([slide.infos for slide in slides])
     block_of = {
         member: int(block)
         for slide, of_patch in zip(slides, blocks.of_patch, strict=True)
         for member, block in zip(slide.members, of_patch, strict=True)
     }
-    write_overview(run_path / "overview.h5", stores, run.split, block_of, blocks.um)
+    write_overview(folder / "overview.h5", stores, run.split, block_of, blocks.um)
     baselines = fit_baselines(stores, run.panel, run.split, run.train_rate, progress)
     board = Scoreboard(run.train_rate, baselines, blocks.n_blocks, slides, truth_scores)
 
     n_done = 0
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+    with ThreadPoolExecutor(core_count()) as pool:
         for slide, block_of_patch in zip(slides, blocks.of_patch, strict=True):
-            maps_path = run_path / "maps" / f"{slide.name}.h5"
+            maps_path = folder / "maps" / f"{slide.name}.h5"
             placed = slide.infos, block_of_patch
             with write_maps(maps_path, slide.store, run.panel, *placed) as maps:
                 _predict(run, stores, slide, maps)
@@ -93,10 +102,10 @@ def evaluate_run(
                     progress.step(n_done, len(run.split.test), "patches", slide.store.patient)
 
     computed = {scale: accumulator.compute() for scale, accumulator in board.models[RUN].items()}
-    write_per_gene(run_path, run.panel, computed)
-    write_blocks(run_path, RunBlocks(run.panel.ids, board.block_sums()))
+    write_per_gene(folder, run.panel, computed)
+    write_blocks(folder, RunBlocks(run.panel.ids, board.block_sums()))
     metrics = _metrics(run, slides, blocks, board, baselines.ridge_penalty)
-    write_metrics(run_path, metrics)
+    write_metrics(folder, metrics)
     return metrics
 
 
@@ -129,6 +138,7 @@ def _open_stores(run: Run) -> list[Store]:
     for store in stores:
         run.check_store(store)
     run.split.check_stores(stores)
+    check_different_slides(stores)  # runs of older versions may hold a slide twice
     return stores
 
 

@@ -5,8 +5,6 @@ docs/training.md says what ``summary.json`` holds.
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -16,11 +14,12 @@ from typing import Any
 from virchow_st.config import TrainConfig, to_toml
 from virchow_st.errors import ConfigError
 from virchow_st.evaluation.evaluate import evaluate_run
-from virchow_st.run.folder import check_new, check_same_options, is_begun
+from virchow_st.run.folder import check_same_options, is_begun
+from virchow_st.run.lock import RunLock
 from virchow_st.run.panel import Panel
 from virchow_st.run.results import SCORES, read_metrics
 from virchow_st.run.split import Split, split_patients
-from virchow_st.runtime.atomic import write_json
+from virchow_st.runtime.atomic import write_json, write_text
 from virchow_st.runtime.distributed import ALONE, Processes
 from virchow_st.runtime.progress import SILENT, Progress
 from virchow_st.store.reader import open_store
@@ -57,12 +56,13 @@ def leave_one_out(
             first is trained.
     """
     patients = processes.together(lambda: _patients(config), same=tuple)
-    processes.from_first(lambda: _begin(run, config, resume))
-    for i, patient in enumerate(patients):
-        progress.note(f"fold {i + 1} of {len(patients)}: {patient} is the test")
-        fold_config = replace(config, leave_one_out=False, test_patient=patient)
-        _finish_fold(run / fold_name(patient), fold_config, progress, processes)
-    return processes.from_first(lambda: _write_summary(run, patients))
+    with RunLock() as lock:
+        processes.from_first(lambda: _begin(run, config, resume, lock))
+        for i, patient in enumerate(patients):
+            progress.note(f"fold {i + 1} of {len(patients)}: {patient} is the test")
+            fold_config = replace(config, leave_one_out=False, test_patient=patient)
+            _finish_fold(run / fold_name(patient), fold_config, progress, processes)
+        return processes.from_first(lambda: _write_summary(run, patients))
 
 
 def fold_name(patient: str) -> str:
@@ -95,16 +95,14 @@ def _patients(config: TrainConfig) -> list[str]:
     return patients
 
 
-def _begin(run: Path, config: TrainConfig, resume: bool) -> None:
+def _begin(run: Path, config: TrainConfig, resume: bool, lock: RunLock) -> None:
     if resume:
+        lock.take(run)
         check_same_options(run, config)
         return
-    check_new(run)
-    aside = run.with_name(f".{run.name}.part")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    (aside / "config.toml").write_text(to_toml(config), "utf-8")
-    os.replace(aside, run)
+    lock.take_new(run)
+    with lock.new_run(run) as aside:
+        write_text(aside / "config.toml", to_toml(config))
 
 
 # --- the summary --------------------------------------------------------------------------------

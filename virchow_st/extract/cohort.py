@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import csv
 import json
+import os
 import time
+from collections import Counter
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,9 +14,11 @@ from pathlib import Path
 from virchow_st.config import ExtractConfig
 from virchow_st.errors import ConfigError, VirchowSTError
 from virchow_st.extract.slide import OpenedSlide, open_encoder, open_slide
+from virchow_st.runtime.distributed import Processes, SharedWork
+from virchow_st.runtime.lists import read_columns
 from virchow_st.runtime.prefetch import ahead
 from virchow_st.runtime.progress import SILENT, Progress
-from virchow_st.runtime.ranks import Rank, SharedWork
+from virchow_st.store.patients import alike_warnings, patient_name
 
 COLUMNS = ("patient", "outs", "image", "store")
 
@@ -40,32 +44,41 @@ class Outcome:
 
 
 def read_cohort(path: Path) -> list[CohortSlide]:
-    """Slides of a CSV file with the columns patient, outs, image and store."""
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as f:  # Excel begins with a mark
-            rows = csv.DictReader(f)
-            if missing := [c for c in COLUMNS if c not in (rows.fieldnames or ())]:
-                raise ConfigError(
-                    f"{path}: expected the columns {','.join(COLUMNS)}; {missing[0]} is missing"
-                )
-            folder = path.parent
-            slides = []
-            for row in rows:
-                if empty := [c for c in COLUMNS if not row[c]]:
-                    raise ConfigError(
-                        f"{path}: line {rows.line_num}: expected a value in every column; "
-                        f"{empty[0]} is empty"
-                    )
-                patient, *places = (row[c] for c in COLUMNS)
-                slides.append(CohortSlide(patient, *(folder / place for place in places)))
-    except (OSError, UnicodeDecodeError, csv.Error) as e:
-        raise ConfigError(f"{path}: cannot be read as CSV ({e})") from None
+    """Slides of a table with the columns patient, outs, image and store.
+
+    Args:
+        path: text with commas, semicolons or tabs (see `virchow_st.runtime.lists`). Blanks around
+            values are left out; paths are relative to the file's folder, and ``~`` is the home.
+
+    Raises:
+        ConfigError: it cannot be read, a column or a value is missing, it lists no slide, or two
+            slides have one store.
+    """
+    folder, slides = path.parent, []
+    for _, row in read_columns(path, "a list of slides", COLUMNS):
+        places = (folder / os.path.expanduser(row[name]) for name in COLUMNS[1:])
+        slides.append(CohortSlide(patient_name(row["patient"]), *places))
     if not slides:
-        raise ConfigError(f"{path}: expected a slide a line; there is none")
-    stores = [slide.store for slide in slides]
-    if repeated := [store for store in stores if stores.count(store) > 1]:
-        raise ConfigError(f"{path}: expected a store a slide; {repeated[0]} is named twice")
+        raise ConfigError(f"{path}: expected a slide per line; there is none")
+    stores = Counter(os.path.abspath(slide.store) for slide in slides)
+    if repeated := [store for store, times in stores.items() if times > 1]:
+        raise ConfigError(f"{path}: expected a store per slide; {repeated[0]} is named twice")
     return slides
+
+
+def doubtful(path: Path, slides: Sequence[CohortSlide]) -> list[str]:
+    """What is probably a slip in a list of slides, a line each."""
+    warnings = alike_warnings(slide.patient for slide in slides)
+    first: dict[str, CohortSlide] = {}
+    for slide in slides:
+        other = first.setdefault(os.path.realpath(slide.outs), slide)
+        if other is not slide:
+            whose = " and ".join(dict.fromkeys((other.patient, slide.patient)))
+            warnings.append(
+                f"{path}: {slide.outs} is listed twice, of {whose}; vst train refuses the two "
+                f"stores together"
+            )
+    return warnings
 
 
 def extract_cohort(path: Path, config: ExtractConfig, progress: Progress = SILENT) -> list[Outcome]:
@@ -77,16 +90,19 @@ def extract_cohort(path: Path, config: ExtractConfig, progress: Progress = SILEN
     Returns:
         What became of each slide, in the list's order; of a rank but the first, nothing.
     """
-    slides, rank = read_cohort(path), Rank.here()
+    slides, processes = read_cohort(path), Processes.here()
+    if processes.rank == 0:
+        for warning in doubtful(path, slides):
+            progress.warn(warning)
     order = list(range(len(slides)))
-    if rank.count > 1:
+    if processes.size > 1:
         order.sort(key=lambda i: _file_size(slides[i].image), reverse=True)
-        config = replace(config, device=rank.device(config.device))
+        config = replace(config, device=processes.device(config.device))
     # The licence is shown once, by the first.
-    encoder = open_encoder(config, progress if rank.number == 0 else SILENT)
-    if rank.count > 1:
-        progress = _OneOfMany(progress, rank)
-    work = SharedWork(rank)
+    encoder = open_encoder(config, progress if processes.rank == 0 else SILENT)
+    if processes.size > 1:
+        progress = _OneOfMany(progress, processes)
+    work = SharedWork(processes)
 
     def prepare(item: int) -> _Prepared:
         slide, said = slides[order[item]], _Later()
@@ -106,11 +122,11 @@ def extract_cohort(path: Path, config: ExtractConfig, progress: Progress = SILEN
             n_patches, text = _finish(prepared.slide, progress)
             if n_patches is None:
                 progress.warn(text)
-            elif rank.count > 1:
+            elif processes.size > 1:
                 progress.note(f"{slide.store}: {text}")
             work.answer(order[item], json.dumps([n_patches, text]))
             del prepared  # its counts may take a gigabyte
-    if rank.number != 0:
+    if processes.rank != 0:
         return []
     return [
         Outcome(slide.patient, slide.store, *json.loads(answer))
@@ -166,8 +182,8 @@ _LINE_EVERY_S = 30.0
 class _OneOfMany:
     """Plain lines that say which rank they are of, as several write to one terminal."""
 
-    def __init__(self, progress: Progress, rank: Rank) -> None:
-        self._progress, self._name = progress, f"rank {rank.number}"
+    def __init__(self, progress: Progress, processes: Processes) -> None:
+        self._progress, self._name = progress, f"rank {processes.rank}"
         self._last_line = time.monotonic()
 
     def note(self, text: str) -> None:

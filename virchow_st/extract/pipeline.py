@@ -91,7 +91,7 @@ def write_patches(
         progress: who listens.
 
     Raises:
-        KeyboardInterrupt: Ctrl-C, after the batches under way have been committed.
+        KeyboardInterrupt: Ctrl-C or SIGTERM, after the batches under way have been committed.
         ConfigError: not even one patch fits the device's memory.
     """
     batches = Batches(tuple((first, size) for first, size in writer.job["encoding"]["batches"]))
@@ -148,7 +148,7 @@ def write_patches(
             f"{writer.path}: stopped after {writer.next_index} of {n_patches} patches; the same "
             "command goes on from there"
         )
-        raise KeyboardInterrupt
+        raise stop.interrupt()
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import xxhash
 from virchow_st.config import ExtractConfig
 from virchow_st.errors import StoreError
 from virchow_st.models.encoders.base import Encoder
+from virchow_st.runtime.software import versions
 from virchow_st.slide.image import SlideImage
 from virchow_st.slide.patch_counts import PatchCounts
 from virchow_st.slide.patches import PatchTable
@@ -126,5 +126,5 @@ def manifest_of(
         "lattice": list(patches.offset),
         "tissue_bins": {"slide": n_tissue, "patches": n_covered},
         "encoder": _encoder_id(encoder),
-        "software": {name: version(name) for name in _SOFTWARE},
+        "software": versions(_SOFTWARE),
     }

@@ -20,6 +20,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from virchow_st.kernels.orientation import turn
 from virchow_st.models.encoders.stain import haematoxylin
 from virchow_st.types import BIN_UM, PATCH_BINS, Array, BoolArray, Float64Array, UInt8Array
 
@@ -123,7 +124,7 @@ class RegistrationCheck:
         # The square root makes the noise of counts alike wherever there are many or few.
         contrast = local_contrast(np.sqrt(umi), tissue_mask)
         for orientation, sums in enumerate(self._sums):
-            of_counts = _spectra(_turned(contrast, orientation), _turned(tissue_mask, orientation))
+            of_counts = _spectra(turn(contrast, orientation), turn(tissue_mask, orientation))
             for total, (i, j) in zip(sums, _POWERS, strict=True):
                 total += of_counts[i].conj() * of_image[j]
 
@@ -210,12 +211,6 @@ def _spectra(values: Float64Array, mask: BoolArray) -> Array:
     """Spectra of the mask, of the values (0 outside the mask) and of their squares."""
     powers = np.stack([mask.astype(np.float64), values, values * values])
     return np.fft.rfft2(powers, (_FFT_SIDE, _FFT_SIDE))
-
-
-def _turned(values: Array, orientation: int) -> Array:
-    """Orientation 0 to 7: quarter turns, mirrored from 4 on; 0 leaves it as it is."""
-    mirrored = values[:, ::-1] if orientation >= 4 else values
-    return np.rot90(mirrored, orientation % 4)
 
 
 def _vertex(heights: Float64Array) -> float:

@@ -32,7 +32,8 @@ from virchow_st.slide.patch_counts import PatchCounts
 from virchow_st.slide.patches import PatchTable, lay_patches, leftover_tissue_bins
 from virchow_st.slide.render import PatchImages, render_ahead, thread_count
 from virchow_st.slide.visium_hd import VisiumHDSlide
-from virchow_st.store.format import MAX_GENES, Kind, PatchInfo, unpack_image, unpack_mask
+from virchow_st.store.format import Kind, PatchInfo, unpack_image, unpack_mask
+from virchow_st.store.patients import patient_name
 from virchow_st.store.reader import Store, open_store
 from virchow_st.store.writer import (
     PatchRecord,
@@ -116,7 +117,8 @@ class OpenedSlide:
             progress.note(f"{path}: already complete")
             return open_store(path)
         slide, patches, encoder = self.slide, self.patches, self.encoder
-        with StoreWriter(path, self.job, self.config.token_dtype) as writer:
+        n_genes = len(slide.genes)
+        with StoreWriter(path, self.job, self.config.token_dtype, n_genes) as writer:
             if writer.next_index:
                 progress.note(f"{path}: resuming after {writer.next_index} patches")
             rendered = render_ahead(
@@ -156,13 +158,9 @@ def open_slide(
 
     Takes and raises what `extract` does, and writes nothing.
     """
-    if not patient:
+    if not (patient := patient_name(patient)):
         raise ConfigError("patient: expected a name; give --patient")
     slide = VisiumHDSlide.open(outs, config.matrix)
-    if len(slide.genes.ids) > MAX_GENES:
-        raise StoreError(
-            f"{slide.matrix_path}: expected at most {MAX_GENES} genes; got {len(slide.genes.ids)}"
-        )
     with ExitStack() as stack:
         opened = stack.enter_context(SlideImage.open(image_path))
         for warning in opened.choice.warnings:

@@ -4,9 +4,9 @@ A record may be damaged, so `find_fault` checks every number of it first, with t
 `virchow_st.store.format.unpack_counts`. The other functions require a record without a fault. All
 of them release the GIL, so that threads can decode different patches in parallel.
 
-A record is passed as four arrays that view its bytes without a copy: ``genes`` (P,) uint16,
-``sizes`` (P,) uint16, ``entries`` (N,) uint16 and ``escapes`` (2E,) uint32, as the format document
-defines them.
+A record is passed as four arrays that view its bytes without a copy: ``genes`` (P,) uint16, or
+uint32 in a store of more than 65,535 genes, ``sizes`` (P,) uint16, ``entries`` (N,) uint16 and
+``escapes`` (2E,) uint32, as the format document defines them.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def find_fault(
     Faults are looked for in the same order as in `virchow_st.store.format.unpack_counts`.
 
     Args:
-        genes: (P,) uint16 gene indices, which must increase strictly.
+        genes: (P,) uint16 or uint32 gene indices, which must increase strictly.
         sizes: (P,) uint16 number of entries per gene, at least 1.
         entries: (N,) uint16 entries, with strictly increasing positions within a gene.
         padding: (0,) or (1,) uint16, which must be 0.
@@ -95,7 +95,7 @@ def find_panel(genes: Array, sizes: Array, panel: Int64Array) -> Int64Array:
     """Find the range of entries of each gene of a panel.
 
     Args:
-        genes: (P,) uint16 gene indices of the record, strictly increasing.
+        genes: (P,) uint16 or uint32 gene indices of the record, strictly increasing.
         sizes: (P,) uint16 number of entries per gene.
         panel: (G,) int64 gene indices, in any order, repeats allowed.
 

@@ -171,9 +171,20 @@ def _fault_inputs(rng: np.random.Generator) -> tuple[Any, ...]:
     return genes, sizes, entries, np.zeros(1, np.uint16), escapes, 18_085
 
 
+def _wide_fault_inputs(rng: np.random.Generator) -> tuple[Any, ...]:
+    """The record of a store of 70,000 genes, whose indices are uint32."""
+    genes, *others, _ = _fault_inputs(rng)
+    return genes + np.uint32(50_000), *others, 70_000
+
+
 def _find_inputs(rng: np.random.Generator) -> tuple[Any, ...]:
     genes, sizes, *_ = _record_parts(rng)
     return genes, sizes, rng.integers(0, 18_085, 50)
+
+
+def _wide_find_inputs(rng: np.random.Generator) -> tuple[Any, ...]:
+    genes, sizes, wanted = _find_inputs(rng)
+    return genes + np.uint32(50_000), sizes, wanted + 50_000
 
 
 def _gather_inputs(rng: np.random.Generator) -> tuple[Any, ...]:
@@ -266,7 +277,21 @@ TABLE: tuple[Pair, ...] = (
         0.0,
     ),
     Pair("find_fault", panel.find_fault, panel_reference.find_fault, _fault_inputs, 0.0),
+    Pair(
+        "find_fault, uint32",
+        panel.find_fault,
+        panel_reference.find_fault,
+        _wide_fault_inputs,
+        0.0,
+    ),
     Pair("find_panel", panel.find_panel, panel_reference.find_panel, _find_inputs, 0.0),
+    Pair(
+        "find_panel, uint32",
+        panel.find_panel,
+        panel_reference.find_panel,
+        _wide_find_inputs,
+        0.0,
+    ),
     Pair(
         "fill_dense",
         _into_new(panel.fill_dense),

@@ -1,4 +1,4 @@
-"""Figures of predicted rates against observed counts; docs/metrics.md defines each."""
+"""Scores of predicted rates against observed counts; docs/metrics.md defines each score."""
 
 from virchow_st.metrics.accumulate import ScaleAccumulator
 from virchow_st.metrics.bootstrap import BlockSums, PairedDifference, interval, paired

@@ -1,4 +1,4 @@
-"""All figures of one scale in one pass over the patches of a test slide."""
+"""Accumulates all scores of one scale in a single pass over the patches of a test set."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from virchow_st.kernels.pooling import pool_mask, sum_pool
 from virchow_st.kernels.ssim import masked_ssims, zero_ssims
 from virchow_st.kernels.thinning import thinned_moments
 from virchow_st.metrics import correlation, ranks
-from virchow_st.metrics import deviance as count_figures
+from virchow_st.metrics import deviance as poisson_scores
 from virchow_st.metrics.autocorrelation import morans_i
 from virchow_st.metrics.bootstrap import BlockSums
 from virchow_st.metrics.ceiling import noise_ceiling, thinned_ceiling
@@ -22,27 +22,38 @@ _NULLS = ("shuffled_rate", "shifted_rate")
 
 
 class ScaleAccumulator:
-    """One pass over the patches of a test set at one scale; memory independent of their number.
+    """Scores of one scale, accumulated patch by patch in memory independent of their number.
 
     Only sums and the joint histogram of `kernels.joint` are kept, so the order of the patches
-    changes nothing but rounding.
+    affects the result by rounding only.
+
+    Example:
+        >>> import numpy as np
+        >>> accumulator = ScaleAccumulator(n_genes=1, scale_um=2, train_rate=np.array([1.0]))
+        >>> rate = np.array([[[0.1, 0.9], [2.1, 2.9]]], np.float32)
+        >>> counts = np.array([[[0, 1], [2, 3]]], np.uint16)
+        >>> accumulator.update(rate, counts, tissue_mask=np.ones((2, 2), bool))
+        >>> scores = accumulator.compute()
+        >>> scores.n_bins, round(float(scores.pcc[0]), 4), round(float(scores.calibration[0]), 4)
+        (4, 0.9965, 1.0)
     """
 
     def __init__(
         self, n_genes: int, scale_um: int, train_rate: Float64Array, n_blocks: int = 1
     ) -> None:
-        """Start with nothing scored.
+        """Create an accumulator without any patches.
 
         Args:
-            n_genes: G.
-            scale_um: side of the scored bins, a multiple of 2 µm.
-            train_rate: (G,) mean UMIs per 2 µm tissue bin over the training patients: the model
-                that ``d2_poisson`` measures against.
-            n_blocks: spatial blocks that the patches lie in, for intervals.
+            n_genes: Number of genes G.
+            scale_um: Side of the scored bins, a multiple of 2 µm.
+            train_rate: (G,) mean UMIs per 2 µm tissue bin over the training patients: the null
+                model of ``d2_poisson``.
+            n_blocks: Number of spatial blocks that the patches are assigned to, for confidence
+                intervals.
 
         Raises:
-            ValueError: a scale that is no multiple of 2 µm, rates that are not (G,), finite and at
-                least 0, or no block.
+            ValueError: ``scale_um`` is not a multiple of 2 µm, ``train_rate`` does not have shape
+                (G,) or holds values that are negative or not finite, or ``n_blocks`` is below 1.
         """
         if scale_um < BIN_UM or scale_um % BIN_UM:
             raise ValueError(f"scale_um: expected a multiple of {BIN_UM}; got {scale_um}")
@@ -75,23 +86,24 @@ class ScaleAccumulator:
         shifted_rate: Float32Array | None = None,
         block: int = 0,
     ) -> None:
-        """Add a patch.
+        """Add one patch.
 
         Args:
-            rate: (G, R, C) float32, expected UMIs per 2 µm bin; R and C, 128 in a whole patch, are
-                multiples of the scale's bin. Negative rates are allowed.
+            rate: (G, R, C) float32, predicted UMIs per 2 µm bin. R and C (128 for a whole patch)
+                are multiples of the number of 2 µm bins per scored bin. Negative rates are allowed.
             counts: (G, R, C) uint16 or float32, observed UMIs per 2 µm bin.
-            tissue_mask: (R, C) bool, True = tissue. Nothing outside it is used.
-            shuffled_rate: (G, R, C) float32, the prediction for another patch, which makes the null
-                of a model that knows the tissue but not the place; None where there is no other.
-            shifted_rate: (G, R, C) float32, the prediction that lies here once the whole slide's is
-                shifted; None where the shift brings none.
-            block: which spatial block the patch lies in, 0 to n_blocks − 1.
+            tissue_mask: (R, C) bool, True = tissue. Values outside the mask are not used.
+            shuffled_rate: (G, R, C) float32, the prediction for another patch, which gives the null
+                score of a model that knows the tissue but not the location; None if there is no
+                other patch.
+            shifted_rate: (G, R, C) float32, the prediction found at this location after shifting
+                the prediction of the whole slide; None if the shift leaves this patch empty.
+            block: Index of the spatial block of the patch, 0 to n_blocks − 1.
 
         Raises:
-            ValueError: shapes or a block that do not fit; a prediction that is NaN or infinite on a
-                scored bin; counts that are no whole numbers of at least 0 on tissue. The
-                accumulator is then as it was.
+            ValueError: Shapes that do not match, a block index out of range, a prediction that is
+                NaN or infinite on a scored bin, or counts that are not whole numbers of at least 0
+                on tissue. The accumulator is then unchanged.
         """
         shape = (self.n_genes, *tissue_mask.shape)
         given = {"rate": rate, "shuffled_rate": shuffled_rate, "shifted_rate": shifted_rate}
@@ -123,15 +135,15 @@ class ScaleAccumulator:
         self._pairs.update(lam.reshape(self.n_genes, -1), k.reshape(self.n_genes, -1), flat)
         self._halves += thinned_moments(k.reshape(self.n_genes, -1), flat)
         self._moments[block] += moments["rate"]
-        self._poisson_sums[block] += count_figures.poisson_sums(lam, k, mask)
+        self._poisson_sums[block] += poisson_scores.poisson_sums(lam, k, mask)
         self.n_patches += 1
 
     def _pool(self, x: Array) -> Array:
-        """Sums over the scale's bins, float64; at 2 µm the map itself, which spares a copy."""
+        """Sum a map over the bins of the scale, float64; at 2 µm return it without a copy."""
         return x if self._factor == 1 else sum_pool(x, self._factor)
 
     def _check_counts(self, counts: Array, tissue_mask: BoolArray) -> None:
-        """Refuse counts that are none; unsigned integers cannot be wrong."""
+        """Raise if values are not counts; unsigned integers need no check."""
         if counts.dtype.kind == "u":
             return
         inside = counts[:, tissue_mask]
@@ -142,7 +154,7 @@ class ScaleAccumulator:
             )
 
     def _finite_moments(self, name: str, lam: Array, k: Array, mask: BoolArray) -> Float64Array:
-        """Moments of rates and counts (G, 6), which are finite only if all rates are."""
+        """Moments of rates and counts, (G, 6); raises if a rate is NaN or infinite."""
         moments = correlation.moments(lam, k, mask)
         bad = np.flatnonzero(~np.isfinite(moments[:, correlation.SX]))
         if bad.size:
@@ -154,25 +166,25 @@ class ScaleAccumulator:
         return moments
 
     def block_sums(self) -> BlockSums:
-        """Copies of the sums from which intervals are drawn, see `metrics.bootstrap`."""
+        """Copy of the sums per spatial block, from which `metrics.bootstrap` draws intervals."""
         return BlockSums(self._moments.copy(), self._poisson_sums.copy(), self._null_rate.copy())
 
     def compute(self) -> ScaleScores:
-        """Figures of everything added so far; changes nothing."""
+        """Scores of all patches added so far; the accumulator is unchanged."""
         m, sums = self._moments.sum(0), self._poisson_sums.sum(0)
         n, predicted, observed = m[:, correlation.N], m[:, correlation.SX], m[:, correlation.SY]
         varies = correlation.varies(m)
         with np.errstate(divide="ignore", invalid="ignore"):
             mean = observed / n
             variance = m[:, correlation.SYY] / n - mean**2
-            nonzero = sums[:, count_figures.NONZERO] / n
+            nonzero = sums[:, poisson_scores.NONZERO] / n
         variance = np.where(varies, variance, 0.0)
-        deviance = count_figures.poisson_deviance(sums, observed)
-        train_null = count_figures.constant_deviance(sums, observed, n, self._null_rate)
-        test_null = count_figures.constant_deviance(sums, observed, n, mean)
+        deviance = poisson_scores.poisson_deviance(sums, observed)
+        train_null = poisson_scores.constant_deviance(sums, observed, n, self._null_rate)
+        test_null = poisson_scores.constant_deviance(sums, observed, n, mean)
         halves = np.nan_to_num(correlation.pearson_from_moments(self._halves))
         moran = morans_i(m, self._neighbours, self._n_pairs)
-        rank = ranks.rank_figures(self._pairs, self.n_genes)
+        rank = ranks.rank_scores(self._pairs, self.n_genes)
         return ScaleScores(
             scale_um=self.scale_um,
             n_bins=int(n[0]),
@@ -189,17 +201,17 @@ class ScaleAccumulator:
             ssim_shuffled=self._ssim["shuffled_rate"].compute(),
             ssim_shifted=self._ssim["shifted_rate"].compute(),
             ssim_all_zero=self._ssim["zero"].compute(),
-            d2_poisson=count_figures.deviance_explained(deviance, train_null),
+            d2_poisson=poisson_scores.deviance_explained(deviance, train_null),
             d2_poisson_test_mean=np.where(
-                varies, count_figures.deviance_explained(deviance, test_null), np.nan
+                varies, poisson_scores.deviance_explained(deviance, test_null), np.nan
             ),
             auprc=rank[:, ranks.AUPRC],
             auprc_prevalence=rank[:, ranks.PREVALENCE],
             auroc=rank[:, ranks.AUROC],
-            calibration=count_figures.calibration(predicted, observed),
+            calibration=poisson_scores.calibration(predicted, observed),
             morans_i_predicted=moran[0],
             morans_i_observed=moran[1],
             morans_i_residual=moran[2],
             pcc_pooled=correlation.pooled_pearson(m),
-            calibration_total=float(count_figures.calibration(predicted.sum(), observed.sum())),
+            calibration_total=float(poisson_scores.calibration(predicted.sum(), observed.sum())),
         )

@@ -1,8 +1,8 @@
-"""95 % intervals and paired differences by drawing spatial blocks with replacement.
+"""95 % confidence intervals and paired differences from a spatial block bootstrap.
 
-Neighbouring bins are alike, so single bins are no independent draws; blocks wider than the
-structures in them nearly are. Efron, Ann. Stat. 7 (1979) 1; for dependent data Künsch, Ann. Stat.
-17 (1989) 1217.
+Neighbouring bins are correlated, so single bins are not independent samples; spatial blocks wider
+than the tissue structures are nearly independent and are drawn with replacement. Efron, Ann. Stat.
+7 (1979) 1; for dependent data Künsch, Ann. Stat. 17 (1989) 1217.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 
 from virchow_st.metrics import correlation
-from virchow_st.metrics import deviance as count_figures
+from virchow_st.metrics import deviance as poisson_scores
 from virchow_st.types import Float64Array
 
 Score = Literal["pcc", "d2_poisson"]
@@ -23,14 +23,34 @@ _DRAWS_AT_ONCE = 50
 
 @dataclass(frozen=True)
 class BlockSums:
-    """The sums of one scale from which `pcc` and `d2_poisson` follow, block by block.
+    """Sums per spatial block at one scale, from which ``pcc`` and ``d2_poisson`` are computed.
 
-    Those of several slides are joined by putting their blocks one after another.
+    The sums of several slides are combined by concatenating their blocks.
 
     Attributes:
         moments: (n_blocks, G, 6) float64, see `metrics.correlation.moments`.
-        poisson_sums: (n_blocks, G, 4) float64, see `metrics.counts.poisson_sums`.
-        null_rate: (G,) float64, UMIs per scored bin: the training mean.
+        poisson_sums: (n_blocks, G, 4) float64, see `metrics.deviance.poisson_sums`.
+        null_rate: (G,) float64, training mean in UMIs per scored bin.
+
+    Raises:
+        ValueError: Shapes that do not match.
+
+    Example:
+        Two blocks of four bins each, one gene:
+
+        >>> import numpy as np
+        >>> from virchow_st.metrics import correlation, deviance
+        >>> rate = np.array([[[[0.5, 0.5, 1.5, 1.5]]], [[[0.5, 1.5, 2.5, 3.5]]]])
+        >>> counts = np.array([[[[0, 1, 1, 2]]], [[[1, 1, 3, 3]]]])
+        >>> mask = np.ones((1, 4), bool)
+        >>> sums = BlockSums(
+        ...     np.stack([correlation.moments(x, k, mask) for x, k in zip(rate, counts)]),
+        ...     np.stack([deviance.poisson_sums(x, k, mask) for x, k in zip(rate, counts)]),
+        ...     null_rate=np.array([1.5]),
+        ... )
+        >>> low, high = interval(sums, "pcc", draws=200)
+        >>> round(low, 2), round(high, 2)
+        (0.71, 0.89)
     """
 
     moments: Float64Array
@@ -48,12 +68,12 @@ class BlockSums:
 
 @dataclass(frozen=True)
 class PairedDifference:
-    """What predictor a has over predictor b on the same bins.
+    """Difference in score between predictors a and b on the same bins.
 
     Attributes:
-        difference: score of a less score of b, over all blocks.
-        low, high: its 95 % interval.
-        p: two-sided bootstrap p: twice the share of draws on the other side of 0, at most 1.
+        difference: Score of a minus score of b, over all blocks.
+        low, high: 95 % interval of the difference.
+        p: Two-sided bootstrap p-value: twice the share of draws on the other side of 0, at most 1.
     """
 
     difference: float
@@ -65,20 +85,21 @@ class PairedDifference:
 def interval(
     sums: BlockSums, score: Score, draws: int = 1000, seed: int = 0
 ) -> tuple[float, float]:
-    """95 % interval of a score averaged over genes.
+    """95 % bootstrap interval of a score averaged over genes.
 
-    Blocks without a scored bin are left out; as many of the others as there are, are drawn with
-    replacement, and the score is computed from the sums drawn. A gene whose counts do not vary in
-    a draw does not enter the mean of that draw.
+    Of the n blocks that contain a scored bin, n are drawn with replacement, and the score is
+    computed from the sum over the drawn blocks. A gene whose counts do not vary within a draw is
+    left out of the mean of that draw.
 
     Args:
-        sums: of one scale.
-        score: which.
-        draws: how many.
-        seed: of the draws; the same seed draws the same blocks.
+        sums: Sums per block at one scale.
+        score: ``pcc`` or ``d2_poisson``.
+        draws: Number of bootstrap draws.
+        seed: Seed of the random numbers; the same seed draws the same blocks.
 
     Returns:
-        The 2.5th and 97.5th percentile over the draws; NaN with fewer than two blocks to draw from.
+        The 2.5th and 97.5th percentiles over the draws; NaN if fewer than two blocks contain a
+        scored bin.
     """
     values = _drawn(sums, score, draws, seed)
     return _percentiles(values)
@@ -87,14 +108,26 @@ def interval(
 def paired(
     a: BlockSums, b: BlockSums, score: Score, draws: int = 1000, seed: int = 0
 ) -> PairedDifference:
-    """Whether predictor a is better than predictor b: both figures from the same drawn blocks.
+    """Test whether predictor a scores better than predictor b, with the same blocks drawn for both.
 
     Args:
-        a, b: sums of two predictors over the same bins and counts.
-        score, draws, seed: as for `interval`.
+        a, b: Sums of two predictors over the same bins and counts.
+        score, draws, seed: As for `interval`.
 
     Raises:
-        ValueError: the two were not scored on the same bins and counts.
+        ValueError: The two were not scored on the same blocks, bins and counts.
+
+    Example:
+        >>> import dataclasses
+        >>> import numpy as np
+        >>> moments = np.array([[[4.0, 4, 4, 6, 6, r]] for r in (5.0, 4.8, 5.2)])
+        >>> a = BlockSums(moments, np.zeros((3, 1, 4)), np.array([1.0]))
+        >>> worse = moments.copy()
+        >>> worse[..., correlation.SXY] -= 0.5
+        >>> b = dataclasses.replace(a, moments=worse)
+        >>> result = paired(a, b, "pcc", draws=100)
+        >>> round(result.difference, 3), round(result.low, 3), round(result.high, 3)
+        (0.25, 0.25, 0.25)
     """
     columns = [correlation.N, correlation.SY, correlation.SYY]
     if a.moments.shape != b.moments.shape or not np.allclose(
@@ -104,7 +137,7 @@ def paired(
             "a and b: expected the same blocks, bins and counts; got others; score both on the "
             "same patches with the same panel"
         )
-    whole = _figure(a.moments.sum(0), a.poisson_sums.sum(0), a.null_rate, score) - _figure(
+    whole = _mean_score(a.moments.sum(0), a.poisson_sums.sum(0), a.null_rate, score) - _mean_score(
         b.moments.sum(0), b.poisson_sums.sum(0), b.null_rate, score
     )
     drawn = _drawn(a, score, draws, seed) - _drawn(b, score, draws, seed)
@@ -118,7 +151,7 @@ def paired(
 
 
 def _drawn(sums: BlockSums, score: Score, draws: int, seed: int) -> Float64Array:
-    """The score in every draw, (draws,); empty with fewer than two blocks to draw from."""
+    """Score in every draw, (draws,); empty if fewer than two blocks contain a scored bin."""
     filled = sums.moments[:, :1, correlation.N].sum(1) > 0
     n = int(np.count_nonzero(filled))
     if n < 2:
@@ -128,24 +161,24 @@ def _drawn(sums: BlockSums, score: Score, draws: int, seed: int) -> Float64Array
     values = np.empty(draws)
     for start in range(0, draws, _DRAWS_AT_ONCE):
         part = times[start : start + _DRAWS_AT_ONCE].astype(np.float64)
-        values[start : start + len(part)] = _figure(
+        values[start : start + len(part)] = _mean_score(
             np.tensordot(part, moments, 1), np.tensordot(part, poisson_sums, 1),
             sums.null_rate, score,
         )  # fmt: skip
     return values
 
 
-def _figure(
+def _mean_score(
     moments: Float64Array, poisson_sums: Float64Array, null_rate: Float64Array, score: Score
 ) -> Float64Array:
-    """The score averaged over scored genes, (...), from sums (..., G, 6) and (..., G, 4)."""
+    """Mean of the score over scored genes, (...), from sums (..., G, 6) and (..., G, 4)."""
     if score == "pcc":
         values = correlation.pearson_from_moments(moments)
     elif score == "d2_poisson":
         n, total = moments[..., correlation.N], moments[..., correlation.SY]
-        null = count_figures.constant_deviance(poisson_sums, total, n, null_rate)
-        deviance = count_figures.poisson_deviance(poisson_sums, total)
-        values = count_figures.deviance_explained(deviance, null)
+        null = poisson_scores.constant_deviance(poisson_sums, total, n, null_rate)
+        deviance = poisson_scores.poisson_deviance(poisson_sums, total)
+        values = poisson_scores.deviance_explained(deviance, null)
     else:
         raise ValueError(f"score: expected pcc or d2_poisson; got {score!r}")
     scored = correlation.varies(moments) & ~np.isnan(values)

@@ -1,4 +1,4 @@
-"""Windowed SSIM of predicted and observed maps, summed patch by patch."""
+"""Mean windowed SSIM of predicted and observed maps, accumulated patch by patch."""
 
 from __future__ import annotations
 
@@ -11,11 +11,20 @@ from virchow_st.types import Float64Array
 
 @dataclass
 class SsimMean:
-    """Mean SSIM per gene over all windows of all patches. The kernel says how maps are scaled.
+    """Mean SSIM per gene over all windows of all patches.
+
+    `kernels.ssim` defines SSIM and how maps are scaled before it is computed.
 
     Attributes:
+        n_genes: Number of genes G.
         sums: (G,) float64, SSIM summed over windows.
-        n_windows: windows so far, the same for every gene.
+        n_windows: Number of windows so far, the same for every gene.
+
+    Example:
+        >>> mean = SsimMean(n_genes=2)
+        >>> mean.add(np.array([4.0, 1.0]), n_windows=4)
+        >>> mean.compute()
+        array([1.  , 0.25])
     """
 
     n_genes: int
@@ -26,12 +35,12 @@ class SsimMean:
         self.sums = np.zeros(self.n_genes)
 
     def add(self, sums: Float64Array, n_windows: int) -> None:
-        """Add a patch: a row of what `kernels.ssim.masked_ssims` gives, and its windows."""
+        """Add one patch: (G,) sums from `kernels.ssim.masked_ssims`, and its number of windows."""
         self.sums += sums
         self.n_windows += n_windows
 
     def compute(self) -> Float64Array:
-        """(G,) float64 in [−1, 1]; NaN where no window lay wholly in tissue."""
+        """Mean SSIM, (G,) float64 in [−1, 1]; NaN if no window lies entirely in tissue."""
         if self.n_windows == 0:
             return np.full(self.n_genes, np.nan)
         return self.sums / self.n_windows

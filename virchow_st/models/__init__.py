@@ -1,4 +1,4 @@
 """Neural networks and losses: encoders (image → tokens), decoders (tokens → rates), losses.
 
-Nothing here reads or writes a result file.
+No module here reads or writes a result file.
 """

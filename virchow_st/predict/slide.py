@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +33,10 @@ from virchow_st.predict.load import Run, load_run
 from virchow_st.predict.overview import write_picture
 from virchow_st.predict.rates import RateImages
 from virchow_st.predict.stitch import Stitcher
-from virchow_st.runtime.atomic import written_aside
+from virchow_st.predict.trained_on import check_not_trained_on
+from virchow_st.runtime.atomic import check_absent, new_output, remove, written_whole
 from virchow_st.runtime.progress import SILENT, Progress
+from virchow_st.runtime.software import versions
 from virchow_st.slide.choice import ORIENTATIONS
 from virchow_st.slide.image import SlideImage
 from virchow_st.slide.mpp import describe_mpp, mpp_warning, slide_mpp
@@ -44,6 +45,7 @@ from virchow_st.slide.tissue import Tissue, find_tissue
 from virchow_st.types import BIN_UM, CELL_BINS
 
 FORMAT = "virchow_st.prediction/1"
+_ENDINGS = (".ome.zarr", ".zarr", ".h5ad", ".npz")
 _SOFTWARE = ("virchow_st", "numpy", "opencv-python-headless", "torch", "timm", "zarr")
 
 
@@ -76,14 +78,15 @@ def predict_slide(
 
     Raises:
         ConfigError, SlideError: a run, its encoder's weights, or the image is missing, damaged or
-            does not fit; no µm per pixel; no tissue; or ``out`` is there already.
+            does not fit; a run is given twice, or one of several was trained on the slide; no µm
+            per pixel; no tissue; or ``out`` is there already.
     """
-    if out.exists():
-        raise ConfigError(f"{out}: is already there; delete it or give another --out")
+    check_absent(out)
     check_format(config.format)
     runs = [load_run(path, config.device) for path in run_paths]
     _check_alike(runs)
     with SlideImage.open(image_path) as image:
+        check_not_trained_on(runs, image, progress)
         places = image.choice.mpp_places
         mpp = slide_mpp(image_path, places, config.mpp)
         for warning in (*image.choice.warnings, *_remarks(image, config.mpp)):
@@ -94,8 +97,8 @@ def predict_slide(
         progress.note(
             f"{image_path}: {image.describe()}; {mpp:.4g} µm/px {describe_mpp(places, config.mpp)}"
         )
-        picture = out.with_name(f"{out.name.partition('.')[0]}_tissue.png")
-        with _gone_on_failure(picture), written_aside(out) as aside:
+        picture = tissue_picture(out)
+        with new_output(out) as aside, _restored_on_failure(picture):
             flavour = config.format if config.format in FLAVOURS else FLAVOURS[0]
             zarr_path = aside / "zarr"
             folder = Folder(zarr_path, flavour, {})
@@ -151,6 +154,13 @@ def _check_alike(runs: Sequence[Run]) -> None:
                 f"{run.path}: expected the genes of {first.path} in their order; got others; give "
                 "runs with one --panel file"
             )
+    for i, run in enumerate(runs):
+        for other in runs[:i]:
+            if (run.config, run.split, run.state) == (other.config, other.split, other.state):
+                raise ConfigError(
+                    f"{run.path}: is the same run as {other.path}; their spread would be 0; give "
+                    "runs of other folds or seeds"
+                )
 
 
 def _draw(path: Path, pyramid: Picture, tissue: Tissue, patches: PatchTable) -> None:
@@ -197,15 +207,33 @@ def _provenance(
         "tissue": {"saturation_threshold": tissue.threshold, "covered": share},
         "n_patches": len(patches),
         "options": {k: v for k, v in asdict(config).items() if k not in ("device", "weights")},
-        "software": {name: version(name) for name in _SOFTWARE},
+        "software": versions(_SOFTWARE),
     }
 
 
+def tissue_picture(out: Path) -> Path:
+    """Where the picture of the tissue goes: beside ``out``, by its whole name but the format.
+
+    >>> tissue_picture(Path("CRC.P1.zarr")).name
+    'CRC.P1_tissue.png'
+    """
+    endings = (ending for ending in _ENDINGS if out.name.endswith(ending) and out.name != ending)
+    return out.with_name(f"{out.name.removesuffix(next(endings, ''))}_tissue.png")
+
+
 @contextmanager
-def _gone_on_failure(picture: Path) -> Iterator[None]:
-    """Take the picture away where the job ends before its result is there."""
+def _restored_on_failure(picture: Path) -> Iterator[None]:
+    """Leave the picture as it was found, mostly absent, where the job fails.
+
+    One that was there is another result's: the same slide predicted in another format, say.
+    """
+    before = picture.read_bytes() if picture.is_file() else None
     try:
         yield
     except BaseException:
-        picture.unlink(missing_ok=True)
+        if before is None:
+            remove(picture)
+        elif picture.read_bytes() != before:
+            with written_whole(picture) as aside:
+                aside.write_bytes(before)
         raise

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
-import shutil
+import re
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -16,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from virchow_st.errors import ConfigError
-from virchow_st.runtime.atomic import sync_folder
+from virchow_st.runtime.atomic import replaced_folder, settled
 
 FORMAT = "virchow_st.checkpoint/1"
 _TENSORS = "tensors.safetensors"
@@ -88,27 +89,20 @@ def _copied(
 
 
 def _write(folder: Path, tensors: dict[str, Tensor], state: Mapping[str, Any]) -> None:
-    aside, old = folder.with_name(f".{folder.name}.part"), folder.with_name(f".{folder.name}.old")
-    if whole(folder) == old:  # an earlier save died between its renames: this is all there is
-        os.replace(old, folder)
-    for leftover in (aside, old):
-        shutil.rmtree(leftover, ignore_errors=True)
-    aside.mkdir(parents=True)
-    try:
-        save_file(tensors, aside / _TENSORS)
-    except SafetensorError as e:
-        raise ConfigError(
-            f"{aside / _TENSORS}: cannot be written ({e}); make room, then go on with --resume"
-        ) from None
-    (aside / _STATE).write_text(json.dumps({"format": FORMAT, **state}, indent=1) + "\n", "utf-8")
-    for name in (_TENSORS, _STATE):  # before the name, so that a power cut leaves one or the other
-        with open(aside / name, "rb") as file:
-            os.fsync(file.fileno())
-    if folder.exists():
-        os.replace(folder, old)
-    os.replace(aside, folder)
-    sync_folder(folder.parent)
-    shutil.rmtree(old, ignore_errors=True)
+    with replaced_folder(folder) as aside:
+        try:
+            save_file(tensors, aside / _TENSORS)
+        except SafetensorError as e:
+            raise _as_os_error(e, aside / _TENSORS) from None
+        state_text = json.dumps({"format": FORMAT, **state}, indent=1) + "\n"
+        (aside / _STATE).write_text(state_text, "utf-8")
+
+
+def _as_os_error(error: SafetensorError, path: Path) -> OSError:
+    """What the disk said, which safetensors passes on as a text."""
+    found = re.search(r"os error (\d+)", str(error))
+    number = int(found[1]) if found else errno.EIO
+    return OSError(number, os.strerror(number) if found else str(error), str(path))
 
 
 def load_checkpoint(
@@ -119,7 +113,7 @@ def load_checkpoint(
     """Load what `save_checkpoint` saved into modules of the same shapes; returns the state."""
     state = read_state(folder)
     try:
-        tensors = load_file(whole(folder) / _TENSORS)
+        tensors = load_file(settled(folder) / _TENSORS)
     except (OSError, SafetensorError) as e:
         raise ConfigError(f"{folder / _TENSORS}: cannot be read ({e}); train again") from None
     for name, module in modules.items():
@@ -138,7 +132,7 @@ def load_checkpoint(
 
 def read_state(folder: Path) -> dict[str, Any]:
     """The JSON part of a checkpoint."""
-    file = whole(folder) / _STATE
+    file = settled(folder) / _STATE
     try:
         state = json.loads(file.read_text("utf-8"))
     except FileNotFoundError:
@@ -149,12 +143,6 @@ def read_state(folder: Path) -> dict[str, Any]:
     if actual != FORMAT:
         raise ConfigError(f"{file}: expected format {FORMAT}, got {actual!r}; train again")
     return dict(state)
-
-
-def whole(folder: Path) -> Path:
-    """The folder, or its predecessor if the process died between the two renames of a save."""
-    old = folder.with_name(f".{folder.name}.old")
-    return old if not folder.exists() and old.exists() else folder
 
 
 def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:

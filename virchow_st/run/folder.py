@@ -2,32 +2,24 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from virchow_st.config import TrainConfig, from_toml, to_toml
 from virchow_st.errors import ConfigError
-from virchow_st.run.checkpoint import whole
+from virchow_st.run.lock import CHECKPOINTS, RunLock
 from virchow_st.run.panel import Panel
 from virchow_st.run.split import Split
+from virchow_st.runtime.atomic import settled, write_text
 from virchow_st.store.reader import Store
 
-CHECKPOINTS = "checkpoints"
 _ELSEWHERE = ("device", "compile")  # settings that a resumed run may have otherwise
 
 
 def is_begun(run: Path) -> bool:
     """Whether there is a run to resume."""
-    return whole(run / CHECKPOINTS / "last").exists()
-
-
-def check_new(run: Path) -> None:
-    """Raise `ConfigError` where something is there already."""
-    if run.exists():
-        raise ConfigError(f"{run}: is already there; give another --run, or --resume it")
+    return settled(run / CHECKPOINTS / "last").exists()
 
 
 def check_resumable(run: Path, config: TrainConfig, split: Split) -> None:
@@ -62,17 +54,28 @@ def begin(
     stores: Sequence[Store],
     panel: Panel,
     save: Callable[[Path], None],
+    lock: RunLock,
 ) -> None:
     """Write all that a run begins with; ``save`` writes the first checkpoints into a folder.
 
-    Aside first: a run that is there can be resumed, whenever it was killed.
+    Args:
+        run: directory to write; it is there whole or not at all.
+        config, split, stores, panel: what fixes the run.
+        save: writes ``checkpoints`` into the folder that it is given.
+        lock: that has taken the run's name.
+
+    Raises:
+        ConfigError: it cannot be written; nothing is left.
     """
-    aside = run.with_name(f".{run.name}.part")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
     text = f"{to_toml(config)}\n# Hash of split.json: {split.xxh64(stores)}\n"
-    (aside / "config.toml").write_text(text, "utf-8")
-    split.write(aside / "split.json", stores)
-    panel.write(aside / "panel.tsv")
-    save(aside)
-    os.replace(aside, run)
+    try:
+        with lock.new_run(run) as aside:
+            write_text(aside / "config.toml", text)
+            split.write(aside / "split.json", stores)
+            panel.write(aside / "panel.tsv")
+            save(aside)
+    except OSError as e:
+        raise ConfigError(
+            f"{run}: cannot be written ({e.strerror}); nothing was begun; make room or give "
+            "another --run, and train again"
+        ) from None

@@ -12,6 +12,7 @@ import h5py
 import numpy as np
 
 from virchow_st.errors import ConfigError
+from virchow_st.runtime.hdf5 import HELD, is_held_by_another
 from virchow_st.types import BIN_UM, PATCH_BINS, Array, Int64Array
 
 AGAIN = "run `vst evaluate` again"
@@ -42,6 +43,8 @@ def open_hdf5(path: Path, file_format: str) -> Iterator[h5py.File]:
     try:
         file = h5py.File(path, "r")
     except OSError as e:
+        if is_held_by_another(e):
+            raise ConfigError(f"{path}: {HELD}") from None
         raise ConfigError(f"{path}: cannot be read as HDF5 ({e}); {AGAIN}") from None
     with file:
         with told(path):

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from virchow_st.runtime.atomic import write_json
+from virchow_st.runtime.atomic import write_json, write_text
 
 Line = dict[str, Any]
 BEST_FORMAT = "virchow_st.best/1"
@@ -38,9 +37,7 @@ class History:
     def add(self, line: Line) -> None:
         """Write the line of the next epoch; the file is there whole at every moment."""
         self._lines.append(json.dumps(line))
-        aside = self._path.with_name(self._path.name + ".part")
-        aside.write_text("\n".join(self._lines) + "\n", "utf-8")
-        os.replace(aside, self._path)
+        write_text(self._path, "\n".join(self._lines) + "\n")
         if self._events is not None:
             for name, value in _scalars(line):
                 self._events.add_scalar(name, value, line["epoch"])

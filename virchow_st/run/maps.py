@@ -15,7 +15,6 @@ homography, the image and the encoder with its licence, for what leaves the run 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +25,8 @@ import numpy as np
 
 from virchow_st.errors import ConfigError
 from virchow_st.run.panel import Panel
+from virchow_st.runtime.atomic import written_whole
+from virchow_st.runtime.hdf5 import HELD, Hdf5Output, is_held_by_another, written_hdf5
 from virchow_st.store.format import PatchInfo
 from virchow_st.store.reader import Store
 from virchow_st.types import (
@@ -50,7 +51,7 @@ class SlideMaps:
 
     def __init__(
         self,
-        file: h5py.File,
+        output: Hdf5Output,
         store: Store,
         panel: Panel,
         infos: Sequence[PatchInfo],
@@ -60,7 +61,8 @@ class SlideMaps:
         self.col0 = min(info.col0 for info in infos)
         rows = max(info.row0 for info in infos) + PATCH_BINS - self.row0
         cols = max(info.col0 for info in infos) + PATCH_BINS - self.col0
-        self._file = file
+        self._output = output
+        self._file = file = output.file
         file.attrs.update(
             format=FORMAT, patient=store.patient, row0=self.row0, col0=self.col0, bin_um=BIN_UM,
             store=json.dumps({k: v for k, v in store.manifest.items() if k != "genes"}),
@@ -98,6 +100,7 @@ class SlideMaps:
         self._file["image"][
             side * rows.start : side * rows.stop, side * cols.start : side * cols.stop
         ] = image
+        self._output.check()
 
     def read_rate(self, info: PatchInfo) -> Float32Array:
         """Rates of one patch as they were written, (G, 128, 128) float32."""
@@ -123,14 +126,8 @@ def write_maps(
         blocks: (P,) the spatial block of each.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(path.name + ".part")
-    try:
-        with h5py.File(aside, "w") as file:
-            yield SlideMaps(file, store, panel, infos, blocks)
-    except BaseException:
-        aside.unlink(missing_ok=True)
-        raise
-    os.replace(aside, path)
+    with written_whole(path) as aside, written_hdf5(aside) as output:
+        yield SlideMaps(output, store, panel, infos, blocks)
 
 
 class SavedMaps:
@@ -163,14 +160,16 @@ class SavedMaps:
 
     def read(self, name: str, rows: slice, cols: slice, genes: Int64Array) -> Float32Array:
         """``rate`` or ``counts`` of some genes in a block, (G, h, w); NaN outside patches."""
-        values = np.stack([self._file[name][g, rows, cols] for g in genes]).astype(np.float32)
+        with _reading(self.path):
+            values = np.stack([self._file[name][g, rows, cols] for g in genes]).astype(np.float32)
         values[:, ~self.written[rows, cols]] = np.nan
         return values
 
     def read_image(self, rows: slice) -> UInt8Array:
         """H&E of some rows of bins over the whole width, (2h, 2C, 3) uint8."""
         side = _IMAGE_PX_PER_BIN
-        image: UInt8Array = self._file["image"][side * rows.start : side * rows.stop]
+        with _reading(self.path):
+            image: UInt8Array = self._file["image"][side * rows.start : side * rows.stop]
         return image
 
 
@@ -181,14 +180,25 @@ def read_maps(path: Path) -> Iterator[SavedMaps]:
     Raises:
         ConfigError: missing, damaged, or of another version.
     """
-    try:
-        with h5py.File(path, "r") as file:
-            if (actual := file.attrs.get("format")) != FORMAT:
-                raise ConfigError(f"{path}: expected format {FORMAT!r}; got {actual!r}; {_AGAIN}")
-            try:
+    with _reading(path):
+        file = h5py.File(path, "r")
+    with file:
+        if (actual := file.attrs.get("format")) != FORMAT:
+            raise ConfigError(f"{path}: expected format {FORMAT!r}; got {actual!r}; {_AGAIN}")
+        try:
+            with _reading(path):
                 maps = SavedMaps(path, file)
-            except (KeyError, ValueError) as e:
-                raise ConfigError(f"{path}: incomplete ({e}); {_AGAIN}") from None
-            yield maps
+        except (KeyError, ValueError) as e:
+            raise ConfigError(f"{path}: incomplete ({e}); {_AGAIN}") from None
+        yield maps
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Name the file and the remedy in what HDF5 raises; not around what a caller writes."""
+    try:
+        yield
     except OSError as e:
+        if is_held_by_another(e):
+            raise ConfigError(f"{path}: {HELD}") from None
         raise ConfigError(f"{path}: cannot be read as HDF5 ({e}); {_AGAIN}") from None

@@ -12,7 +12,6 @@ int64, all (P,).
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,6 +21,8 @@ import h5py
 import numpy as np
 
 from virchow_st.run.split import Member, Split
+from virchow_st.runtime.atomic import written_whole
+from virchow_st.runtime.hdf5 import written_hdf5
 from virchow_st.store.reader import Patch, Store
 from virchow_st.types import BIN_UM, PATCH_BINS, STORED_IMAGE_PX
 
@@ -53,23 +54,19 @@ def write_overview(
         block_um: side of a block, µm.
     """
     part_of = {member: i for i, name in enumerate(PARTS) for member in getattr(split, name)}
-    aside = path.with_name(path.name + ".part")
-    try:
-        with h5py.File(aside, "w") as file:
-            file.attrs.update(format=FORMAT, bin_um=BIN_UM, block_um=block_um)
-            for i, (store, name) in enumerate(zip(stores, slide_names(stores), strict=True)):
-                members = sorted(member for member in part_of if member.store == i)
-                if not members:
-                    continue
-                group = file.create_group(str(i))
-                group.attrs.update(name=name, patient=store.patient)
-                _write_slide(group, [store[member.patch] for member in members])
-                group["patch_part"] = np.array([part_of[m] for m in members], np.int32)
-                group["patch_block"] = np.array([block_of.get(m, -1) for m in members], np.int32)
-    except BaseException:
-        aside.unlink(missing_ok=True)
-        raise
-    os.replace(aside, path)
+    with written_whole(path) as aside, written_hdf5(aside) as output:
+        file = output.file
+        file.attrs.update(format=FORMAT, bin_um=BIN_UM, block_um=block_um)
+        for i, (store, name) in enumerate(zip(stores, slide_names(stores), strict=True)):
+            members = sorted(member for member in part_of if member.store == i)
+            if not members:
+                continue
+            group = file.create_group(str(i))
+            group.attrs.update(name=name, patient=store.patient)
+            _write_slide(group, [store[member.patch] for member in members])
+            group["patch_part"] = np.array([part_of[m] for m in members], np.int32)
+            group["patch_block"] = np.array([block_of.get(m, -1) for m in members], np.int32)
+            output.check()
 
 
 def _write_slide(group: h5py.Group, patches: Sequence[Patch]) -> None:

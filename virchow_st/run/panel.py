@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,13 +11,28 @@ import numpy as np
 
 from virchow_st.errors import ConfigError
 from virchow_st.runtime.progress import SILENT, Progress
-from virchow_st.store.genes import find_genes, names_in_file
-from virchow_st.store.reader import Store
+from virchow_st.store.format import MAX_PANEL
+from virchow_st.store.genes import (
+    core_id,
+    core_symbol,
+    find_genes,
+    hint,
+    named_places,
+    names_in_file,
+    place_of_id,
+    places_by_id,
+    places_by_symbol,
+    some,
+)
+from virchow_st.store.reader import Genes, Store
 from virchow_st.types import Float64Array, Int64Array
 
 # Releases of an annotation rename a few per cent of the symbols; more than this share of renamed
 # genes means that the ids are not ids at all.
 _MOST_RENAMED = 0.1
+# Two slides of one annotation share most of their genes; where ids tell of fewer than this share of
+# those that symbols tell of, the ids are of another kind.
+_LEAST_BY_ID = 0.5
 
 
 @dataclass(frozen=True)
@@ -39,14 +53,23 @@ class Panel:
 
     def indices(self, store: Store) -> Int64Array:
         """Where the panel's genes are in a store, (G,); raises `ConfigError` if one is missing."""
-        place = _places(store, self.key)
-        wanted = self.ids if self.key == "id" else self.symbols
-        if missing := [gene for gene in wanted if gene not in place]:
+        genes = store.genes
+        if self.key == "id":
+            places = places_by_id(genes.ids)
+            found = [place_of_id(places, gene) for gene in self.ids]
+        else:
+            places = places_by_symbol(genes.ids, genes.symbols)
+            wanted = zip(self.ids, self.symbols, strict=True)
+            found = [places.get(core_symbol(*gene)) for gene in wanted]
+        if missing := [i for i, place in enumerate(found) if place is None]:
+            names = self.ids if self.key == "id" else self.symbols
+            theirs = genes.ids if self.key == "id" else genes.symbols
             raise ConfigError(
-                f"{store.path}: has no counts of {len(missing)} panel genes, {missing[0]} for one; "
-                f"choose a panel of genes that every slide measured"
+                f"{store.path}: has no counts of {len(missing)} of {len(self)} panel genes, "
+                f"{some(names[i] for i in missing)}; its genes are {some(theirs)}; choose a panel "
+                f"of genes that every slide measured"
             )
-        return np.array([place[gene] for gene in wanted], np.int64)
+        return np.array(found, np.int64)
 
     def index(self, gene: str) -> int:
         """Where a gene is in the panel, by symbol or id; raises `ConfigError` if it is not."""
@@ -84,29 +107,36 @@ def choose_panel(
     others: Sequence[Store] = (),
     progress: Progress = SILENT,
 ) -> Panel:
-    """Panel from ``top50``, ``top:N``, or a file with a gene id or symbol in the first column.
+    """Panel from ``top50``, ``top:N``, or a file that lists gene ids or symbols.
 
     The top genes are those whose counts per 2 µm tissue bin vary most (variance) over the
     training stores. Only genes that every store lists can be chosen; of ``others`` (the test
-    patient's) nothing but that list is read. Genes are the same where their ids are, unless the
-    ids contradict the symbols; then unique symbols count, and `progress` gets a warning.
+    patient's) nothing but that list is read. Genes are the same where their ids are, with or
+    without version and genome. Where ids contradict the symbols, or hardly any are shared, unique
+    symbols count, and `progress` gets a warning.
+
+    Args:
+        spec: as ``--panel``.
+        train: stores of the training patients; the panel has the ids and symbols of the first.
+        others: further stores that have to list the panel's genes.
+        progress: receives the warning.
 
     Raises:
-        ConfigError: a spec that is none of these, too few genes, a missing or ambiguous gene.
+        ConfigError: a spec that is none of these, too few or too many genes, stores without a gene
+            in common, a missing or ambiguous gene.
     """
     stores = [*train, *others]
     key = _matching_key(stores, progress)
     symbol_of = dict(zip(train[0].genes.ids, train[0].genes.symbols, strict=True))
-    everywhere = set.intersection(*(set(_places(store, key)) for store in stores))
-    common = {
-        gene
-        for gene, symbol in symbol_of.items()
-        if (gene if key == "id" else symbol) in everywhere
-    }
+    common = set(symbol_of)
+    for store in stores[1:]:
+        common &= _shared(train[0].genes, store.genes, key)
     if spec == "top50" or spec.startswith("top:"):
         ids = _most_variable(_size(spec), train, Panel(*_columns(sorted(common), symbol_of), key))
     else:
         ids = _named_genes(Path(spec), common, symbol_of)
+    if len(ids) > MAX_PANEL:
+        raise ConfigError(f"panel: expected at most {MAX_PANEL} genes; got {len(ids)}")
     return Panel(*_columns(ids, symbol_of), key)
 
 
@@ -116,34 +146,73 @@ def _columns(
     return tuple(ids), tuple(symbol_of[gene] for gene in ids)
 
 
-def _places(store: Store, key: str) -> dict[str, int]:
-    """Index of each gene by id, or by symbol for those that have one of their own."""
-    if key == "id":
-        return {gene: i for i, gene in enumerate(store.genes.ids)}
-    times = Counter(store.genes.symbols)
-    return {symbol: i for i, symbol in enumerate(store.genes.symbols) if times[symbol] == 1}
+def _shared(first: Genes, other: Genes, key: str) -> set[str]:
+    """Ids of the genes in ``first`` that ``other`` lists too."""
+    if key == "symbol":
+        theirs = places_by_symbol(other.ids, other.symbols)
+        ours = places_by_symbol(first.ids, first.symbols)
+        return {first.ids[i] for symbol, i in ours.items() if symbol in theirs}
+    theirs, own = places_by_id(other.ids), places_by_id(first.ids)
+    shared = {gene for gene in first.ids if gene in theirs}
+    for i, gene in enumerate(first.ids):  # by its core id only where that is no other gene's
+        if own.get(core_id(gene)) == i and place_of_id(theirs, gene) is not None:
+            shared.add(gene)
+    return shared
 
 
 def _matching_key(stores: Sequence[Store], progress: Progress) -> str:
-    """``"id"``, or ``"symbol"`` where ids name different genes in different stores."""
+    """``"id"``, or ``"symbol"`` where ids are no guide to which genes are the same.
+
+    Raises:
+        ConfigError: two stores share neither an id nor a unique symbol.
+    """
     first = stores[0]
-    symbol_of = dict(zip(first.genes.ids, first.genes.symbols, strict=True))
+    key = "id"
     for store in stores[1:]:
-        common = [
-            (gene, symbol)
-            for gene, symbol in zip(store.genes.ids, store.genes.symbols, strict=True)
-            if gene in symbol_of
-        ]
-        renamed = [(gene, symbol) for gene, symbol in common if symbol != symbol_of[gene]]
-        if len(renamed) > _MOST_RENAMED * len(common):
-            gene, symbol = renamed[0]
-            progress.warn(
-                f"{len(renamed)} of {len(common)} gene ids name different genes in {first.path} "
-                f"and {store.path} ({gene} is {symbol_of[gene]} and {symbol}); genes are matched "
-                f"by symbol"
+        by_id = _shared(first.genes, store.genes, "id")
+        by_symbol = _shared(first.genes, store.genes, "symbol")
+        if not by_id and not by_symbol:
+            raise ConfigError(
+                f"{store.path}: has no gene in common with {first.path}, by id or by symbol: "
+                f"{_examples(store.genes)} here, {_examples(first.genes)} there; give slides of "
+                f"one species, counted with the same annotation"
             )
-            return "symbol"
-    return "id"
+        if key == "symbol":
+            continue
+        if reason := _ids_mislead(first, store, by_id, by_symbol):
+            progress.warn(f"{reason}; genes are matched by symbol")
+            key = "symbol"
+    return key
+
+
+def _ids_mislead(first: Store, store: Store, by_id: set[str], by_symbol: set[str]) -> str:
+    """Why the ids of two stores do not tell which genes are the same; empty where they do."""
+    if len(by_id) < _LEAST_BY_ID * len(by_symbol):
+        return (
+            f"{first.path} and {store.path} share {len(by_id)} gene ids and {len(by_symbol)} "
+            f"symbols ({_examples(first.genes)} there, {_examples(store.genes)} here)"
+        )
+    places = places_by_id(store.genes.ids)
+    renamed = []
+    for gene, symbol in zip(first.genes.ids, first.genes.symbols, strict=True):
+        if gene in by_id:
+            place = place_of_id(places, gene)
+            assert place is not None
+            other = store.genes.ids[place], store.genes.symbols[place]
+            if core_symbol(gene, symbol) != core_symbol(*other):
+                renamed.append((gene, symbol, other[1]))
+    if len(renamed) > _MOST_RENAMED * len(by_id):
+        gene, before, after = renamed[0]
+        return (
+            f"{len(renamed)} of {len(by_id)} gene ids name different genes in {first.path} "
+            f"and {store.path} ({gene} is {before} and {after})"
+        )
+    return ""
+
+
+def _examples(genes: Genes) -> str:
+    pairs = zip(genes.ids[:3], genes.symbols[:3], strict=True)
+    return ", ".join(f"{gene!a} ({symbol!a})" for gene, symbol in pairs)
 
 
 def _size(spec: str) -> int:
@@ -159,8 +228,9 @@ def _most_variable(size: int, train: Sequence[Store], candidates: Panel) -> tupl
     detected = [candidates.ids[i] for i in order if variance[i] > 0]
     if len(detected) < size:
         raise ConfigError(
-            f"panel: expected at least {size} genes with counts in every store; "
-            f"got {len(detected)}; ask for fewer with --panel top:N"
+            f"panel: expected at least {size} genes with counts in every store, among the "
+            f"{len(candidates)} that all stores list; got {len(detected)}; ask for fewer with "
+            f"--panel top:N"
         )
     return tuple(detected[:size])
 
@@ -188,19 +258,23 @@ def _named_genes(path: Path, common: set[str], symbol_of: dict[str, str]) -> tup
     if not path.is_file():
         raise ConfigError(f"panel: expected top50, top:N or a readable file; got {path}")
     names = names_in_file(path)
-    by_symbol: dict[str, list[str]] = {}
-    for gene in sorted(common):
-        by_symbol.setdefault(symbol_of[gene], []).append(gene)
-    chosen: list[str] = []
-    for name in names:
-        found = [name] if name in common else by_symbol.get(name, [])
-        if not found:
-            raise ConfigError(f"{path}: gene {name} is not in every store; take it out")
-        if len(found) > 1:
+    ids, symbols = _columns(sorted(common), symbol_of)
+    places = named_places(ids, symbols)
+    found = {name: places.get(name) or places.get(core_id(name), []) for name in names}
+    if missing := [name for name, those in found.items() if not those]:
+        if len(missing) == len(names):
+            remedy = f"genes of the stores are {some(ids)} or {some(symbols)}"
+        else:
+            remedy = f"take out what is no gene or give its id; {hint(missing[0], places)}"
+        raise ConfigError(
+            f"{path}: {len(missing)} of {len(names)} genes are not in every store: "
+            f"{some(missing)}; {remedy}"
+        )
+    for name, those in found.items():
+        if len(those) > 1:
             raise ConfigError(
-                f"{path}: symbol {name} stands for {', '.join(found)}; give the gene id"
+                f"{path}: symbol {name!a} stands for {', '.join(ids[i] for i in those)}; give "
+                f"the gene id"
             )
-        chosen += found
-    if len(set(chosen)) < len(chosen):
-        raise ConfigError(f"{path}: names a gene twice; name each once")
-    return tuple(chosen)
+    # A gene that comes by its id and by its symbol is one gene.
+    return tuple(dict.fromkeys(ids[those[0]] for those in found.values()))

@@ -13,8 +13,11 @@ import xxhash
 
 from virchow_st.errors import ConfigError
 from virchow_st.runtime.atomic import write_json
+from virchow_st.runtime.progress import Progress
+from virchow_st.store.patients import alike_warnings
 from virchow_st.store.reader import Store
-from virchow_st.types import PATCH_BINS
+from virchow_st.store.same_slide import check_different_slides
+from virchow_st.types import PATCH_BINS, Int64Array
 
 VALIDATION_SHARE = 0.15
 _BLOCK_PATCHES = 2  # a validation block is 2×2 patches, 512 µm: wider than tissue texture repeats
@@ -126,7 +129,8 @@ def split_patients(stores: Sequence[Store], test_patient: str, seed: int) -> Spl
         seed: which blocks validate.
 
     Raises:
-        ConfigError: the patient is not there, no other patient is, or a slide is too small.
+        ConfigError: the patient is not there, no other patient is, a slide is given twice, or one
+            is too small.
     """
     patients = sorted({store.patient for store in stores})
     if test_patient not in patients:
@@ -137,7 +141,7 @@ def split_patients(stores: Sequence[Store], test_patient: str, seed: int) -> Spl
         raise ConfigError(
             f"test patient: all stores are of {test_patient}; give those of another patient too"
         )
-    _check_no_slide_twice(stores)
+    check_different_slides(stores)
     train: list[Member] = []
     validation: list[Member] = []
     test: list[Member] = []
@@ -155,33 +159,46 @@ def split_patients(stores: Sequence[Store], test_patient: str, seed: int) -> Spl
     return Split(tuple(train), tuple(validation), tuple(test), slides)
 
 
-def _check_no_slide_twice(stores: Sequence[Store]) -> None:
-    """A slide given twice would be in two parts of the split at once."""
-    seen: dict[str, Store] = {}
-    for store in stores:
-        other = seen.setdefault(store.manifest["records_xxh64"], store)
-        if other is not store:
-            raise ConfigError(f"{store.path}: holds the same slide as {other.path}; give it once")
+def warn_of_alike_patients(stores: Sequence[Store], progress: Progress) -> None:
+    """Warn where two patients of the stores differ by upper and lower case or by blanks only."""
+    for warning in alike_warnings(store.patient for store in stores):
+        progress.warn(warning)
+
+
+def square_blocks(row: Int64Array, col: Int64Array, side: int) -> Int64Array:
+    """Number of the square block that each of N places lies in.
+
+    Args:
+        row, col: (N,) places, in any unit.
+        side: of a block, in the same unit; the first block begins at (0, 0).
+
+    Returns:
+        (N,) int64 from 0 on, row-major over those blocks that hold a place.
+
+    Example:
+        >>> import numpy as np
+        >>> square_blocks(np.array([0, 3, 1]), np.array([5, 0, 4]), side=2).tolist()
+        [0, 1, 0]
+    """
+    places = np.stack([row // side, col // side], axis=1)
+    return np.unique(places, axis=0, return_inverse=True)[1].reshape(-1)
 
 
 def _validation_patches(store: Store, rng: np.random.Generator) -> set[int]:
     """Whole spatial blocks, drawn until they hold the validation share of the slide's patches."""
-    blocks: dict[tuple[int, int], list[int]] = {}
+    row0 = np.array([info.row0 for info in store.patch_table])
+    col0 = np.array([info.col0 for info in store.patch_table])
     for size in (_BLOCK_PATCHES, 1):  # a slide too small for several blocks is cut finer
-        side = size * PATCH_BINS
-        blocks = {}
-        for index, info in enumerate(store.patch_table):
-            blocks.setdefault((info.row0 // side, info.col0 // side), []).append(index)
-        if len(blocks) >= 4:
+        block_of = square_blocks(row0, col0, size * PATCH_BINS)
+        n_blocks = int(block_of.max(initial=-1)) + 1
+        if n_blocks >= 4:
             break
-    if len(blocks) < 2:
+    if n_blocks < 2:
         return set()
-    order = rng.permutation(len(blocks))
-    names = sorted(blocks)
     share = VALIDATION_SHARE * len(store)
     held_out: set[int] = set()
-    for i in order[:-1]:
-        block = blocks[names[i]]
+    for i in rng.permutation(n_blocks)[:-1]:
+        block = np.flatnonzero(block_of == i).tolist()
         if held_out and len(held_out) + len(block) > 2 * share:
             continue  # on a small slide, one more whole block may take half of it
         held_out.update(block)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 from virchow_st.errors import ConfigError
@@ -9,6 +10,13 @@ from virchow_st.runtime.memory import free_ram
 
 if TYPE_CHECKING:
     import torch
+
+
+def core_count() -> int:
+    """Cores that this process may run on; macOS, which cannot say it, has all that there are."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def pick_device(name: str, process: int | None = None) -> torch.device:

@@ -1,27 +1,33 @@
-"""The processes that train one decoder together: this one alone, or those torchrun started.
+"""The processes of one job: this one alone, or those that ``torchrun`` started.
 
-Every process holds the whole decoder and takes its part of each batch; sums over the processes make
-losses and gradients those of the whole batch. The first process writes and talks for all.
+Training: every process holds the whole decoder and takes its part of each batch; sums over the
+processes make losses and gradients those of the whole batch. The first process writes and reports
+for all. Extraction: the processes take slides from one list (`SharedWork`).
 """
 
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from virchow_st.errors import ConfigError, VirchowSTError
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from torch.distributed import Store
 
 T = TypeVar("T")
 
-# What torchrun tells each process.
-_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+# The environment variables that torchrun sets: the fields of `Processes`, and where to meet.
+_NUMBERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+_VARIABLES = (*_NUMBERS, "MASTER_ADDR", "MASTER_PORT")
+_POLL_S = 0.2
 # The longest that one may wait for another, which may be choosing genes or evaluating a fold. One
 # that ends is noticed at once; this is for one that hangs.
 _LONGEST_WAIT = timedelta(hours=1)
@@ -29,11 +35,11 @@ _LONGEST_WAIT = timedelta(hours=1)
 
 @dataclass(frozen=True)
 class Processes:
-    """A process among those of a run.
+    """A process among those of a job.
 
     Attributes:
-        rank: its number, from 0.
-        size: how many there are.
+        rank: its number, from 0 to ``size - 1``.
+        size: processes of the job; 1 without torchrun.
         local_rank, local_size: the same among those on this machine.
     """
 
@@ -42,10 +48,34 @@ class Processes:
     local_rank: int = 0
     local_size: int = 1
 
+    @classmethod
+    def here(cls) -> Processes:
+        """The process that calls, as torchrun's environment variables have it."""
+        given = [os.environ.get(name) for name in _NUMBERS]
+        if not all(given):
+            return cls()
+        return cls(*(int(value) for value in given if value))
+
     @property
     def is_first(self) -> bool:
-        """Whether it is the one that writes and talks."""
+        """Whether it is the one that writes and reports."""
         return self.rank == 0
+
+    def device(self, name: str) -> str:
+        """The device of ``--device`` for this process, and torch's from now on.
+
+        ``auto`` and ``cuda`` are shared out, a GPU each; any other name is taken at its word.
+        """
+        if self.size == 1 or name not in ("auto", "cuda"):
+            return name
+        import torch
+
+        n_devices = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if name == "auto" and n_devices == 0:
+            return "cpu"
+        if self.local_rank < n_devices:  # else `pick_device` says what is wrong
+            torch.cuda.set_device(self.local_rank)  # or pinned memory would take the first's room
+        return f"cuda:{self.local_rank}"
 
     def part(self, n: int) -> slice:
         """Which of a batch's n patches are this process's: none, where they are too few for all."""
@@ -117,7 +147,7 @@ class Processes:
         return made
 
     def error_for_rank(self, error: VirchowSTError) -> BaseException:
-        """What to raise for an error that all processes have: the first one tells it."""
+        """What to raise for an error that all processes have: only the first one reports it."""
         return error if self.is_first else SystemExit(2)
 
 
@@ -125,7 +155,7 @@ ALONE = Processes()
 
 
 def is_main_process() -> bool:
-    """Whether this process is the one that talks to the user."""
+    """Whether this process is the one that reports to the user."""
     return os.environ.get("RANK", "0") == "0" or os.environ.get("WORLD_SIZE", "1") == "1"
 
 
@@ -155,16 +185,15 @@ def process_group() -> Iterator[Processes]:
         distributed.init_process_group(backend, timeout=_LONGEST_WAIT)
     except (RuntimeError, ValueError) as e:
         raise ConfigError(f"torchrun: the processes cannot reach each other ({e})") from None
-    numbers = (int(os.environ[name]) for name in _VARIABLES[:4])
-    rank, size, local_rank, local_size = numbers
+    processes = Processes.here()
     try:
-        yield Processes(rank, size, local_rank, local_size)
+        yield processes
     except RuntimeError as e:
         if not _is_lost_connection(e):
             raise
         raise VirchowSTError(
-            f"process {rank} of {size}: another process of the run ended; what it said tells why; "
-            "what was finished is kept, --resume goes on from there"
+            f"process {processes.rank} of {processes.size}: another process of the run ended; what "
+            "it said tells why; what was finished is kept, --resume goes on from there"
         ) from e
     distributed.destroy_process_group()  # after an error the others learn of it from the exit
 
@@ -173,3 +202,51 @@ def _is_lost_connection(error: RuntimeError) -> bool:
     from torch import distributed
 
     return isinstance(error, distributed.DistError) or "gloo/transport" in str(error)
+
+
+class SharedWork:
+    """Items 0, 1, 2, … that all processes take from, each the next one when it is ready for it.
+
+    No process waits for another; only who collects the answers does, in the end.
+
+    Args:
+        processes: this process, among the others.
+    """
+
+    def __init__(self, processes: Processes) -> None:
+        self.processes = processes
+        self._own: dict[int, str] = {}  # answers where there is no other process
+
+    @cached_property
+    def _store(self) -> Store:
+        """The key-value store by which torchrun's processes find each other."""
+        from torch.distributed import PrefixStore, rendezvous
+
+        store, _, _ = next(rendezvous("env://", timeout=timedelta(minutes=5)))
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        return PrefixStore(f"virchow_st/{attempt}", store)
+
+    def take(self, n: int) -> Iterator[int]:
+        """Those of ``n`` items that fall to this process, one after another."""
+        if self.processes.size == 1:
+            yield from range(n)
+            return
+        while (item := self._store.add("taken", 1) - 1) < n:
+            yield item
+
+    def answer(self, item: int, text: str) -> None:
+        """Say what became of an item, for `collect`."""
+        if self.processes.size == 1:
+            self._own[item] = text
+        else:
+            self._store.set(f"answer/{item}", text)
+
+    def collect(self, n: int) -> list[str]:
+        """All processes' answers, waited for as long as it takes."""
+        if self.processes.size == 1:
+            return [self._own[item] for item in range(n)]
+        keys = [f"answer/{item}" for item in range(n)]
+        for key in keys:
+            while not self._store.check([key]):
+                time.sleep(_POLL_S)
+        return [self._store.get(key).decode() for key in keys]

@@ -1,4 +1,4 @@
-"""Ctrl-C that waits for a good moment."""
+"""Ctrl-C and SIGTERM, which schedulers send before they kill, that wait for a good moment."""
 
 from __future__ import annotations
 
@@ -9,41 +9,70 @@ from contextlib import contextmanager
 from types import FrameType
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, raised where Ctrl-C would be: what tidies up after the one does after the other."""
+
+
+def exit_code(interrupt: BaseException) -> int:
+    """128 and the signal's number, as shells have it: 143 after SIGTERM, 130 after Ctrl-C."""
+    is_terminated = isinstance(interrupt, Terminated) or isinstance(interrupt.__cause__, Terminated)
+    return 128 + (signal.SIGTERM if is_terminated else signal.SIGINT)
+
+
+def raise_on_sigterm() -> None:
+    """Let SIGTERM raise `Terminated`, unless whoever started the process had it ignored."""
+    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, _terminate)
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    raise Terminated
+
+
 class Stop:
-    """Whether Ctrl-C was pressed; false until then."""
+    """Whether a signal asked the job to stop; false until then."""
 
     def __init__(self) -> None:
-        self.asked = False
+        self.signal: int | None = None
 
     def __bool__(self) -> bool:
-        return self.asked
+        return self.signal is not None
+
+    def interrupt(self) -> KeyboardInterrupt:
+        """What to raise when the job has stopped."""
+        return Terminated() if self.signal == signal.SIGTERM else KeyboardInterrupt()
 
 
 @contextmanager
 def stop_when_ready(say: Callable[[], None]) -> Iterator[Stop]:
-    """Let the first Ctrl-C only be remembered; the second interrupts as ever.
+    """Let the first Ctrl-C or SIGTERM only be remembered; the second interrupts as ever.
 
     It changes nothing outside the main thread, which alone gets signals, nor where the program has
     a handler of its own.
 
     Args:
-        say: called at the first Ctrl-C, to tell that it was heard.
+        say: called at the first signal, to tell that it was heard.
     """
     stop = Stop()
-    if (
-        threading.current_thread() is not threading.main_thread()
-        or signal.getsignal(signal.SIGINT) is not signal.default_int_handler
-    ):
-        yield stop
-        return
+    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: _terminate}
+    ours = (
+        [number for number, handler in usual.items() if signal.getsignal(number) is handler]
+        if threading.current_thread() is threading.main_thread()
+        else []
+    )
+
+    def restore() -> None:
+        for number in ours:
+            signal.signal(number, usual[number])
 
     def remember(number: int, frame: FrameType | None) -> None:
-        stop.asked = True
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        stop.signal = number
+        restore()
         say()
 
-    signal.signal(signal.SIGINT, remember)
+    for number in ours:
+        signal.signal(number, remember)
     try:
         yield stop
     finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        restore()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 _CGROUPS = Path("/sys/fs/cgroup")
@@ -21,7 +22,10 @@ def free_ram(proc: Path = Path("/proc"), cgroups: Path = _CGROUPS) -> int:
     Args:
         proc, cgroups: where the kernel says it.
     """
-    lines = (proc / "meminfo").read_text("ascii").splitlines()
+    try:
+        lines = (proc / "meminfo").read_text("ascii").splitlines()
+    except FileNotFoundError:  # macOS says how much there is, and that others use some of it
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
     kilobytes = {name: rest.split()[0] for name, _, rest in (line.partition(":") for line in lines)}
     free = int(kilobytes["MemAvailable"]) * 1024
     for version, folder in _groups(proc, cgroups):

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import csv
-import os
 import re
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from zlib import crc32
@@ -14,6 +12,9 @@ import numpy as np
 
 from virchow_st.config import SimulateConfig
 from virchow_st.errors import ConfigError
+from virchow_st.runtime.atomic import remove_leftovers, whole_folder, written_whole
+from virchow_st.runtime.lists import read_rows
+from virchow_st.runtime.lock import LOCK_NAME, locked
 from virchow_st.simulate.frame import draw_frame
 from virchow_st.simulate.morphology import grow_tissue
 from virchow_st.simulate.programmes import (
@@ -50,25 +51,26 @@ def simulate_cohort(
     alone. A folder appears whole or not at all; one that holds this very slide is kept as it is.
     ``on_slide`` is called with the patient's name when its folder stands.
 
-    Raises `ConfigError` for unusable names, for a patient's folder that holds something else and
-    for a ``slides.csv`` with other columns.
+    Raises `ConfigError` for unusable names, for a patient's folder that holds something else, for a
+    ``slides.csv`` with other columns, and where another process is simulating into ``out``.
     """
     _check_patients(config.patients)
     folders = [out / patient for patient in config.patients]
     origins = [_origin(patient, config) for patient in config.patients]
-    standing = [_stands(folder, o) for folder, o in zip(folders, origins, strict=True)]
+    for folder, origin in zip(folders, origins, strict=True):
+        _stands(folder, origin)  # refused before anything is made
     out.mkdir(parents=True, exist_ok=True)
-    genes = draw_genes(np.random.default_rng(config.seed), config.genes)
-    for folder, origin, stands in zip(folders, origins, standing, strict=True):
-        if not stands:
-            # The scratch folder vanishes whatever happens; the rename is the last step.
-            with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=out) as scratch:
-                slide = Path(scratch) / folder.name
-                _write_slide(slide, folder.name, config, genes, origin)
-                os.rename(slide, folder)
-        _list_slide(out / "slides.csv", folder.name)
-        if on_slide is not None:
-            on_slide(folder.name)
+    with locked(out, out / LOCK_NAME):
+        remove_leftovers(out)
+        standing = [_stands(folder, o) for folder, o in zip(folders, origins, strict=True)]
+        genes = draw_genes(np.random.default_rng(config.seed), config.genes)
+        for folder, origin, stands in zip(folders, origins, standing, strict=True):
+            if not stands:
+                with whole_folder(folder) as aside:
+                    _write_slide(aside, folder.name, config, genes, origin)
+            _list_slide(out / "slides.csv", folder.name)
+            if on_slide is not None:
+                on_slide(folder.name)
     return folders
 
 
@@ -154,19 +156,16 @@ def _list_slide(path: Path, patient: str) -> None:
     """Add a patient to ``slides.csv`` (paths relative to it); rows that stand there remain."""
     rows = {}
     if path.exists():
-        with path.open(newline="", encoding="utf-8") as f:
-            reader = csv.DictReader(f)
-            if tuple(reader.fieldnames or ()) != _MANIFEST_COLUMNS:
-                raise ConfigError(
-                    f"{path}: expected the columns {','.join(_MANIFEST_COLUMNS)}; "
-                    f"got {','.join(reader.fieldnames or ())}; remove it or choose another folder"
-                )
-            rows = {row["patient"]: row for row in reader}
+        head, *listed = [row.cells for row in read_rows(path, "a list of slides")] or [()]
+        if head != _MANIFEST_COLUMNS or any(len(cells) != len(head) for cells in listed):
+            raise ConfigError(
+                f"{path}: expected the columns {','.join(_MANIFEST_COLUMNS)}; "
+                f"got {','.join(map(ascii, head))}; remove it or choose another folder"
+            )
+        rows = {cells[0]: dict(zip(head, cells, strict=True)) for cells in listed}
     values = (patient, f"{patient}/outs", f"{patient}/tissue_image.tif", f"{patient}.vst")
     rows[patient] = dict(zip(_MANIFEST_COLUMNS, values, strict=True))
-    partial = path.with_suffix(".csv.partial")
-    with partial.open("w", newline="", encoding="utf-8") as f:
+    with written_whole(path) as aside, aside.open("w", newline="", encoding="utf-8") as f:
         writer = csv.DictWriter(f, _MANIFEST_COLUMNS, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows.values())
-    os.replace(partial, path)

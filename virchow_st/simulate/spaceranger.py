@@ -10,12 +10,12 @@ import json
 from pathlib import Path
 
 import cv2
-import h5py
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import tifffile
 
+from virchow_st.runtime.hdf5 import written_hdf5
 from virchow_st.simulate.frame import SlideFrame
 from virchow_st.simulate.programmes import Genes
 from virchow_st.simulate.sequencing import SlideCounts
@@ -42,7 +42,8 @@ def write_matrix(
     """Write a feature-barcode matrix of the row-major bins ``bins`` (N,), columns in that order."""
     chosen = counts.columns(bins)
     names = barcodes(bins // side, bins % side)
-    with h5py.File(path, "w") as f:
+    with written_hdf5(path) as output:
+        f = output.file
         f.attrs["filetype"] = "matrix"
         f.attrs["software_version"] = "spaceranger-3.1.2"
         f.attrs["version"] = 2

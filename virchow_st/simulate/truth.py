@@ -10,6 +10,7 @@ import h5py
 import numpy as np
 
 from virchow_st.errors import SlideError
+from virchow_st.runtime.hdf5 import written_hdf5
 from virchow_st.types import Array, Float32Array, Float64Array
 
 TRUTH_FORMAT = "virchow_st.truth/1"
@@ -39,7 +40,8 @@ def write_truth(path: Path, truth: Truth, origin: dict[str, str | int]) -> None:
     """Write ``truth.h5``; ``origin`` (patient, seed ...) becomes attributes of the file."""
     side = min(128, *truth.depth.shape)
     maps = {"compression": "gzip", "compression_opts": 1, "shuffle": True}
-    with h5py.File(path, "w") as f:
+    with written_hdf5(path) as output:
+        f = output.file
         f.attrs["format"] = TRUTH_FORMAT
         for name, value in origin.items():
             f.attrs[name] = value

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 
@@ -21,18 +20,9 @@ from virchow_st.kernels.sparse import (
     sort_patches,
 )
 from virchow_st.slide.matrix import CountMatrix
+from virchow_st.slide.patches import PatchTable
 from virchow_st.slide.positions import BinPositions
 from virchow_st.types import PATCH_BINS, Array, Int64Array
-
-
-class PatchOrigins(Protocol):
-    """Where patches lie: array_row and array_col of their first bins, (P,) int32 each."""
-
-    @property
-    def row0(self) -> Array: ...  # noqa: D102
-
-    @property
-    def col0(self) -> Array: ...  # noqa: D102
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,7 +72,7 @@ class PatchCounts:
 
 
 def read_patch_counts(
-    matrix: CountMatrix, bins: BinPositions, patches: PatchOrigins, tissue_only: bool
+    matrix: CountMatrix, bins: BinPositions, patches: PatchTable, tissue_only: bool
 ) -> PatchCounts:
     """Read the counts of tissue bins in patches; memory is 4 bytes an entry and about 0.3 GB.
 
@@ -148,7 +138,7 @@ class _Columns:
 def _place_columns(
     matrix: CountMatrix,
     bins: BinPositions,
-    patches: PatchOrigins,
+    patches: PatchTable,
     indptr: Int64Array,
     tissue_only: bool,
 ) -> _Columns:
@@ -176,7 +166,7 @@ def _place_columns(
             rows, cols = bins.listed.shape
             raise _other_slide(
                 matrix.path,
-                f"expected bins of tissue_positions.parquet, a grid of {rows} rows and {cols} "
+                f"expected bins of the tissue positions, a grid of {rows} rows and {cols} "
                 f"columns; the bin at row {row[off]}, column {col[off]} is not in it",
             )
     if np.count_nonzero(seen) != matrix.n_columns:
@@ -190,7 +180,7 @@ def _place_columns(
     return _Columns(patch, position, np.cumsum(room))
 
 
-def _patch_of_bin(bins: BinPositions, patches: PatchOrigins) -> Array:
+def _patch_of_bin(bins: BinPositions, patches: PatchTable) -> Array:
     """(rows, cols) int32: the patch of each tissue bin, or the mark of a bin to leave out."""
     patch_of_bin = np.full(bins.tissue_mask.shape, OUTSIDE_PATCHES, np.int32)
     for patch, (row0, col0) in enumerate(zip(patches.row0, patches.col0, strict=True)):
@@ -215,7 +205,7 @@ def _check_tissue(path: Path, seen: Array, bins: BinPositions) -> None:
     if missing and beyond:
         raise _other_slide(
             path,
-            f"expected the tissue bins of tissue_positions.parquet; {missing:,} of them are "
+            f"expected the tissue bins of the tissue positions; {missing:,} of them are "
             f"missing, and {beyond:,} bins off the tissue are there",
             "; with a tissue mask of your own, take the raw matrix",
         )

@@ -1,12 +1,14 @@
-"""Reads ``tissue_positions.parquet``: the grid, the tissue mask and the homography."""
+"""Reads the table of bins, Parquet or CSV: the grid, the tissue mask and the homography."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
+from pyarrow import csv
 
 from virchow_st.errors import SlideError
 from virchow_st.slide.geometry import Homography
@@ -17,6 +19,7 @@ _COLUMNS = ("in_tissue", "array_row", "array_col", "pxl_row_in_fullres", "pxl_co
 _LARGEST_SIDE = 100_000  # barcodes write rows and columns in five digits
 _LARGEST_PX = 1e7  # beyond any scan
 _LARGEST_RESIDUAL_PX = 0.1
+_LONGEST_HEAD = 1 << 16  # bytes of the first line of a table, and more
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,20 +44,8 @@ def read_positions(path: Path) -> BinPositions:
         SlideError: damaged, columns missing, values that cannot be, bins listed twice, no tissue,
             or pixel positions that lie more than 0.1 px off a homography.
     """
-    with reading(path, "the bin positions as Parquet"):
-        file = pq.ParquetFile(path, page_checksum_verification=True)  # of pages that have one
-        names = file.schema_arrow.names
-    if missing := [c for c in _COLUMNS if c not in names]:
-        raise SlideError(
-            f"{path}: expected the columns {', '.join(_COLUMNS)}; {', '.join(missing)} missing; "
-            "give the square_002um folder as Space Ranger wrote it"
-        )
-    with reading(path, "the bin positions as Parquet"):
-        # Without the barcodes, as row and column say the same; and one column after the other,
-        # which takes half the memory of all at once.
-        tissue, row, col, y_px, x_px = (
-            file.read(columns=[name], use_threads=False).column(0).to_numpy() for name in _COLUMNS
-        )
+    read = _read_parquet if path.suffix == ".parquet" else _read_csv
+    tissue, row, col, y_px, x_px = read(path)
 
     _check_values(path, tissue, row, col, x_px, y_px)
     shape = (int(row.max()) + 1, int(col.max()) + 1)
@@ -72,6 +63,53 @@ def read_positions(path: Path) -> BinPositions:
             "detection in Space Ranger's web_summary.html"
         )
     return BinPositions(listed, tissue_mask, _fit(path, row, col, x_px, y_px))
+
+
+def _read_parquet(path: Path) -> list[Array]:
+    """The columns that are wanted, in the order of ``_COLUMNS``."""
+    with reading(path, "the bin positions as Parquet"):
+        file = pq.ParquetFile(path, page_checksum_verification=True)  # of pages that have one
+        names = file.schema_arrow.names
+    _check_columns(path, names)
+    with reading(path, "the bin positions as Parquet"):
+        # Without the barcodes, as row and column say the same; and one column after the other,
+        # which takes half the memory of all at once.
+        return [
+            file.read(columns=[name], use_threads=False).column(0).to_numpy() for name in _COLUMNS
+        ]
+
+
+def _read_csv(path: Path) -> list[Array]:
+    """The same from text: with column names, or without, as ``tissue_positions_list.csv`` is."""
+    what = "the bin positions as CSV"
+    with reading(path, what), path.open("rb") as file:
+        first = file.readline(_LONGEST_HEAD).decode("utf-8-sig")
+    delimiter = max(",;\t", key=first.count)
+    cells = [cell.strip().strip('"') for cell in first.rstrip("\r\n").split(delimiter)]
+    has_names = not any(cell.isdigit() for cell in cells)
+    if has_names:
+        _check_columns(path, cells)
+    elif len(cells) != len(_COLUMNS) + 1:
+        raise SlideError(
+            f"{path}: expected a barcode, {', '.join(_COLUMNS)} in each line; got {len(cells)} "
+            "values; copy the file again from the Space Ranger output"
+        )
+    with reading(path, what):
+        table = csv.read_csv(
+            path,
+            csv.ReadOptions(column_names=None if has_names else ["barcode", *_COLUMNS]),
+            csv.ParseOptions(delimiter=delimiter),
+            csv.ConvertOptions(include_columns=list(_COLUMNS)),
+        )
+        return [table.column(name).to_numpy() for name in _COLUMNS]
+
+
+def _check_columns(path: Path, names: Sequence[str]) -> None:
+    if missing := [c for c in _COLUMNS if c not in names]:
+        raise SlideError(
+            f"{path}: expected the columns {', '.join(_COLUMNS)}; {', '.join(missing)} missing; "
+            "give the square_002um folder as Space Ranger wrote it"
+        )
 
 
 def _check_values(path: Path, tissue: Array, row: Array, col: Array, x: Array, y: Array) -> None:

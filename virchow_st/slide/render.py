@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -10,8 +9,9 @@ from dataclasses import dataclass
 
 import cv2
 
+from virchow_st.runtime.devices import core_count
+from virchow_st.runtime.distributed import Processes
 from virchow_st.runtime.prefetch import ahead
-from virchow_st.runtime.ranks import Rank
 from virchow_st.slide.geometry import Homography
 from virchow_st.slide.image import SlideImage
 from virchow_st.slide.patches import PatchTable, bin_validity, render_patch
@@ -75,7 +75,7 @@ def render_ahead(
 
 def thread_count() -> int:
     """Threads that render: a core each, of those that this process and its ranks may use."""
-    cores = len(os.sched_getaffinity(0)) // Rank.here().local_count
+    cores = core_count() // Processes.here().local_size
     return max(1, min(_MOST_THREADS, cores))
 
 

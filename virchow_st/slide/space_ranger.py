@@ -13,8 +13,16 @@ from typing import Any
 import xxhash
 
 from virchow_st.errors import SlideError
+from virchow_st.runtime.hdf5 import HELD, is_held_by_another
 from virchow_st.types import BIN_UM
 
+POSITIONS = ("tissue_positions.parquet", "tissue_positions.csv", "tissue_positions_list.csv")
+"""What the table of bins is called: by Space Ranger 3 and 4, by other tools, and by old ones."""
+
+_LATER_POSITIONS = tuple(f"*{name}" for name in POSITIONS[1:])
+# Where the folder of 2 µm bins lies below what a user gives: outs, binned_outputs or the folder
+# that holds outs; downloads have their names' prefixes before either.
+_PLACES = ("", "*binned_outputs/", "*outs/", "*outs/*binned_outputs/", "*/", "*/*binned_outputs/")
 _FINGERPRINT_BLOCK = 1 << 20
 _FINGERPRINT_BLOCKS = 16
 
@@ -49,7 +57,7 @@ def find_files(outs: Path, matrix: str) -> SlideFiles:
     """Find the 2 µm folder in ``outs`` and the files in it, prefixed or not.
 
     Args:
-        outs: ``outs/``, ``binned_outputs/``, or ``square_002um/`` itself.
+        outs: ``outs/``, the folder that holds it, ``binned_outputs/``, or ``square_002um/`` itself.
         matrix: ``"filtered"`` or ``"raw"``.
 
     Raises:
@@ -64,7 +72,7 @@ def find_files(outs: Path, matrix: str) -> SlideFiles:
         folder=folder,
         matrix=matrix_path,
         is_filtered=matrix == "filtered",
-        positions=_the_one(spatial, "*tissue_positions.parquet", "the bin positions"),
+        positions=_the_one(spatial, f"*{POSITIONS[0]}", "the bin positions", *_LATER_POSITIONS),
         scalefactors=_the_one(spatial, "*scalefactors_json.json", "the scale factors"),
     )
 
@@ -128,6 +136,8 @@ def reading(path: Path, expected: str) -> Iterator[None]:
 
 
 def _damaged(path: Path, expected: str, error: Exception) -> SlideError:
+    if is_held_by_another(error):
+        return SlideError(f"{path}: {HELD}")
     reason = " ".join(str(error).split()) or type(error).__name__
     return SlideError(
         f"{path}: expected {expected}; it cannot be read ({reason[:160]}); the file is cut off or "
@@ -136,30 +146,47 @@ def _damaged(path: Path, expected: str, error: Exception) -> SlideError:
 
 
 def _bin_folder(outs: Path) -> Path:
-    if any(outs.glob("*_feature_bc_matrix.h5")) and any(outs.glob("*spatial")):
+    """The folder of 2 µm bins: ``outs`` itself, or in one of the places where it may lie."""
+    if _visible(outs, "*_feature_bc_matrix.h5") and _visible(outs, "*spatial"):
         return outs
-    for pattern in ("*square_002um", "*binned_outputs/*square_002um"):
-        found = sorted(p for p in outs.glob(pattern) if p.is_dir())
+    for place in _PLACES:
+        found = [path for path in _visible(outs, f"{place}*square_002um") if path.is_dir()]
         if len(found) == 1:
             return found[0]
         if found:
-            names = ", ".join(str(p) for p in found)
+            names = ", ".join(str(path) for path in found)
             raise SlideError(f"{outs}: expected one square_002um; found {names}; give one of them")
-    coarser = sorted({p.name for p in outs.glob("**/*square_0*um")})
-    actual = f"only {', '.join(coarser)}" if coarser else "no binned output"
+    # In these places alone: what was given may be a disk with a million files.
+    other = {path.name for place in _PLACES for path in _visible(outs, f"{place}*square_0*um")}
+    actual = f"only {', '.join(sorted(other))}" if other else "no binned output"
     raise SlideError(
-        f"{outs}: expected the 2 µm bins in square_002um; found {actual}; give the outs folder of "
-        "a Visium HD run, with binned_outputs/square_002um in it"
+        f"{outs}: expected square_002um, the 2 µm bins, here or in outs/binned_outputs; found "
+        f"{actual}; give the outs folder of a Visium HD run, with binned_outputs/square_002um in it"
     )
 
 
-def _the_one(folder: Path, pattern: str, what: str) -> Path:
-    found = sorted(folder.glob(pattern))
-    if len(found) == 1:
-        return found[0]
-    if found:
-        names = ", ".join(p.name for p in found)
-        raise SlideError(f"{folder}: expected one {pattern}; found {names}; keep one of them")
+def _the_one(folder: Path, pattern: str, what: str, *others: str) -> Path:
+    """The file of a pattern, or of the first of the other patterns that there is a file of."""
+    for wanted in (pattern, *others):
+        found = _visible(folder, wanted)
+        if len(found) == 1:
+            return found[0]
+        if found:
+            names = ", ".join(path.name for path in found)
+            raise SlideError(f"{folder}: expected one {wanted}; found {names}; keep one of them")
     raise SlideError(
-        f"{folder}: expected {what}, {pattern}; found none; copy it from the Space Ranger output"
+        f"{folder}: expected {what}, {' or '.join((pattern, *others))}; found none; copy it from "
+        "the Space Ranger output"
+    )
+
+
+def _visible(folder: Path, pattern: str) -> list[Path]:
+    """What matches in a folder, sorted, without hidden files.
+
+    macOS leaves ``._NAME`` beside every NAME on disks of other systems.
+    """
+    return sorted(
+        path
+        for path in folder.glob(pattern)
+        if not any(part.startswith(".") for part in path.relative_to(folder).parts)
     )

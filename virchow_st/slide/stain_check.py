@@ -5,9 +5,9 @@ tissue absorbs blue less than green, and the ratio of red to green differs from 
 A white slide, a slide of one colour, one stain alone, a grey picture, an inverted or a fluorescence
 scan each break one of these rules. The limits keep a wide margin to real sections: measured on
 public breast, colon and mouse brain sections, blue over green was 0.24 to 0.63 (median of the
-tissue; 1.2 in an inverted one), and red over green spread by 0.23 to 0.61 between its 5th and 95th
-percentiles in the darker half (single patches of 128 µm: 0.13 and more; a picture of one stain after
-JPEG compression: 0.10 and less).
+tissue; 1.2 in an inverted one), and red over green spread by 0.23 to 0.61 between its 5th and
+95th percentiles in the darker half (single patches of 128 µm: 0.13 and more; a picture of one
+stain after JPEG compression: 0.10 and less).
 """
 
 from __future__ import annotations

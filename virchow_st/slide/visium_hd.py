@@ -11,7 +11,8 @@ from virchow_st.errors import SlideError
 from virchow_st.slide.geometry import Homography
 from virchow_st.slide.image import SlideImage
 from virchow_st.slide.matrix import CountMatrix, GeneTable
-from virchow_st.slide.patch_counts import PatchCounts, PatchOrigins, read_patch_counts
+from virchow_st.slide.patch_counts import PatchCounts, read_patch_counts
+from virchow_st.slide.patches import PatchTable
 from virchow_st.slide.pictures import ExpectedSize, expected_size
 from virchow_st.slide.positions import BinPositions, read_positions
 from virchow_st.slide.space_ranger import (
@@ -105,7 +106,7 @@ class VisiumHDSlide:
         """Fingerprint of the count matrix file: see `virchow_st.slide.space_ranger.fingerprint`."""
         return fingerprint(self.matrix_path)
 
-    def read_counts(self, patches: PatchOrigins) -> PatchCounts:
+    def read_counts(self, patches: PatchTable) -> PatchCounts:
         """Stream the matrix once: UMIs of tissue bins in ``patches``, and every gene's total.
 
         Raises:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -23,8 +24,14 @@ from virchow_st.types import (
 )
 
 FORMAT = "virchow_st.store/1"
+FORMAT_WIDE = "virchow_st.store/2"
+"""The format of a store with more than `MAX_NARROW_GENES` genes."""
 JPEG_QUALITY = 90
-MAX_GENES = 65_535
+MAX_NARROW_GENES = 65_535
+"""Up to this number of genes, gene indices are ``u16`` and the store is of format 1."""
+MAX_GENES = (1 << 32) - 1
+MAX_PANEL = 1 << 16
+"""A read gives each count its gene's place in the panel, a ``u16``."""
 MAX_DIM = 65_535
 MAX_PATCHES = 1 << 32
 
@@ -180,17 +187,32 @@ def unpack_mask(payload: memoryview) -> BoolArray:
 # --- counts -----------------------------------------------------------------------------------
 
 
-def pack_counts(gene: Array, position: Array, count: Array) -> bytes:
+def format_for(n_genes: int) -> str:
+    """The format that a store of so many genes is written in."""
+    return FORMAT_WIDE if n_genes > MAX_NARROW_GENES else FORMAT
+
+
+def gene_dtype(n_genes: int) -> str:
+    """Type of the gene indices in the records of a store of so many genes, ``<u2`` or ``<u4``."""
+    return "<u4" if n_genes > MAX_NARROW_GENES else "<u2"
+
+
+def pack_counts(
+    gene: Array, position: Array, count: Array, n_genes: int = MAX_NARROW_GENES
+) -> bytes:
     """Non-zero counts of one patch to bytes.
 
     Args:
         gene: (N,) gene indices, sorted.
         position: (N,) row * 128 + col, sorted within a gene.
         count: (N,) UMIs, at least 1.
+        n_genes: number of genes in the manifest, which decides the width of a gene index.
     """
     n = len(gene)
-    starts = np.flatnonzero(np.diff(gene, prepend=-1))  # sorted: np.unique would sort anew
-    genes, sizes = gene[starts], np.diff(starts, append=n)
+    is_new = np.ones(n, bool)  # gene indices may be unsigned: compared, not subtracted
+    is_new[1:] = gene[1:] != gene[:-1]
+    starts = np.flatnonzero(is_new)  # sorted: np.unique would sort anew
+    genes, sizes = gene[starts].astype(gene_dtype(n_genes)), np.diff(starts, append=n)
     inline = np.where(count <= _LARGEST_INLINE_COUNT, count, 0).astype(np.uint16)
     entries = position.astype("<u2") | (inline << _POSITION_BITS)
     at = np.flatnonzero(inline == 0)
@@ -198,26 +220,69 @@ def pack_counts(gene: Array, position: Array, count: Array) -> bytes:
     return b"".join(
         [
             _COUNTS_HEADER.pack(len(genes), n, len(at)),
-            genes.astype("<u2").tobytes(),
+            genes.tobytes(),
             sizes.astype("<u2").tobytes(),
             entries.astype("<u2").tobytes(),
-            bytes(2 * (n % 2)),
+            bytes(_padding_bytes(genes.nbytes, len(genes), n)),
             escapes.tobytes(),
         ]
     )
 
 
-def unpack_counts(payload: memoryview, n_genes: int) -> SparseCounts:
-    """Inverse of `pack_counts`; every number is checked before it is used."""
+class CountsParts(NamedTuple):
+    """The arrays of a counts record, views into its bytes; nothing but their lengths is checked.
+
+    Attributes:
+        genes: (P,) uint16, or uint32 in a store of more than 65,535 genes.
+        sizes: (P,) uint16.
+        entries: (N,) uint16.
+        padding: (0,) or (1,) uint16.
+        escapes: (2E,) uint32.
+    """
+
+    genes: Array
+    sizes: Array
+    entries: Array
+    padding: Array
+    escapes: Array
+
+
+def split_counts(payload: memoryview, n_genes: int) -> CountsParts:
+    """Split a counts record into its arrays.
+
+    Raises:
+        StoreError: the payload's length is not the one that its header says.
+    """
     if len(payload) < _COUNTS_HEADER.size:
         raise StoreError(f"counts record: {len(payload)} bytes, too short for its header")
     n_present, n, n_escapes = _COUNTS_HEADER.unpack_from(payload)
-    expected = _COUNTS_HEADER.size + 4 * n_present + 2 * (n + n % 2) + 8 * n_escapes
+    dtype = np.dtype(gene_dtype(n_genes))
+    gene_bytes = n_present * dtype.itemsize
+    n_padding = _padding_bytes(gene_bytes, n_present, n) // 2
+    n_words = n_present + n + n_padding
+    expected = _COUNTS_HEADER.size + gene_bytes + 2 * n_words + 8 * n_escapes
     if len(payload) != expected:
         raise StoreError(f"counts record: header says {expected} bytes, there are {len(payload)}")
-    u16 = np.frombuffer(payload, "<u2", 2 * n_present + n + n % 2, _COUNTS_HEADER.size)
-    genes, sizes, entries, padding = np.split(u16, [n_present, 2 * n_present, 2 * n_present + n])
-    escapes = np.frombuffer(payload, "<u4", 2 * n_escapes, len(payload) - 8 * n_escapes)
+    genes = np.frombuffer(payload, dtype, n_present, _COUNTS_HEADER.size)
+    words = np.frombuffer(payload, "<u2", n_words, _COUNTS_HEADER.size + gene_bytes)
+    return CountsParts(
+        genes=genes,
+        sizes=words[:n_present],
+        entries=words[n_present : n_present + n],
+        padding=words[n_present + n :],
+        escapes=np.frombuffer(payload, "<u4", 2 * n_escapes, expected - 8 * n_escapes),
+    )
+
+
+def _padding_bytes(gene_bytes: int, n_present: int, n: int) -> int:
+    """Zero bytes, 0 or 2, that make the escapes begin at a multiple of 4 bytes."""
+    return (gene_bytes + 2 * (n_present + n)) % 4
+
+
+def unpack_counts(payload: memoryview, n_genes: int) -> SparseCounts:
+    """Inverse of `pack_counts`; every number is checked before it is used."""
+    genes, sizes, entries, padding, escapes = split_counts(payload, n_genes)
+    n_present, n = len(genes), len(entries)
     at, large = escapes.reshape(-1, 2).T.astype(np.int64)
 
     counts = (entries >> _POSITION_BITS).astype(np.uint32)

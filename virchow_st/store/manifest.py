@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 from pathlib import Path
 from typing import Any
 
 from virchow_st.errors import StoreError
-from virchow_st.store.format import FORMAT, MAX_DIM, MAX_GENES, MAX_PATCHES
+from virchow_st.runtime.lock import holder
+from virchow_st.store.format import (
+    FORMAT,
+    FORMAT_WIDE,
+    MAX_DIM,
+    MAX_GENES,
+    MAX_NARROW_GENES,
+    MAX_PATCHES,
+)
 from virchow_st.store.tokens import TOKEN_DTYPES
 from virchow_st.types import PATCH_BINS
 
@@ -72,10 +79,11 @@ def read_manifest(store: Path) -> dict[str, Any]:
             f"{store / MANIFEST}: cannot be read as JSON ({e}); copy the store or extract it again"
         ) from None
     actual = manifest.get("format") if isinstance(manifest, dict) else None
-    if actual != FORMAT:
+    if actual not in (FORMAT, FORMAT_WIDE):
         actual = actual if isinstance(actual, str | None) else type(actual).__name__
         raise StoreError(
-            f"{store}: expected format {FORMAT}, got {actual!r}; extract the slide again"
+            f"{store}: expected format {FORMAT} or {FORMAT_WIDE}, got {actual!r}; read it with "
+            f"the version of virchow_st that wrote it, or extract the slide again"
         )
     for name, kind in _REQUIRED.items():
         if type(manifest.get(name)) is not kind:
@@ -101,8 +109,9 @@ def _beyond_limits(manifest: dict[str, Any]) -> str | None:
         return f"dim: expected 1 to {MAX_DIM}; got {dim}"
     if not 0 <= manifest["n_patches"] <= MAX_PATCHES:
         return f"n_patches: expected 0 to {MAX_PATCHES}; got {manifest['n_patches']}"
-    if n_genes > MAX_GENES:
-        return f"genes: expected at most {MAX_GENES}; got {n_genes}"
+    most = MAX_GENES if manifest["format"] == FORMAT_WIDE else MAX_NARROW_GENES
+    if n_genes > most:
+        return f"genes: expected at most {most} in {manifest['format']}; got {n_genes}"
     if manifest["token_dtype"] not in TOKEN_DTYPES:
         return f"token_dtype: expected {' or '.join(TOKEN_DTYPES)}; got {manifest['token_dtype']!r}"
     return None
@@ -144,8 +153,7 @@ def _unfinished(store: Path) -> StoreError:
             f"{store}: not a store (no {MANIFEST}); give a folder `vst extract` wrote"
         )
     remedy = "run its `vst extract` again, it will resume"
-    with contextlib.suppress(OSError, ValueError):  # no writer, or one that just ended
-        writer = (store / LOCK).read_text("utf-8")
+    if (writer := holder(store / LOCK)) is not None:
         return StoreError(
             f"{store}: unfinished, being written by {writer}; wait for that to end, or {remedy}"
         )

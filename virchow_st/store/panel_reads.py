@@ -6,15 +6,14 @@ every number is checked, those of genes outside the panel too, before any is use
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 
 from virchow_st.errors import StoreError
 from virchow_st.kernels import panel as kernels
+from virchow_st.store.format import MAX_PANEL, CountsParts, split_counts
 from virchow_st.types import (
     BIN_UM,
     PATCH_BINS,
@@ -24,9 +23,6 @@ from virchow_st.types import (
     Float32Array,
     Int64Array,
 )
-
-_HEADER = struct.Struct("<III")
-_MAX_PANEL = 65_536  # the place in the panel is a u16
 
 _FAULTS = {
     kernels.GENES_FAULT: "gene indices out of order or beyond the gene list",
@@ -139,54 +135,31 @@ def check_panel(panel: Sequence[int] | Int64Array, n_genes: int) -> Int64Array:
         raise ValueError(
             f"panel: expected a list of gene indices, got {given.dtype} of shape {given.shape}"
         )
-    if given.size > _MAX_PANEL:
-        raise ValueError(f"panel: expected at most {_MAX_PANEL} genes, got {given.size}")
+    if given.size > MAX_PANEL:
+        raise ValueError(f"panel: expected at most {MAX_PANEL} genes, got {given.size}")
     if ((given < 0) | (given >= n_genes)).any():
         wrong = given[(given < 0) | (given >= n_genes)][0]
         raise IndexError(f"panel: expected gene indices 0 to {n_genes - 1}, got {wrong}")
     return np.ascontiguousarray(given, np.int64)
 
 
-class _Parts(NamedTuple):
-    """The arrays of a record, views into its bytes: see `virchow_st.kernels.panel`."""
-
-    genes: Array
-    sizes: Array
-    entries: Array
-    padding: Array
-    escapes: Array
-
-
-def _checked_parts(payload: memoryview, n_genes: int) -> _Parts:
+def _checked_parts(payload: memoryview, n_genes: int) -> CountsParts:
     """Split a record into its arrays; raises `StoreError` for a malformed one."""
-    if len(payload) < _HEADER.size:
-        raise StoreError(f"counts record: {len(payload)} bytes, too short for its header")
-    n_present, n, n_escapes = _HEADER.unpack_from(payload)
-    expected = _HEADER.size + 4 * n_present + 2 * (n + n % 2) + 8 * n_escapes
-    if len(payload) != expected:
-        raise StoreError(f"counts record: header says {expected} bytes, there are {len(payload)}")
-    words = _view(payload, "<u2", 2 * n_present + n + n % 2, _HEADER.size)
-    parts = _Parts(
-        genes=words[:n_present],
-        sizes=words[n_present : 2 * n_present],
-        entries=words[2 * n_present : 2 * n_present + n],
-        padding=words[2 * n_present + n :],
-        escapes=_view(payload, "<u4", 2 * n_escapes, expected - 8 * n_escapes),
-    )
+    parts = CountsParts(*map(_plain, split_counts(payload, n_genes)))
     fault = kernels.find_fault(*parts, n_genes)
     if fault != kernels.SOUND:
         raise StoreError(f"counts record: {_FAULTS[fault]}")
     return parts
 
 
-def _view(payload: memoryview, dtype: str, n: int, offset: int) -> Array:
-    """Numbers of a payload without a copy, but where they do not lie on their natural boundary.
+def _plain(numbers: Array) -> Array:
+    """The same numbers, copied only where they do not lie on their natural boundary.
 
     Read-only whatever the payload is, so that the kernels are compiled for one kind of array.
     """
-    numbers = np.require(np.frombuffer(payload, dtype, n, offset), requirements="A")
-    numbers.flags.writeable = False
-    return numbers
+    aligned = np.require(numbers, requirements="A")
+    aligned.flags.writeable = False
+    return aligned
 
 
 def _is_plain(x: Array) -> bool:

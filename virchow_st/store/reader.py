@@ -19,6 +19,7 @@ from virchow_st.store.format import Kind, PatchInfo, SparseCounts
 from virchow_st.store.genes import find_genes
 from virchow_st.store.manifest import DATA, read_manifest
 from virchow_st.store.pages import Place
+from virchow_st.store.patients import patient_name
 from virchow_st.store.tokens import unpack_codes, unpack_tokens
 from virchow_st.types import PATCH_POSITIONS, Array, BoolArray, Float32Array, Int64Array, UInt8Array
 
@@ -95,8 +96,8 @@ class Store:
 
     @property
     def patient(self) -> str:
-        """Patient the slide is of."""
-        return str(self.manifest["patient"])
+        """Name of the slide's patient, without blanks at its ends."""
+        return patient_name(self.manifest["patient"])
 
     @property
     def token_shape(self) -> tuple[int, int, int]:

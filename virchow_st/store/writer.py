@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
-import os
-import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TextIO
+from typing import Any
 
 import lmdb
 import xxhash
 
-from virchow_st.errors import StoreError
+from virchow_st.errors import ConfigError, StoreError
+from virchow_st.runtime.atomic import remove_leftovers as remove_leftover_parts
 from virchow_st.runtime.atomic import sync_folder, write_json
+from virchow_st.runtime.lock import Lock
 from virchow_st.store import format as fmt
 from virchow_st.store.datafile import DataFile
 from virchow_st.store.format import Kind, PatchInfo
@@ -52,13 +51,13 @@ class PatchRecord:
     class_token: Array
     tokens: Array
 
-    def payloads(self, token_dtype: str) -> list[tuple[Kind, bytes]]:
-        """Kind and payload of every record, in key order."""
+    def payloads(self, token_dtype: str, n_genes: int) -> list[tuple[Kind, bytes]]:
+        """Kind and payload of every record, in key order, for a store of ``n_genes`` genes."""
         return [
             (Kind.PATCH, fmt.pack_patch(self.info)),
             (Kind.TISSUE_MASK, fmt.pack_mask(self.tissue_mask)),
             (Kind.VALIDITY_MASK, fmt.pack_mask(self.validity_mask)),
-            (Kind.COUNTS, fmt.pack_counts(self.gene, self.position, self.count)),
+            (Kind.COUNTS, fmt.pack_counts(self.gene, self.position, self.count, n_genes)),
             (Kind.IMAGE, fmt.pack_image(self.image)),
             (Kind.CLASS_TOKEN, pack_tokens(self.class_token)),
             (Kind.TOKENS, pack_tokens(self.tokens, token_dtype)),
@@ -83,9 +82,10 @@ def begun_job(path: Path) -> dict[str, Any] | None:
 
 def remove_leftovers(path: Path) -> None:
     """Remove what a writer needed of a finished store; it may have been killed before it did."""
-    for name in (JOB, JOB + ".part", MANIFEST + ".part", LOCK):
-        with contextlib.suppress(OSError):  # of no meaning, if they must stay
+    with contextlib.suppress(OSError):  # of no meaning, if they must stay
+        for name in (JOB, LOCK):
             (path / name).unlink(missing_ok=True)
+        remove_leftover_parts(path)
 
 
 class StoreWriter:
@@ -96,30 +96,41 @@ class StoreWriter:
         job: what is being extracted (inputs, options, encoder). An unfinished store made by
             another job is refused, so that a resumed store is the one that was begun.
         token_dtype: ``float16`` or ``int8``; one of the options that the job names.
+        n_genes: number of genes that the manifest will list; above 65,535 the store is written
+            in format 2.
 
     Raises:
         StoreError: the folder is something else, belongs to another job, has another writer, or
             cannot be written.
     """
 
-    def __init__(self, path: Path, job: dict[str, Any], token_dtype: str = "float16") -> None:
+    def __init__(
+        self,
+        path: Path,
+        job: dict[str, Any],
+        token_dtype: str = "float16",
+        n_genes: int = fmt.MAX_NARROW_GENES,
+    ) -> None:
         self.path = path
         self.job = job
         self.token_dtype = token_dtype
+        self.n_genes = n_genes
         is_new = not path.exists()
         try:
             path.mkdir(parents=True, exist_ok=True)
-            self._lock = _lock(path)
+            self._lock = Lock(path, path / LOCK)
         except OSError as e:
             raise StoreError(
                 f"{path}: cannot be written ({e.strerror}); give a --store that can be"
             ) from None
+        except ConfigError as e:
+            raise StoreError(str(e)) from None
         try:
             self._claim()
             self._env = _open_environment(path)
             self.next_index = self._count_committed()
         except (lmdb.Error, OSError, StoreError) as e:
-            self._unlock()
+            self._lock.release()
             if is_new:
                 with contextlib.suppress(OSError):
                     path.rmdir()
@@ -144,7 +155,7 @@ class StoreWriter:
                     f"{self.path}: was begun with other inputs or options; "
                     f"delete it or give another --store"
                 )
-        elif any(p.name not in (LOCK, JOB + ".part") for p in self.path.iterdir()):
+        elif any(not p.name.startswith((LOCK, ".")) for p in self.path.iterdir()):  # . as of macOS
             raise StoreError(
                 f"{self.path}: expected a new folder or an unfinished store, found other files; "
                 f"give another --store"
@@ -160,7 +171,7 @@ class StoreWriter:
         """Commit patches ``next_index``, ``next_index + 1``, …; all of them or none."""
         sealed = []
         for index, record in enumerate(records, self.next_index):
-            for kind, payload in record.payloads(self.token_dtype):
+            for kind, payload in record.payloads(self.token_dtype, self.n_genes):
                 key = fmt.key(index, kind)
                 sealed.append((key, fmt.seal(key, payload)))
         try:
@@ -208,7 +219,14 @@ class StoreWriter:
 
         Raises:
             StoreError: the manifest cannot be written, or the file is not what was written to it.
+            ValueError: the manifest lists genes of another format than the records.
         """
+        store_format = fmt.format_for(self.n_genes)
+        if fmt.format_for(len(manifest["genes"]["id"])) != store_format:
+            raise ValueError(
+                f"n_genes: the records were written for {self.n_genes} genes; the manifest lists "
+                f"{len(manifest['genes']['id'])}"
+            )
         try:
             self._env.sync(True)
             self._env.close()
@@ -216,7 +234,7 @@ class StoreWriter:
             write_json(
                 self.path / MANIFEST,
                 {
-                    "format": fmt.FORMAT,
+                    "format": store_format,
                     "n_patches": self.next_index,
                     **manifest,
                     "token_dtype": self.token_dtype,
@@ -255,12 +273,7 @@ class StoreWriter:
         traceback: TracebackType | None,
     ) -> None:
         self._env.close()
-        self._unlock()
-
-    def _unlock(self) -> None:
-        with contextlib.suppress(OSError):  # of a file system that became read-only
-            (self.path / LOCK).unlink(missing_ok=True)
-        self._lock.close()
+        self._lock.release()
 
 
 def _map_size(n_bytes: int) -> int:
@@ -271,7 +284,7 @@ def _map_size(n_bytes: int) -> int:
 def _open_environment(path: Path) -> lmdb.Environment:
     """The environment of an unfinished store, looked over before LMDB believes its pages.
 
-    Without LMDB's own locks: `_lock` keeps other writers out and the missing manifest readers, and
+    Without LMDB's own locks: `Lock` keeps other writers out and the missing manifest readers, and
     the mapped lock file would kill the process where it meets a full disk. LMDB clears the pages
     that it takes from the heap, lest bytes of other data leave the machine in them.
     """
@@ -288,26 +301,3 @@ def _open_environment(path: Path) -> lmdb.Environment:
         raise
     sync_folder(path)
     return environment
-
-
-def _lock(path: Path) -> TextIO:
-    """Hold an advisory lock for as long as the writer lives; the kernel drops it on any exit."""
-    file = open(path / LOCK, "a+", encoding="utf-8")  # noqa: SIM115
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.seek(0)
-        holder = file.read().strip() or "another process"
-        file.close()
-        raise StoreError(f"{path}: being written by {holder}; wait for it to end") from None
-    try:  # the last writer removes the file: what was opened may no longer be what others see
-        is_current = os.path.samestat(os.fstat(file.fileno()), os.stat(path / LOCK))
-    except FileNotFoundError:
-        is_current = False
-    if not is_current:
-        file.close()
-        return _lock(path)
-    file.truncate(0)
-    file.write(f"process {os.getpid()} on {socket.gethostname()}")
-    file.flush()
-    return file

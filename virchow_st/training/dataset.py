@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from virchow_st.errors import ConfigError
+from virchow_st.kernels.orientation import quarter_turns, turn
 from virchow_st.models.encoders.base import dihedral_channels
 from virchow_st.models.losses.targets import BatchCounts
 from virchow_st.run.panel import Panel
@@ -113,7 +114,7 @@ class PatchDataset:
         self._gene_indices = [panel.indices(store) for store in stores]
         layout, dim = stores[0].manifest["token_layout"], stores[0].manifest["dim"]
         self._channels = [
-            dihedral_channels(layout, dim, *divmod_orientation(o)) for o in range(N_ORIENTATIONS)
+            dihedral_channels(layout, dim, *quarter_turns(o)) for o in range(N_ORIENTATIONS)
         ]
 
     @property
@@ -206,18 +207,6 @@ class PatchDataset:
             coming = plans(members, batch_size, rng)
             for _, batch in ahead(reader, coming, lambda p: self.load(p.members, p.turns)):
                 yield batch
-
-
-def divmod_orientation(orientation: int) -> tuple[int, bool]:
-    """Quarter turns (counter-clockwise) and whether a left-right flip comes first."""
-    return orientation % 4, orientation >= 4
-
-
-def turn(x: Array, orientation: int, axes: tuple[int, int] = (-2, -1)) -> Array:
-    """Flip and turn the (row, col) axes of an array by one of the 8 orientations."""
-    k, flip = divmod_orientation(orientation)
-    flipped = np.flip(x, axes[1]) if flip else x
-    return np.rot90(flipped, k, axes=axes)
 
 
 @cache

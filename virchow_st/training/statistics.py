@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -10,6 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from virchow_st.run.split import Member
+from virchow_st.runtime.devices import core_count
 from virchow_st.training.dataset import PatchDataset
 from virchow_st.types import BIN_UM, SCALES_UM, BoolArray, Float32Array, Float64Array, Int64Array
 
@@ -38,7 +38,7 @@ def training_statistics(dataset: PatchDataset, members: Sequence[Member]) -> Tra
     token_sums: Float64Array = np.zeros((2, dataset.token_shape[-1]))
     n_bins: Int64Array = np.zeros(len(SCALES_UM), np.int64)
     sums: Float64Array = np.zeros((2, len(SCALES_UM), len(dataset.panel)))
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+    with ThreadPoolExecutor(core_count()) as pool:
         for n, of_tokens, bins, of_counts in pool.map(
             lambda member: _sums_of_patch(dataset, member), members
         ):

@@ -20,10 +20,11 @@ from torch import Tensor
 from virchow_st.config import TrainConfig
 from virchow_st.errors import ConfigError
 from virchow_st.run.checkpoint import CheckpointWriter, save_checkpoint
-from virchow_st.run.folder import CHECKPOINTS, begin, check_new, check_resumable
+from virchow_st.run.folder import begin, check_resumable
 from virchow_st.run.history import History, by_scale, summary
+from virchow_st.run.lock import CHECKPOINTS, RunLock
 from virchow_st.run.panel import Panel, choose_panel
-from virchow_st.run.split import Split, split_patients
+from virchow_st.run.split import Split, split_patients, warn_of_alike_patients
 from virchow_st.runtime.devices import pick_device
 from virchow_st.runtime.distributed import ALONE, Processes
 from virchow_st.runtime.progress import SILENT, Progress
@@ -62,10 +63,23 @@ def train(
     Raises:
         ConfigError, StoreError: before anything is written, wherever possible.
     """
+    with RunLock() as lock:
+        _train(run, config, resume, progress, processes, lock)
+
+
+def _train(
+    run: Path,
+    config: TrainConfig,
+    resume: bool,
+    progress: Progress,
+    processes: Processes,
+    lock: RunLock,
+) -> None:
     device, stores, split = processes.together(
         lambda: _open(config, processes), same=lambda opened: opened[2]
     )
-    panel = processes.from_first(lambda: _panel(run, config, stores, split, resume, progress))
+    warn_of_alike_patients(stores, progress)
+    panel = processes.from_first(lambda: _panel(run, config, stores, split, resume, progress, lock))
     dataset = PatchDataset(stores, panel)
     progress.note(
         f"{len(split.train)} patches to train on, {len(split.validation)} to validate, "
@@ -81,8 +95,14 @@ def train(
     if resume:
         trainer.load(run)
     elif processes.is_first:  # epoch 0: a run stopped in its first epoch can resume
-        begin(run, config, split, stores, panel, lambda folder: trainer.save(folder, is_best=True))
-    trainer.fit(run, progress)
+        begin(run, config, split, stores, panel, trainer.save_first, lock)
+    try:
+        trainer.fit(run, progress)
+    except OSError as e:
+        raise ConfigError(
+            f"{e.filename or run}: cannot be written ({e.strerror}); what was finished is kept; "
+            "make room, then go on with --resume"
+        ) from None
 
 
 def _open(config: TrainConfig, processes: Processes) -> tuple[torch.device, list[Store], Split]:
@@ -111,12 +131,14 @@ def _panel(
     split: Split,
     resume: bool,
     progress: Progress,
+    lock: RunLock,
 ) -> Panel:
     """The panel of a run that may be begun, or resumed, there."""
     if resume:
+        lock.take(run)
         check_resumable(run, config, split)
         return Panel.read(run / "panel.tsv")
-    check_new(run)
+    lock.take_new(run)
     trainers = [s for s in stores if s.patient != config.test_patient]
     testers = [s for s in stores if s.patient == config.test_patient]
     return choose_panel(config.panel, trainers, testers, progress)
@@ -316,6 +338,10 @@ class Trainer:
             state,
             self.learner.optimizer,
         )
+
+    def save_first(self, run: Path) -> None:
+        """Write the checkpoints of a run that begins, before the first epoch."""
+        self.save(run, is_best=True)
 
     def _split_xxh64(self) -> str:
         return self.split.xxh64(self.dataset.stores)

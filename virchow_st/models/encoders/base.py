@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from virchow_st.kernels.orientation import turn
 from virchow_st.types import Array, Int64Array, UInt8Array
 
 
@@ -108,6 +109,6 @@ def dihedral_channels(
     order = np.arange(dim, dtype=np.int64)
     for start, side in layout:
         cells = order[start : start + side * side].reshape(side, side).copy()
-        turned = np.rot90(np.fliplr(cells) if flip else cells, k)
+        turned = turn(cells, k % 4 + 4 * flip)
         order[start : start + side * side] = turned.ravel()
     return order

@@ -1,4 +1,4 @@
-"""Losses on decoder outputs, and how the scales are balanced."""
+"""Losses on decoder outputs, and methods that balance the scales."""
 
 from __future__ import annotations
 
@@ -14,13 +14,16 @@ if TYPE_CHECKING:
 def build_objective(
     name: str, train_rate: Tensor, train_std: Tensor, scales_um: Sequence[int]
 ) -> Objective:
-    """Loss by the name that ``--loss`` takes.
+    """Build the loss that ``--loss`` names.
 
     Args:
         name: ``poisson``, ``nb`` or ``mse``.
-        train_rate: (G,) mean UMIs of a tissue bin in training.
-        train_std: (4, G) standard deviation of the counts at 2, 4, 8 and 16 µm.
-        scales_um: sides of the bins to supervise, µm.
+        train_rate: (G,) mean UMIs per 2 µm tissue bin of the training patches.
+        train_std: (4, G) standard deviation of their counts at 2, 4, 8 and 16 µm.
+        scales_um: Sides of the supervised bins, µm.
+
+    Raises:
+        ValueError: Unknown name.
     """
     if name == "poisson":
         from virchow_st.models.losses.poisson import MultiScalePoisson
@@ -38,11 +41,14 @@ def build_objective(
 
 
 def build_balance(name: str, n_tasks: int) -> Balance:
-    """How scales are balanced, by the name that ``--balance`` takes.
+    """Build the method that ``--balance`` names for balancing the scales.
 
     Args:
         name: ``gradnorm``, ``uncertainty`` or ``equal``.
-        n_tasks: number of scales.
+        n_tasks: Number of scales.
+
+    Raises:
+        ValueError: Unknown name.
     """
     from virchow_st.models.losses.balance import Equal, GradNorm, Uncertainty
 

@@ -1,4 +1,4 @@
-"""How much each scale's loss weighs: GradNorm, uncertainty, or all the same."""
+"""Weights of the losses of the scales: GradNorm, uncertainty weighting, or equal weights."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _SMALLEST_WEIGHT = 1e-3
 
 
 class Equal(Balance):
-    """Every task weighs 1."""
+    """Every task has weight 1."""
 
     needs_gradient_norms = False
 
@@ -22,14 +22,16 @@ class Equal(Balance):
         self.register_buffer("weights", torch.ones(n_tasks))
 
     def update(self, losses: Tensor, gradient_norms: Tensor | None) -> None:
-        """Nothing to learn."""
+        """Do nothing; the weights are constant."""
 
 
 class _Learned(Balance):
-    """Weights that Adam moves (Kingma & Ba 2015), as buffers, so that checkpoints hold all of it.
+    """Weights learned with Adam (Kingma & Ba 2015).
+
+    Weights and Adam's state are buffers, so that checkpoints contain them.
 
     Args:
-        n_tasks: number of tasks.
+        n_tasks: Number of tasks.
         lr: Adam's learning rate.
     """
 
@@ -46,7 +48,7 @@ class _Learned(Balance):
         self.register_buffer("t", torch.zeros(()))
 
     def _adam_step(self, gradient: Tensor, beta1: float = 0.9, beta2: float = 0.999) -> Tensor:
-        """What to take from the values that ``gradient`` is the gradient of."""
+        """Return Adam's step for a gradient, to be subtracted from the learned values."""
         self.t += 1
         self.m.lerp_(gradient, 1 - beta1)
         self.v.lerp_(gradient**2, 1 - beta2)
@@ -56,18 +58,26 @@ class _Learned(Balance):
 
 
 class GradNorm(_Learned):
-    """Weights that let every task train at the same rate (Chen et al. 2018, arXiv:1711.02257).
+    """Weights that let all tasks train at the same rate (Chen et al. 2018, arXiv:1711.02257).
 
-    With ``g_i`` the norm of task i's gradient at the last shared layer, ``G_i = w_i·g_i``, and
-    ``r_i`` its relative inverse training rate ``(L_i/L_i(0)) / mean_j(L_j/L_j(0))``, the weights
-    move to lower ``Σ|G_i - mean(G)·r_i^α|`` with the target held constant. The gradient of that
-    is ``sign(G_i - target_i)·g_i``, so no second backward pass is needed. The weights stay
+    ``g_i`` is the norm of task i's gradient at the last shared layer, ``G_i = w_i·g_i``, and
+    ``r_i = (L_i/L_i(0)) / mean_j(L_j/L_j(0))`` the relative inverse training rate. The weights
+    minimise ``Σ|G_i - target_i|`` with ``target_i = mean(G)·r_i^α`` held constant. The gradient of
+    this sum is ``sign(G_i - target_i)·g_i``, so no second backward pass is needed. The weights stay
     positive and sum to the number of tasks.
 
     Args:
-        n_tasks: number of tasks.
-        alpha: strength of the pull towards equal rates (1.5 in the paper).
-        lr: learning rate of Adam on the weights (0.025 in the paper).
+        n_tasks: Number of tasks.
+        alpha: Strength of the pull towards equal training rates, α (1.5 in the paper).
+        lr: Learning rate of Adam on the weights (0.025 in the paper).
+
+    Example:
+        The task with the smaller gradient norm gains weight:
+
+        >>> balance = GradNorm(2)
+        >>> balance.update(losses=torch.tensor([1.0, 1.0]), gradient_norms=torch.tensor([4.0, 1.0]))
+        >>> balance.weights
+        tensor([0.9750, 1.0250])
     """
 
     needs_gradient_norms = True
@@ -80,9 +90,9 @@ class GradNorm(_Learned):
 
     @torch.no_grad()
     def update(self, losses: Tensor, gradient_norms: Tensor | None) -> None:
-        """One step of Adam on the weights."""
+        """Take one step of Adam on the weights."""
         assert gradient_norms is not None
-        is_first = torch.isnan(self.first_losses)  # asked of the device without waiting for it
+        is_first = torch.isnan(self.first_losses)  # stays on the device, so nothing waits for it
         self.first_losses.copy_(torch.where(is_first.any(), losses, self.first_losses))
         ratio = losses / self.first_losses
         weighted = self.weights * gradient_norms
@@ -93,17 +103,25 @@ class GradNorm(_Learned):
 
 
 class Uncertainty(_Learned):
-    """Weights from a learned dispersion of each task (Kendall et al. 2018, arXiv:1705.07115).
+    """Weights from a learned dispersion per task (Kendall et al. 2018, arXiv:1705.07115).
 
-    A loss that is a mean negative log-likelihood, or half a deviance, is joined with a dispersion
-    ``φ_i = exp(s_i)``: the total is ``Σ exp(-s_i)·L_i + s_i/2`` (for half deviances that is the
-    extended quasi-likelihood of Nelder & Pregibon 1987). Its gradient in ``s_i`` is
-    ``½ - exp(-s_i)·L_i``, so that each weighted loss is drawn to ½, and the weights, ``exp(-s_i)``,
-    need not sum to anything.
+    Each loss is a mean negative log-likelihood or half a deviance, and gets a dispersion
+    ``φ_i = exp(s_i)``. The total is ``Σ exp(-s_i)·L_i + s_i/2``; for half deviances this is the
+    extended quasi-likelihood of Nelder & Pregibon 1987. Its gradient with respect to ``s_i`` is
+    ``½ - exp(-s_i)·L_i``, so each weighted loss is driven to ½. The weights ``exp(-s_i)`` have no
+    fixed sum.
 
     Args:
-        n_tasks: number of tasks.
-        lr: learning rate of Adam on ``s_i``; GradNorm's.
+        n_tasks: Number of tasks.
+        lr: Learning rate of Adam on ``s_i``; the default is GradNorm's.
+
+    Example:
+        The task with the larger loss loses weight:
+
+        >>> balance = Uncertainty(2)
+        >>> balance.update(losses=torch.tensor([2.0, 0.1]), gradient_norms=None)
+        >>> balance.weights
+        tensor([0.9753, 1.0253])
     """
 
     needs_gradient_norms = False
@@ -115,7 +133,7 @@ class Uncertainty(_Learned):
 
     @torch.no_grad()
     def update(self, losses: Tensor, gradient_norms: Tensor | None) -> None:
-        """One step of Adam on the dispersions."""
+        """Take one step of Adam on the dispersions."""
         self.log_dispersion -= self._adam_step(0.5 - self.weights * losses)
         self.weights.copy_((-self.log_dispersion).exp())
 
@@ -123,13 +141,22 @@ class Uncertainty(_Learned):
 def gradient_norms(
     losses: Tensor, weight: Tensor, add_up: Callable[[Tensor], Tensor] | None = None
 ) -> Tensor:
-    """``‖∂L_i/∂W‖`` of each loss at the shared weight, (n_tasks,), detached; keeps the graph.
+    """Norm ``‖∂L_i/∂W‖`` of each loss's gradient at a shared weight; the graph is kept.
 
     Args:
-        losses: (n_tasks,).
-        weight: W.
-        add_up: adds the gradients (n_tasks, …) of losses that are parts of a whole; the norm of a
-            sum is not the sum of norms.
+        losses: (n_tasks,) losses.
+        weight: Shared weight W.
+        add_up: Sums gradients (n_tasks, …) over the processes that share a batch; needed because
+            the norm of a sum is not the sum of norms. None in a single process.
+
+    Returns:
+        (n_tasks,) norms, detached.
+
+    Example:
+        >>> weight = torch.tensor([1.0, 2.0], requires_grad=True)
+        >>> losses = torch.stack([3 * weight[0], (weight**2).sum()])
+        >>> gradient_norms(losses, weight)
+        tensor([3.0000, 4.4721])
     """
     gradients = [torch.autograd.grad(loss, weight, retain_graph=True)[0] for loss in losses]
     if add_up is not None:

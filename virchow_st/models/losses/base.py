@@ -1,4 +1,4 @@
-"""What an objective and a balance are to the trainer."""
+"""Interfaces of objectives (losses per scale) and balances (weights of the scales)."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from virchow_st.models.losses.targets import BatchCounts
 
 @dataclass(frozen=True)
 class DeviceCounts:
-    """`BatchCounts` that lie on a device already.
+    """Sparse counts of a batch as tensors on a device; the fields of `BatchCounts`.
 
     Attributes:
         start: (B·G + 1,) int64.
-        position: (n,) int16; positions stay below 2¹⁴.
-        count: (n,) float32.
+        position: (n,) int16; positions are below 2¹⁴.
+        count: (n,) float32 UMIs.
         shape: (B, G, R, C).
     """
 
@@ -32,14 +32,16 @@ Counts = BatchCounts | DeviceCounts
 
 
 class Objective(nn.Module):
-    """A loss at each scale, and the rates that a decoder's output stands for.
+    """A loss per scale, and the conversion of a decoder's output to rates.
 
-    Its parameters, if it has any, are learned with the decoder's and travel in the checkpoint.
+    Parameters of an objective, if any, are learned with those of the decoder and are part of the
+    checkpoint.
 
     Attributes:
-        scales_um: supervised bin sides in increasing order, µm.
-        train_rate: (G,) mean UMIs of a tissue bin in training.
-        initial_bias: (G,) the decoder's output bias to begin with, which stands for those means.
+        scales_um: Sides of the supervised bins in increasing order, µm.
+        train_rate: (G,) mean UMIs per 2 µm tissue bin of the training patches.
+        initial_bias: (G,) initial output bias of the decoder, for which `rate` equals
+            ``train_rate``.
     """
 
     scales_um: tuple[int, ...]
@@ -48,22 +50,33 @@ class Objective(nn.Module):
 
     @abstractmethod
     def rate(self, output_BGRC: Tensor) -> Tensor:
-        """Expected UMIs per 2 µm bin, from the decoder's output."""
+        """Convert the decoder's output to predicted UMIs per 2 µm bin, of the same shape."""
 
     @abstractmethod
     def forward(self, output_BGRC: Tensor, counts: Counts, tissue_mask_BRC: Tensor) -> Tensor:
-        """Loss at each scale, (S,), ≥ 0 and at least float32.
+        """Compute the loss of each scale.
 
         Args:
-            output_BGRC: (B, G, 128, 128) the decoder's output.
-            counts: UMIs of the same patches and genes; `DeviceCounts` only where the output is on
-                a GPU.
-            tissue_mask_BRC: (B, 128, 128) bool; what lies outside does not count.
+            output_BGRC: (B, G, 128, 128) output of the decoder.
+            counts: Sparse UMI counts of the same patches and genes; `DeviceCounts` only if the
+                output is on a GPU.
+            tissue_mask_BRC: (B, 128, 128) bool, True = tissue; bins outside are ignored.
+
+        Returns:
+            (S,) losses ≥ 0, in at least float32.
         """
 
 
 def on_device(counts: Counts, device: torch.device) -> DeviceCounts:
-    """Counts on a device; those that are there stay as they are."""
+    """Copy sparse counts to a device; `DeviceCounts` are returned unchanged.
+
+    Example:
+        >>> import numpy as np
+        >>> counts = BatchCounts.of_dense(np.array([[[[0, 2], [0, 1]]]]))
+        >>> there = on_device(counts, torch.device("cpu"))
+        >>> there.position, there.count
+        (tensor([1, 3], dtype=torch.int16), tensor([2., 1.]))
+    """
     if isinstance(counts, DeviceCounts):
         return counts
     return DeviceCounts(
@@ -75,7 +88,15 @@ def on_device(counts: Counts, device: torch.device) -> DeviceCounts:
 
 
 def dense_counts(counts: Counts, device: torch.device) -> Tensor:
-    """(B, G, R, C) float32 UMIs on a device; only the non-zeros travel there."""
+    """Dense counts (B, G, R, C), float32 UMIs, on a device; only non-zero entries are copied.
+
+    Example:
+        >>> import numpy as np
+        >>> counts = BatchCounts.of_dense(np.array([[[[0, 2], [0, 1]]]]))
+        >>> dense_counts(counts, torch.device("cpu"))
+        tensor([[[[0., 2.],
+                  [0., 1.]]]])
+    """
     there = on_device(counts, device)
     B, G, R, C = there.shape
     maps = torch.arange(B * G, device=device) * (R * C)
@@ -87,11 +108,11 @@ def dense_counts(counts: Counts, device: torch.device) -> Tensor:
 
 
 class Balance(nn.Module):
-    """How much each task's loss weighs.
+    """Weights of the losses of several tasks.
 
     Attributes:
-        weights: (n_tasks,) positive.
-        needs_gradient_norms: whether `update` reads them.
+        weights: (n_tasks,) positive weights.
+        needs_gradient_norms: Whether `update` needs gradient norms.
     """
 
     weights: Tensor
@@ -99,10 +120,10 @@ class Balance(nn.Module):
 
     @abstractmethod
     def update(self, losses: Tensor, gradient_norms: Tensor | None) -> None:
-        """Move the weights by one step; called at every optimiser step.
+        """Update the weights by one step; called at every optimiser step.
 
         Args:
-            losses: (n_tasks,) unweighted and positive.
-            gradient_norms: (n_tasks,) ``‖∇_W L_i‖`` of the unweighted losses, or None where they
-                are not needed.
+            losses: (n_tasks,) unweighted positive losses.
+            gradient_norms: (n_tasks,) ``‖∇_W L_i‖`` of the unweighted losses, or None if they are
+                not needed.
         """

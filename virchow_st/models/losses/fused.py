@@ -1,6 +1,6 @@
-"""The multi-scale Poisson deviance on a CPU, by the kernels: dense counts are never made.
+"""Multi-scale Poisson deviance on a CPU from sparse counts, with the numba kernels.
 
-Shape suffixes: B patches, G genes, R = C = bins a side at 2 µm, M = B·G maps, L levels, S scales.
+Shape suffixes: B patches, G genes, R = C = bins per side at 2 µm, M = B·G maps, L levels, S scales.
 """
 
 from __future__ import annotations
@@ -25,21 +25,32 @@ def fused_half_deviance(
     n_bins_S: Tensor,
     scales_um: Sequence[int],
 ) -> Tensor:
-    """Half the deviance per bin at each scale, (S,); equal to `virchow_st.models.losses.poisson`.
+    """Half the Poisson deviance per bin at each scale, from sparse counts on a CPU.
+
+    The result equals `virchow_st.models.losses.poisson.half_deviance` of the dense counts.
 
     Args:
-        output_BGRC: float32 or float64 on the CPU, log λ.
-        counts: UMIs of the same shape.
-        mask_BRC: bool.
-        n_bins_S: what each scale's sum is divided by.
-        scales_um: in increasing order.
+        output_BGRC: (B, G, R, C) log λ, float32 or float64, on the CPU.
+        counts: Sparse UMI counts of the same shape.
+        mask_BRC: (B, R, C) bool, True = tissue.
+        n_bins_S: (S,) number of bins that the sum of each scale is divided by.
+        scales_um: Sides of the bins in increasing order, µm.
+
+    Returns:
+        (S,) losses in the dtype of the output.
+
+    Example:
+        >>> counts = BatchCounts.of_dense(np.array([[[[0, 2], [0, 1]]]]))
+        >>> mask, n_bins = torch.ones(1, 2, 2, dtype=torch.bool), torch.tensor([4, 1])
+        >>> fused_half_deviance(torch.zeros(1, 1, 2, 2), counts, mask, n_bins, (2, 4))
+        tensor([0.5966, 0.1370])
     """
     assert tuple(output_BGRC.shape) == counts.shape, f"{tuple(output_BGRC.shape)} {counts.shape}"
     return _Fused.apply(output_BGRC, counts, mask_BRC, n_bins_S, scales_um)
 
 
 class _Fused(torch.autograd.Function):
-    """Nothing but the output itself is kept for the gradient, which computes the rates anew."""
+    """Autograd function; only the decoder output is saved, and backward recomputes the rates."""
 
     @staticmethod
     def forward(
@@ -85,7 +96,7 @@ def _inputs(output_BGRC: Tensor, mask_BRC: Tensor, counts: BatchCounts) -> tuple
 
 
 def _side_by_side(call: Callable[[int, int], None], n_maps: int) -> None:
-    """Divide the maps among as many threads as torch uses; the result does not depend on them."""
+    """Divide the maps among as many threads as torch uses; the result does not depend on it."""
     n_threads = min(torch.get_num_threads(), n_maps)
     if n_threads <= 1:
         call(0, n_maps)
@@ -93,5 +104,5 @@ def _side_by_side(call: Callable[[int, int], None], n_maps: int) -> None:
     ends = [n_maps * i // n_threads for i in range(n_threads + 1)]
     with ThreadPoolExecutor(n_threads - 1) as pool:
         others = pool.map(call, ends[1:-1], ends[2:])
-        call(0, ends[1])  # a share for this thread, which would only wait
-        list(others)  # passes on an error
+        call(0, ends[1])  # this thread takes a share instead of waiting
+        list(others)  # raises if one of the calls raised

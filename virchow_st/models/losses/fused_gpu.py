@@ -1,9 +1,10 @@
-"""The multi-scale Poisson deviance on a GPU, by the Triton kernels: dense counts are never made.
+"""Multi-scale Poisson deviance on a GPU from sparse counts, with the Triton kernels.
 
-Nothing here waits for the GPU, and few kernels are started: for batches of a training step's size
-that takes longer than running them.
+No function waits for the GPU, and few kernels are launched: for batches of the usual size a launch
+takes longer than the kernel itself.
 
-Shape suffixes: B patches, G genes, R = C = bins a side at 2 µm, S scales, N non-zeros, P programs.
+Shape suffixes: B patches, G genes, R = C = bins per side at 2 µm, S scales, N non-zeros,
+P programs.
 """
 
 from __future__ import annotations
@@ -25,16 +26,17 @@ from torch.autograd.function import once_differentiable
 from virchow_st.models.losses.base import Counts
 from virchow_st.types import BIN_UM, Array
 
-_LEAST_SIDE = 8  # rows of a strip, however fine the scales; `kernels.poisson_triton` says why
+_LEAST_SIDE = 8  # smallest number of rows of a strip, see `kernels.poisson_triton`
 _BINS_PER_THREAD = 8
-_CHUNK = 512  # counts that a program takes at a time
+_CHUNK = 512  # counts that a program processes at a time
 
 
 @cache
 def missing() -> str:
-    """What Triton lacks on this machine, in words; empty where it can build its kernels.
+    """Describe what Triton lacks on this machine; an empty string if it can build its kernels.
 
-    It compiles the kernels by itself, but what starts them is C code that holds Python's headers.
+    Triton compiles the kernels itself, but builds the launcher from C code that includes Python's
+    headers, so it needs a C compiler and these headers.
     """
     if find_spec("triton") is None:
         return "the package triton is not installed"
@@ -55,14 +57,19 @@ def fused_half_deviance(
     n_bins_S: Tensor,
     scales_um: Sequence[int],
 ) -> Tensor:
-    """Half the deviance per bin at each scale, (S,); equal to `virchow_st.models.losses.poisson`.
+    """Half the Poisson deviance per bin at each scale, from sparse counts on a GPU.
+
+    The result equals `virchow_st.models.losses.poisson.half_deviance` of the dense counts.
 
     Args:
-        output_BGRC: float32 or float64, log λ; R and C are powers of two.
-        counts: UMIs of the same shape; its arrays may be tensors that lie on the device already.
-        mask_BRC: bool.
-        n_bins_S: what each scale's sum is divided by.
-        scales_um: in increasing order.
+        output_BGRC: (B, G, R, C) log λ, float32 or float64; R and C are powers of two.
+        counts: Sparse UMI counts of the same shape, on the CPU or on the device of the output.
+        mask_BRC: (B, R, C) bool, True = tissue.
+        n_bins_S: (S,) number of bins that the sum of each scale is divided by.
+        scales_um: Sides of the bins in increasing order, µm.
+
+    Returns:
+        (S,) losses in the dtype of the output.
     """
     assert tuple(output_BGRC.shape) == counts.shape, f"{tuple(output_BGRC.shape)} {counts.shape}"
     lists = [_on(output_BGRC.device, x) for x in (counts.start, counts.position, counts.count)]
@@ -70,7 +77,7 @@ def fused_half_deviance(
 
 
 def tissue_bins(mask_BRC: Tensor, scales_um: Sequence[int]) -> Tensor:
-    """Number of bins of each scale that hold at least one tissue bin, at least 1; (S,) int32."""
+    """Number of bins of each scale that contain tissue, at least 1; (S,) int32 on the device."""
     B, R, C = mask_BRC.shape
     layout = _layout(R, C, tuple(scales_um))
     n_bins_S = torch.zeros(len(scales_um), dtype=torch.int32, device=mask_BRC.device)
@@ -81,7 +88,7 @@ def tissue_bins(mask_BRC: Tensor, scales_um: Sequence[int]) -> Tensor:
 
 
 class _Fused(torch.autograd.Function):
-    """The output and the indexed counts are kept for the gradient, which computes rates anew."""
+    """Autograd function; it saves decoder output and indexed counts, and recomputes the rates."""
 
     @staticmethod
     def forward(
@@ -102,7 +109,7 @@ class _Fused(torch.autograd.Function):
         umi_N = output_BGRC.new_empty(len(count_N))
         index = bits, torch.empty_like(bits), umi_N, torch.empty_like(umi_N)
         sums_SP = output_BGRC.new_empty((len(scales_um), n_programs))
-        with torch.cuda.device_of(output_BGRC):  # where Triton starts what it is told to
+        with torch.cuda.device_of(output_BGRC):  # Triton launches on the current device
             _kernels().index_counts[(B * G,)](
                 start, position_N, count_N, *index,
                 WORDS=R * C // 32, CHUNK=_CHUNK, enable_fp_fusion=True,
@@ -131,7 +138,7 @@ class _Fused(torch.autograd.Function):
 
 @cache
 def _kernels() -> ModuleType:
-    """Loaded when first needed: a machine without a GPU need not have Triton."""
+    """Import the Triton kernels on first use; a machine without a GPU need not have Triton."""
     from virchow_st.kernels import poisson_triton
 
     return poisson_triton
@@ -139,7 +146,7 @@ def _kernels() -> ModuleType:
 
 @cache
 def _layout(R: int, C: int, scales_um: tuple[int, ...]) -> dict[str, Any]:
-    """How the kernels cut maps of R × C bins into strips, and what they are compiled for."""
+    """Compile-time arguments of the kernels for maps of R × C bins, such as the strip size."""
     sides = [scale // BIN_UM for scale in scales_um]
     if min(R, C) < sides[-1] or any(n & (n - 1) for n in (R, C)) or R * C < 32:
         raise ValueError(
@@ -152,14 +159,14 @@ def _layout(R: int, C: int, scales_um: tuple[int, ...]) -> dict[str, Any]:
         "C": C,
         "SIDE": side,
         "LEVELS": sides[-1].bit_length(),
-        "SCALES": sum(sides),  # powers of two: bit l stands for level l
+        "SCALES": sum(sides),  # bit mask: sides are powers of two, and bit l is level l
         "num_warps": min(max(n_threads // 32, 1), 16),
         "enable_fp_fusion": True,
     }
 
 
 def _on(device: torch.device, x: Array | Tensor) -> Tensor:
-    """On the device, which is not waited for: what is copied lies in pinned memory meanwhile."""
+    """Copy to a device without waiting for it; pinned memory is used for copies to a GPU."""
     here = torch.as_tensor(x)
     if device.type == "cuda" and here.device.type == "cpu":
         here = here.pin_memory()

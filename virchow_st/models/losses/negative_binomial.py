@@ -1,6 +1,6 @@
 """Multi-scale negative binomial loss on raw counts, with a learned dispersion per gene and scale.
 
-Shape suffixes: B patches, G genes, R = C = bins a side at 2 µm, S scales, N non-zero bins.
+Shape suffixes: B patches, G genes, R = C = bins per side at 2 µm, S scales, N non-zero bins.
 """
 
 from __future__ import annotations
@@ -14,31 +14,31 @@ from virchow_st.kernels.poisson import MAX_LOG_RATE, MIN_LOG_RATE
 from virchow_st.models.losses.base import Counts, Objective, dense_counts
 from virchow_st.models.losses.scales import bins_with_tissue, check_scales, chosen_scales, pyramid
 
-_FIRST_SIZES = (0.01, 100.0)  # the bounds of what the training counts suggest to begin with
-_MIN_LOG_SIZE, _MAX_LOG_SIZE = -10.0, 15.0  # keeps the exponential finite
+_FIRST_SIZES = (0.01, 100.0)  # bounds of the initial θ estimated from the training counts
+_MIN_LOG_SIZE, _MAX_LOG_SIZE = -10.0, 15.0  # keep the exponential finite
 
 
 class MultiScaleNegativeBinomial(Objective):
-    """Negative binomial likelihood per gene and bin, at every scale.
+    """Negative binomial loss per gene and bin, at every scale.
 
-    The decoder's output is log λ of 2 µm bins, as for Poisson. With K the counts summed over the
-    tissue bins of a coarser bin and Λ the rates summed over the same bins, K is taken to be
-    negative binomial with mean Λ and variance ``Λ + Λ²/θ``. A sum of negative binomials is not
-    one, so each scale has a θ of its own per gene; what a bin contributes is
+    The decoder's output is log λ of 2 µm bins, as for Poisson. K is the count and Λ the rate of a
+    coarser bin, each summed over its 2 µm tissue bins. K is modelled as negative binomial with mean
+    Λ and variance ``Λ + Λ²/θ``. A sum of negative binomial variables is not negative binomial, so
+    every scale has its own θ per gene. The contribution of a bin is
 
     ``-log NB(K; Λ, θ) + log Poisson(K; K)``.
 
-    The second term depends on the data alone. A negative binomial is a mixture of Poissons, none
-    of which gives K more probability than the one of mean K: the sum is ≥ 0 for all Λ and θ, as
-    GradNorm's loss ratios need, and for θ → ∞ it is half the Poisson deviance
-    (`virchow_st.models.losses.poisson`). It is a likelihood in θ too, which a negative binomial
-    deviance is not: that one is least for θ → 0, whatever the counts.
+    The second term depends on the data only. A negative binomial is a mixture of Poisson
+    distributions, and none of them gives K a larger probability than the Poisson of mean K. The
+    contribution is therefore ≥ 0 for all Λ and θ, which GradNorm's loss ratios require; for θ → ∞
+    it is half the Poisson deviance (`virchow_st.models.losses.poisson`). It is also a likelihood of
+    θ. The negative binomial deviance is not: it is smallest for θ → 0, whatever the counts.
 
     Args:
-        train_rate: (G,) mean UMIs of a tissue bin in training, > 0.
-        train_std: (4, G) standard deviation of the counts summed to 2, 4, 8 and 16 µm; θ begins
-            where it explains them by a constant rate.
-        scales_um: sides of the bins to supervise, µm.
+        train_rate: (G,) mean UMIs per 2 µm tissue bin of the training patches, > 0.
+        train_std: (4, G) standard deviation of the counts summed to 2, 4, 8 and 16 µm. θ is
+            initialised to the value that explains this deviation with a constant rate.
+        scales_um: Sides of the supervised bins, µm.
 
     Attributes:
         log_size: (S, G) parameter, log θ.
@@ -57,11 +57,11 @@ class MultiScaleNegativeBinomial(Objective):
         self.log_size = nn.Parameter(size_SG.log().float())
 
     def rate(self, output_BGRC: Tensor) -> Tensor:
-        """Expected UMIs per 2 µm bin: the exponential of the output."""
+        """Predicted UMIs per 2 µm bin: the exponential of the output."""
         return output_BGRC.float().clamp(MIN_LOG_RATE, MAX_LOG_RATE).exp()
 
     def forward(self, output_BGRC: Tensor, counts: Counts, tissue_mask_BRC: Tensor) -> Tensor:
-        """Loss at each scale, (S,); see `Objective`."""
+        """Loss at each scale, (S,); see `Objective.forward`."""
         wide = torch.promote_types(output_BGRC.dtype, torch.float32)
         mask_B1RC = tissue_mask_BRC[:, None].to(wide)
         log_rate = _pass_clamp(output_BGRC.to(wide), MIN_LOG_RATE, MAX_LOG_RATE)
@@ -78,10 +78,25 @@ class MultiScaleNegativeBinomial(Objective):
 
 
 def negative_binomial_loss(rate_BGRC: Tensor, umi_BGRC: Tensor, size_G: Tensor) -> Tensor:
-    """``Σ log Poisson(K; K) - log NB(K; Λ, θ)`` over all bins; those with Λ = K = 0 add nothing.
+    """``Σ log Poisson(K; K) - log NB(K; Λ, θ)`` over all bins; bins with Λ = K = 0 add 0.
 
-    Bins without counts, nineteen in twenty, come down to ``θ·log(1 + Λ/θ)``; gamma functions and
-    logarithms of rates are needed at the others only, in float64, since large ones cancel.
+    For bins without counts (95 % at 2 µm) the term is ``θ·log(1 + Λ/θ)``. Gamma functions and
+    logarithms of rates are computed only for the other bins, in float64 because large terms cancel.
+
+    Args:
+        rate_BGRC: Rates Λ ≥ 0.
+        umi_BGRC: Counts K, UMIs, in the same dtype.
+        size_G: (G,) θ > 0.
+
+    Returns:
+        Scalar sum in the dtype of the rates.
+
+    Example:
+        A large θ gives half the Poisson deviance, here 2·log 2 − 1 ≈ 0.386:
+
+        >>> rate, umi = torch.ones(1, 1, 1, 1), torch.full((1, 1, 1, 1), 2.0)
+        >>> negative_binomial_loss(rate, umi, torch.tensor([1e6]))
+        tensor(0.3863)
     """
     size_G11 = size_G[:, None, None]
     everywhere = (size_G11 * torch.log1p(rate_BGRC / size_G11)).sum()
@@ -93,5 +108,5 @@ def negative_binomial_loss(rate_BGRC: Tensor, umi_BGRC: Tensor, size_G: Tensor) 
 
 
 def _pass_clamp(x: Tensor, low: float, high: float) -> Tensor:
-    """Clamped, with the gradient of the identity, so that what ran away is still pulled back."""
+    """Clamp with the gradient of the identity, so that a diverged value is still pulled back."""
     return x + (x.clamp(low, high) - x).detach()

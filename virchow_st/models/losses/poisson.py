@@ -1,6 +1,6 @@
 """Multi-scale Poisson loss on raw counts.
 
-Shape suffixes: B patches, G genes, R = C = bins a side at 2 µm, S scales.
+Shape suffixes: B patches, G genes, R = C = bins per side at 2 µm, S scales.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from virchow_st.models.losses.scales import check_scales, pyramid, spread, tissu
 class MultiScalePoisson(Objective):
     """Half the Poisson deviance per gene and bin, at every scale.
 
-    The decoder's output is log λ of 2 µm bins. With k the counts summed over the tissue bins of a
-    coarser bin and λ the rates summed over the same bins, a bin contributes
-    ``k·log(k/λ) - (k - λ)``: the negative log-likelihood up to a constant of the data, and zero
-    for a perfect fit, which GradNorm's loss ratios need (McCullagh & Nelder 1989, § 2.3).
+    The decoder's output is log λ of 2 µm bins. K is the count and Λ the rate of a coarser bin, each
+    summed over its 2 µm tissue bins. The contribution of a bin is ``K·log(K/Λ) - (K - Λ)``: the
+    negative log-likelihood up to a constant that depends on the data only, and zero for a perfect
+    fit, which GradNorm's loss ratios require (McCullagh & Nelder 1989, § 2.3).
 
-    The counts stay sparse, on a CPU (`virchow_st.models.losses.fused`) and on a GPU
-    (`virchow_st.models.losses.fused_gpu`); `way_on` says where they do not.
+    The counts stay sparse on a CPU (`virchow_st.models.losses.fused`) and, where Triton can build
+    its kernels, on a GPU (`virchow_st.models.losses.fused_gpu`); see `implementation_on`.
 
     Args:
-        train_rate: (G,) mean UMIs of a tissue bin in training, > 0.
-        scales_um: sides of the bins to supervise, µm.
+        train_rate: (G,) mean UMIs per 2 µm tissue bin of the training patches, > 0.
+        scales_um: Sides of the supervised bins, µm.
     """
 
     def __init__(self, train_rate: Tensor, scales_um: Sequence[int]) -> None:
@@ -41,23 +41,28 @@ class MultiScalePoisson(Objective):
         self.register_buffer("initial_bias", train_rate.float().clamp(min=1e-8).log())
 
     def rate(self, output_BGRC: Tensor) -> Tensor:
-        """Expected UMIs per 2 µm bin: the exponential of the output."""
+        """Predicted UMIs per 2 µm bin: the exponential of the output."""
         return output_BGRC.float().clamp(MIN_LOG_RATE, MAX_LOG_RATE).exp()
 
     def forward(self, output_BGRC: Tensor, counts: Counts, tissue_mask_BRC: Tensor) -> Tensor:
-        """Half the deviance at each scale, (S,); see `Objective`."""
+        """Half the deviance per bin at each scale, (S,); see `Objective.forward`."""
         output_BGRC = output_BGRC.to(torch.promote_types(output_BGRC.dtype, torch.float32))
-        count_bins, half_deviance_of = way_on(output_BGRC.device)
+        count_bins, half_deviance_of = implementation_on(output_BGRC.device)
         n_bins_S = count_bins(tissue_mask_BRC, self.scales_um) * output_BGRC.shape[1]
         return half_deviance_of(output_BGRC, counts, tissue_mask_BRC, n_bins_S, self.scales_um)
 
 
-def way_on(device: torch.device) -> tuple[Callable[..., Tensor], Callable[..., Tensor]]:
-    """What counts the bins with tissue on a device, and what computes half the deviance there.
+def implementation_on(device: torch.device) -> tuple[Callable[..., Tensor], Callable[..., Tensor]]:
+    """Functions that count the bins with tissue and compute half the deviance on a device.
 
-    `fused` and `fused_gpu` leave the counts sparse. On a GPU where Triton cannot build kernels,
-    which `fused_gpu.missing` knows before any is started and ``vst doctor`` shows, torch takes
-    the counts dense.
+    On a CPU and on a GPU with Triton the counts stay sparse. On a GPU where Triton cannot build
+    kernels, torch computes the loss from dense counts; `fused_gpu.missing` finds this out before
+    any kernel is launched, and ``vst doctor`` shows the reason.
+
+    Example:
+        >>> _, half_deviance_of = implementation_on(torch.device("cpu"))
+        >>> half_deviance_of.__name__
+        'fused_half_deviance'
     """
     if device.type == "cpu":
         return tissue_bins, fused.fused_half_deviance
@@ -73,7 +78,18 @@ def dense_half_deviance(
     n_bins_S: Tensor,
     scales_um: Sequence[int],
 ) -> Tensor:
-    """Half the deviance a bin at each scale, (S,), with the counts laid out dense on the device."""
+    """Half the deviance per bin at each scale, (S,), from sparse counts made dense on the device.
+
+    See `half_deviance` for the arguments; ``mask_BRC`` is bool here.
+
+    Example:
+        >>> import numpy as np
+        >>> from virchow_st.models.losses.targets import BatchCounts
+        >>> counts = BatchCounts.of_dense(np.array([[[[0, 2], [0, 1]]]]))
+        >>> mask, n_bins = torch.ones(1, 2, 2, dtype=torch.bool), torch.tensor([4, 1])
+        >>> dense_half_deviance(torch.zeros(1, 1, 2, 2), counts, mask, n_bins, (2, 4))
+        tensor([0.5966, 0.1370])
+    """
     counts_BGRC = dense_counts(counts, output_BGRC.device).to(output_BGRC.dtype)
     mask_B1RC = mask_BRC[:, None].to(output_BGRC.dtype)
     return half_deviance(output_BGRC, counts_BGRC, mask_B1RC, n_bins_S, scales_um)
@@ -86,25 +102,37 @@ def half_deviance(
     n_bins_S: Tensor,
     scales_um: Sequence[int],
 ) -> Tensor:
-    """Half the deviance a bin at each scale, (S,), with torch on any device.
+    """Half the Poisson deviance per bin at each scale, with torch operations on any device.
 
     Args:
-        output_BGRC: log λ, float32 or float64; the other maps are of its dtype.
-        counts_BGRC: UMIs.
-        mask_B1RC: 1 in tissue, 0 outside.
-        n_bins_S: what each scale's sum is divided by.
-        scales_um: in increasing order.
+        output_BGRC: (B, G, R, C) log λ, float32 or float64; the other maps have the same dtype.
+        counts_BGRC: (B, G, R, C) UMIs.
+        mask_B1RC: (B, 1, R, C), 1 in tissue and 0 outside.
+        n_bins_S: (S,) number of bins that the sum of each scale is divided by.
+        scales_um: Sides of the bins in increasing order, µm.
+
+    Returns:
+        (S,) losses.
+
+    Example:
+        Four bins of rate 1 with counts 0, 2, 0, 1; at 4 µm they are one bin of rate 4 and count 3:
+
+        >>> counts = torch.tensor([[[[0.0, 2.0], [0.0, 1.0]]]])
+        >>> mask, n_bins = torch.ones(1, 1, 2, 2), torch.tensor([4, 1])
+        >>> half_deviance(torch.zeros(1, 1, 2, 2), counts, mask, n_bins, (2, 4))
+        tensor([0.5966, 0.1370])
     """
     return _HalfDeviance.apply(output_BGRC, counts_BGRC, mask_B1RC, n_bins_S, scales_um)
 
 
 class _HalfDeviance(torch.autograd.Function):
-    """The loss and its gradient in closed form.
+    """Autograd function with loss and gradient in closed form.
 
-    ``∂L_s/∂log λ = λ·(1 - K_s/Λ_s)/n_s`` with K_s, Λ_s the sums of the coarse bin that holds the
-    bin; beyond the clamp too, so that a rate that ran away is still pulled back. Logarithms are
-    taken only where counts are, one bin in twenty, and the gradient of each scale alone, which
-    GradNorm asks for, costs no pass through the pyramid.
+    ``∂L_s/∂log λ = λ·(1 - K_s/Λ_s)/n_s``, where K_s and Λ_s are count and rate of the scale-s bin
+    that contains the 2 µm bin. The same expression is used where the clamp is active, so that a
+    diverged log-rate is still pulled back. Logarithms are computed only for bins with counts (about
+    5 %), and the gradient of a single scale, which GradNorm needs, does not recompute the sums over
+    coarser bins.
     """
 
     @staticmethod

@@ -1,6 +1,6 @@
-"""Multi-scale squared error on z-scored counts: the baseline to hold the Poisson loss against.
+"""Multi-scale squared error on z-scored counts, a baseline for the Poisson loss.
 
-Shape suffixes: B patches, G genes, R = C = bins a side at 2 µm, S scales.
+Shape suffixes: B patches, G genes, R = C = bins per side at 2 µm, S scales.
 """
 
 from __future__ import annotations
@@ -17,14 +17,15 @@ from virchow_st.models.losses.scales import bins_with_tissue, check_scales, chos
 class MultiScaleSquared(Objective):
     """Mean squared difference of z-scores, at every scale.
 
-    The decoder's output is the z-score of a 2 µm bin, ``(rate - mean) / std`` with training mean
-    and standard deviation per gene. Coarser scales compare sums of rates with sums of counts over
-    the same tissue bins, divided by the counts' standard deviation at that scale.
+    The decoder's output is the z-score of a 2 µm bin, ``(rate - mean) / std`` with the mean and
+    standard deviation of the training counts per gene. At a coarser scale the difference between
+    summed rates and summed counts, over the same tissue bins, is divided by the standard deviation
+    of the counts at that scale.
 
     Args:
-        train_rate: (G,) mean UMIs of a tissue bin in training.
+        train_rate: (G,) mean UMIs per 2 µm tissue bin of the training patches.
         train_std: (4, G) standard deviation, > 0, of the counts summed to 2, 4, 8 and 16 µm.
-        scales_um: sides of the bins to supervise, µm.
+        scales_um: Sides of the supervised bins, µm.
     """
 
     std_2um: Tensor
@@ -39,12 +40,12 @@ class MultiScaleSquared(Objective):
         self.register_buffer("std", chosen_scales(train_std, self.scales_um).float())
 
     def rate(self, output_BGRC: Tensor) -> Tensor:
-        """Expected UMIs per 2 µm bin; a regression on z-scores may say less than zero."""
+        """Predicted UMIs per 2 µm bin; a regression on z-scores may predict negative values."""
         mean_G11, std_G11 = self.train_rate[:, None, None], self.std_2um[:, None, None]
         return mean_G11 + std_G11 * output_BGRC.float()
 
     def forward(self, output_BGRC: Tensor, counts: Counts, tissue_mask_BRC: Tensor) -> Tensor:
-        """Mean squared z-score difference at each scale, (S,); see `Objective`."""
+        """Mean squared z-score difference at each scale, (S,); see `Objective.forward`."""
         mask_B1RC = tissue_mask_BRC[:, None].float()
         counts_BGRC = dense_counts(counts, output_BGRC.device)
         difference = (self.rate(output_BGRC) - counts_BGRC) * mask_B1RC

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +23,9 @@ from virchow_st.output.export.tables import (
     write_h5ad,
     write_npz,
 )
-from virchow_st.runtime.atomic import written_aside
+from virchow_st.runtime.atomic import check_absent, new_output
 from virchow_st.runtime.progress import SILENT, Progress
+from virchow_st.runtime.software import versions
 from virchow_st.types import BIN_UM, BLOCK_BINS, CELL_BINS, Float32Array, Float64Array, UInt8Array
 
 FORMAT = "virchow_st.export/1"
@@ -54,8 +54,7 @@ def export_run(
         ConfigError, StoreError: see `open_source`; ``out`` is there already, or a library that the
             format needs is not installed, or a format without a table got no genes of a store.
     """
-    if out.exists():
-        raise ConfigError(f"{out}: is already there; delete it or give another --out")
+    check_absent(out)
     with open_source(path, config.genes, config.slide) as source:
         is_store = source.kinds == ("counts",)
         check_format(config.format, config.format == "spatialdata" and is_store)
@@ -67,7 +66,7 @@ def export_run(
         about = _provenance(source, config)
         if about["licence"] and not is_store:  # of a store, nothing leaves that the encoder made
             progress.warn(f"{about['encoder']['name']}: {about['licence']}")
-        with written_aside(out) as aside:
+        with new_output(out) as aside:
             result = aside / "result"
             if config.format in FLAVOURS:
                 said = _write_folder(source, result, config.format, about, progress)
@@ -254,5 +253,5 @@ def _provenance(source: Source, config: ExportConfig) -> dict[str, Any]:
         "licence": manifest["encoder"]["licence"],
         "inputs": manifest["job"]["inputs"],
         "options": {"format": config.format},
-        "software": {name: version(name) for name in _SOFTWARE},
+        "software": versions(_SOFTWARE),
     }

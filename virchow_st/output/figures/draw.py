@@ -33,6 +33,7 @@ from virchow_st.output.figures.slides import (
     read_overviews,
 )
 from virchow_st.output.figures.style import Picture, save
+from virchow_st.run.lock import RunLock
 from virchow_st.runtime.progress import SILENT, Progress
 
 if TYPE_CHECKING:
@@ -70,6 +71,15 @@ def draw_figures(
         ConfigError: a gene that is unknown, a symbol that two ids share, a result file that is
             missing or damaged, or a run that cannot be compared.
     """
+    with RunLock() as lock:
+        lock.take(run)
+        return draw_into(run, genes, against, progress)
+
+
+def draw_into(
+    run: Path, genes: Sequence[str] | None, against: Path | None, progress: Progress
+) -> list[Path]:
+    """`draw_figures`, for a caller that has locked the run."""
     results = read_run(run)
     chosen = strongest_genes(results.scores) if genes is None else find_genes(results.panel, genes)
     other = None if against is None else OtherRun.read(results, against)

@@ -7,7 +7,6 @@ state behind and needs no display. Positions are in inches from the figure's top
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
+from virchow_st.runtime.atomic import written_whole
 from virchow_st.types import SCALES_UM
 
 WIDTH_IN = 7.2  # two columns of a journal page, 183 mm
@@ -235,13 +235,9 @@ def save(figure: Figure, stem: Path, kinds: Sequence[str] = ("png", "pdf")) -> l
     for kind in kinds:
         # Not with_suffix: a gene's symbol may hold a dot.
         path = stem.parent / f"{stem.name}.{kind}"
-        unfinished = path.parent / f".{path.name}.tmp"
         # Without its date, a PDF of the same results is the same file.
         undated = {"CreationDate": None} if kind == "pdf" else None
-        try:
-            figure.savefig(unfinished, format=kind, dpi=DPI, metadata=undated)
-            os.replace(unfinished, path)
-        finally:
-            unfinished.unlink(missing_ok=True)
+        with written_whole(path) as aside:
+            figure.savefig(aside, format=kind, dpi=DPI, metadata=undated)
         written.append(path)
     return written

@@ -8,7 +8,8 @@ from pathlib import Path
 from string import Template
 
 from virchow_st.errors import ConfigError
-from virchow_st.output.figures import draw_figures, find_genes
+from virchow_st.output.figures import find_genes
+from virchow_st.output.figures.draw import draw_into
 from virchow_st.output.figures.slides import find_maps
 from virchow_st.output.report import sections
 from virchow_st.output.report.content import (
@@ -22,6 +23,7 @@ from virchow_st.output.report.markup import Markup, escaped, json_script
 from virchow_st.output.report.pictures import find_pictures, load_pictures
 from virchow_st.output.report.provenance import run_section
 from virchow_st.output.report.slides import FINE_GENES, write_slides
+from virchow_st.run.lock import RunLock
 from virchow_st.runtime.atomic import written_whole
 from virchow_st.runtime.progress import SILENT, Progress
 
@@ -50,6 +52,12 @@ def write_report(
     Raises:
         ConfigError: a result file is missing or damaged, or a gene is not in the panel.
     """
+    with RunLock() as lock:
+        lock.take(run)
+        return _write(run, genes, progress)
+
+
+def _write(run: Path, genes: Sequence[str] | None, progress: Progress) -> Path:
     results = read_results(run)
     maps = find_maps(run)
     order = strongest_first(results)
@@ -63,7 +71,7 @@ def write_report(
 
     if not (pictures := find_pictures(run / "figures")):
         progress.note("no figures yet; drawing them")
-        draw_figures(run, genes, progress=progress)
+        draw_into(run, genes, None, progress)
         pictures = find_pictures(run / "figures")
     is_stale = any(
         p.stat().st_mtime + _STALE_S < (run / "metrics.json").stat().st_mtime for p in pictures

@@ -5,13 +5,13 @@ from __future__ import annotations
 import platform
 from collections import Counter
 from dataclasses import asdict
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from virchow_st.errors import StoreError
 from virchow_st.output.report.content import RunResults
 from virchow_st.output.report.markup import Cell, Markup, facts, joined, table, tag
+from virchow_st.runtime.software import versions
 from virchow_st.store.manifest import read_manifest
 
 _PACKAGES = ("virchow_st", "torch", "timm", "numpy", "numba", "h5py", "lmdb")
@@ -119,13 +119,9 @@ def _manifest(store: Path, records: str) -> dict[str, Any] | str:
 
 
 def _versions() -> str:
-    found = [f"Python {platform.python_version()}"]
-    for name in _PACKAGES:
-        try:
-            found.append(f"{name} {version(name)}")
-        except PackageNotFoundError:
-            continue
-    return ", ".join(found)
+    installed = versions(_PACKAGES)
+    lines = [f"Python {platform.python_version()}", *(f"{n} {v}" for n, v in installed.items())]
+    return ", ".join(lines)
 
 
 def _setting(value: Any) -> str:

@@ -1,0 +1,56 @@
+"""A container whose file system is read-only, with a HOME that cannot be written."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from virchow_st.runtime import caches
+
+
+@pytest.fixture
+def places(tmp_path, monkeypatch):
+    for name in caches._FOLDERS:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setenv("HOME", "/proc/none")
+    # As on a read-only file system; root is asked no permission elsewhere.
+    real = os.access
+    monkeypatch.setattr(
+        caches.os, "access", lambda path, how: Path(path) == tmp_path and real(path, how)
+    )
+    yield tmp_path
+    for name in caches._FOLDERS:
+        os.environ.pop(name, None)
+
+
+def test_caches_find_a_place_of_our_own(places):
+    caches.place_caches()
+    root = places / f"virchow_st-{os.getuid()}"
+    assert root.stat().st_mode & 0o777 == 0o700
+    assert os.environ["NUMBA_CACHE_DIR"] == str(root / "numba")
+    assert os.environ["MPLCONFIGDIR"] == str(root / "matplotlib")
+
+
+def test_what_the_user_set_stays(places, monkeypatch):
+    monkeypatch.setenv("TRITON_CACHE_DIR", "/fast/triton")
+    caches.place_caches()
+    assert os.environ["TRITON_CACHE_DIR"] == "/fast/triton"
+    assert "MPLCONFIGDIR" in os.environ
+
+
+def test_nothing_changes_with_a_home(places, monkeypatch):
+    monkeypatch.setenv("HOME", str(places))
+    caches.place_caches()
+    assert not {name for name in caches._FOLDERS if name in os.environ}
+    assert not list(places.iterdir())
+
+
+def test_a_folder_that_others_can_fill_is_not_used(places):
+    folder: Path = places / f"virchow_st-{os.getuid()}"
+    folder.mkdir()
+    folder.chmod(0o777)
+    caches.place_caches()
+    assert not os.environ["MPLCONFIGDIR"].startswith(f"{folder}/")

@@ -1,0 +1,80 @@
+"""What describes the project agrees with itself: version, citation, constraints, workflows."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import virchow_st
+
+ROOT = Path(__file__).resolve().parents[1]
+PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
+
+
+def test_one_version() -> None:
+    """It stands in `virchow_st/__init__.py`; the build reads it there."""
+    assert "version" not in PROJECT["project"]
+    assert PROJECT["tool"]["setuptools"]["dynamic"] == {
+        "version": {"attr": "virchow_st.__version__"}
+    }
+    citation = (ROOT / "CITATION.cff").read_text("utf-8")
+    assert re.findall(r"^version: (.*)$", citation, re.MULTILINE) == [virchow_st.__version__]
+    assert version("virchow_st") == virchow_st.__version__, "install the package again"
+
+
+def requirements(extra: str) -> list[str]:
+    return PROJECT["project"]["optional-dependencies"][extra]
+
+
+def names(lines: list[str]) -> set[str]:
+    """Names as a package index compares them."""
+    found = (re.match(r"[\w.-]+", line) for line in lines)
+    return {re.sub(r"[-_.]+", "-", match[0]).lower() for match in found if match}
+
+
+def pins(name: str) -> dict[str, str]:
+    lines = (ROOT / name).read_text("utf-8").splitlines()
+    pairs = [line.split("==") for line in lines if line and not line.lstrip().startswith("#")]
+    return {re.sub(r"[-_.]+", "-", name).lower(): pinned for name, pinned in pairs}
+
+
+def test_every_requirement_is_pinned_for_ci() -> None:
+    wanted = [*PROJECT["project"]["dependencies"]]
+    for extra in ("dev", "docs", "spatial", "tracking", "dist"):
+        wanted += [line for line in requirements(extra) if not line.startswith("virchow_st[")]
+    assert names(wanted) <= set(pins("constraints.txt"))
+
+
+def test_lower_bounds_are_those_of_pyproject() -> None:
+    """Each dependency of a user is tested at the first version that pyproject.toml allows."""
+    lowest = pins("lower_bounds.txt")
+    wanted = PROJECT["project"]["dependencies"] + requirements("spatial") + requirements("tracking")
+    for line in wanted:
+        name, bound = line.split(">=")
+        (key,) = names([name])
+        assert lowest[key].split(".")[: bound.count(".") + 1] == bound.split("."), line
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
+def test_workflows_run_targets_of_the_makefile(path: Path) -> None:
+    makefile = (ROOT / "Makefile").read_text("utf-8")
+    targets = set(re.findall(r"^([a-z-]+):", makefile, re.MULTILINE))
+    called = re.findall(r"run: make (.*)$", path.read_text("utf-8"), re.MULTILINE)
+    assert called
+    for line in called:
+        used = {word for word in line.split() if "=" not in word}
+        assert used <= targets, line
+
+
+def test_python_versions_are_those_that_are_tested() -> None:
+    tested = re.search(r"python: \[(.*)\]", (ROOT / ".github/workflows/tests.yml").read_text())
+    assert tested
+    found = [c.split(" :: ")[-1] for c in PROJECT["project"]["classifiers"] if ":: 3." in c]
+    assert re.findall(r'"([\d.]+)"', tested[1]) == found
+    assert PROJECT["project"]["requires-python"] == f">={found[0]}"

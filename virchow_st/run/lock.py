@@ -1,0 +1,67 @@
+"""One writer at a time for a run directory, which tidies up what a killed one left."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from virchow_st.errors import ConfigError
+from virchow_st.runtime.atomic import finish_replacing, remove_leftovers, whole_folder
+from virchow_st.runtime.lock import LOCK_NAME, Lock, locked
+
+CHECKPOINTS = "checkpoints"
+RESULTS_SEAL = "metrics.json"
+"""Of the files that an evaluation leaves, the one without which the others are not read."""
+
+
+def check_new(run: Path) -> None:
+    """Raise `ConfigError` where something is there already."""
+    if run.exists():
+        raise ConfigError(f"{run}: is already there; give another --run, or --resume it")
+
+
+class RunLock(ExitStack):
+    """The lock of a run directory, for as long as the context lasts: one writer at a time.
+
+    Every command that writes into a run holds it; those that only read it do not, since all that a
+    run holds is replaced whole.
+    """
+
+    def take(self, run: Path) -> None:
+        """Lock a run that is there, and tidy up what a writer that was killed left in it.
+
+        Raises:
+            ConfigError: another process is writing it, or it cannot be written.
+        """
+        if not run.is_dir():  # the caller says what is missing
+            return
+        self.enter_context(locked(run, run / LOCK_NAME))
+        if not any((run / name).is_file() for name in ("config.toml", RESULTS_SEAL)):
+            return  # of someone else
+        finish_replacing(run, RESULTS_SEAL)
+        for folder in (run, run / "maps", run / "figures", run / CHECKPOINTS):
+            remove_leftovers(folder)
+
+    def take_new(self, run: Path) -> None:
+        """Lock the name of a run that is not there yet, for `new_run`.
+
+        Raises:
+            ConfigError: something is there already, or another process is beginning it.
+        """
+        check_new(run)
+        run.parent.mkdir(parents=True, exist_ok=True)
+        self.enter_context(locked(run))
+        check_new(run)  # another process may have begun and ended it meanwhile
+
+    @contextmanager
+    def new_run(self, run: Path) -> Iterator[Path]:
+        """A folder to fill, which becomes the run when it is whole, locked from the first moment.
+
+        So a run that is there can be resumed, whenever its writer was killed.
+        """
+        with whole_folder(run) as aside:
+            lock = Lock(run, aside / LOCK_NAME)
+            self.callback(lock.release)
+            yield aside
+        lock.moved(run / LOCK_NAME)
