@@ -65,12 +65,15 @@ def test_imagej(tmp_path: Path, unit: str) -> None:
     assert told(path) == (pytest.approx(0.25, rel=1e-4), "by ImageJ")
 
 
-def test_the_tiffs_resolution(tmp_path: Path) -> None:
+@pytest.mark.parametrize("tiled", [True, False])
+@pytest.mark.parametrize(("unit", "per_unit"), [("CENTIMETER", 20_000), ("INCH", 50_800)])
+def test_the_tiffs_resolution(tmp_path: Path, tiled: bool, unit: str, per_unit: int) -> None:
     path = tmp_path / "a.tif"
+    how = {"tile": (64, 64)} if tiled else {"rowsperstrip": 16}
     tifffile.imwrite(
-        path, PIXELS, resolution=(40_000, 40_000), resolutionunit="CENTIMETER", **TILED
+        path, PIXELS, photometric="rgb", resolution=(per_unit, per_unit), resolutionunit=unit, **how
     )
-    assert told(path)[0] == pytest.approx(0.25)
+    assert told(path)[0] == pytest.approx(0.5)
 
 
 def test_aperios_description_where_openslide_does_not_read_it(tmp_path: Path) -> None:
@@ -108,7 +111,20 @@ def test_a_disagreement_is_told() -> None:
     assert mpp_warning(()) is None
 
 
-def test_none_is_one_line(tmp_path: Path) -> None:
-    cv2.imwrite(str(tmp_path / "a.jpg"), PIXELS)
-    with pytest.raises(SlideError, match=r"a\.jpg: expected its µm per pixel"):
-        told(tmp_path / "a.jpg")
+@pytest.mark.parametrize("how", ["tif without", "tif at 72 dpi", "png", "jpg"])
+def test_an_image_that_says_none(tmp_path: Path, how: str) -> None:
+    path = tmp_path / f"a.{how[:3]}"
+    if path.suffix == ".tif":
+        more = {"resolution": (72, 72), "resolutionunit": "INCH"} if "72" in how else {}
+        tifffile.imwrite(path, PIXELS, **TILED, **more)
+    else:
+        cv2.imwrite(str(path), PIXELS)
+    with pytest.raises(SlideError, match=r"expected its µm per pixel in the file.*--mpp") as caught:
+        told(path)
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("mpp", [0.01, 1.5, 40])
+def test_a_resolution_no_microscope_has(mpp: float) -> None:
+    with pytest.raises(SlideError, match=f"got {mpp:g}"):
+        slide_mpp("a.tif", (), mpp)

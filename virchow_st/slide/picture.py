@@ -33,7 +33,8 @@ def read_picture(path: Path) -> tuple[Pixels, ImageChoice]:
         found = f"{header.width}×{header.height} px"
         raise _too_large(path, f"up to {_LARGEST_PX // 10**6:,} million px", found)
     pixels = _decode(path, header)
-    samples, colour, warnings = Samples(), "", ()
+    samples, colour = Samples(), ""
+    warnings: tuple[str, ...] = ()
     if pixels.shape[2] == 4:
         if (reason := alpha_says_nothing(pixels[..., 3])) is None:
             samples, colour = Samples(alpha=3), "RGB and transparency"

@@ -165,7 +165,8 @@ def _extra(key: Any) -> tuple[Samples, str, tuple[str, ...]]:
     kinds = [int(kind) for kind in key.extrasamples] + [0] * n
     alpha = next((i for i in range(n) if kinds[i] in _ALPHA), None)
     unused = n - (alpha is not None)
-    text, warnings = "RGB and transparency" if alpha is not None else "RGB", ()
+    text = "RGB and transparency" if alpha is not None else "RGB"
+    warnings: tuple[str, ...] = ()
     if unused:
         which = "a fourth sample" if n == 1 else f"{unused} more samples"
         warnings = (f"{which} beside red, green and blue, no transparency, is left out",)

@@ -86,7 +86,8 @@ def levels_with_samples(
         The levels; bits that the pixels use; how the colours were taken, where that differs from
         the choice; warnings.
     """
-    samples, colour, warnings = choice.samples, None, ()
+    samples, colour = choice.samples, None
+    warnings: tuple[str, ...] = ()
     finest = TiffLevel(sources[0], samples)
     deep = choice.series.keyframe.dtype != np.uint8
     bits = 8
@@ -214,10 +215,10 @@ def _blank(path: Path, level: Any, finer: Any, choice: TiffChoice) -> str | None
             pixels = _whole(own, top, left, top + rows, left + cols)
             if pixels is None or np.ptp(pixels.reshape(-1, pixels.shape[2]), axis=0).max() > 1:
                 continue
-            scale = [b / a for a, b in zip(own.shape[:2], below.shape[:2], strict=True)]
+            down, right = (b / a for a, b in zip(own.shape[:2], below.shape[:2], strict=True))
             under = _whole(
-                below, *(round(v * s) for v, s in zip((top, left), scale, strict=True)),
-                round((top + rows) * scale[0]), round((left + cols) * scale[1]),
+                below, round(top * down), round(left * right),
+                round((top + rows) * down), round((left + cols) * right),
             )  # fmt: skip
             if under is None:
                 continue
