@@ -43,7 +43,7 @@ Figures = dict[str, float]
 
 
 def run(python: str, side: str, outs: Path, order: str) -> Figures:
-    """Figures of a side in a process of its own."""
+    """Run one reader in a separate process; returns its time and memory."""
     command = [python, str(SCRIPT), side, str(outs), order]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -56,7 +56,7 @@ def has(python: str, package: str) -> bool:
 
 
 def measure(outs: Path, order: str, peer_python: str | None, rounds: int) -> dict[str, Figures]:
-    """Best time and largest peak of each side, sides in turns; peers take part in one round."""
+    """Best time and largest peak memory of each reader, in alternation; slow peers run once."""
     sides = {name: (sys.executable, side) for name, side in OURS.items()}
     for name, (side, package) in PEERS.items():
         if peer_python and has(peer_python, package):
@@ -107,7 +107,7 @@ def main() -> None:
     parser.add_argument("--small", action="store_true", help="400×400 bins, in seconds")
     parser.add_argument("--peer-python", help="a Python with scanpy and spatialdata-io")
     parser.add_argument("--rounds", type=int, default=3, help="runs of each side; the best counts")
-    parser.add_argument("--json", type=Path, help="also write the figures here")
+    parser.add_argument("--json", type=Path, help="also write the tables to this file")
     options = parser.parse_args()
 
     size = SMALL if options.small else FULL

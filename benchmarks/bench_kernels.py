@@ -1,7 +1,7 @@
-"""Kernels against what they replace: every pair of `virchow_st.kernels.table`, in one table.
+"""Every kernel against its reference: all pairs of `virchow_st.kernels.table`, in one table.
 
-Both sides run on one thread, in turns, on the same arrays. `bench_metrics.py` times the whole jobs
-that the kernels of evaluation are for.
+Both run on one thread, in alternation, on the same arrays. `bench_metrics.py` times whole
+evaluations, for which these kernels are written.
 
     python benchmarks/bench_kernels.py [--rounds 5] [--json FILE]
 """
@@ -20,7 +20,7 @@ from virchow_st.kernels.table import TABLE
 def main() -> None:
     parser = argparse.ArgumentParser(description="Kernels against what they replace.")
     parser.add_argument("--rounds", type=int, default=5, help="timed runs; the best counts")
-    parser.add_argument("--json", type=Path, help="also write the figures here")
+    parser.add_argument("--json", type=Path, help="also write the tables to this file")
     options = parser.parse_args()
 
     rows = []

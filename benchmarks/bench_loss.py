@@ -59,7 +59,7 @@ Loss = Callable[[Tensor], Tensor]  # (B, G, 128, 128) log-rates to (S,)
 
 @dataclass(frozen=True)
 class Batch:
-    """Log-rates and tissue of B patches and G genes on the device, and their counts."""
+    """Log-rates, tissue mask and counts of B patches and G genes, on the device."""
 
     log_rate: Tensor
     counts: BatchCounts
@@ -111,7 +111,7 @@ def draw_batch(n_patches: int, n_genes: int, device: torch.device) -> Batch:
 
 
 def step(log_rate: Tensor, loss: Loss, scale_by_scale: bool = False) -> tuple[Tensor, Tensor]:
-    """Losses (S,) and the gradient of their sum, done when this returns."""
+    """Compute losses (S,) and the gradient of their sum; waits for the device."""
     x = log_rate.detach().requires_grad_()
     losses = loss(x)
     if scale_by_scale:
@@ -172,7 +172,7 @@ def memory(batch: Batch) -> Table:
 
 
 def peak_on_gpu(batch: Batch, way: str) -> int:
-    """Bytes that one step takes beyond what it is given."""
+    """Peak memory of one step in addition to its inputs, bytes."""
     loss = batch.loss(way)
     step(batch.log_rate, loss)  # compiles; a library's own workspace, once there, is not counted
     before = torch.cuda.memory_allocated(batch.device)
@@ -182,7 +182,7 @@ def peak_on_gpu(batch: Batch, way: str) -> int:
 
 
 def peak_in_process(batch: Batch, way: str) -> int:
-    """The same on a CPU, of a process of its own."""
+    """The same on a CPU, measured in a separate process."""
     own = [sys.executable, __file__, "--memory-of", way]
     B, G = batch.counts.shape[:2]
     done = subprocess.run(
@@ -196,7 +196,7 @@ def peak_in_process(batch: Batch, way: str) -> int:
 
 
 def print_memory(way: str, n_patches: int, n_genes: int) -> None:
-    """Bytes of one step beyond what it is given; run in a process of its own."""
+    """Print the memory of one step in addition to its inputs, bytes; runs in a separate process."""
     torch.set_num_threads(1)
     cpu = torch.device("cpu")
     small = draw_batch(1, 2, cpu)
@@ -212,7 +212,7 @@ def print_memory(way: str, n_patches: int, n_genes: int) -> None:
 
 
 def resident(name: str) -> int:
-    """Bytes, from the kernel's account of this process."""
+    """Resident memory of this process as the kernel reports it, bytes."""
     for line in Path("/proc/self/status").read_text("utf-8").splitlines():
         if line.startswith(name + ":"):
             return 1024 * int(line.split()[1])
@@ -225,7 +225,7 @@ def main() -> None:
     parser.add_argument("--genes", type=int, default=50, help=argparse.SUPPRESS)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--rounds", type=int, default=10, help="timed turns; the best counts")
-    parser.add_argument("--json", type=Path, help="also write the figures here")
+    parser.add_argument("--json", type=Path, help="also write the tables to this file")
     parser.add_argument("--memory-of", choices=WAYS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.memory_of:

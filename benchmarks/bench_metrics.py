@@ -5,15 +5,15 @@ Two jobs, each on patches of 128 × 128 bins and 50 genes, as sparse as real one
 - masked PCC and SSIM: Pearson's r per gene over the tissue of all patches, and windowed SSIM per
   gene and patch. The reference calls `scipy.stats.pearsonr` once a gene and
   `skimage.metrics.structural_similarity` once a gene and patch.
-- every figure of `ScaleAccumulator` at 2, 4, 8 and 16 µm with both nulls. The reference gathers
+- every score of `ScaleAccumulator` at 2, 4, 8 and 16 µm with both nulls. The reference gathers
   the tissue of all patches and calls `pearsonr`, `spearmanr`, `roc_auc_score`,
   `average_precision_score`, `mean_poisson_deviance`, `structural_similarity` (four maps), a sparse
   matrix of neighbours for Moran's I, and `numpy.random.Generator.binomial` for thinning.
 
 What does not depend on the gene is done outside the loops. Both sides run on one thread, in turns,
 on the same arrays (float32 rates and uint16 counts, as a decoder and a store give them), compute in
-float64, and must agree: to 1e-6, rank figures to 1e-3 (ours are of rounded values), and the
-thinned ceiling, which draws its own coins, to 0.02.
+float64, and must agree: to 1e-6, rank scores to 1e-3 (ours are of rounded values), and the
+thinned ceiling, which uses other random numbers, to 0.02.
 
     python benchmarks/bench_metrics.py [--patches 32] [--json FILE]
 """
@@ -80,12 +80,12 @@ def their_ssim(maps: list[Patch]) -> np.ndarray:
 
 
 def unit(x: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """A map scaled to 0–1 inside the mask; 0 where it is constant. Nothing outside is looked at."""
+    """A map scaled to 0–1 inside the mask; 0 where it is constant. Values outside are not used."""
     low, high = x.min(where=mask, initial=np.inf), x.max(where=mask, initial=-np.inf)
     return (x - low) / (high - low) if high > low else np.zeros(x.shape)
 
 
-def our_figures(patches: list[Patch]) -> list[ScaleScores]:
+def our_scores(patches: list[Patch]) -> list[ScaleScores]:
     found = [ScaleAccumulator(N_GENES, um, TRAIN_RATE) for um in SCALES_UM]
     for rate, counts, mask, shuffled, shifted in patches:
         for accumulator in found:
@@ -93,11 +93,11 @@ def our_figures(patches: list[Patch]) -> list[ScaleScores]:
     return [accumulator.compute() for accumulator in found]
 
 
-def their_figures(patches: list[Patch]) -> list[dict[str, np.ndarray]]:
-    return [their_figures_at(patches, um // BIN_UM) for um in SCALES_UM]
+def their_scores(patches: list[Patch]) -> list[dict[str, np.ndarray]]:
+    return [their_scores_at(patches, um // BIN_UM) for um in SCALES_UM]
 
 
-def their_figures_at(patches: list[Patch], factor: int) -> dict[str, np.ndarray]:
+def their_scores_at(patches: list[Patch], factor: int) -> dict[str, np.ndarray]:
     pooled = [
         tuple(
             block_reduce(x, (factor, factor), np.all)
@@ -119,7 +119,7 @@ def their_figures_at(patches: list[Patch], factor: int) -> dict[str, np.ndarray]
         both = 0 < np.count_nonzero(k) < k.size
         half = rng.binomial(k.astype(np.int64), 0.5)
         r = max(pearsonr(half, k - half).statistic, 0.0)
-        figures = {
+        scores = {
             "pcc": pearsonr(x[g], k).statistic,
             "pcc_shuffled": pearsonr(shuffled[g], k).statistic,
             "pcc_shifted": pearsonr(shifted[g], k).statistic,
@@ -134,8 +134,8 @@ def their_figures_at(patches: list[Patch], factor: int) -> dict[str, np.ndarray]
         }
         for name, z in (("predicted", x[g]), ("observed", k), ("residual", k - x[g])):
             d = z - z.mean()
-            figures[f"morans_i_{name}"] = d.size / weights.sum() * (d @ (weights @ d)) / (d @ d)
-        for name, value in figures.items():
+            scores[f"morans_i_{name}"] = d.size / weights.sum() * (d @ (weights @ d)) / (d @ d)
+        for name, value in scores.items():
             found.setdefault(name, []).append(value)
     if min(pooled[0][2].shape) >= WINDOW:
         for name, i in (("ssim", 0), ("ssim_shuffled", 3), ("ssim_shifted", 4)):
@@ -157,7 +157,7 @@ def check(patches: list[Patch]) -> None:
     for got, want in zip(our_pcc_and_ssim(patches), their_pcc_and_ssim(patches), strict=True):
         np.testing.assert_allclose(got, want, atol=1e-6)
     wide = {"spearman": 1e-3, "auroc": 1e-3, "auprc": 1e-3}
-    for got, want in zip(our_figures(patches), their_figures(patches), strict=True):
+    for got, want in zip(our_scores(patches), their_scores(patches), strict=True):
         for name, value in want.items():
             ours, tolerance = getattr(got, name), wide.get(name, 1e-6)
             if name == "pcc_ceiling_thinned":
@@ -169,16 +169,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Evaluation against SciPy and its kin.")
     parser.add_argument("--patches", type=int, default=32, help="patches of masked PCC and SSIM")
     parser.add_argument("--rounds", type=int, default=3, help="timed runs; the best counts")
-    parser.add_argument("--json", type=Path, help="also write the figures here")
+    parser.add_argument("--json", type=Path, help="also write the tables to this file")
     options = parser.parse_args()
 
-    few = min(options.patches, 4)  # the reference of all figures takes seconds a patch
+    few = min(options.patches, 4)  # the reference of all scores takes seconds per patch
     patches = draw(max(options.patches, 2))
     check(patches[:few])
     rows = []
     for name, part, ours, theirs in (
         ("masked PCC + SSIM, 2 µm", patches, our_pcc_and_ssim, their_pcc_and_ssim),
-        ("every figure, four scales", patches[:few], our_figures, their_figures),
+        ("every score, four scales", patches[:few], our_scores, their_scores),
     ):
         mine, reference = interleaved(
             lambda p=part, f=ours: f(p), lambda p=part, f=theirs: f(p), rounds=options.rounds
@@ -186,7 +186,7 @@ def main() -> None:
         n = len(part)
         rows.append([name, n, 1e3 * mine / n, 1e3 * reference / n, reference / mine])
     columns = ["job, 50 genes", "patches", "ours, ms a patch", "reference, ms a patch", "ratio"]
-    notes = ["One thread. Both sides agree: to 1e-6, rank figures to 1e-3."]
+    notes = ["One thread. Both sides agree: to 1e-6, rank scores to 1e-3."]
     packages = ("numpy", "numba", "scipy", "scikit-image", "scikit-learn")
     publish("metrics", [Table("Evaluation", columns, rows, notes)], options.json, packages)
 

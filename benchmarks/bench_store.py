@@ -38,7 +38,7 @@ WAYS: dict[str, tuple[bench.Reader, str]] = bench.WAYS | PEERS
 
 
 def time_reads(folder: Path, n: int, n_bytes: int, rounds: int) -> Table:
-    """Microseconds a patch of every way to keep the tokens, warm and cold."""
+    """Microseconds per patch of every way to store the tokens, warm and cold."""
     cold, kept = {}, 0.0
     order = np.random.default_rng(1).permutation(n).tolist()
     for name, (reader, path) in WAYS.items():
@@ -76,7 +76,7 @@ def files_under(path: Path) -> list[Path]:
 
 
 def count_bytes(folder: Path) -> Table:
-    """Bytes a non-zero count takes."""
+    """Bytes per non-zero count."""
     payload = open_store(folder / bench.STORE).record(0, Kind.COUNTS)
     nonzero = len(fmt.unpack_counts(payload, N_GENES).counts)
     ways = {
@@ -98,7 +98,7 @@ def main() -> None:
     parser.add_argument("--dim", type=int, default=1280, help="channels of a token")
     parser.add_argument("--rounds", type=int, default=10, help="timed passes; the best counts")
     parser.add_argument("--folder", type=Path, help="where to write, on the disk to measure")
-    parser.add_argument("--json", type=Path, help="also write the figures here")
+    parser.add_argument("--json", type=Path, help="also write the tables to this file")
     options = parser.parse_args()
 
     with tempfile.TemporaryDirectory(dir=options.folder) as name:

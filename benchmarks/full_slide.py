@@ -27,14 +27,14 @@ CHUNK = 65_536
 BLOCK = 1 << 18  # columns drawn at a time
 TISSUE_SHARE = 0.78  # 8.7 M of 11.2 M bins, as on the public human colon slide
 AMBIENT = 0.02  # rate off the tissue, of that on it
-PITCH_PX = 7.3  # px a bin: 0.274 µm/px
+PITCH_PX = 7.3  # px per bin: 0.274 µm/px
 HIRES_PX = 600
 MATRICES = ("filtered", "raw")
 
 
 @dataclass(frozen=True)
 class Size:
-    """How large a slide: bins a side, genes, and non-zeros over all bins."""
+    """Size of a slide: bins per side, genes, and non-zeros over all bins."""
 
     side: int = 3350
     n_genes: int = 18_085

@@ -1,4 +1,4 @@
-"""``vst bench``: what this machine makes of it."""
+"""``vst bench``: speed of the package on this machine."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import click
 from virchow_st.bench import TARGETS, run_target
 from virchow_st.errors import ConfigError
 from virchow_st.runtime.atomic import write_json
-from virchow_st.runtime.interrupt import exit_code
+from virchow_st.runtime.interrupt import Terminated
 from virchow_st.runtime.lock import locked
 from virchow_st_cli.console import Console
 from virchow_st_cli.options import with_console
@@ -22,19 +22,33 @@ class _Stopped(click.ClickException):
     exit_code = 130
 
 
+class _Terminated(_Stopped):
+    """Ended by SIGTERM."""
+
+    exit_code = 143
+
+
 @click.command(short_help="Measure speed on this machine.")
 @click.argument("target", type=click.Choice([*TARGETS, "all"]), default="all")
 @click.option(
-    "--encoder", default="stain", show_default=True, help="encoder of extract and train, as there"
+    "--encoder",
+    default="stain",
+    show_default=True,
+    help="encoder for the targets extract and train",
 )
-@click.option("--weights", default="", help="its local weights file, instead of the hub")
+@click.option("--weights", default="", help="local weights file of the encoder, instead of the hub")
 @click.option(
     "--random-weights",
     is_flag=True,
-    help="Virchow2's architecture with random weights: its speed without access to it",
+    help="use Virchow2's architecture with random weights, to measure its speed without access",
 )
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N")
-@click.option("--json", "json_path", type=click.Path(path_type=Path), help="also write this file")
+@click.option(
+    "--json",
+    "json_path",
+    type=click.Path(path_type=Path),
+    help="file to write the tables to, as JSON",
+)
 @with_console
 def bench(
     console: Console,
@@ -45,14 +59,15 @@ def bench(
     device: str,
     json_path: Path | None,
 ) -> None:
-    """Measure speed on this machine, beside the plain way to do the same and the hardware's limit.
+    """Measure speed on this machine, compared with a plain implementation and the hardware limit.
 
-    On data made for it in a temporary folder that is removed; TMPDIR says on which disk.
+    The data are generated in a temporary folder that is removed afterwards, on the disk
+    that TMPDIR selects.
     """
     from virchow_st.bench.tables import Table, document, machine_line
     from virchow_st.runtime.devices import pick_device
 
-    pick_device(device)  # an option that is wrong is said at once, not after minutes
+    pick_device(device)  # a wrong option fails at once, not after minutes
     if json_path and not json_path.absolute().parent.is_dir():
         raise ConfigError(
             f"{json_path}: expected a file in a folder that is there; make the folder"
@@ -61,7 +76,7 @@ def bench(
     targets = TARGETS if target == "all" else (target,)
     try:
         for name in targets:
-            # A folder each, so that no more is on the disk at a time than one of them needs.
+            # One folder per target, so that the disk never holds the data of more than one.
             with tempfile.TemporaryDirectory(prefix="vst-bench-") as scratch:
                 measured = run_target(
                     name,
@@ -79,9 +94,8 @@ def bench(
                 )
             tables += measured
     except KeyboardInterrupt as e:
-        stopped = _Stopped("stopped; the figures so far are above, no file is left")
-        stopped.exit_code = exit_code(e)
-        raise stopped from None
+        kind = _Terminated if isinstance(e, Terminated) else _Stopped
+        raise kind("stopped; the tables so far are above, no file was written") from None
     content = document(target, tables)
     console.result(machine_line(content["machine"]))
     if json_path:

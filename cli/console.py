@@ -1,4 +1,4 @@
-"""One thin wrapper round the terminal: results to stdout, everything else to stderr."""
+"""Thin wrapper around the terminal: results go to stdout, everything else to stderr."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ _PLAIN_LINE_EVERY_S = 10.0
 
 
 class Console:
-    """Notes, warnings, progress, tables; a listener for `virchow_st.runtime.progress.Progress`.
+    """Prints notes, warnings, progress and tables (a `virchow_st.runtime.progress.Progress`).
 
-    On a terminal, progress is a bar with rate and time left; elsewhere plain lines, the first,
-    the last and one every ten seconds.
+    On a terminal, progress is shown as a bar with rate and time left; elsewhere as plain lines: the
+    first, the last and one every ten seconds.
 
     Args:
-        quiet: say nothing but warnings, errors and results.
+        quiet: Print only warnings, errors and results.
     """
 
     def __init__(self, quiet: bool = False) -> None:
         self.quiet = quiet
-        # Paths and names are shown as they are: "[" is no markup and ":cat:" no picture.
+        # Paths and names are printed verbatim: "[" must not be markup nor ":cat:" an emoji.
         plain: dict[str, Any] = {"highlight": False, "soft_wrap": True}
         plain |= {"markup": False, "emoji": False}
         self._out = RichConsole(**plain)
@@ -39,23 +39,23 @@ class Console:
         self._last_line = 0.0
         self._last_done = 0
 
-    # --- what a job says ------------------------------------------------------------------------
+    # --- reports of a running job ---------------------------------------------------------------
 
     def note(self, text: str) -> None:
-        """One line of information."""
+        """Print one line of information, unless quiet."""
         if not self.quiet:
             self._err.print(text)
 
     def warn(self, text: str) -> None:
-        """One line that should not be overlooked; shown even when quiet."""
+        """Print one line of warning, even when quiet."""
         self._err.print(f"warning: {_one_line(text)}", style="yellow")
 
     def error(self, text: str) -> None:
-        """One line that says what went wrong."""
+        """Print one line that describes an error."""
         self._err.print(f"error: {_one_line(text)}", style="bold red")
 
     def step(self, done: int, total: int, unit: str, detail: str = "") -> None:
-        """Progress of the job at hand; a smaller ``done`` than before begins a new job."""
+        """Show progress of the current job; a smaller ``done`` than before starts a new job."""
         now = time.monotonic()
         if self._last_done == 0 or done <= self._last_done:
             self._started, self._first = now, done
@@ -68,7 +68,7 @@ class Console:
         elif done >= total or now - self._last_line >= _PLAIN_LINE_EVERY_S:
             self._last_line = now
             rate, left = "", ""
-            if done > self._first and now > self._started:  # the first report knows no rate yet
+            if done > self._first and now > self._started:  # no rate is known at the first report
                 per_s = (done - self._first) / (now - self._started)
                 rate = f", {per_s:.3g}/s"
                 if done < total:
@@ -96,7 +96,7 @@ class Console:
             self.close()
 
     def close(self) -> None:
-        """End a progress bar, so that what follows starts on a line of its own."""
+        """End the progress bar, so that further output starts on a new line."""
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
@@ -112,10 +112,10 @@ class Console:
     ) -> None:
         self.close()
 
-    # --- what a command answers -----------------------------------------------------------------
+    # --- results of a command -------------------------------------------------------------------
 
     def result(self, text: str) -> None:
-        """A line of the answer, to stdout."""
+        """Print one line of the result to stdout."""
         self._out.print(text)
 
     def table(
@@ -128,16 +128,16 @@ class Console:
         justify: Literal["left", "right"] = "right",
         styles: dict[int, str] | None = None,
     ) -> None:
-        """A table, to stdout.
+        """Print a table to stdout.
 
         Args:
-            title, caption: above and below.
-            columns: heads; the first column stands left, the others as ``justify`` says.
-            rows: of texts.
-            sections: indices of rows that a rule follows.
-            justify: right for numbers, left for words.
-            styles: rich style of some rows, by index; a table with styles has no vertical lines,
-                so that many figures fit into 80 columns.
+            title, caption: Texts above and below the table.
+            columns: Column headings; the first column is aligned left, the others by ``justify``.
+            rows: Cells as texts, one list per row.
+            sections: Indices of rows that are followed by a horizontal rule.
+            justify: ``right`` for numbers, ``left`` for words.
+            styles: Rich style of some rows by index; a table with styles has no vertical lines, so
+                that many numbers fit into 80 columns.
         """
         table = Table(title=title, title_justify="left", caption=caption, caption_justify="left")
         if styles is not None:
@@ -149,7 +149,7 @@ class Console:
         self._out.print(table)
 
     def json(self, content: Any) -> None:
-        """JSON, to stdout, for programs."""
+        """Print JSON to stdout, for other programs."""
         self._out.print(json.dumps(content, indent=1, ensure_ascii=False))
 
 

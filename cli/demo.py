@@ -1,4 +1,4 @@
-"""``vst demo``: the whole way on simulated slides, in minutes on a laptop."""
+"""``vst demo``: the whole pipeline on simulated slides, in minutes on a laptop."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ _EXTRACT = ExtractConfig(encoder="stain", device="cpu")
 _TRAIN = TrainConfig(test_patient=_TEST_PATIENT, batch_size=4, accumulate=1, device="cpu")
 
 
-@click.command(short_help="The whole way on simulated slides, in minutes.")
+@click.command(short_help="Run the whole pipeline on simulated slides, in minutes.")
 @click.argument("out", type=click.Path(path_type=Path), default=Path("demo"))
 @with_console
 def demo(console: Console, out: Path) -> None:
-    """Simulate three patients, extract, train with Poisson and with MSE, evaluate, draw.
+    """Simulate three patients, extract, train with Poisson and with MSE, evaluate, draw figures.
 
-    Goes on where it was stopped, and starts anew when the program has changed.
+    A stopped demo is continued; if the program has changed since, the demo starts again.
     """
     out.mkdir(parents=True, exist_ok=True)
     with locked(out, out / LOCK_NAME):
@@ -79,7 +79,7 @@ def _run(console: Console, out: Path) -> None:
 
 
 def _claim(out: Path) -> None:
-    """Keep what an earlier demo of the same program left; never touch a folder of anyone else."""
+    """Create or reuse the demo's folder; refuse a folder that another program wrote."""
     mark = {"format": "virchow_st.demo/1", "program": _program_digest()}
     if (out / _MARK).is_file():
         found = json.loads((out / _MARK).read_text("utf-8"))
@@ -109,7 +109,7 @@ def _trainers() -> str:
 def _train_and_evaluate(
     console: Console, run: Path, config: TrainConfig, truth: Path
 ) -> dict[str, Any]:
-    """The run's metrics, made unless they are there."""
+    """Train and evaluate a run unless its results exist; returns the content of metrics.json."""
     from virchow_st.evaluation.evaluate import evaluate_run
     from virchow_st.run.results import read_metrics
     from virchow_st.training.train import train

@@ -1,4 +1,4 @@
-"""``vst doctor``: what is installed, what is missing and how to get it."""
+"""``vst doctor``: installed packages, missing packages and how to install them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,10 @@ _EXTRAS = ("spatial", "tracking")  # those that add commands or options; dev and
 @click.argument("image", type=click.Path(path_type=Path), required=False)
 @click.argument("outs", type=click.Path(path_type=Path), required=False)
 @click.option(
-    "--json", "as_json", is_flag=True, help="the same for programs and issues, without any path"
+    "--json",
+    "as_json",
+    is_flag=True,
+    help="print the same as JSON without any path, for programs and issues",
 )
 @with_console
 def doctor(console: Console, image: Path | None, outs: Path | None, as_json: bool) -> int:

@@ -1,4 +1,4 @@
-"""``vst evaluate``."""
+"""``vst evaluate``: score runs on their test patient."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from virchow_st_cli.scores import print_comparison, print_scores, short_names
 @click.option(
     "--truth",
     type=click.Path(path_type=Path),
-    help="truth.h5 of a simulated test slide: compare with the true rates too",
+    help="truth.h5 of a simulated test slide, to compare with the true rates as well",
 )
 @click.option(
     "--json",
@@ -34,7 +34,7 @@ def evaluate(
     truth: Path | None,
     json_file: Path | None,
 ) -> None:
-    """Score the best decoder on the test patient: metrics.json, per_gene.csv, maps.
+    """Score the best decoder on the test patient; writes metrics.json, per_gene.csv and maps.
 
     Several runs of the same panel and test patient are also compared: is one better than another?
     """

@@ -15,22 +15,24 @@ from virchow_st_cli.options import build_config, config_options, with_console
 
 @click.command(short_help="Write a run's maps or a store for other programs.")
 @click.argument("source", metavar="RUN|STORE", type=click.Path(path_type=Path))
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="what to write")
+@click.option(
+    "--out", required=True, type=click.Path(path_type=Path), help="folder or file to write"
+)
 @config_options(ExportConfig)
 @with_console
 def export(console: Console, source: Path, out: Path, **options: Any) -> int:
-    """Write what RUN predicted on its test slide, or what STORE holds, for other programs.
+    """Export predictions of RUN on its test slide, or the counts of STORE, for other programs.
 
-    A run gives rates beside counts, a store its counts; both the H&E and the tissue. The default is
-    a SpatialData folder.
+    The export of a run contains predicted rates and observed counts, that of a store its counts;
+    both contain the H&E image and the tissue mask. The default format is a SpatialData folder.
     """
     config = build_config(ExportConfig, options)
     from virchow_st.output.export.write import export_run
 
     try:
-        written, said = export_run(source, out, config, console)
+        written, content = export_run(source, out, config, console)
     except KeyboardInterrupt as e:
         console.error("stopped; nothing was kept, the same command begins anew")
         return exit_code(e)
-    console.result(f"{written}: {said}")
+    console.result(f"{written}: {content}")
     return 0

@@ -16,13 +16,15 @@ from virchow_st_cli.options import build_config, config_options, with_console
 
 @click.command(short_help="Encode a slide into a store.")
 @click.argument("outs", type=click.Path(path_type=Path), required=False)
-@click.option("--image", type=click.Path(path_type=Path), help="the microscope image, full size")
+@click.option(
+    "--image", type=click.Path(path_type=Path), help="full-resolution microscope image of the slide"
+)
 @click.option("--store", type=click.Path(path_type=Path), help="store to write, NAME.vst")
-@click.option("--patient", help="whose slide it is")
+@click.option("--patient", help="name of the slide's patient")
 @click.option(
     "--manifest",
     type=click.Path(path_type=Path),
-    help="CSV with the columns patient,outs,image,store: a whole cohort",
+    help="CSV file with the columns patient,outs,image,store, to extract a whole cohort",
 )
 @config_options(ExtractConfig)
 @with_console
@@ -35,7 +37,7 @@ def extract(
     manifest: Path | None,
     **options: Any,
 ) -> int:
-    """Encode a slide's patches and put tokens and counts into a store. Resumes by itself.
+    """Encode the patches of a slide and write tokens and counts to a store. Resumes automatically.
 
     OUTS is Space Ranger's outs/, binned_outputs/ or square_002um/.
     """
@@ -59,7 +61,7 @@ def extract(
 
 
 def _extract_cohort(console: Console, manifest: Path, config: ExtractConfig) -> int:
-    """Every slide of the list; a failing one does not stop the others."""
+    """Extract every slide of the manifest; a slide that fails does not stop the others."""
     from virchow_st.extract.cohort import extract_cohort
 
     outcomes = extract_cohort(manifest, config, console)

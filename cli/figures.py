@@ -1,4 +1,4 @@
-"""``vst figures``."""
+"""``vst figures``: draw the figures of an evaluated run."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ from virchow_st_cli.options import with_console
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option(
     "--genes",
-    help="symbols or ids with commas, or a file of them; the best predicted ones if left out",
+    help="gene symbols or ids separated by commas, or a file of them; default: the best predicted "
+    "genes",
 )
 @click.option(
     "--against",
     type=click.Path(path_type=Path),
-    help="another evaluated run of the same panel and test patches, to compare with",
+    help="another evaluated run with the same panel and test patches, to compare with",
 )
 @with_console
 def figures(console: Console, run: Path, genes: str | None, against: Path | None) -> None:
-    """Draw an evaluated RUN into RUN/figures, from its result files alone."""
+    """Draw the figures of an evaluated RUN into RUN/figures, from its result files only."""
     from virchow_st.output.figures import draw_figures
     from virchow_st.store.genes import split_names
 

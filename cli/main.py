@@ -1,6 +1,6 @@
-"""``vst``: the entry point; every error ends in one line and an exit code.
+"""``vst``: the entry point of the command line. Every error ends in one line and an exit code.
 
-2 for a user's mistake, 1 for a check that failed or a fault of ours, 130 for Ctrl-C, 143 for
+The exit code is 2 for a user's mistake, 1 for a failed check or a bug, 130 for Ctrl-C and 143 for
 SIGTERM.
 """
 
@@ -47,9 +47,9 @@ _UNUSABLE_PLACE = (
 def cli() -> None:
     """Predict gene expression at 2 µm from H&E.
 
-    `vst extract` once per slide, `vst train` many times, `vst evaluate`, `vst figures`,
-    `vst report`.
-    `vst demo` shows all of it on simulated slides.
+    Run `vst extract` once per slide, then `vst train`, `vst evaluate`, `vst figures` and
+    `vst report` for every decoder.
+    `vst demo` runs all of them on simulated slides.
     """
 
 
@@ -84,7 +84,7 @@ def main() -> None:
 
 
 def _keep_interrupt(unraisable: Any) -> None:
-    """Ctrl-C inside a finaliser would be printed and forgotten; let it come again right after."""
+    """Raise a Ctrl-C again that arrived inside a finaliser, where Python would only print it."""
     if issubclass(unraisable.exc_type, KeyboardInterrupt):
         number = signal.SIGTERM if issubclass(unraisable.exc_type, Terminated) else signal.SIGINT
         threading.Timer(0.01, _thread.interrupt_main, [number]).start()

@@ -1,4 +1,4 @@
-"""Options of a command, made from the fields of its configuration."""
+"""Command-line options, generated from the fields of a configuration class."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Command = Callable[..., Any]
 
 
 def config_options(cls: type, skip: tuple[str, ...] = ()) -> Callable[[Command], Command]:
-    """Add ``--name`` for every field of a configuration but those in ``skip``."""
+    """Add an option ``--name`` for every field of a configuration except those in ``skip``."""
 
     def decorate(command: Command) -> Command:
         for f in reversed(fields(cls)):
@@ -47,13 +47,13 @@ def config_options(cls: type, skip: tuple[str, ...] = ()) -> Callable[[Command],
 
 
 def build_config(cls: type[C], values: dict[str, Any], file: Path | None = None, **fixed: Any) -> C:
-    """Configuration from option values; a TOML file gives what the command line left out.
+    """Build a configuration from option values; a TOML file supplies options that are not given.
 
     Args:
-        cls: a dataclass of `virchow_st.config`.
-        values: option values by field name, as click parsed them.
-        file: ``--config``, written by an earlier run.
-        fixed: fields that are not options.
+        cls: A dataclass of `virchow_st.config`.
+        values: Option values by field name, as click parsed them.
+        file: Value of ``--config``, written by an earlier run, or None.
+        fixed: Fields that are not options.
     """
     context = click.get_current_context()
     by_name = {f.name: f for f in fields(cls)}  # type: ignore[arg-type]
@@ -87,8 +87,8 @@ def _parse(f: Any, value: Any) -> Any:
 def with_console(command: Command) -> Command:
     """Add ``--quiet``, ``--verbose`` and ``--debug``, and pass a `Console` as first argument."""
 
-    @click.option("--quiet", "-q", is_flag=True, help="say nothing but warnings and the result")
-    @click.option("--verbose", "-v", is_flag=True, help="also show what libraries log")
+    @click.option("--quiet", "-q", is_flag=True, help="print only warnings and the result")
+    @click.option("--verbose", "-v", is_flag=True, help="also show log messages of libraries")
     @click.option("--debug", is_flag=True, help="show the traceback of an error")
     @functools.wraps(command)
     def wrapped(quiet: bool, verbose: bool, debug: bool, **kwargs: Any) -> Any:

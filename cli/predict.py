@@ -16,12 +16,15 @@ from virchow_st_cli.options import build_config, config_options, with_console
 @click.command(short_help="Predict the rates of an H&E slide without counts.")
 @click.argument("run", type=click.Path(path_type=Path))
 @click.argument("image", type=click.Path(path_type=Path))
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="what to write")
+@click.option(
+    "--out", required=True, type=click.Path(path_type=Path), help="folder or file to write"
+)
 @click.option(
     "--also",
     multiple=True,
     type=click.Path(path_type=Path),
-    help="another run of the same encoder and panel; the output is the mean and the spread",
+    help="another run with the same encoder and panel; the output then has mean and standard "
+    "deviation over the runs",
 )
 @config_options(PredictConfig)
 @with_console
@@ -33,10 +36,10 @@ def predict(
     also: tuple[Path, ...],
     **options: Any,
 ) -> int:
-    """Predict RUN's genes on the whole tissue of IMAGE, an H&E slide without counts.
+    """Predict the genes of RUN on all tissue of IMAGE, an H&E slide without counts.
 
-    The output is a SpatialData folder with the slide's picture, its tissue, and rates at 2 and
-    8 µm. A picture of the tissue and the patches comes beside it.
+    The output is a SpatialData folder with the H&E image, the tissue mask, and rates at 2 and 8 µm.
+    An overview picture of tissue and patches is written next to it.
     """
     config = build_config(PredictConfig, options)
     from virchow_st.predict.slide import predict_slide

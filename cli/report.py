@@ -1,4 +1,4 @@
-"""``vst report``."""
+"""``vst report``: write the report of an evaluated run."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from virchow_st_cli.options import with_console
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option(
     "--genes",
-    help="symbols or ids with commas, or a file of them, to show on the slide at every scale; "
-    "else all genes, the strongest at 2 and 4 µm too",
+    help="gene symbols or ids separated by commas, or a file of them, to show on the slide at "
+    "every scale; default: all genes, but at 2 and 4 µm only the strongest",
 )
 @with_console
 def report(console: Console, run: Path, genes: str | None) -> None:
-    """Write RUN/report.html, which opens from disk and needs no network.
+    """Write RUN/report.html, which can be opened from disk without a network.
 
-    It shows what was run, the scores beside ceiling, nulls and baselines, every gene, the figures,
-    and the test slide: H&E, observed and predicted under a divider, with zoom.
+    It shows the settings of the run, its scores with ceiling, nulls and baselines, every gene, the
+    figures, and the test slide with zoom: H&E, observed and predicted, compared under a divider.
     """
     from virchow_st.output.report import write_report
     from virchow_st.store.genes import split_names

@@ -1,4 +1,4 @@
-"""The tables of scores that ``vst evaluate``, ``vst train`` and ``vst demo`` print."""
+"""Tables of scores, as printed by ``vst evaluate``, ``vst train`` and ``vst demo``."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ Scores = Mapping[str, Mapping[str, Any]]  # by scale, then by the score's name
 
 
 def print_scores(console: Console, runs: Runs) -> None:
-    """Figures of one or several runs at every scale, beside ceiling, nulls and baselines.
+    """Print the scores of one or several runs at every scale, with ceiling, nulls and baselines.
 
     Args:
-        console: where to print.
-        runs: ``metrics.json`` contents by the name to show; all of the same test patches.
+        console: Prints the table.
+        runs: Contents of ``metrics.json`` by display name; all on the same test patches.
     """
     first = next(iter(runs.values()))
     rows = score_rows(runs)
@@ -53,18 +53,18 @@ def print_scores(console: Console, runs: Runs) -> None:
 
 
 def print_comparison(console: Console, comparison: dict[str, Any], names: dict[str, str]) -> None:
-    """Every pair of runs: figures of A less those of B, and whether that is clear of 0.
+    """Print, for every pair of runs A and B, the score differences A − B and their intervals.
 
     Args:
-        console: where to print.
-        comparison: of `virchow_st.run.compare.compare_runs`.
-        names: what to call each run.
+        console: Prints the tables.
+        comparison: Result of `virchow_st.run.compare.compare_runs`.
+        names: Display name of each run.
     """
     for pair in comparison["pairs"]:
         scales = pair["scales"]
         rows = []
-        for figure, name in NAMES.items():
-            pairs = [scales[scale][figure] for scale in SCALES]
+        for score, name in NAMES.items():
+            pairs = [scales[scale][score] for scale in SCALES]
             cells = [
                 "–" if c["difference"] is None else signed_text(c["difference"]) for c in pairs
             ]
@@ -82,14 +82,19 @@ def print_comparison(console: Console, comparison: dict[str, Any], names: dict[s
 
 
 def short_names(runs: Sequence[Path]) -> dict[str, str]:
-    """What to call runs in a table, by path: their folders' names, or the paths if those repeat."""
+    """Display names of runs by path: the folders' names, or the paths if names repeat."""
     names = [run.resolve().name for run in runs]
     shown = names if len(set(names)) == len(names) else [str(run) for run in runs]
     return {str(run): name for run, name in zip(runs, shown, strict=True)}
 
 
 def print_summary(console: Console, summary: dict[str, Any]) -> None:
-    """Scores of a leave-one-out (``summary.json``) beside ceiling, nulls and the ridge baseline."""
+    """Print the scores of a leave-one-out run with ceiling, nulls and the ridge baseline.
+
+    Args:
+        console: Prints the table.
+        summary: Content of ``summary.json``.
+    """
     scales, ridge = summary["scales"], summary["baselines"]["ridge"]
     patients = list(summary["folds"])
     rows: list[tuple[str, list[str], str]] = [

@@ -12,12 +12,12 @@ from virchow_st_cli.console import Console
 from virchow_st_cli.options import build_config, config_options, with_console
 
 
-@click.command(short_help="Draw Visium HD slides with known rates.")
+@click.command(short_help="Simulate Visium HD slides with known rates.")
 @click.argument("out", type=click.Path(path_type=Path))
 @config_options(SimulateConfig)
 @with_console
 def simulate(console: Console, out: Path, **options: Any) -> None:
-    """Draw Visium HD slides whose true rates are known, as Space Ranger writes them."""
+    """Simulate Visium HD slides with known true rates, in the layout of Space Ranger."""
     from virchow_st.simulate import simulate_cohort
 
     config = build_config(SimulateConfig, options)

@@ -12,7 +12,7 @@ from virchow_st_cli.images import inspect_images, is_image
 from virchow_st_cli.options import with_console
 
 
-@click.command(short_help="Say what stores or images hold.")
+@click.command(short_help="Show the content of stores or images.")
 @click.argument(
     "stores", metavar="STORES|IMAGES", type=click.Path(path_type=Path), nargs=-1, required=True
 )
@@ -20,13 +20,14 @@ from virchow_st_cli.options import with_console
     "--json",
     "as_json",
     is_flag=True,
-    help="all of it and the manifest without the gene list, as JSON; a list for several stores",
+    help="print everything, and the manifest without the gene list, as JSON; a list for several "
+    "stores",
 )
 @with_console
 def inspect(console: Console, stores: tuple[Path, ...], as_json: bool) -> None:
-    """Say what stores hold and where it came from, a column each.
+    """Show the content and origin of stores, one column per store.
 
-    Of images it says what would be read of each, µm per pixel, and whether it can be H&E.
+    For images: what would be read of each, its µm per pixel, and whether it can be H&E.
     """
     if any(is_image(path) for path in stores):
         inspect_images(console, stores, as_json)
@@ -49,7 +50,7 @@ def inspect(console: Console, stores: tuple[Path, ...], as_json: bool) -> None:
 
 
 def _column(summary: dict[str, Any]) -> dict[str, str]:
-    """Label → text of everything that the table says of a store."""
+    """Label and text of every row of the table for a store."""
     from virchow_st.extract.registration import describe
 
     encoder = summary["encoder"]
@@ -98,7 +99,7 @@ def _size(n_bytes: int) -> str:
 @click.argument("store", type=click.Path(path_type=Path))
 @with_console
 def verify(console: Console, store: Path) -> int:
-    """Compare every checksum and unpack every record; exit code 1 if any is damaged."""
+    """Verify every checksum and unpack every record; exit code 1 if any is damaged."""
     from virchow_st.store.reader import open_store
     from virchow_st.store.reader import verify as verify_store
 

@@ -1,4 +1,4 @@
-"""``vst train``."""
+"""``vst train``: train a decoder on stores."""
 
 from __future__ import annotations
 
@@ -20,9 +20,12 @@ from virchow_st_cli.scores import print_summary
 @click.option("--run", required=True, type=click.Path(path_type=Path), help="directory to write")
 @config_options(TrainConfig, skip=("stores",))
 @click.option(
-    "--config", "config_file", type=click.Path(path_type=Path), help="a run's config.toml to repeat"
+    "--config",
+    "config_file",
+    type=click.Path(path_type=Path),
+    help="config.toml of an earlier run, whose settings are the defaults",
 )
-@click.option("--resume", is_flag=True, help="go on after the last finished epoch")
+@click.option("--resume", is_flag=True, help="continue after the last finished epoch")
 @with_console
 def train(
     console: Console,
@@ -32,7 +35,7 @@ def train(
     resume: bool,
     **options: Any,
 ) -> None:
-    """Train a decoder on STORES; the test patient's are only set aside.
+    """Train a decoder on STORES; the stores of the test patient are held out.
 
     With --leave-one-out every patient is the test once. Started by torchrun, the processes share
     every batch.

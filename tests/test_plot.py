@@ -51,7 +51,7 @@ def test_a_store_is_drawn_as_observed(tiny_run: Path, scale_um: int) -> None:
     drawn = panels(figure)
     assert list(drawn) == ["H&E", "observed"]
     assert drawn["observed"].images[0].get_array().shape == (512 // scale_um, 512 // scale_um)
-    assert f"UMIs a bin of {scale_um} µm" in [axes.get_ylabel() for axes in figure.axes]
+    assert f"UMIs per {scale_um} µm bin" in [axes.get_ylabel() for axes in figure.axes]
     again = virchow_st.plot_gene(str(path), "GENE1", scale_um)
     np.testing.assert_array_equal(
         drawn["observed"].images[0].get_array(), panels(again)["observed"].images[0].get_array()

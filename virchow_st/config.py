@@ -1,7 +1,7 @@
-"""Settings of a job as frozen dataclasses, checked on creation; TOML in and out.
+"""Settings of the jobs as frozen dataclasses, validated on creation and stored as TOML.
 
-A setting exists once, here: the command line makes its ``--option`` and help text from the field,
-and a run's ``config.toml`` is the same dataclass written out.
+Every setting is defined once, in this module: the command line derives the ``--option`` and its
+help text from the field, and a run's ``config.toml`` is the same dataclass written as TOML.
 """
 
 from __future__ import annotations
@@ -24,13 +24,21 @@ def setting(
     at_least: float | None = None,
     at_most: float | None = None,
 ) -> Any:
-    """Declare a dataclass field with its help text and the values it may take."""
+    """Declare a dataclass field with its help text and the values that it accepts.
+
+    Args:
+        default: Default value; its type is the type of the setting.
+        help: Help text of the command-line option.
+        choices: Accepted values, or None for any; for a tuple, accepted values of its items.
+        at_least: Smallest accepted number, or None.
+        at_most: Largest accepted number, or None.
+    """
     limits = {"choices": choices, "at_least": at_least, "at_most": at_most}
     return field(default=default, metadata={"help": help, **limits})
 
 
 class _Checked:
-    """Check every field of a dataclass against the limits it declares."""
+    """Base class that checks every field of a dataclass against its declared limits."""
 
     def __post_init__(self) -> None:
         for f in fields(self):  # type: ignore[arg-type]
@@ -61,8 +69,8 @@ def _list(choices: tuple[Any, ...]) -> str:
 class SimulateConfig(_Checked):
     """Settings of ``vst simulate``."""
 
-    patients: tuple[str, ...] = setting(("P1", "P2", "P5"), "patients to draw, a slide each")
-    bins: int = setting(640, "side of the capture area, 2 µm bins", at_least=128, at_most=3350)
+    patients: tuple[str, ...] = setting(("P1", "P2", "P5"), "patients to simulate, one slide each")
+    bins: int = setting(640, "side of the capture area in 2 µm bins", at_least=128, at_most=3350)
     genes: int = setting(1000, "number of genes", at_least=60, at_most=40_000)
     seed: int = setting(0, "seed of the random numbers", at_least=0)
 
@@ -71,23 +79,30 @@ class SimulateConfig(_Checked):
 class ExtractConfig(_Checked):
     """Settings of ``vst extract``."""
 
-    encoder: str = setting("virchow2", "virchow2, stain, or the hub id of a timm ViT")
-    weights: str = setting("", "local weights file, .safetensors or .bin, instead of the hub")
+    encoder: str = setting(
+        "virchow2", "virchow2, stain, or the Hugging Face Hub id of a timm ViT (org/name)"
+    )
+    weights: str = setting(
+        "", "local weights file of the encoder, .safetensors or .bin, instead of the hub"
+    )
     token_um: int = setting(
         16,
-        "side of a token, µm, 16 or 8; for 8 a patch is encoded as 2×2 images, at 4 times the cost",
+        "side of a token in µm, 16 or 8; with 8 a patch is encoded as 2×2 images, at 4 times the "
+        "cost",
         choices=(16, 8),
     )
     token_dtype: str = setting(
-        "float16", "how tokens are stored; int8 takes half the space", choices=("float16", "int8")
+        "float16",
+        "number format of stored tokens; int8 takes half the disk space",
+        choices=("float16", "int8"),
     )
-    matrix: str = setting("filtered", "which count matrix to read", choices=("filtered", "raw"))
+    matrix: str = setting("filtered", "count matrix to read", choices=("filtered", "raw"))
     min_tissue: float = setting(
-        0.5, "smallest share of tissue bins in a patch", at_least=0.0, at_most=1.0
+        0.5, "smallest share of tissue bins for a patch to be kept", at_least=0.0, at_most=1.0
     )
     lattice: str = setting(
         "origin",
-        "lay patches from the grid's first bin on, or where they hold most tissue",
+        "place patches from the first bin of the grid, or so that they contain the most tissue",
         choices=("origin", "best"),
     )
     device: str = setting("auto", "auto, cpu, cuda or cuda:N")
@@ -97,12 +112,17 @@ class ExtractConfig(_Checked):
 class TrainConfig(_Checked):
     """Settings of ``vst train``."""
 
-    stores: tuple[str, ...] = setting((), "stores to train on and to test on")
-    test_patient: str = setting("", "patient held out for vst evaluate")
+    stores: tuple[str, ...] = setting((), "stores of the training patients and the test patient")
+    test_patient: str = setting("", "patient held out from training, scored by vst evaluate")
     leave_one_out: bool = setting(
-        False, "hold out every patient once: a run each in RUN/fold-PATIENT, and RUN/summary.json"
+        False,
+        "train one run per held-out patient, in RUN/fold-PATIENT, and summarise them in "
+        "RUN/summary.json",
     )
-    panel: str = setting("top50", "top50, top:N, or a file of gene ids or symbols")
+    panel: str = setting(
+        "top50",
+        "genes to predict: top50, top:N (the N most variable), or a file of gene ids or symbols",
+    )
     decoder: str = setting(
         "hist2st",
         "how tokens, and for guided and pixels the image, become rates (docs/decoders.md)",
@@ -116,36 +136,48 @@ class TrainConfig(_Checked):
     scales: tuple[int, ...] = setting(SCALES_UM, "supervised scales, µm", choices=SCALES_UM)
     balance: str = setting(
         "gradnorm",
-        "how the scales are balanced (docs/losses.md)",
+        "method that balances the losses of the scales (docs/losses.md)",
         choices=("gradnorm", "uncertainty", "equal"),
     )
-    balance_every: int = setting(1, "optimiser steps between updates of the balance", at_least=1)
-    epochs: int = setting(
-        30, "passes over the training patches; on few patches several make an epoch", at_least=1
+    balance_every: int = setting(
+        1, "optimiser steps between updates of the weights of the scales", at_least=1
     )
-    batch_size: int = setting(8, "patches a batch", at_least=1)
-    accumulate: int = setting(4, "batches an optimiser step", at_least=1)
+    epochs: int = setting(
+        30,
+        "number of epochs; an epoch is one pass over the training patches, or several if they are "
+        "few",
+        at_least=1,
+    )
+    batch_size: int = setting(8, "patches per batch", at_least=1)
+    accumulate: int = setting(4, "batches per optimiser step", at_least=1)
     lr: float = setting(5e-4, "peak learning rate of AdamW", at_least=0.0)
-    warmup_epochs: int = setting(2, "epochs of linear warm-up", at_least=0)
-    patience: int = setting(10, "epochs without a better validation before stopping", at_least=1)
+    warmup_epochs: int = setting(2, "epochs of linear warm-up of the learning rate", at_least=0)
+    patience: int = setting(
+        10, "epochs without a better validation loss before training stops", at_least=1
+    )
     ema: float = setting(
         0.0,
-        "decay of a running mean of the decoder's weights, such as 0.99; the mean is then what is "
-        "validated and kept; 0 for none",
+        "decay of an exponential moving average of the decoder's weights, such as 0.99; the "
+        "average is then validated and saved; 0 for none",
         at_least=0.0,
         at_most=0.99999,
     )
     stain_variation: float = setting(
         1.0,
-        "how much stain is varied in training, for patients stained differently; 0 for slides "
-        "stained alike (docs/decoders.md)",
+        "strength of the random stain variation in training, for patients stained differently; 0 "
+        "for slides stained alike (docs/decoders.md)",
         at_least=0.0,
         at_most=4.0,
     )
-    seed: int = setting(0, "seed of weights, order, orientations and variation", at_least=0)
+    seed: int = setting(
+        0,
+        "seed of initial weights, patch order, orientations and stain variation",
+        at_least=0,
+    )
     compile: str = setting(
         "auto",
-        "torch.compile the decoder, which takes a minute: auto does on a GPU for a long run",
+        "compile the decoder with torch.compile, which takes about a minute; auto compiles on a "
+        "GPU for long runs",
         choices=("auto", "always", "never"),
     )
     device: str = setting("auto", "auto, cpu, cuda or cuda:N")
@@ -164,19 +196,24 @@ class PredictConfig(_Checked):
     """Settings of ``vst predict``."""
 
     mpp: float = setting(
-        0.0, "µm per pixel of the image; 0 to take what its file says", at_least=0.0
+        0.0, "µm per pixel of the image; 0 to read it from the image file", at_least=0.0
     )
     format: str = setting(
         "spatialdata",
-        "a folder (spatialdata, ome-zarr) with rates at 2 and 8 µm, or a file with those at 8 µm",
+        "a folder with rates at 2 and 8 µm (spatialdata, ome-zarr), or a file with rates at 8 µm "
+        "(h5ad, npz)",
         choices=("spatialdata", "ome-zarr", "h5ad", "npz"),
     )
-    weights: str = setting("", "the encoder's weights, .safetensors or .bin, instead of the hub")
+    weights: str = setting(
+        "", "local weights file of the encoder, .safetensors or .bin, instead of the hub"
+    )
     min_tissue: float = setting(
-        0.5, "smallest share of tissue in a patch", at_least=0.0, at_most=1.0
+        0.5, "smallest share of tissue for a patch to be predicted", at_least=0.0, at_most=1.0
     )
     overlap_um: int = setting(
-        32, "overlap of neighbouring patches, blended; 0 shows seams", choices=(0, 32, 64, 128)
+        32,
+        "overlap in µm over which neighbouring patches are blended; with 0 seams are visible",
+        choices=(0, 32, 64, 128),
     )
     device: str = setting("auto", "auto, cpu, cuda or cuda:N")
 
@@ -187,22 +224,23 @@ class ExportConfig(_Checked):
 
     format: str = setting(
         "spatialdata",
-        "a folder (spatialdata, ome-zarr) with images at 2 and 8 µm, or a file with 8 µm bins",
+        "a folder with images at 2 and 8 µm (spatialdata, ome-zarr), or a file with 8 µm bins "
+        "(h5ad, npz)",
         choices=("spatialdata", "ome-zarr", "h5ad", "npz"),
     )
     genes: str = setting(
         "",
-        "symbols or ids with commas, or a file of them; of a run all if left out, of a store "
-        "those that get images",
+        "gene symbols or ids separated by commas, or a file of them: for a run the genes to export "
+        "(default all), for a store the genes to write images of",
     )
-    slide: str = setting("", "which of a run's test slides, where it has several")
+    slide: str = setting("", "test slide to export, if the run has several")
 
 
 C = TypeVar("C", bound=_Checked)
 
 
 def to_toml(config: _Checked) -> str:
-    """Write a configuration as TOML, every field in full."""
+    """Convert a configuration to TOML text that contains every field."""
     import tomli_w
 
     values = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(config).items()}  # type: ignore[call-overload]
@@ -210,7 +248,15 @@ def to_toml(config: _Checked) -> str:
 
 
 def from_toml(cls: type[C], path: Path) -> C:
-    """Read what `to_toml` wrote; unknown keys and bad values raise `ConfigError`."""
+    """Read a configuration that `to_toml` wrote.
+
+    Args:
+        cls: Class of the configuration, such as `TrainConfig`.
+        path: TOML file.
+
+    Raises:
+        ConfigError: The file cannot be read, is not TOML, or has unknown keys or bad values.
+    """
     try:
         values = tomllib.loads(path.read_text("utf-8"))
     except OSError as e:

@@ -1,19 +1,22 @@
-"""The errors a user can meet. Each message is one line: what, expected, came, what to do."""
+"""Errors that a user can cause.
+
+Each message is one line: the file or option, what was expected, what was found, and what to do.
+"""
 
 from __future__ import annotations
 
 
 class VirchowSTError(Exception):
-    """Root of every error raised on purpose; the command line prints it in one line."""
+    """Base class of all errors raised on purpose; the command line prints them in one line."""
 
 
 class SlideError(VirchowSTError):
-    """A Space Ranger folder or a slide image is not what it has to be."""
+    """A Space Ranger folder or a slide image is missing, damaged or not supported."""
 
 
 class StoreError(VirchowSTError):
-    """A store is missing, unfinished, foreign, damaged, or does not fit the others."""
+    """A store is missing, unfinished, damaged, of another format, or incompatible with others."""
 
 
 class ConfigError(VirchowSTError):
-    """An option or a configuration file holds a value that cannot be used."""
+    """An option or a configuration file has a value that cannot be used."""

@@ -1,6 +1,6 @@
 """One gene on one slide for a notebook: H&E beside prediction and observation, at one scale.
 
-`vst figures` draws what goes into a paper; this is for looking.
+`vst figures` draws figures for publication; this is for interactive use.
 """
 
 from __future__ import annotations
@@ -46,18 +46,18 @@ def plot_gene(
     *,
     slide: str = "",
 ) -> Figure:
-    """Draw one gene beside the H&E, in UMIs a bin of ``scale_um``, all maps on one colour scale.
+    """Draw one gene beside the H&E, in UMIs per bin of ``scale_um``, on one colour scale.
 
     Args:
         source: an evaluated run (its test slide: predicted and observed), a store (observed), the
-            path of either, or what ``run.predict`` made of a picture (predicted).
+            path of either, or the `ImageRates` of an image (predicted).
         gene: symbol or id.
-        scale_um: side of the bins shown, 2, 4, 8 or 16 µm.
-        slide: which of a run's test slides, where it has several.
+        scale_um: size of the bins shown: 2, 4, 8 or 16 µm.
+        slide: which of a run's test slides, if it has several.
 
     Returns:
-        A matplotlib figure; grey are bins that are not wholly tissue, or not predicted. Where
-        there is both, the prediction's title has Pearson's r over the bins shown.
+        A matplotlib figure. Bins that are not wholly tissue, or not predicted, are grey. If both
+        maps are shown, the prediction's title gives Pearson's r over the bins shown.
 
     Raises:
         ConfigError, StoreError: see `virchow_st.output.export.sources.open_source`; or the scale is
@@ -132,7 +132,7 @@ def _draw(
         drawn, cax=place(width_in - _BAR_IN + _GAP_IN, 0.1), extend="max", extendfrac=0.02
     )
     bar.outline.set_visible(False)
-    bar.set_label(f"UMIs a bin of {scale_um} µm")
+    bar.set_label(f"UMIs per {scale_um} µm bin")
     top = 1 - 0.05 / size[1]
     name = figure.text(0, top, gene, va="top", fontsize=10, fontstyle="italic")
     figure.draw_without_rendering()
@@ -142,7 +142,7 @@ def _draw(
 
 
 def _pooled(values: Float32Array, mask: BoolArray, factor: int) -> np.ma.MaskedArray[Any, Any]:
-    """Sums over squares of ``factor`` bins; masked unless every bin is in ``mask``."""
+    """Sums over squares of ``factor`` bins; a sum is masked unless every bin is in ``mask``."""
     short = [(0, -n % factor) for n in mask.shape]
     whole = pool_mask(np.pad(mask, short), factor)
     sums = sum_pool(np.pad(np.where(mask, values, 0), short)[None], factor)[0]
@@ -150,7 +150,7 @@ def _pooled(values: Float32Array, mask: BoolArray, factor: int) -> np.ma.MaskedA
 
 
 def _limit(shown: dict[str, np.ma.MaskedArray[Any, Any]]) -> float:
-    """Upper end of the colours: the largest 99.5th percentile, so that one bin does not set it."""
+    """Upper end of the colour scale: the largest 99.5th percentile, robust against single bins."""
     tops = [float(np.percentile(v.compressed(), 99.5)) for v in shown.values() if v.count()]
     return max(tops, default=0.0) or 1.0
 

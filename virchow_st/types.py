@@ -1,8 +1,9 @@
-"""Units, array aliases and the fixed numbers of the 2 µm lattice.
+"""Unit types, array aliases and the constants of the 2 µm lattice.
 
-Frames used everywhere: arrays are ``(row, col)``; slide coordinates are ``(x, y)`` with a suffix
-``_px`` (full-resolution pixels) or ``_um``. Bin coordinates are centre-based (an integer is a bin's
-centre); pixel coordinates are corner-based (pixel ``i`` spans ``[i, i+1)``).
+Coordinate frames used in all modules: arrays are indexed ``(row, col)``; slide coordinates are
+``(x, y)`` with a suffix ``_px`` (full-resolution pixels) or ``_um``. Bin coordinates are
+centre-based (an integer is the centre of a bin); pixel coordinates are corner-based (pixel ``i``
+spans ``[i, i+1)``).
 """
 
 from __future__ import annotations
@@ -30,12 +31,12 @@ PATCH_BINS = 128
 PATCH_UM = PATCH_BINS * BIN_UM
 """Side of a patch, µm."""
 PATCH_POSITIONS = PATCH_BINS * PATCH_BINS
-"""Bins in a patch; a position is ``row * PATCH_BINS + col`` within it."""
+"""Number of bins in a patch; a position in the patch is ``row * PATCH_BINS + col``."""
 CELL_BINS = 4
 """Side of an 8 µm bin, in 2 µm bins."""
 BLOCK_BINS = 256
-"""Side of the squares in which whole slides are stitched and written, bins."""
+"""Side of the square blocks in which whole slides are stitched and written, bins."""
 STORED_IMAGE_PX = 256
-"""Side of the patch image kept in the store, px (1 µm/px)."""
+"""Side of the patch image in the store, px (1 µm/px)."""
 SCALES_UM = (2, 4, 8, 16)
 """Bin sides at which rates are supervised and scored, µm."""

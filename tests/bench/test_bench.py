@@ -386,7 +386,7 @@ def test_command_stopped(vst, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr("virchow_st_cli.bench.run_target", run)
     answer = vst("bench", "store", "--json", tmp_path / "out.json")
     assert answer.code == 130
-    assert answer.err == "error: stopped; the figures so far are above, no file is left\n"
+    assert answer.err == "error: stopped; the tables so far are above, no file was written\n"
     assert list(tmp_path.iterdir()) == []
 
 

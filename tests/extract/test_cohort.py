@@ -243,6 +243,6 @@ def test_ranks_take_turns_as_they_are_ready_and_the_answers_come_together() -> N
     assert list(second) == []
     for work, items in ((works[1], (1, 2)), (works[0], (0,))):
         for item in items:
-            work.answer(item, f"rank {work.rank.number}")
+            work.answer(item, f"rank {work.processes.rank}")
     threading.Timer(0.3, works[0].answer, (3, "late")).start()
     assert works[0].collect(4) == ["rank 0", "rank 1", "rank 1", "late"]

@@ -239,11 +239,11 @@ def test_figures_are_drawn_where_there_are_none(run: Path, monkeypatch: pytest.M
     shutil.rmtree(run / "figures")
     asked = []
 
-    def draw(run: Path, genes: list[str] | None, **_: object) -> None:
+    def draw(run: Path, genes: list[str] | None, *_: object) -> None:
         asked.append(genes)
         write_picture(run / "figures" / "training_curves.png")
 
-    monkeypatch.setattr(report, "draw_figures", draw)
+    monkeypatch.setattr(report, "draw_into", draw)
     assert len(Page(write_report(run, ["GENE2"])).images) == 1
     assert asked == [["GENE2"]]
 
@@ -309,8 +309,8 @@ def test_stores_that_are_gone_or_changed_are_said_to_be(run: Path, tmp_path: Pat
     manifest = json.loads((moved / "T2.vst" / "store.json").read_text())
     (moved / "T2.vst" / "store.json").write_text(json.dumps({**manifest, "records_xxh64": "0"}))
     page = Page(write_report(run))
-    assert page.says("no readable store at its place")
-    assert page.says("store has changed since")
+    assert page.says("the store is missing or cannot be read")
+    assert page.says("the store was changed after training")
 
 
 def test_a_licence_and_a_better_baseline_cannot_be_overlooked(run: Path) -> None:
@@ -453,7 +453,7 @@ def test_the_command_says_where_it_is_and_refuses_in_one_line(run: Path, vst: An
     assert re.search(r"error: --genes: 'GENE99' is not in the run's panel; did you", answer.err)
     answer = vst("report", run, "--genes", ",")
     assert (answer.code, answer.out) == (2, "")
-    assert "--genes: expected symbols or ids with commas between; got none" in answer.err
+    assert "genes: expected symbols or ids with commas, or a file; got" in answer.err
     answer = vst("report", run / "nothing")
     assert answer.code == 2
     assert "nothing: no such folder; give the folder that vst train wrote" in answer.err

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -54,3 +57,30 @@ def test_a_folder_that_others_can_fill_is_not_used(places):
     folder.chmod(0o777)
     caches.place_caches()
     assert not os.environ["MPLCONFIGDIR"].startswith(f"{folder}/")
+
+
+READ_ONLY = """
+mount --bind "$1" "$1" && mount -o remount,ro,bind "$1" || exit 77
+export HOME="$1/none" TMPDIR="$2" PYTHONDONTWRITEBYTECODE=1
+exec "$3" -c 'import numpy as np
+from virchow_st.kernels.pooling import sum_pool
+print(sum_pool(np.ones((1, 8, 8), "f4"), 4).sum())'
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount")
+def test_kernels_load_in_a_read_only_container(tmp_path):
+    """Numba refused to: "cannot cache function 'sum_pool': no locator available"."""
+    if shutil.which("unshare") is None:
+        pytest.skip("unshare is not installed")
+    script = ["unshare", "-m", "sh", "-c", READ_ONLY, "sh"]
+    environment = {k: v for k, v in os.environ.items() if k not in caches._FOLDERS}
+    done = subprocess.run(
+        [*script, str(Path(caches.__file__).parents[2]), str(tmp_path), sys.executable],
+        capture_output=True, text=True, env=environment,
+    )  # fmt: skip
+    if done.returncode == 77:
+        pytest.skip(f"nothing can be mounted here: {done.stderr}")
+    assert done.stdout == "64.0\n", done.stderr
+    assert list(tmp_path.glob("virchow_st-*/numba/*"))

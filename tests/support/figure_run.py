@@ -12,7 +12,7 @@ import h5py
 import numpy as np
 from scipy.ndimage import gaussian_filter
 
-from virchow_st.evaluation.scoreboard import scale_figures
+from virchow_st.evaluation.scoreboard import scale_scores
 from virchow_st.metrics import ScaleAccumulator
 from virchow_st.output.figures import draw
 from virchow_st.output.figures.run import OtherRun, read_run
@@ -134,7 +134,7 @@ class FigureRun:
             "n_patches": len(self.lattice), "n_genes": len(panel), "loss": self.loss,
             "decoder": "hist2st", "epoch": 12, "encoder": {"name": "stain"},
             "bootstrap": {"block_um": 256, "n_blocks": n_blocks, "draws": 1000},
-            "scales": scale_figures(scored, int(self.mask.sum())),
+            "scales": scale_scores(scored, int(self.mask.sum())),
             "baselines": {}, "oracles": [], "differences": {},
         }  # fmt: skip
         write_metrics(run, metrics)

@@ -63,7 +63,7 @@ class World:
 
     def make(self) -> None:
         run = self.folder / "run"
-        if (run / "report.html").is_file():
+        if (run / "metrics.json").is_file():
             return
         slides = self.cohort / "slides.csv"
         for arguments in (
@@ -71,7 +71,6 @@ class World:
             ["extract", "--manifest", slides, "--encoder", "stain", "--device", "cpu", "-q"],
             ["train", *self.stores(), "--run", run, *TRAIN],
             ["evaluate", run, "--device", "cpu", "-q"],
-            ["report", run, "-q"],
         ):
             code, _, err = ended(start(arguments, self.folder))
             assert code == 0, err
@@ -94,10 +93,9 @@ def copied_run(world: World) -> None:
 
 def trained_run(world: World) -> None:
     copied_run(world)
-    for name in ("metrics.json", "per_gene.csv", "blocks.npz", "overview.h5", "report.html"):
+    for name in ("metrics.json", "per_gene.csv", "blocks.npz", "overview.h5"):
         (world.work / "run" / name).unlink()
-    for name in ("maps", "figures"):
-        shutil.rmtree(world.work / "run" / name)
+    shutil.rmtree(world.work / "run" / "maps")
 
 
 def smaller_demo() -> None:

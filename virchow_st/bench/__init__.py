@@ -1,6 +1,6 @@
-"""What `vst bench` measures, on data that it makes itself: ours, the plain way, and the machine.
+"""Benchmarks of ``vst bench``, on generated data: the package, a plain implementation, the machine.
 
-docs/benchmarks.md says how to read the tables.
+docs/benchmarks.md explains how to read the tables.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ def run_target(
     """Measure one of `TARGETS`, in seconds to a few minutes.
 
     Args:
-        target: which.
-        folder: scratch, on the disk to measure.
-        progress: who listens.
-        encoder, weights, random_weights: what extract and train encode with; see
+        target: Name of the target.
+        folder: Scratch folder, on the disk to measure.
+        progress: Receives notes, warnings and step counts.
+        encoder, weights, random_weights: Encoder of the targets extract and train; see
             `virchow_st.bench.encoder.open_encoder`.
-        device: where encoder, decoder and loss run.
+        device: Device of encoder, decoder and loss.
 
     Raises:
-        ConfigError: the encoder or the device cannot be had.
-        AssertionError: two sides that have to agree do not; no figure of them is given.
+        ConfigError: The encoder or the device is not available.
+        AssertionError: Two implementations that must agree do not; their times are not reported.
     """
     if target == "ingest":
         from virchow_st.bench import ingest

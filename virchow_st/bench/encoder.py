@@ -1,4 +1,4 @@
-"""The encoder that a benchmark runs, with random weights where Virchow2's are not at hand."""
+"""Encoder of a benchmark, optionally Virchow2's architecture with random weights."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ RANDOM = "Virchow2's architecture, random weights"
 
 
 def open_encoder(name: str, weights: str, random_weights: bool, device: str) -> Encoder:
-    """The encoder of ``--encoder``, or Virchow2 as it is before any training.
+    """Load the encoder that ``--encoder`` names, or Virchow2 with random weights.
 
     Args:
-        name: as `load_encoder` takes it; with ``random_weights`` virchow2 is the only one.
-        weights: a local file, or empty.
-        random_weights: as fast as the real ones, and good for nothing else.
+        name: Name as for `load_encoder`; ignored with ``random_weights``, except for its check.
+        weights: Local weights file, or empty.
+        random_weights: Use Virchow2 with random weights, which is as fast as with trained ones.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
 
     Raises:
-        ConfigError: options that exclude each other, or as `load_encoder`.
+        ConfigError: The options exclude each other, or as for `load_encoder`.
     """
     if not random_weights:
         return load_encoder(name, weights=weights, device=device)
@@ -61,7 +61,7 @@ def open_encoder(name: str, weights: str, random_weights: bool, device: str) -> 
 
 
 def flops_of(encoder: ViTEncoder, images: UInt8Array) -> float:
-    """Floating point operations an image, as torch counts them: of products and attention."""
+    """Floating point operations per image in matrix products and attention, counted by torch."""
     from torch.utils.flop_counter import FlopCounterMode
 
     with FlopCounterMode(display=False) as counter:
@@ -70,10 +70,10 @@ def flops_of(encoder: ViTEncoder, images: UInt8Array) -> float:
 
 
 class Timed(Encoder):
-    """An encoder that keeps the seconds in which the device was at work for it.
+    """Wraps an encoder and measures the seconds that the device spends on it.
 
-    On a GPU the device's own clock says so: from where a batch begins in its queue to where it
-    ends, whatever the program does meanwhile.
+    On a GPU they are measured with the device's clock, from the start to the end of each batch in
+    the queue, independent of the host.
     """
 
     def __init__(self, encoder: Encoder) -> None:
@@ -88,7 +88,7 @@ class Timed(Encoder):
 
     @property
     def seconds(self) -> float:
-        """So far; on a GPU once the last tokens have been waited for."""
+        """Seconds so far; on a GPU valid once the last tokens have arrived."""
         return self._host_s + sum(a.elapsed_time(b) for a, b in self._batches) / 1e3
 
     def encode(self, images: UInt8Array) -> Tokens:
@@ -96,7 +96,7 @@ class Timed(Encoder):
         return self.launch(images)()
 
     def launch(self, images: UInt8Array) -> Callable[[], Tokens]:
-        """Begin to encode a batch; see `Encoder.launch`."""
+        """Start to encode a batch; see `Encoder.launch`."""
         if self._device is None or self._device.type != "cuda":
             start = time.perf_counter()
             wait = self._encoder.launch(images)

@@ -1,4 +1,4 @@
-"""``vst bench extract``: images a second, where the time goes, and what the machine could do."""
+"""``vst bench extract``: images per second, time of each part, and the hardware limit."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ from virchow_st.types import PATCH_BINS, PATCH_POSITIONS, STORED_IMAGE_PX, UInt8
 if TYPE_CHECKING:
     from virchow_st.models.encoders.vit import ViTEncoder
 
-# Sides of the simulated slide, bins. A ViT takes seconds an image on a CPU, a GPU a thousand of
-# them a second.
+# Sides of the simulated slide, bins. A ViT takes seconds per image on a CPU; a GPU encodes a
+# thousand images per second.
 SMALL, MIDDLE, LARGE = 384, 640, 1664
 _GENES = 1000
 
 
 def bins_for(encoder: Encoder) -> int:
-    """Side of a slide that the encoder gets through in seconds to a minute."""
+    """Side of a slide, in bins, that the encoder processes within seconds to a minute."""
     device = getattr(encoder, "device", None)
     if device is None:
         return MIDDLE
@@ -46,7 +46,7 @@ def bins_for(encoder: Encoder) -> int:
 
 
 def extracted_store(folder: Path, encoder: Encoder, bins: int, genes: int = _GENES) -> Store:
-    """The store of a simulated slide, made anew in a scratch folder."""
+    """Extract a simulated slide to a new store in a scratch folder."""
     slide = simulate_slide(folder, bins, genes)
     store = folder / "extracted.vst"
     shutil.rmtree(store, ignore_errors=True)
@@ -62,15 +62,15 @@ def measure(
     genes: int = _GENES,
     rounds: int = 3,
 ) -> list[Table]:
-    """Measure a whole extraction, its parts by themselves, and the encoder against the machine.
+    """Measure a whole extraction, each of its parts alone, and the encoder against the hardware.
 
     Args:
-        folder: scratch.
-        progress: who listens.
-        encoder: which; the stain encoder when None.
-        bins: side of the slide; as `bins_for` has it when None.
-        genes: number of genes.
-        rounds: timed passes over a part; the best counts.
+        folder: Scratch folder.
+        progress: Receives notes, warnings and step counts.
+        encoder: Encoder; the stain encoder if None.
+        bins: Side of the slide in bins; chosen by `bins_for` if None.
+        genes: Number of genes.
+        rounds: Timed passes over each part; the best time is used.
     """
     encoder = load_encoder("stain") if encoder is None else encoder
     bins = bins_for(encoder) if bins is None else bins
@@ -79,7 +79,7 @@ def measure(
     extracted_store(folder, load_encoder("stain"), bins, genes)  # compiles all but the encoder
     visium, patches = _open(slide)
     images, _ = _images(slide, visium, patches, encoder)
-    if bins == SMALL:  # for a ViT on a CPU, which varies little and takes long
+    if bins == SMALL:  # a ViT on a CPU, which takes long and varies little
         rounds = 1
     encoder.encode(images[: encoder.batch if rounds > 1 else 1])
     progress.note(f"extract: {len(images)} patches through {encoder.name}")
@@ -101,7 +101,7 @@ def measure(
 
 @dataclass(frozen=True)
 class _Parts:
-    """Seconds a patch of each part by itself, nothing beside it."""
+    """Seconds per patch of each part, run alone."""
 
     counts: float
     read: float
@@ -109,7 +109,7 @@ class _Parts:
     encode: float
     write: float
     register: float
-    threads: float  # read and warp by all threads; none of the parts
+    threads: float  # read and warp by all threads; not counted as a part
 
     @property
     def total(self) -> float:
@@ -169,7 +169,7 @@ def _read_counts(slide: SimulatedSlide) -> None:
 def _images(
     slide: SimulatedSlide, visium: VisiumHDSlide, patches: PatchTable, encoder: Encoder
 ) -> tuple[UInt8Array, float]:
-    """Read and warp every patch in one thread; the encoder's images, and seconds of reading."""
+    """Read and warp every patch in one thread; returns the images and the seconds of reading."""
     sizes, reading_s = (STORED_IMAGE_PX, encoder.image_px), 0.0
     with SlideImage.open(slide.image) as image:
         read_region = image.read_region
@@ -192,14 +192,14 @@ def _images(
 def _images_by_threads(
     slide: SimulatedSlide, visium: VisiumHDSlide, patches: PatchTable, encoder: Encoder
 ) -> None:
-    """Read and warp every patch as extraction does."""
+    """Read and warp every patch with threads, as extraction does."""
     with SlideImage.open(slide.image) as image:
         for _ in render_ahead(image, visium.homography, patches, encoder.image_px):
             pass
 
 
 def _register(store: Store) -> None:
-    """Compare image and counts of every patch, as extraction does in the end; in one thread."""
+    """Compare image and counts of every patch in one thread, as extraction does at the end."""
     check = RegistrationCheck()
     for patch in store:
         counts = patch.sparse_counts
@@ -259,7 +259,7 @@ def _parts_table(
 
 
 def _peak_table(encoder: ViTEncoder, images: UInt8Array, encode_s: float, whole_s: float) -> Table:
-    """Images a second and the share of the machine's own matrix product."""
+    """Images per second, and the share of the matrix product rate of the machine."""
     flops = flops_of(encoder, images)
     peak = matmul_rate(encoder.device, precision=encoder.precision)
     rows: list[list[Cell]] = [

@@ -1,4 +1,4 @@
-"""``vst bench ingest``: Space Ranger's files → the counts of patches, gene by gene."""
+"""``vst bench ingest``: from Space Ranger's files to gene-major counts of patches."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from virchow_st.types import PATCH_BINS, PATCH_POSITIONS, Array, BoolArray, Int6
 MIN_TISSUE = 0.5
 _BLOCK = 1 << 20  # entries read at once
 
-# Of each patch in turn: (P+1,) where its entries begin, then gene, position and count of each.
+# (P+1,) start of each patch's entries, then gene, position and count of each entry.
 PlainCounts = tuple[Int64Array, Array, Array, Array]
 
 
@@ -33,17 +33,17 @@ def measure(
     genes: int = 1000,
     rounds: int = 3,
 ) -> list[Table]:
-    """Measure on a simulated slide; `benchmarks/bench_ingest.py` takes a slide of full size.
+    """Measure on a simulated slide; `benchmarks/bench_ingest.py` uses a slide of full size.
 
     Args:
-        folder: scratch.
-        progress: who listens.
-        bins: side of the slide, 2 µm bins.
-        genes: number of genes.
-        rounds: timed passes; the best counts.
+        folder: Scratch folder.
+        progress: Receives notes, warnings and step counts.
+        bins: Side of the slide in 2 µm bins.
+        genes: Number of genes.
+        rounds: Timed passes; the best time is used.
 
     Raises:
-        AssertionError: the two sides read different counts.
+        AssertionError: The two implementations read different counts.
     """
     progress.note(f"ingest: drawing a slide of {bins}×{bins} bins")
     outs = simulate_slide(folder, bins, genes).outs
@@ -86,18 +86,18 @@ def measure(
 
 
 def read_counts(outs: Path) -> PatchCounts:
-    """Our side: all of it, from the folder on."""
+    """Read the counts with this package, starting from the folder."""
     slide = VisiumHDSlide.open(outs)
     return slide.read_counts(lay_patches(slide.tissue_mask, MIN_TISSUE))
 
 
 def read_plainly(matrix_path: Path, positions_path: Path, patches: PatchTable) -> PlainCounts:
-    """The other side: the whole matrix in memory, tissue by a mask, patches by one sort.
+    """Read the counts plainly: whole matrix in memory, tissue by a mask, patches by one sort.
 
     Args:
-        matrix_path: the feature-barcode matrix, CSC in HDF5; every feature is a gene.
+        matrix_path: Feature-barcode matrix, CSC in HDF5; every feature is a gene.
         positions_path: ``tissue_positions.parquet``.
-        patches: where the patches lie, which it need not find out.
+        patches: Positions of the patches, which are given and not computed.
     """
     tissue = _tissue(positions_path)
     with h5py.File(matrix_path, "r") as file:
@@ -127,7 +127,7 @@ def read_plainly(matrix_path: Path, positions_path: Path, patches: PatchTable) -
 
 
 def _tissue(positions_path: Path) -> BoolArray:
-    """(rows, cols) bool from ``tissue_positions.parquet``."""
+    """Tissue mask (rows, cols), bool, from ``tissue_positions.parquet``."""
     names = ["in_tissue", "array_row", "array_col"]
     table = pq.read_table(positions_path, columns=names)
     in_tissue, row, col = (table.column(name).to_numpy() for name in names)
@@ -137,7 +137,7 @@ def _tissue(positions_path: Path) -> BoolArray:
 
 
 def check_equal(ours: PatchCounts, plain: PlainCounts) -> None:
-    """Raise `AssertionError` unless both sides hold the same counts in the same order."""
+    """Raise `AssertionError` unless both have the same counts in the same order."""
     starts, *columns = plain
     np.testing.assert_array_equal(ours.indptr, starts)
     for p, patch in enumerate(ours):
@@ -146,7 +146,7 @@ def check_equal(ours: PatchCounts, plain: PlainCounts) -> None:
 
 
 def stream(matrix_path: Path, positions_path: Path) -> None:
-    """Read and decompress what any reader has to, block by block, and drop it."""
+    """Read and decompress the datasets that any reader needs, block by block, and discard them."""
     with h5py.File(matrix_path, "r") as file:
         for name in ("data", "indices", "indptr", "barcodes"):
             values = file["matrix"][name]

@@ -1,4 +1,4 @@
-"""What the machine itself can do, measured on the spot: the ceilings that figures are held to."""
+"""Hardware limits, measured on the machine itself: memory, matrix product and disk rates."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ _BLOCK_BYTES = 1 << 20
 
 
 def copy_rate(block_bytes: int, rounds: int = 5) -> float:
-    """Bytes a second that one thread copies in memory, each counted once, as `memcpy` does.
+    """Rate at which one thread copies memory, bytes per second, each byte counted once.
 
-    Blocks of 128 MiB that no cache holds go, one after the other, into one block that a cache may
-    hold: what a loop does that reads record after record, or map after map, into a buffer.
+    128 MiB, more than any cache holds, are copied block by block into one buffer that may stay in
+    the cache: the access pattern of a loop that reads records or maps into a buffer.
 
     Args:
-        block_bytes: size of a block.
-        rounds: timed passes over all blocks; the best counts.
+        block_bytes: Size of a block, bytes.
+        rounds: Timed passes over all blocks; the best time is used.
     """
     n_blocks = max(1, _COPY_BYTES // block_bytes)
     source = np.ones((n_blocks, block_bytes), np.uint8)
@@ -45,14 +45,14 @@ def copy_rate(block_bytes: int, rounds: int = 5) -> float:
 
 
 def matmul_rate(device: torch.device, rounds: int = 5, precision: str = "") -> float:
-    """Floating point operations a second of a large square matrix product on a device.
+    """Floating point operations per second of a large square matrix product on a device.
 
-    A product of n × n matrices counts 2 n³.
+    A product of n × n matrices counts as 2 n³ operations.
 
     Args:
-        device: where; on the CPU with torch's threads.
-        rounds: timed turns; the best counts.
-        precision: as torch calls it; float32 on the CPU and bfloat16 on CUDA where empty.
+        device: Device; on the CPU with the threads of torch.
+        rounds: Timed repetitions; the best time is used.
+        precision: Name of the torch dtype; if empty, float32 on the CPU and bfloat16 on CUDA.
     """
     import torch
 
@@ -60,7 +60,7 @@ def matmul_rate(device: torch.device, rounds: int = 5, precision: str = "") -> f
     n = 8192 if on_cuda else 1024
     dtype = getattr(torch, precision or ("bfloat16" if on_cuda else "float32"))
     a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
-    burst = 10 if on_cuda else 3  # on a GPU they queue up, so that starting them costs nothing
+    burst = 10 if on_cuda else 3  # on a GPU they are queued, so that launching them costs nothing
 
     def multiply() -> None:
         for _ in range(burst):
@@ -74,12 +74,12 @@ def matmul_rate(device: torch.device, rounds: int = 5, precision: str = "") -> f
 
 @dataclass(frozen=True)
 class DiskRates:
-    """Plain sequential input and output of a folder's disk.
+    """Sequential write and read rates of the disk of a folder.
 
     Attributes:
-        write: bytes a second, the final ``fsync`` included.
-        read: bytes a second with the file's pages dropped; None where the kernel keeps them, as it
-            does in a file system that lies in memory.
+        write: Bytes per second, including the final ``fsync``.
+        read: Bytes per second after dropping the file from the page cache; None if the kernel keeps
+            the pages, as in a memory file system.
     """
 
     write: float
@@ -89,7 +89,7 @@ class DiskRates:
 def disk_rates(folder: Path, n_bytes: int = _DISK_BYTES) -> DiskRates:
     """Write a file in a folder, sync it, drop it from the page cache and read it once."""
     path = folder / "disk-rates.bin"
-    block = np.random.default_rng(0).bytes(_BLOCK_BYTES)  # nothing that could be compressed
+    block = np.random.default_rng(0).bytes(_BLOCK_BYTES)  # incompressible
     n_blocks = max(1, n_bytes // _BLOCK_BYTES)
     try:
         start = time.perf_counter()
@@ -112,7 +112,7 @@ def disk_rates(folder: Path, n_bytes: int = _DISK_BYTES) -> DiskRates:
 
 
 def drop_pages(files: Sequence[Path]) -> float:
-    """Ask the kernel to forget the files; the share of them that it nevertheless keeps, 0 to 1."""
+    """Drop files from the page cache; returns the share that the kernel keeps, 0 to 1."""
     kept, looked_at = 0, 0
     for path in files:
         descriptor = os.open(path, os.O_RDONLY)
@@ -127,5 +127,5 @@ def drop_pages(files: Sequence[Path]) -> float:
 
 
 def bytes_of(*arguments: Any) -> int:
-    """Bytes of the arrays among some arguments: what a function has to read at least."""
+    """Total bytes of the arrays among the arguments: the least that a function has to read."""
     return sum(x.nbytes for x in arguments if isinstance(x, np.ndarray))

@@ -1,4 +1,4 @@
-"""``vst bench loss``: the multi-scale Poisson loss, forward and backward, beside plain PyTorch."""
+"""``vst bench loss``: multi-scale Poisson loss, forward and backward, against plain PyTorch."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Loss = Callable[[Tensor], Tensor]  # (B, G, 128, 128) log-rates to (S,)
 
 @dataclass(frozen=True)
 class _Batch:
-    """Drawn patches; log-rates and mask lie on the device, counts (UMIs, dense) do not yet."""
+    """Drawn patches; log-rates and mask on the device, dense counts (UMIs) on the host."""
 
     log_rate: Tensor
     mask: Tensor
@@ -41,12 +41,12 @@ class _Batch:
         return self.log_rate.device
 
     def plain(self) -> Loss:
-        """Dense counts, which lie ready, in plain PyTorch."""
+        """Plain PyTorch on dense counts that are ready on the device."""
         dense = torch.from_numpy(self.dense).to(self.device)
         return lambda x: plain_poisson(x, dense, self.mask, SCALES_UM)
 
     def ours(self) -> Loss:
-        """Lists of non-zeros, which lie ready on the device, by the objective of training."""
+        """Objective of training on sparse counts that are ready on the device."""
         counts = BatchCounts.of_dense(self.dense)
         if self.device.type == "cpu":
             return self._objective(counts)
@@ -57,7 +57,7 @@ class _Batch:
         return self._objective(BatchCounts(start, position, count, counts.shape))
 
     def ours_from_host(self) -> Loss:
-        """The same lists, copied to the device anew in every step."""
+        """The same with the sparse counts copied to the device at every step."""
         return self._objective(BatchCounts.of_dense(self.dense))
 
     def _objective(self, counts: BatchCounts) -> Loss:
@@ -74,16 +74,16 @@ def measure(
     sizes: tuple[tuple[int, int], ...] = _SIZES,
     rounds: int = 8,
 ) -> list[Table]:
-    """Measure on drawn counts, 95 % of them zero, and log-rates near the truth.
+    """Measure on drawn counts, 95 % of them zero, and log-rates close to the true ones.
 
     Args:
-        progress: who listens.
+        progress: Receives notes, warnings and step counts.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
-        sizes: numbers of patches and of genes, a table each.
-        rounds: timed passes; the best counts.
+        sizes: Numbers of patches and genes, one table each.
+        rounds: Timed passes; the best time is used.
 
     Raises:
-        AssertionError: losses or gradients of two sides differ.
+        AssertionError: Losses or gradients of two implementations differ.
     """
     place = pick_device(device)
     tables = []
@@ -103,7 +103,7 @@ def _measure_one(batch: _Batch, rounds: int) -> Table:
     _check(batch, losses)
     seconds = interleaved(*(lambda f=f: _step(batch, f) for f in losses), rounds=rounds)
 
-    # The least there is to do: read the log-rates, write their gradient.
+    # Lower bound of the work: read the log-rates and write their gradient.
     n_bytes = 2 * batch.log_rate.nbytes
     rate = _device_copy_rate(batch.device) if on_gpu else copy_rate(4 * PATCH_POSITIONS)
     columns = ["", "ms", "ratio to plain", "share of memcpy"]
@@ -142,7 +142,7 @@ def _draw(n_patches: int, n_genes: int, place: torch.device) -> _Batch:
 
 
 def _step(batch: _Batch, loss: Loss) -> tuple[Tensor, Tensor]:
-    """Losses (S,) and the gradient of their sum, done when this returns."""
+    """Compute losses (S,) and the gradient of their sum; waits for the device."""
     losses = loss(batch.log_rate)
     (gradient,) = torch.autograd.grad(losses.sum(), batch.log_rate)
     if batch.device.type == "cuda":
@@ -160,15 +160,15 @@ def _check(batch: _Batch, losses: list[Loss]) -> None:
 
 
 def _machinery(device: torch.device) -> str:
-    """By what ours is computed."""
+    """Name of the implementation that the package uses on a device."""
     if device.type == "cpu":
         return f"ours by numba kernels, {torch.get_num_threads()} threads"
     return f"ours by torch on dense counts ({missing()})" if missing() else "ours by Triton kernels"
 
 
 def _extra_memory(batch: _Batch, make: Callable[[], Loss]) -> int:
-    """Bytes on the GPU at the most, counts and a step's work, beyond what lies there before."""
-    _step(batch, make())  # compiles; a library's own workspace, once there, is nobody's extra
+    """Peak GPU memory of a step, bytes, in addition to what is allocated before."""
+    _step(batch, make())  # compiles, and allocates the libraries' workspaces before measuring
     before = torch.cuda.memory_allocated(batch.device)
     torch.cuda.reset_peak_memory_stats(batch.device)
     _step(batch, make())
@@ -176,7 +176,7 @@ def _extra_memory(batch: _Batch, make: Callable[[], Loss]) -> int:
 
 
 def _device_copy_rate(device: torch.device) -> float:
-    """Bytes a second that a GPU copies in its memory, each counted once, as `copy_rate` does."""
+    """Rate at which a GPU copies memory, bytes per second, counted as in `copy_rate`."""
     source, target = torch.empty(2, _COPY_BYTES, dtype=torch.uint8, device=device)
 
     def copy() -> None:

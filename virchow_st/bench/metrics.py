@@ -1,4 +1,4 @@
-"""``vst bench metrics``: each kernel beside its reference, and what scoring a patch costs."""
+"""``vst bench metrics``: each kernel against its reference, and the time to score a patch."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ def measure(
     """Measure every pair of `virchow_st.kernels.table`, and the accumulators at every scale.
 
     Args:
-        progress: who listens.
-        n_genes: genes of the scored patch.
-        rounds: timed passes; the best counts.
-        pairs: kernels to measure.
+        progress: Receives notes, warnings and step counts.
+        n_genes: Number of genes of the scored patch.
+        rounds: Timed passes; the best time is used.
+        pairs: Kernels to measure.
 
     Raises:
-        AssertionError: a kernel and its reference differ by more than the table allows.
+        AssertionError: A kernel differs from its reference by more than the table allows.
     """
     copied = copy_rate(_MAP_BYTES)
     rows = []
@@ -63,7 +63,7 @@ def _time_pair(pair: Pair, copied: float, rounds: int) -> list[Cell]:
 
 
 def _check_equal(pair: Pair, ours: object, reference: object) -> None:
-    """Compare what a kernel and its reference return: an array, a number, or several of them."""
+    """Compare the results of a kernel and its reference: one or several arrays or numbers."""
     if not isinstance(ours, tuple):
         ours, reference = (ours,), (reference,)
     for got, want in zip(ours, reference, strict=True):  # type: ignore[call-overload]
@@ -73,7 +73,7 @@ def _check_equal(pair: Pair, ours: object, reference: object) -> None:
 
 
 def _time_accumulators(n_genes: int, rounds: int) -> Table:
-    """A patch through `ScaleAccumulator`, all figures and the shuffled null, at each scale."""
+    """Seconds to score a patch with `ScaleAccumulator`, with the shuffled null, at each scale."""
     rng = np.random.default_rng(0)
     rate, counts, tissue_mask = draw_patch(rng, n_genes)
     shuffled = draw_patch(rng, n_genes)[0]

@@ -1,4 +1,4 @@
-"""What the benchmarks measure on: patches as real ones are, and simulated slides."""
+"""Data for the benchmarks: patches of realistic size and density, and simulated slides."""
 
 from __future__ import annotations
 
@@ -18,31 +18,31 @@ from virchow_st.store.format import PatchInfo
 from virchow_st.store.writer import PatchRecord, StoreWriter
 from virchow_st.types import BIN_UM, PATCH_BINS, PATCH_UM, STORED_IMAGE_PX, UInt8Array
 
-N_GENES = 18_085  # of the human probe panel
+N_GENES = 18_085  # genes of the human probe panel
 GRID = 16
-COMMIT = 16  # patches a commit, as `vst extract` has it
+COMMIT = 16  # patches per commit, as in `vst extract`
 
 
 @dataclass(frozen=True)
 class SimulatedSlide:
-    """Where a simulated slide lies: Space Ranger's ``outs`` and the microscope image."""
+    """Paths of a simulated slide: Space Ranger's ``outs`` and the microscope image."""
 
     outs: Path
     image: Path
 
 
 def simulate_slide(folder: Path, bins: int, genes: int) -> SimulatedSlide:
-    """A slide of ``bins`` × ``bins`` bins, drawn unless the folder has it already."""
+    """Simulate a slide of ``bins`` × ``bins`` bins, unless the folder already contains it."""
     config = SimulateConfig(patients=("P1",), bins=bins, genes=genes)
     (slide,) = simulate_cohort(folder / f"slide-{bins}-{genes}", config)
     return SimulatedSlide(slide / "outs", slide / "tissue_image.tif")
 
 
 def draw_patches(n: int, dim: int) -> Iterator[PatchRecord]:
-    """Patches of the size and density of real ones, side by side, their tokens random.
+    """Draw n adjacent patches of realistic size and density, with random tokens.
 
-    Counts are those of a dense 2 µm colon slide (18,085 genes, 9 UMIs a bin), images take as many
-    bytes as H&E. Every fourth patch has the same counts and image; no two have the same tokens.
+    Counts are as dense as those of a 2 µm colon slide (18,085 genes, 9 UMIs per bin), and images
+    take as many bytes as H&E. Counts and images repeat every four patches; tokens do not.
     """
     rng = np.random.default_rng(0)
     counts = [draw_record(rng, N_GENES) for _ in range(min(n, 4))]
@@ -58,14 +58,14 @@ def draw_patches(n: int, dim: int) -> Iterator[PatchRecord]:
 
 
 def _draw_image(rng: np.random.Generator) -> UInt8Array:
-    """A picture that JPEG makes about as large as H&E."""
+    """Draw an image whose JPEG is about as large as that of H&E."""
     side = STORED_IMAGE_PX
     blobs = cv2.resize(rng.integers(60, 250, (48, 48, 3), np.uint8), (side, side))
     return np.clip(blobs + rng.normal(0, 6, blobs.shape), 0, 255).astype(np.uint8)
 
 
 def write_store(path: Path, records: Sequence[PatchRecord], patient: str = "A") -> float:
-    """Write a finished store, a commit every 16 patches; seconds to pack, commit and finish."""
+    """Write a store, one commit per 16 patches; returns the seconds to pack, commit and finish."""
     manifest = _manifest(records, patient)
     start = time.perf_counter()
     with StoreWriter(path, {"options": {}, "inputs": {}}) as writer:

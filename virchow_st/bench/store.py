@@ -1,4 +1,4 @@
-"""``vst bench store``: token reads, panel reads and writes, beside the plain way to do each."""
+"""``vst bench store``: token reads, panel reads and writes, each against a plain implementation."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from virchow_st.types import PATCH_BINS, PATCH_POSITIONS, SCALES_UM, Array, Floa
 STORE = "patches.vst"
 PANEL = 50
 
-Read = Callable[[int], Array]  # a patch's index to its tokens, in an array of their own
+Read = Callable[[int], Array]  # index of a patch → its tokens, in a new array
 Reader = Callable[[Path], AbstractContextManager[Read]]
 
 
@@ -40,14 +40,14 @@ def measure(
     dim: int = 1280,
     rounds: int = 8,
 ) -> list[Table]:
-    """Measure a store of patches like those of Virchow2 on a colon slide.
+    """Measure a store whose patches are like those of Virchow2 on a colon slide.
 
     Args:
-        folder: scratch, on the disk to measure; about 3 MB a patch.
-        progress: who listens.
-        n_patches: patches to write.
-        dim: channels of a token.
-        rounds: timed passes; the best counts.
+        folder: Scratch folder, on the disk to measure; takes about 3 MB per patch.
+        progress: Receives notes, warnings and step counts.
+        n_patches: Number of patches to write.
+        dim: Channels of a token.
+        rounds: Timed passes; the best time is used.
     """
     progress.note(f"store: writing {n_patches} patches")
     records = list(draw_patches(n_patches, dim))
@@ -65,7 +65,7 @@ def measure(
 
 
 def write_plain_tokens(folder: Path, tokens: Array) -> None:
-    """The tokens (N, T, T, D) as one array to map, and as HDF5 with a patch a chunk.
+    """Write the tokens (N, T, T, D) as one .npy array, and as HDF5 with one chunk per patch.
 
     HDF5 holds (N, T·T, D) uncompressed, as TRIDENT writes patch features.
     """
@@ -94,7 +94,7 @@ def _read_hdf5(folder: Path) -> Iterator[Read]:
         yield lambda i: features[i]
 
 
-# Name → reader, and what it reads under the folder. The first is what the others are held to.
+# Name → reader and its file under the folder; the others are compared with the first.
 WAYS: dict[str, tuple[Reader, str]] = {
     "numpy memmap copy": (_read_memmap, "tokens.npy"),
     "store": (_read_store, STORE),
@@ -105,7 +105,7 @@ WAYS: dict[str, tuple[Reader, str]] = {
 def time_warm_reads(
     folder: Path, ways: Mapping[str, tuple[Reader, str]], n: int, rounds: int
 ) -> dict[str, float]:
-    """Seconds a patch, by way: random order, everything in the page cache; all give the same."""
+    """Seconds per patch of each reader, in random order with files in the page cache."""
     order = np.random.default_rng(1).permutation(n).tolist()
     with ExitStack() as stack:
         reads = [stack.enter_context(reader(folder)) for reader, _ in ways.values()]
@@ -117,13 +117,13 @@ def time_warm_reads(
 
 
 def read_all(read: Read, order: Sequence[int]) -> None:
-    """Read patches one after another and drop them."""
+    """Read patches one after another and discard them."""
     for i in order:
         read(i)
 
 
 def tokens_table(warm: Mapping[str, float], n_bytes: int) -> Table:
-    """Seconds a patch of ``n_bytes`` as a table; the first way is the measure of the others."""
+    """Table of the seconds per patch of ``n_bytes``, relative to the first reader."""
     copy_s = n_bytes / copy_rate(n_bytes)
     memmap_s = next(iter(warm.values()))
     rows: list[list[Cell]] = [
@@ -145,7 +145,7 @@ def tokens_table(warm: Mapping[str, float], n_bytes: int) -> Table:
 
 
 def time_writes(folder: Path, records: Sequence[PatchRecord]) -> Table:
-    """Write the records as a store, and their payloads plainly; the store stays in the folder."""
+    """Time writing the records as a store and as plain files; the store stays in the folder."""
     start = time.perf_counter()
     payloads = [
         [payload for _, payload in record.payloads("float16", N_GENES)] for record in records
@@ -181,7 +181,7 @@ def time_writes(folder: Path, records: Sequence[PatchRecord]) -> Table:
 
 
 def _write_plainly(path: Path, payloads: Sequence[Sequence[bytes]]) -> float:
-    """Seconds to write the same payloads one after the other and sync as often."""
+    """Seconds to write the same payloads to a plain file with as many syncs."""
     start = time.perf_counter()
     with open(path, "wb", buffering=0) as file:
         for at in range(0, len(payloads), COMMIT):
@@ -196,7 +196,7 @@ def _write_plainly(path: Path, payloads: Sequence[Sequence[bytes]]) -> float:
 
 
 def time_panels(folder: Path, rounds: int) -> Table:
-    """From a record's bytes to the counts of its 50 strongest genes."""
+    """Time decoding a record to the counts of its 50 most abundant genes."""
     store = open_store(folder / STORE)
     payload = store.record(0, Kind.COUNTS)
     panel = np.random.default_rng(2).permutation(np.argsort(-store.genes.totals)[:PANEL])
@@ -230,7 +230,7 @@ def time_panels(folder: Path, rounds: int) -> Table:
 
 
 def _csr_of(payload: memoryview) -> sparse.csr_array:
-    """The whole record through the plain unpacker."""
+    """Unpack the whole record with the plain unpacker."""
     stored = fmt.unpack_counts(payload, N_GENES)
     indptr = np.zeros(N_GENES + 1, np.int64)
     indptr[stored.genes + 1] = np.diff(stored.indptr)

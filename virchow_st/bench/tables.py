@@ -1,4 +1,4 @@
-"""Tables of figures: how they are timed, what machine they are from, how they are shown."""
+"""Benchmark tables: timing, description of the machine, and display."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ Cell = str | int | float | None
 
 @dataclass(frozen=True)
 class Table:
-    """A table of figures.
+    """A table of measurements.
 
     A cell is a text, a number or None (not measured). Numbers stay numbers in JSON and are shown
-    with three digits, so the unit belongs in the column's head: ``"ours, ms"``. A column whose head
-    begins with ``ratio`` is shown with ``×``, one whose head begins with ``share`` as a percentage
-    of a number from 0 to 1.
+    with three digits, so the unit belongs into the column heading: ``"ours, ms"``. A column whose
+    heading begins with ``ratio`` is shown with ``×``, one whose heading begins with ``share`` as a
+    percentage of a number from 0 to 1.
 
     Attributes:
-        title: what was measured, in a line.
-        columns: heads, one a column.
-        rows: of as many cells; the first says what the row is.
-        notes: lines to stand below: sizes, targets, what was left out and why.
+        title: What was measured, in one line.
+        columns: Column headings.
+        rows: Rows with one cell per column; the first cell names the row.
+        notes: Lines below the table: sizes, targets, and what was left out and why.
     """
 
     title: str
@@ -48,14 +48,14 @@ class Table:
                 )
 
     def texts(self) -> list[list[str]]:
-        """The cells as they are shown."""
+        """Cells as they are displayed."""
         return [
             [_text(cell, head) for cell, head in zip(row, self.columns, strict=True)]
             for row in self.rows
         ]
 
     def content(self) -> dict[str, Any]:
-        """The table as JSON takes it; NaN and infinity, which JSON does not know, become null."""
+        """The table for JSON; NaN and infinity, which JSON lacks, become null."""
         rows = [
             [None if isinstance(c, float) and not math.isfinite(c) else c for c in row]
             for row in self.rows
@@ -74,7 +74,7 @@ def _text(cell: Cell, head: str) -> str:
 
 
 def _number(x: float) -> str:
-    """Three digits, whole numbers in full, no exponents for what is read often."""
+    """Format a number with three digits; whole numbers in full, common sizes without exponent."""
     if isinstance(x, int):
         return f"{x:,}"
     if not math.isfinite(x):
@@ -90,19 +90,19 @@ def _number(x: float) -> str:
 def interleaved(
     *functions: Callable[[], Any], rounds: int = 5, burst: int = 1, warm_up: bool = True
 ) -> list[float]:
-    """Seconds a call of each function takes: the best of ``rounds``, measured in turns.
+    """Seconds per call of each function: the best of ``rounds``, measured in alternation.
 
-    In turns, so that a slow moment of the machine meets every side; the best, because all that
-    other programs do can only add time.
+    Alternation lets a slow phase of the machine affect all functions; the best time is used because
+    other programs can only add time.
 
     Args:
-        functions: called without arguments; what they return is dropped.
-        rounds: timed turns.
-        burst: calls a turn, timed together, for functions that take microseconds.
-        warm_up: call each once untimed before, so that kernels are compiled and caches filled.
+        functions: Functions without arguments; their results are discarded.
+        rounds: Timed rounds.
+        burst: Calls per round that are timed together, for functions that take microseconds.
+        warm_up: Call each function once before, to compile kernels and fill caches.
 
     Returns:
-        A number for each function, in their order.
+        One number per function, in their order.
     """
     best = [math.inf] * len(functions)
     if warm_up:
@@ -118,12 +118,12 @@ def interleaved(
 
 
 def machine(*packages: str) -> dict[str, str | int | float]:
-    """What the figures are from: processor, cores and threads, memory, GPU, versions.
+    """Describe the machine: processor, cores and threads, memory, GPU, versions.
 
     Call it after the measurements: threads and GPU are those of the libraries loaded by then.
 
     Args:
-        packages: distributions to name beside numpy, numba and torch; absent ones are left out.
+        packages: Distributions to list besides numpy, numba and torch; absent ones are left out.
     """
     about: dict[str, str | int | float] = {
         "cpu": _cpu_model(),
@@ -141,7 +141,7 @@ def machine(*packages: str) -> dict[str, str | int | float]:
 
 
 def machine_line(about: dict[str, Any]) -> str:
-    """The machine in a line: names, numbers and versions."""
+    """Description of the machine in one line."""
     return ", ".join(
         str(value) if name in ("cpu", "gpu") else f"{name.replace('_', ' ')} {value}"
         for name, value in about.items()
@@ -149,12 +149,12 @@ def machine_line(about: dict[str, Any]) -> str:
 
 
 def document(name: str, tables: Sequence[Table], packages: Sequence[str] = ()) -> dict[str, Any]:
-    """What ``--json`` writes: the name, the machine and the tables.
+    """Content of ``--json``: the name, the machine and the tables.
 
     Args:
-        name: of the benchmark.
-        tables: what it measured.
-        packages: as `machine` takes them.
+        name: Name of the benchmark.
+        tables: Its tables.
+        packages: As for `machine`.
     """
     return {
         "name": name,
@@ -164,7 +164,7 @@ def document(name: str, tables: Sequence[Table], packages: Sequence[str] = ()) -
 
 
 def _cpu_model() -> str:
-    """The processor's name as the kernel gives it; the architecture where it gives none."""
+    """Name of the processor as the kernel reports it, else the architecture."""
     path = Path("/proc/cpuinfo")
     for line in path.read_text("utf-8").splitlines() if path.exists() else ():
         if line.startswith("model name"):

@@ -1,4 +1,4 @@
-"""``vst bench train``: steps a second from the store, from memory, with the encoder in the loop."""
+"""``vst bench train``: steps per second from the store, from memory, and with the encoder."""
 
 from __future__ import annotations
 
@@ -40,23 +40,23 @@ def measure(
     panel: str = "top50",
     rounds: int = 3,
 ) -> list[Table]:
-    """Measure the trainer's own step, on a store that the encoder made of a simulated slide.
+    """Measure the training step on a store extracted from a simulated slide.
 
     Args:
-        folder: scratch.
-        progress: who listens.
-        device: where decoder and loss run.
-        encoder: which; the stain encoder when None.
-        decoder: as ``--decoder``.
-        batch_size: patches a step.
-        bins: side of the slide; as fits the encoder when None.
-        genes: number of genes on the slide.
-        panel: as ``--panel``.
-        rounds: timed passes over the patches; the best counts.
+        folder: Scratch folder.
+        progress: Receives notes, warnings and step counts.
+        device: Device of decoder and loss.
+        encoder: Encoder; the stain encoder if None.
+        decoder: Value of ``--decoder``.
+        batch_size: Patches per step.
+        bins: Side of the slide in bins; chosen for the encoder if None.
+        genes: Number of genes on the slide.
+        panel: Value of ``--panel``.
+        rounds: Timed passes over the patches; the best time is used.
 
     Returns:
-        Steps from each source, where a step's time goes, and on a GPU what fused loss, residency
-        and compiling each bring the full-size decoder.
+        Tables of the steps per second from each source, of the parts of a step, and on a GPU of the
+        gains from the fused loss, patches in GPU memory and compilation.
     """
     encoder = load_encoder("stain") if encoder is None else encoder
     bins = bins_for(encoder) if bins is None else bins
@@ -121,7 +121,7 @@ def _memory_note(device: torch.device) -> str:
 
 
 def _shares_table(trainer: Trainer, n_steps: int) -> Table:
-    """Where a step's time goes: a clock at every border, the device waited for at each."""
+    """Seconds of each part of a step; the device is synchronised between the parts."""
     clocked = Clocked(Streamed(trainer.dataset, trainer.device))
     spent = dict.fromkeys(("forward", "loss", "optimiser"), 0.0)
     device, started = trainer.device, 0.0

@@ -1,4 +1,4 @@
-"""What fused loss, residency and compiling each bring a training step of the full-size decoder."""
+"""Gains of a training step from the fused loss, patches in GPU memory, and compilation."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _FULL_SIZE = "hist2st-large"
 
 
 class _PlainPoisson(MultiScalePoisson):
-    """The same loss as one would write it in PyTorch, but for a constant."""
+    """The same loss in plain PyTorch, up to a constant."""
 
     def forward(self, output_BGRC: Tensor, counts: Counts, tissue_mask_BRC: Tensor) -> Tensor:
         dense_BGRC = dense_counts(counts, output_BGRC.device)
@@ -38,15 +38,15 @@ def gains_table(
     decoder: str = _FULL_SIZE,
     rounds: int = 3,
 ) -> Table:
-    """Steps a second as one gain comes after the other.
+    """Steps per second as the optimisations are added one after the other.
 
     Args:
-        store: to train on.
-        panel: genes.
-        device: where; made for a GPU.
-        batch_size: patches a step.
-        decoder: as ``--decoder``.
-        rounds: timed passes over the patches; the best counts.
+        store: Store to train on.
+        panel: Genes.
+        device: Device, usually a GPU.
+        batch_size: Patches per step.
+        decoder: Value of ``--decoder``.
+        rounds: Timed passes over the patches; the best time is used.
     """
 
     def trainer(compile: str = "never") -> Trainer:

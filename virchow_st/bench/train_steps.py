@@ -1,4 +1,4 @@
-"""Training steps to be timed: a trainer of one store, its epochs on any feed, and such feeds."""
+"""Training steps for timing: a trainer on one store, its epochs, and several feeds."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from virchow_st.training.train import Trainer
 
 
 def trainer_of(config: TrainConfig, store: Store, panel: Panel) -> Trainer:
-    """A trainer of all patches of a store; it validates on one of them, and is not asked to.
+    """Build a trainer on all patches of a store; its validation patch is not used.
 
-    Its epoch is of whole batches only, so that every step is the same work; patches of a store that
-    has too few for one come again.
+    An epoch has whole batches only, so that every step is the same work; patches repeat if a store
+    has too few for one batch.
     """
     dataset = PatchDataset([store], panel)
     members = tuple(Member(0, p) for p in range(len(store)))
@@ -42,14 +42,14 @@ def trainer_of(config: TrainConfig, store: Store, panel: Panel) -> Trainer:
 
 
 def shorten(trainer: Trainer, members: Sequence[Member]) -> None:
-    """Let a trainer's epoch be over these patches, a batch a step."""
+    """Restrict the epoch of a trainer to these patches, with one batch per step."""
     trainer.epoch_members = tuple(members)
     n_steps = len(members) // trainer.config.batch_size
     trainer.schedule = replace(trainer.schedule, steps_per_epoch=n_steps)
 
 
 def epoch(trainer: Trainer, feed: Feed) -> Callable[[], None]:
-    """An epoch of the trainer's own steps on a feed, done when the device is."""
+    """Run an epoch of training steps on a feed; waits for the device."""
 
     def run() -> None:
         trainer.feed = feed
@@ -60,16 +60,16 @@ def epoch(trainer: Trainer, feed: Feed) -> Callable[[], None]:
 
 
 def wait(device: torch.device) -> None:
-    """Until the device has done what it was given."""
+    """Wait until the device has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 class InMemory:
-    """Batches that were made before, whatever is asked for.
+    """Feed of batches prepared before, independent of the requested patches.
 
     Args:
-        trainer: whose dataset and patches they are of, turned at random.
+        trainer: Trainer whose patches are used, in random orientations.
     """
 
     def __init__(self, trainer: Trainer) -> None:
@@ -84,7 +84,7 @@ class InMemory:
 
 @dataclass(frozen=True)
 class InLoop:
-    """Batches whose tokens the encoder makes of the stored images, at every step anew."""
+    """Feed that encodes the stored images to tokens at every step."""
 
     trainer: Trainer
     encoder: Encoder
@@ -104,7 +104,7 @@ class InLoop:
 
 
 def _on(trainer: Trainer, plan: BatchPlan) -> DeviceBatch:
-    """A batch on the trainer's device, read and sent on the spot."""
+    """Read a batch and copy it to the trainer's device."""
     batch, device = trainer.dataset.load(plan.members, plan.turns), trainer.device
     on_cpu = device.type == "cpu"
     return DeviceBatch(
@@ -117,7 +117,7 @@ def _on(trainer: Trainer, plan: BatchPlan) -> DeviceBatch:
 
 
 class Clocked:
-    """A feed, and the seconds that its batches were waited for."""
+    """Wraps a feed and measures the seconds spent waiting for its batches."""
 
     def __init__(self, feed: Feed) -> None:
         self._feed = feed

@@ -1,4 +1,4 @@
-"""``vst evaluate``: scores of a run on its test patient, beside ceiling, nulls and baselines.
+"""Scores of a run on its test patient, with ceilings, nulls and baselines (``vst evaluate``).
 
 docs/metrics.md defines every score.
 """

@@ -1,4 +1,4 @@
-"""How test patches lie on their slide: which stands in for which, and which make a block."""
+"""Spatial arrangement of test patches: partners for the null scores, and blocks to resample."""
 
 from __future__ import annotations
 
@@ -12,16 +12,26 @@ from virchow_st.store.format import PatchInfo
 from virchow_st.types import PATCH_BINS, PATCH_UM, Int64Array
 
 NOBODY = -1
-"""Place of a patch that no other stands in for."""
+"""Marks a patch for which a null has no partner patch."""
 _BLOCK_PATCHES = 2
-_LEAST_BLOCKS = 8  # fewer make no distribution to draw from
+_LEAST_BLOCKS = 8  # fewer blocks are too few for a bootstrap distribution
 
 
 def shuffled_places(n: int) -> Int64Array:
-    """For each of a slide's n patches, the place of the one whose prediction is laid on it.
+    """Partner of each patch for the shuffled null: the patch whose prediction is scored on it.
 
-    A fixed random cycle through all of them, so that none stands in for itself; (n,) int64,
-    `NOBODY` for a single patch.
+    The partners form a fixed random cycle through all patches of a slide, so that no patch is its
+    own partner.
+
+    Args:
+        n: Number of patches of the slide.
+
+    Returns:
+        (n,) int64 indices of the partners; `NOBODY` for a single patch.
+
+    Example:
+        >>> shuffled_places(4)
+        array([1, 3, 0, 2])
     """
     if n < 2:
         return np.full(n, NOBODY)
@@ -32,14 +42,19 @@ def shuffled_places(n: int) -> Int64Array:
 
 
 def shifted_places(infos: Sequence[PatchInfo]) -> Int64Array:
-    """The same under a shift of the whole slide's prediction, round the edges of its bounding box.
+    """Partner of each patch for the shifted null: a cyclic shift of the slide's whole prediction.
 
-    Neighbours stay neighbours but at the wrap, so a smooth map is as smooth under this null as
-    under the prediction. The shift is a whole number of patches, at least a quarter of the box in
-    rows or in columns; of these the one that leaves most patches with a partner, then the one
-    nearest to half the box both ways. It depends on where the patches lie alone.
+    The shift wraps around the slide's bounding box. Neighbours stay neighbours except at the wrap,
+    so the shifted prediction is as smooth as the prediction itself. The shift is a whole number of
+    patches, at least a quarter of the box in rows or in columns. Of these shifts the one is taken
+    that gives most patches a partner, and among equal ones that nearest to half the box in both
+    directions. It depends only on the positions of the patches.
 
-    Returns (n,) int64, `NOBODY` where the shift brings no patch.
+    Args:
+        infos: Positions of the slide's n patches.
+
+    Returns:
+        (n,) int64 indices of the partners; `NOBODY` where the shift leaves a patch empty.
     """
     row, col = _lattice(infos)
     rows, cols = row.max() + 1, col.max() + 1
@@ -59,12 +74,12 @@ def shifted_places(infos: Sequence[PatchInfo]) -> Int64Array:
 
 @dataclass(frozen=True)
 class Blocks:
-    """Squares of neighbouring patches, which the bootstrap draws as one.
+    """Spatial blocks of neighbouring patches, the units that the bootstrap draws.
 
     Attributes:
-        of_patch: block of each patch, (n,) int64 a slide; numbered through all slides.
-        n_blocks: number of blocks over all slides.
-        um: side of a block, µm.
+        of_patch: Block index of each patch, (n,) int64 per slide; unique over all slides.
+        n_blocks: Number of blocks over all slides.
+        um: Side of a block, µm.
     """
 
     of_patch: tuple[Int64Array, ...]
@@ -73,7 +88,11 @@ class Blocks:
 
 
 def cut_blocks(slides: Sequence[Sequence[PatchInfo]]) -> Blocks:
-    """Blocks of 2 × 2 patches; single patches where those would be fewer than 8 in all."""
+    """Divide slides into blocks of 2 × 2 patches, or of single patches if these were fewer than 8.
+
+    Args:
+        slides: Positions of the patches of each slide.
+    """
     for side in (_BLOCK_PATCHES, 1):
         of_patch, n_blocks = [], 0
         for infos in slides:

@@ -1,4 +1,4 @@
-"""``vst evaluate``: a run and its test patient → `virchow_st.run.results` and maps."""
+"""``vst evaluate``: scores a run on its test patient and writes result files and maps."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 from virchow_st.errors import ConfigError
 from virchow_st.evaluation.baselines import BASELINES, ORACLES, fit_baselines
 from virchow_st.evaluation.blocks import NOBODY, Blocks, cut_blocks, shifted_places, shuffled_places
-from virchow_st.evaluation.scoreboard import Scoreboard, Slide, scale_figures
+from virchow_st.evaluation.scoreboard import Scoreboard, Slide, scale_scores
 from virchow_st.evaluation.truth import TruthScores
 from virchow_st.predict.load import Run, load_run
 from virchow_st.run.compare import DRAWS, check_same_panel, differences, other_patches
@@ -49,18 +49,19 @@ def evaluate_run(
     What an earlier evaluation left stays until all of the new one is written.
 
     Args:
-        run_path: a run directory of ``vst train``.
-        device: where to predict.
-        progress: who listens.
+        run_path: A run directory of ``vst train``.
+        device: Device to predict on: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        progress: Receives notes, warnings and step counts.
         truth: ``truth.h5`` of a simulated test slide, to compare with the true rates as well.
 
     Returns:
-        The content of ``metrics.json``, which is written last: it is there only if all else is.
+        The content of ``metrics.json``. It is written last, so it exists only if all other result
+        files do.
 
     Raises:
-        ConfigError, StoreError: the run or one of its stores is missing or does not fit, or the
-            decoder predicts what is no rate.
-        SlideError: the truth is not that of the test slide.
+        ConfigError: The run cannot be used, stores do not match it, or a prediction is not finite.
+        StoreError: A store is missing, damaged or not finished.
+        SlideError: ``truth`` does not belong to the test slide.
     """
     with RunLock() as lock:
         lock.take(run_path)
@@ -112,10 +113,10 @@ def _evaluate(run: Run, folder: Path, progress: Progress, truth: Path | None) ->
 def check_comparable(run_paths: Sequence[Path]) -> None:
     """Raise `ConfigError` unless all runs predict the same genes in the same test patches.
 
-    To be known before hours of work; what only the counts tell, `compare_runs` checks.
+    This check comes before hours of work; `compare_runs` also compares the counts.
     """
     if len({path.resolve() for path in run_paths}) < len(run_paths):
-        raise ConfigError("runs: expected each once; leave out the one that comes twice")
+        raise ConfigError("runs: expected each once; leave out the one that is given twice")
     seen: tuple[Path, Panel, list[tuple[str, int, int]]] | None = None
     for path in run_paths:
         run = load_run(path, "cpu")
@@ -162,7 +163,7 @@ def _truth_scores(truth: Path, slides: Sequence[Slide], panel: Panel) -> TruthSc
 
 
 def _predict(run: Run, stores: Sequence[Store], slide: Slide, maps: SlideMaps) -> None:
-    """Predict every patch into the maps, from which all figures are then computed."""
+    """Predict every patch and write the rates to the maps, from which all scores are computed."""
     dataset = PatchDataset(stores, run.panel, wants_image=True)
     for batch in dataset.batches(slide.members, batch_size=8):
         image = batch.image if run.decoder.wants_image else None
@@ -175,7 +176,7 @@ def _predict(run: Run, stores: Sequence[Store], slide: Slide, maps: SlideMaps) -
 
 
 def _check_finite(run: Run, store: Store, member: Member, rate: Float32Array) -> None:
-    """Refuse NaN, infinity and what the maps' float16 cannot hold; (G, 128, 128)."""
+    """Raise if a rate (G, 128, 128) is NaN, infinite or too large for the float16 of the maps."""
     bad = np.flatnonzero(~(np.abs(rate) <= np.finfo(np.float16).max).all(axis=(1, 2)))
     if bad.size:
         raise ConfigError(
@@ -186,17 +187,17 @@ def _check_finite(run: Run, store: Store, member: Member, rate: Float32Array) ->
 
 
 def _rate_at(maps: SlideMaps, slide: Slide, place: int) -> Float32Array | None:
-    """The prediction that a null lays on a patch, or None where it has none for it."""
+    """Prediction of a partner patch, (G, 128, 128); None if there is no partner."""
     return None if place == NOBODY else maps.read_rate(slide.infos[place])
 
 
 def _metrics(
     run: Run, slides: Sequence[Slide], blocks: Blocks, board: Scoreboard, ridge_penalty: float
 ) -> dict[str, Any]:
-    """The content of ``metrics.json``; docs/metrics.md, "Files", says what is in it."""
+    """Content of ``metrics.json``, as described in docs/metrics.md, "Files"."""
     tissue_bins = {slide.name: slide.store.manifest["tissue_bins"]["slide"] for slide in slides}
     all_tissue = sum(tissue_bins.values())
-    of_models = {name: scale_figures(models, all_tissue) for name, models in board.models.items()}
+    of_models = {name: scale_scores(models, all_tissue) for name, models in board.models.items()}
     sums = board.block_sums()
     metrics: dict[str, Any] = {
         "format": METRICS_FORMAT,
@@ -216,7 +217,7 @@ def _metrics(
     }
     if board.slides:
         metrics["slides"] = {
-            name: scale_figures(accumulators, tissue_bins[name])
+            name: scale_scores(accumulators, tissue_bins[name])
             for name, accumulators in board.slides.items()
         }
     if board.truth is not None:

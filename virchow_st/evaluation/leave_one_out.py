@@ -1,6 +1,6 @@
-"""``vst train --leave-one-out``: every patient is the test once; a run each, and their summary.
+"""``vst train --leave-one-out``: one run per held-out patient, and a summary over all of them.
 
-docs/training.md says what ``summary.json`` holds.
+docs/training.md describes the content of ``summary.json``.
 """
 
 from __future__ import annotations
@@ -39,21 +39,22 @@ def leave_one_out(
     progress: Progress = SILENT,
     processes: Processes = ALONE,
 ) -> dict[str, Any]:
-    """Train and evaluate a run for every patient, in ``fold-PATIENT``, and write ``summary.json``.
+    """Train and evaluate a run for every held-out patient, and write ``summary.json``.
 
     Args:
-        run: directory to write; must be new, or with ``resume`` one begun with this configuration.
-        config: what to train, without a test patient.
-        resume: keep finished folds, and go on with the one that was stopped.
-        progress: who listens.
-        processes: those that train together; the first one evaluates.
+        run: Directory to write, with a run ``fold-PATIENT`` per patient; must be new, or with
+            ``resume`` one of this configuration.
+        config: Settings of the runs, without a test patient.
+        resume: Keep finished folds and continue the one that was stopped.
+        progress: Receives notes, warnings and step counts.
+        processes: Processes that train together; the first one evaluates.
 
     Returns:
         The content of ``summary.json``.
 
     Raises:
-        ConfigError, StoreError: as `train` and `evaluate` do; every fold's split is made before the
-            first is trained.
+        ConfigError, StoreError: As for `train` and `evaluate`. The splits of all folds are made
+            before the first is trained, so that unusable stores are found early.
     """
     patients = processes.together(lambda: _patients(config), same=tuple)
     with RunLock() as lock:
@@ -66,14 +67,19 @@ def leave_one_out(
 
 
 def fold_name(patient: str) -> str:
-    """Folder of the fold that tests a patient."""
+    """Folder name of the run that holds out a patient.
+
+    Example:
+        >>> fold_name("P5")
+        'fold-P5'
+    """
     return f"fold-{patient}"
 
 
 def _finish_fold(fold: Path, config: TrainConfig, progress: Progress, processes: Processes) -> None:
-    """Do what is still to be done of training and evaluating a fold."""
+    """Train and evaluate a fold as far as this is not done yet."""
     if processes.from_first(lambda: (fold / "metrics.json").is_file()):
-        progress.note(f"{fold}: is finished")
+        progress.note(f"{fold}: already finished")
         return
     if not processes.from_first(lambda: (fold / "best_metrics.json").is_file()):
         begun = processes.from_first(lambda: is_begun(fold))
@@ -82,7 +88,7 @@ def _finish_fold(fold: Path, config: TrainConfig, progress: Progress, processes:
 
 
 def _patients(config: TrainConfig) -> list[str]:
-    """Patients in order, once every one of them can be held out."""
+    """Sorted patients of the stores, after checking that each of them can be held out."""
     stores = [open_store(path) for path in config.stores]
     patients = sorted({store.patient for store in stores})
     for patient in patients:
@@ -115,7 +121,7 @@ def _write_summary(run: Path, patients: Iterable[str]) -> dict[str, Any]:
 
 
 def summarise(folds: Mapping[str, Path]) -> dict[str, Any]:
-    """The content of ``summary.json``, from the evaluated run of each test patient."""
+    """Content of ``summary.json``, from the evaluated run of each test patient."""
     metrics = {patient: read_metrics(fold) for patient, fold in folds.items()}
     panels = [set(Panel.read(fold / "panel.tsv").ids) for fold in folds.values()]
     first = next(iter(metrics.values()))
@@ -153,7 +159,7 @@ def _over_folds(folds: Mapping[str, Scores]) -> dict[str, dict[str, Any]]:
 
 
 def _spread(values: Mapping[str, float | None]) -> dict[str, Any]:
-    """Mean and standard deviation over the folds where a figure is defined, and all its values."""
+    """Mean and standard deviation of a score over the folds where it is defined, and its values."""
     defined = [value for value in values.values() if value is not None]
     return {
         "mean": fmean(defined) if defined else None,

@@ -1,4 +1,4 @@
-"""Everything that is scored on the test patches: the run, its baselines, slide by slide, truth."""
+"""Scores of all models on the test patches: the run, its baselines, per slide, and true rates."""
 
 from __future__ import annotations
 
@@ -22,23 +22,33 @@ ByScale = dict[int, ScaleAccumulator]
 
 @dataclass(frozen=True)
 class Slide:
-    """A test slide: its name among the results, its store, and its patches of the split."""
+    """A test slide and its patches."""
 
     name: str
+    """Name of the slide in the result files."""
     store: Store
     members: Sequence[Member]
+    """Test patches of the slide."""
     infos: Sequence[PatchInfo]
+    """Positions of these patches."""
     genes: Int64Array
-    """(G,) where the panel's genes are in the store."""
+    """(G,) indices of the panel's genes in the store."""
 
 
 class Scoreboard:
-    """What every model scores at every scale, all on the same patches.
+    """Accumulates the scores of every model at every scale, all on the same patches.
+
+    Args:
+        train_rate: (G,) mean UMIs per 2 µm tissue bin of the training patches.
+        baselines: Fitted baselines.
+        n_blocks: Number of spatial blocks over all slides.
+        slides: Test slides.
+        truth: Accumulates the comparison with the true rates of a simulated slide; None otherwise.
 
     Attributes:
-        models: accumulators of the run and of each baseline.
-        slides: accumulators of the run on each slide, where there are several.
-        truth: of a simulated slide, or None.
+        models: Accumulators of the run and of each baseline, by scale.
+        slides: Accumulators of the run on each slide, by scale; empty for a single slide.
+        truth: As given.
     """
 
     def __init__(
@@ -61,12 +71,14 @@ class Scoreboard:
     def jobs(
         self, slide: Slide, place: int, rates: Sequence[Float32Array | None], block: int
     ) -> list[Callable[[], None]]:
-        """What is to be done to score one patch; each touches sums of its own.
+        """Functions that score one patch; they may run in parallel, as each adds to its own sums.
 
         Args:
-            slide, place: which patch.
-            rates: (G, 128, 128) each: its prediction, and those that the nulls lay on it.
-            block: the patch's spatial block.
+            slide: Test slide.
+            place: Index of the patch among the slide's test patches.
+            rates: (G, 128, 128) each: the prediction for the patch, and those of its partners for
+                the shuffled and the shifted null (None without a partner).
+            block: Index of the patch's spatial block.
         """
         patch = slide.store[slide.members[place].patch]
         counts, mask = patch.dense_counts(slide.genes), patch.tissue_mask
@@ -86,27 +98,27 @@ class Scoreboard:
         return jobs
 
     def block_sums(self) -> dict[str, dict[int, BlockSums]]:
-        """The sums of each block, by model and scale."""
+        """Sums per spatial block, by model and scale."""
         return {
             model: {scale: accumulator.block_sums() for scale, accumulator in scales.items()}
             for model, scales in self.models.items()
         }
 
 
-def scale_figures(accumulators: ByScale, tissue_bins: int) -> dict[str, Any]:
-    """Figures of one model, a scale each.
+def scale_scores(accumulators: ByScale, tissue_bins: int) -> dict[str, Any]:
+    """Scores of one model by scale, as in ``metrics.json``.
 
     Args:
-        accumulators: by scale.
-        tissue_bins: 2 µm bins of tissue on the slides, in patches or not.
+        accumulators: Accumulators by scale.
+        tissue_bins: Number of 2 µm tissue bins on the slides, inside and outside of patches.
     """
-    figures = {}
+    by_scale = {}
     for scale, accumulator in accumulators.items():
         scores = accumulator.compute()
-        figures[str(scale)] = {
+        by_scale[str(scale)] = {
             "coverage": scores.n_bins * (scale // BIN_UM) ** 2 / tissue_bins,
             "n_bins": scores.n_bins,
             **scores.summary(),
             **intervals(accumulator.block_sums()),
         }
-    return figures
+    return by_scale

@@ -1,4 +1,4 @@
-"""On a simulated slide: predictions against the rates that its counts were drawn from."""
+"""Comparison of predictions with the true rates of a simulated slide."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ from virchow_st.types import (
 
 
 class TruthScores:
-    """Correlations with the true rates at every scale, in one pass over the patches.
+    """Accumulates correlations with the true rates at every scale, patch by patch.
 
     Args:
         path: ``truth.h5`` of the test slide.
-        store: the test slide's.
-        panel: genes, G of them.
+        store: Store of the test slide.
+        panel: Genes, G of them.
 
     Raises:
-        ConfigError: the file is not one of `vst simulate`, or of another patient.
+        ConfigError: The file was not written by ``vst simulate``, or belongs to another patient.
     """
 
     def __init__(self, path: Path, store: Store, panel: Panel) -> None:
@@ -53,9 +53,16 @@ class TruthScores:
     def update(
         self, info: PatchInfo, rate: Float32Array, counts: Array, tissue_mask: BoolArray
     ) -> None:
-        """Add a patch: its place, (G, 128, 128) twice and (128, 128).
+        """Add one patch.
 
-        Raises `SlideError` where the file lacks a gene of the panel or the patch.
+        Args:
+            info: Position of the patch.
+            rate: (G, 128, 128) predicted UMIs per 2 µm bin.
+            counts: (G, 128, 128) observed UMIs per 2 µm bin.
+            tissue_mask: (128, 128) bool, True = tissue.
+
+        Raises:
+            SlideError: The file lacks a gene of the panel, or the patch lies outside its slide.
         """
         place = (info.row0, info.col0, PATCH_BINS, PATCH_BINS)
         true = true_rate(self._path, self._gene_ids, *place)
@@ -69,19 +76,19 @@ class TruthScores:
             self._of_truth[i] += moments(truth, k, mask)
 
     def compute(self) -> dict[str, Any]:
-        """``truth`` of ``metrics.json``: averages over the genes whose counts vary, a scale each.
+        """Averages over the genes whose counts vary, by scale: ``truth`` of ``metrics.json``.
 
-        ``pcc_with_truth`` is Pearson's r of predicted and true rate, ``pcc_of_truth`` that of true
-        rate and counts, which ``pcc_ceiling`` estimates without knowing the truth.
+        ``pcc_with_truth`` is Pearson's r of predicted and true rate. ``pcc_of_truth`` is that of
+        true rate and counts, which ``pcc_ceiling`` estimates from the counts alone.
         """
-        figures = {}
+        averages = {}
         for i, scale in enumerate(SCALES_UM):
             of_truth = pearson_from_moments(self._of_truth[i])
             with_truth = pearson_from_moments(self._of_prediction[i])
             scored = np.isfinite(of_truth)
             known = scored & np.isfinite(with_truth)
-            figures[str(scale)] = {
+            averages[str(scale)] = {
                 "pcc_with_truth": float(with_truth[known].mean()) if known.any() else None,
                 "pcc_of_truth": float(of_truth[scored].mean()) if scored.any() else None,
             }
-        return figures
+        return averages

@@ -19,7 +19,7 @@ Triton is part of torch's CUDA builds for Linux only, so this module must not be
 is absent; `virchow_st.models.losses.fused_gpu` launches the kernels. With ``TRITON_INTERPRET=1`` in
 the environment they run in NumPy, on CPU tensors.
 
-Shape suffixes: M maps, N blocks, R = C = bins a side at 2 µm, S scales; sizes are powers of two.
+Shape suffixes: M maps, N blocks, R = C = bins per side at 2 µm, S scales; sizes are powers of two.
 """
 
 from __future__ import annotations

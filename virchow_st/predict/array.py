@@ -1,4 +1,4 @@
-"""Rates on an H&E picture that lies in memory, for notebooks; slides go through ``vst predict``."""
+"""Prediction on an H&E image in memory, for notebooks; ``vst predict`` is for whole slides."""
 
 from __future__ import annotations
 
@@ -29,21 +29,21 @@ from virchow_st.slide.tissue import find_tissue
 from virchow_st.types import BIN_UM, CELL_BINS, BoolArray, Float32Array, UInt8Array
 
 OVERLAP_UM = 32
-"""Overlap of neighbouring patches, as ``vst predict`` has it; 0 would show seams."""
+"""Overlap of neighbouring patches, the default of ``vst predict``; 0 would show seams."""
 MIN_TISSUE = 0.0
-"""Less than ``vst predict`` asks for: pictures are often cut through tissue, whose edge counts."""
-# Kept loaded: a notebook predicts one picture after another.
+"""Lower than in ``vst predict``, because images in notebooks are often cut through tissue."""
+# The encoder stays loaded because notebooks predict one image after another.
 _load_encoder = lru_cache(maxsize=1)(load_encoder)
 
 
 @dataclass(frozen=True, eq=False)
 class ImageRates:
-    """Rates on an image, on a grid of 2 µm bins from the image's top left corner on.
+    """Rates on an image, on a grid of 2 µm bins that begins at the image's top left corner.
 
     Attributes:
         panel: the genes.
-        rates: (G, R, C) float32, expected UMIs per 2 µm bin; NaN where no patch lies.
-        tissue_mask: (R, C) bool, True = tissue. Glass inside a patch has rates too.
+        rates: (G, R, C) float32, expected UMIs per 2 µm bin; NaN outside patches.
+        tissue_mask: (R, C) bool, True = tissue. Glass inside a patch has rates as well.
         image: (2R, 2C, 3) uint8, the image at 1 µm/px, white beyond its edge.
     """
 
@@ -73,24 +73,24 @@ def predict_array(
     min_tissue: float = MIN_TISSUE,
     progress: Progress = SILENT,
 ) -> ImageRates:
-    """Predict the rates on an image in memory: what ``vst predict`` does, but nothing is written.
+    """Predict the rates on an image in memory, as ``vst predict`` does, without writing files.
 
     Args:
-        run: trained.
+        run: the trained run.
         panel: its genes.
         pixels: (H, W, 3) uint8 RGB.
         mpp: µm per pixel.
         weights: the encoder's weights file, instead of the hub.
         device: where the encoder runs.
-        min_tissue: smallest share of tissue in a patch that is predicted; one without any never
-            is.
-        progress: who listens.
+        min_tissue: smallest share of tissue in a patch that is predicted; a patch without tissue
+            never is.
+        progress: receives notes, warnings and step counts.
 
     Raises:
-        ValueError: the array is no RGB picture.
-        SlideError: the pixels are too coarse to show nuclei, there is no tissue, or it can be no
-            H&E.
-        ConfigError: the encoder's weights cannot be had, or are others than the run's.
+        ValueError: the array is not an RGB image.
+        SlideError: the pixels are too coarse to show nuclei, there is no tissue, or the
+            picture cannot be H&E.
+        ConfigError: the encoder's weights cannot be loaded, or differ from the run's.
     """
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or not pixels.size:
         raise ValueError(f"image: expected uint8 (H, W, 3) RGB; got {pixels.dtype} {pixels.shape}")
@@ -115,7 +115,7 @@ def predict_array(
 
 
 def _at_1um(pixels: UInt8Array, mpp: float, shape: tuple[int, int]) -> UInt8Array:
-    """The image at 1 µm/px, its far edge to the nearest pixel, on a grid of ``shape`` bins."""
+    """The image at 1 µm/px on a grid of ``shape`` bins, with whole pixels at its far edges."""
     sides = [max(1, round(n * mpp)) for n in pixels.shape[:2]]
     small = cv2.resize(pixels, (sides[1], sides[0]), interpolation=cv2.INTER_AREA)
     canvas = np.full((BIN_UM * shape[0], BIN_UM * shape[1], 3), 255, np.uint8)

@@ -1,4 +1,4 @@
-"""The finished Zarr folder as what was asked for: itself, or one file with the rates at 8 µm."""
+"""Converts a finished Zarr folder to the requested format, if it is a single file."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ _LONGEST_PICTURE_PX = 2000  # as Space Ranger's hires image
 
 
 def convert(folder: Path, out: Path, name: str, panel: Panel, picture: Picture) -> None:
-    """Make the result from the finished Zarr folder: the folder itself, or one file of it.
+    """Make the result from the finished Zarr folder: the folder itself, or one file.
 
     Args:
-        folder: written by `predict_slide`; moved where it is the result.
+        folder: written by `predict_slide`; it is moved if it is the result.
         out: what to write.
         name: ``"spatialdata"``, ``"ome-zarr"``, ``"h5ad"`` or ``"npz"``. The last two hold the
-            rates at 8 µm in memory: 4 bytes a gene and cell.
+            rates at 8 µm in memory: 4 bytes per gene and cell.
         panel: its genes.
-        picture: of the slide.
+        picture: H&E image of the slide.
     """
     if name not in ("h5ad", "npz"):
         folder.rename(out)

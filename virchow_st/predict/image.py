@@ -1,4 +1,4 @@
-"""The steps that all predictions on an image share: its grid, its encoder, and the loop."""
+"""The steps that all predictions on an image share: grid, encoder, and the loop over patches."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ from virchow_st.types import (
 )
 
 OVERVIEW_LEVEL = 3
-"""Where tissue is looked for: 4 to 10 µm/px, so many halvings above the picture's finest level."""
-_FINEST_UM = 1.05  # not 1: a scanner's 40x is 0.25 µm/px within a few per cent
+"""Pyramid level on which tissue is found, 4 to 10 µm/px; level 0 is the finest."""
+_FINEST_UM = 1.05  # not 1: 40x scans have 0.25 µm/px within a few per cent
 _BATCH_PATCHES = 16
 
 
 class TrainedRun(Protocol):
-    """What prediction asks of a run; `virchow_st.predict.load.Run` is one."""
+    """The part of a run that prediction uses; implemented by `virchow_st.predict.load.Run`."""
 
     @property
     def path(self) -> Path:
@@ -47,7 +47,7 @@ class TrainedRun(Protocol):
 
     @property
     def state(self) -> dict[str, Any]:
-        """Of the checkpoint: ``encoder``, ``grid`` and ``dim`` of the tokens."""
+        """``encoder``, ``grid`` and ``dim`` of the tokens, from the checkpoint."""
 
     @property
     def wants_image(self) -> bool:
@@ -58,9 +58,10 @@ class TrainedRun(Protocol):
 
 
 def picture_factor(image: SlideImage, mpp: float) -> int:
-    """Pixels a side that make one of the picture's: whole, so that averages are of whole pixels.
+    """Image pixels per side that are averaged to one pixel of the written H&E image.
 
-    As many as make 1.05 µm or less (mpp 0.25 → 4, so 1 µm/px; mpp 0.274 → 3, so 0.82).
+    The largest whole number whose pixels span at most 1.05 µm (mpp 0.25 → 4, which gives 1 µm/px;
+    mpp 0.274 → 3, which gives 0.82 µm/px).
     """
     wanted = max(1.0, _FINEST_UM / mpp)
     step = image.level_factor(wanted)
@@ -68,13 +69,13 @@ def picture_factor(image: SlideImage, mpp: float) -> int:
 
 
 def scaling(mpp: float) -> Homography:
-    """Bins to px where bin (0, 0) lies in the image's corner: no turn, no mirror."""
+    """Homography from bins to px whose bin (0, 0) lies in the corner of the image: a scaling."""
     pitch = BIN_UM / mpp
     return Homography(np.array([[pitch, 0, pitch / 2], [0, pitch, pitch / 2], [0, 0, 1]]))
 
 
 def grid_shape(image: SlideImage, mpp: float, multiple: int = CELL_BINS) -> tuple[int, int]:
-    """Rows and columns of the 2 µm grid: the whole image, up to a multiple of so many bins."""
+    """Rows and columns of the 2 µm grid that covers the image, rounded up to ``multiple`` bins."""
     side = BIN_UM * multiple
     rows, cols = (
         max(1, int(np.ceil(size * mpp / side - 1e-9))) * multiple
@@ -84,7 +85,7 @@ def grid_shape(image: SlideImage, mpp: float, multiple: int = CELL_BINS) -> tupl
 
 
 def on_cells(mask: BoolArray, um_per_px: float, shape: tuple[int, int]) -> BoolArray:
-    """The tissue mask on cells of 8 µm over a grid of ``shape`` bins: the pixel at their centre."""
+    """The tissue mask on 8 µm cells of a grid of ``shape`` bins, read at the cells' centres."""
     side = BIN_UM * CELL_BINS
     row, col = (
         ((np.arange(bins // CELL_BINS) + 0.5) * side / um_per_px).astype(int) for bins in shape
@@ -125,16 +126,16 @@ def open_encoder(
     device: str,
     load: Callable[..., Encoder] = load_encoder,
 ) -> Encoder:
-    """The encoder of the run's stores, or an error: no other would make the same tokens.
+    """Load the encoder of the run's stores; another encoder is an error, as its tokens differ.
 
     Args:
-        run: whose tokens are wanted.
-        weights: a local file instead of the hub; empty for the hub.
+        run: the run that defines the encoder.
+        weights: a local file; empty to load from the hub.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
-        load: `load_encoder`, or what keeps an encoder that it loaded.
+        load: `load_encoder`, or a cached version of it.
 
     Raises:
-        ConfigError: the weights cannot be had, or are others than the run's.
+        ConfigError: the weights cannot be loaded, or differ from the run's.
     """
     wanted, grid = run.state["encoder"], run.state["grid"]
     encoder = load(wanted["name"], weights=weights, device=device, token_um=PATCH_UM // grid)
@@ -143,7 +144,8 @@ def open_encoder(
     ):  # fmt: skip
         raise ConfigError(
             f"{weights or encoder.name}: expected the weights of {named(wanted)}, on whose "
-            f"tokens {run.path} was trained; got {encoder.weights_hash}; give those with --weights"
+            f"tokens {run.path} was trained; got {encoder.weights_hash}; give the run's "
+            "weights with --weights"
         )
     return encoder
 
@@ -164,7 +166,7 @@ def predict_patches(
 ) -> None:
     """Render, encode and decode every patch, and stitch the rates (runs × genes, 128, 128).
 
-    Batch by batch; one is rendered while another is encoded and decoded.
+    One batch is rendered while another is encoded and decoded.
     """
     homography = scaling(mpp)
     wants_image = any(run.wants_image for run in runs)
@@ -178,11 +180,11 @@ def predict_patches(
         return [np.stack([images[k][0] for images in rendered]) for k in range(len(sizes))]
 
     n = len(patches)
-    size = min(_BATCH_PATCHES, encoder.batch)  # that of a GPU with little memory is small
+    size = min(_BATCH_PATCHES, encoder.batch)  # small on a GPU with little memory
     batches = [range(s, min(s + size, n)) for s in range(0, n, size)]
-    with ThreadPoolExecutor(1) as renderer:  # one thread, as an image handle belongs to one
+    with ThreadPoolExecutor(1) as renderer:  # one thread: an image handle belongs to one thread
         for batch, images in ahead(renderer, batches, render):
-            # As a store keeps them, so that the decoder sees what it was trained on.
+            # Rounded as in a store, so that the decoder gets inputs like those of its training.
             tokens = encoder.encode(images[0]).tokens.astype(np.float16)
             stored = None
             if wants_image:

@@ -18,18 +18,18 @@ from virchow_st.types import (
 
 
 def lay_over(tissue: BoolArray, min_tissue: float, overlap_bins: int = 0) -> PatchTable:
-    """Lay patches from bin (0, 0) on until the grid is covered; the last may reach beyond it.
+    """Lay patches from bin (0, 0) until they cover the grid; the last may extend beyond it.
 
-    Strides are whole cells of 8 µm, so that none is half covered.
+    Strides are whole cells of 8 µm, so that no cell is partly covered.
 
     Args:
         tissue: (R, C) bool, cells of 8 µm.
-        min_tissue: smallest share of tissue in a kept patch; one without any is never kept.
+        min_tissue: smallest share of tissue in a kept patch; a patch without tissue is never kept.
         overlap_bins: bins that neighbours share, a multiple of 4, at most half a patch.
 
     Returns:
-        The kept patches, block by block (`BLOCK_BINS`), row-major: the order in which the fewest
-        blocks are unfinished at a time.
+        The kept patches, block by block (`BLOCK_BINS`) in row-major order, which keeps the number
+        of unfinished blocks small.
 
     Raises:
         SlideError: no patch has enough tissue.
@@ -37,7 +37,7 @@ def lay_over(tissue: BoolArray, min_tissue: float, overlap_bins: int = 0) -> Pat
     if overlap_bins % CELL_BINS or not 0 <= overlap_bins <= PATCH_BINS // 2:
         raise ValueError(f"expected a multiple of {CELL_BINS} up to half a patch")
     starts = [_starts(cells * CELL_BINS, PATCH_BINS - overlap_bins) for cells in tissue.shape]
-    # Tissue cells above and left of each corner, so that a patch takes four look-ups.
+    # Cumulative sums of tissue cells: the cells of a patch follow from four of them.
     reach = [(s[-1] + PATCH_BINS) // CELL_BINS for s in starts]
     area = np.zeros((reach[0] + 1, reach[1] + 1), np.int64)
     area[1 : tissue.shape[0] + 1, 1 : tissue.shape[1] + 1] = tissue
@@ -63,7 +63,7 @@ def lay_over(tissue: BoolArray, min_tissue: float, overlap_bins: int = 0) -> Pat
 
 
 def _starts(n_bins: int, stride: int) -> Int64Array:
-    """First bins of the patches that cover an axis of ``n_bins``."""
+    """First bins of the patches that cover an axis of ``n_bins`` bins."""
     return stride * np.arange(1 + max(0, -(-(n_bins - PATCH_BINS) // stride)))
 
 
@@ -79,7 +79,8 @@ def covered(tissue: BoolArray, patches: PatchTable) -> float:
 def window(overlap_bins: int) -> Float32Array:
     """Weight of a patch's bins where patches overlap, (128, 128).
 
-    Along each axis a raised cosine over the overlap, 1 between; neighbours' weights add up to 1.
+    Along each axis a raised cosine over the overlap and 1 elsewhere; the weights of neighbours sum
+    to 1.
     """
     ramp = np.sin(np.pi / 2 * (np.arange(overlap_bins) + 0.5) / max(overlap_bins, 1)) ** 2
     side = np.ones(PATCH_BINS)

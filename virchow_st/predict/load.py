@@ -33,8 +33,8 @@ class Run:
 
     Attributes:
         path: the run directory.
-        config, panel, split: what it was trained as.
-        state: of the checkpoint: epoch, encoder, token grid and dimension.
+        config, panel, split: settings, genes and split of the training.
+        state: epoch, encoder, token grid and token dimension, from the checkpoint.
         decoder, objective: in evaluation mode, on ``device``.
     """
 
@@ -49,12 +49,12 @@ class Run:
 
     @property
     def train_rate(self) -> Float64Array:
-        """(G,) mean UMIs of a 2 µm tissue bin in training: the gene-mean baseline."""
+        """(G,) mean UMIs per 2 µm tissue bin of the training patients: the gene-mean baseline."""
         return self.objective.train_rate.double().cpu().numpy()
 
     @property
     def wants_image(self) -> bool:
-        """Whether the decoder looks at the image as well as at the tokens."""
+        """Whether the decoder reads the image as well as the tokens."""
         return self.decoder.wants_image
 
     def predict(self, patch: Patch) -> Float32Array:
@@ -77,8 +77,8 @@ class Run:
         if not isinstance(patch, Patch):
             raise TypeError(
                 f"patch: expected a patch of a store, such as store[0]; got "
-                f"{type(patch).__name__}; use predict_store for a store, predict_image for a "
-                "picture"
+                f"{type(patch).__name__}; use predict_store for a store, predict_image for an "
+                "image"
             )
         self.check_store(patch.store)
         return self._rates([patch])[0]
@@ -101,27 +101,27 @@ class Run:
     def predict_image(
         self, pixels: UInt8Array, *, mpp: float, weights: str = "", min_tissue: float = MIN_TISSUE
     ) -> ImageRates:
-        """Predict expected UMIs per 2 µm bin on an H&E picture in memory.
+        """Predict expected UMIs per 2 µm bin on an H&E image in memory.
 
-        The picture is treated as ``vst predict`` treats a slide: tissue is found and covered with
+        The image is treated as ``vst predict`` treats a slide: tissue is found and covered with
         overlapping patches, which are encoded and decoded. The run's encoder stays loaded for the
-        next picture. All rates are held in memory (4 bytes per gene and bin), so this is for
-        pictures of a few mm; `virchow_st.predict_slide` streams whole slides to disk.
+        next image. All rates are held in memory (4 bytes per gene and bin), so this is for
+        images of a few mm; `virchow_st.predict_slide` streams whole slides to disk.
 
         Args:
             pixels: (H, W, 3) uint8 RGB.
-            mpp: µm per pixel of the picture, for instance 0.25 for a 40x scan.
+            mpp: µm per pixel of the image, for instance 0.25 for a 40x scan.
             weights: the encoder's weights file, instead of the hub.
             min_tissue: smallest fraction of tissue in a patch that is predicted. By default every
                 patch with tissue is, though decoders were trained on patches with half or more.
 
         Returns:
-            Rates, tissue mask and the picture on the lattice of 2 µm bins.
+            Rates, tissue mask and the image on the lattice of 2 µm bins.
 
         Raises:
-            ConfigError: the weights cannot be had, or are of another encoder than the run's.
-            SlideError: the picture shows no tissue or is too coarse.
-            ValueError: the array is not an RGB picture.
+            ConfigError: the weights cannot be loaded, or are of another encoder than the run's.
+            SlideError: the image shows no tissue or is too coarse.
+            ValueError: the array is not an RGB image.
 
         Example:
             >>> run.predict_image(pixels, mpp=0.5)["EPCAM"].shape  # doctest: +SKIP
@@ -150,7 +150,12 @@ class Run:
 
     @torch.inference_mode()
     def rates(self, tokens: Array, image: UInt8Array | None = None) -> Float32Array:
-        """(B, T, T, D) tokens, and (B, 256, 256, 3) images if wanted, to (B, G, 128, 128)."""
+        """Rates (B, G, 128, 128) float32, expected UMIs per 2 µm bin, of a batch of patches.
+
+        Args:
+            tokens: (B, T, T, D) float16.
+            image: (B, 256, 256, 3) uint8 RGB if `wants_image`, else None.
+        """
         output = decode(self.decoder, tokens, image, self.device)
         return self.objective.rate(output).cpu().numpy()
 
@@ -170,7 +175,7 @@ def load_run(path: Path | str, device: str = "auto") -> Run:
     """Load the best checkpoint of a run directory.
 
     Args:
-        path: what ``vst train --run`` wrote.
+        path: run directory written by ``vst train --run``.
         device: where to predict: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
 
     Raises:
@@ -185,7 +190,7 @@ def load_run(path: Path | str, device: str = "auto") -> Run:
     panel = Panel.read(path / "panel.tsv")
     split = Split.read(path / "split.json")
     digest = Split.read_xxh64(path / "split.json")
-    if state.get("split_xxh64", digest) != digest:  # runs of older versions have none
+    if state.get("split_xxh64", digest) != digest:  # runs of older versions do not have it
         raise ConfigError(
             f"{path / 'split.json'}: is not the split that the run was trained with; train anew"
         )

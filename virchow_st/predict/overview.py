@@ -1,4 +1,4 @@
-"""The slide's own picture in the output: a pyramid at about 1 µm/px, in one pass over the file."""
+"""The H&E image of the output: a pyramid from about 1 µm/px, in one pass over the file."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from virchow_st.slide.image import SlideImage
 
 
 def write_picture(folder: Folder, image: SlideImage, mpp: float) -> Picture:
-    """Write ``images/he`` band by band, and each coarser level from the one before.
+    """Write ``images/he`` in bands, then each coarser level from the one before.
 
     Args:
-        folder: where to.
+        folder: the Zarr folder to write to.
         image: the slide.
-        mpp: of its pixels.
+        mpp: µm per pixel of the slide.
 
     Raises:
         SlideError: the image file is damaged.

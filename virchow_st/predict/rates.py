@@ -1,4 +1,4 @@
-"""The rates in the output: finished blocks of the stitcher as their mean and spread over runs."""
+"""The rate images of a prediction: mean and spread over runs of the finished blocks."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from virchow_st.types import CELL_BINS, BoolArray, Float32Array
 class RateImages:
     """``rates_2um`` and ``rates_8um``, and with several runs ``spread_2um`` and ``spread_8um``.
 
-    At 2 µm a pixel is the expected UMIs of a 2 µm bin, at 8 µm those of an 8 µm bin, the sum of its
-    sixteen. The spread is the standard deviation over the runs (n − 1). NaN is where nothing was
-    predicted.
+    A pixel at 2 µm holds the expected UMIs of a 2 µm bin; a pixel at 8 µm those of an 8 µm bin, the
+    sum over its sixteen 2 µm bins. The spread is the standard deviation over the runs (n − 1). Bins
+    without a prediction are NaN.
 
     Args:
-        folder: where to.
+        folder: the Zarr folder to write to.
         panel: its genes are the channels.
-        n_runs: how many runs predict.
+        n_runs: number of runs.
         shape: rows and columns of the 2 µm grid, multiples of 8.
     """
 
@@ -32,7 +32,13 @@ class RateImages:
         self._spread = BinImages(folder, "spread", channels, shape) if n_runs > 1 else None
 
     def write(self, row0: int, col0: int, rates: Float32Array, there: BoolArray) -> None:
-        """Write a block from bin (row0, col0) on: (runs × genes, h, w), NaN where not ``there``."""
+        """Write the block that begins at bin (row0, col0).
+
+        Args:
+            row0, col0: first bin, multiples of 8.
+            rates: (runs × genes, h, w) expected UMIs per 2 µm bin, NaN where not ``there``.
+            there: (h, w) bool, True inside patches.
+        """
         by_run = rates.reshape(self._n_runs, -1, *there.shape)
         at_8um = np.stack([sum_pool(run, CELL_BINS) for run in by_run])
         self._rates.write(row0, col0, by_run.mean(axis=0), at_8um.mean(axis=0))

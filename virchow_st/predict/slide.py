@@ -1,4 +1,4 @@
-"""The whole way from an image to its rates on disk, one visible function."""
+"""Whole-slide prediction from an image file to rates on disk, in one function."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ _SOFTWARE = ("virchow_st", "numpy", "opencv-python-headless", "torch", "timm", "
 
 @dataclass(frozen=True)
 class Prediction:
-    """What `predict_slide` left: the result, the picture of the tissue, and a few numbers."""
+    """Outcome of `predict_slide`: the result, the picture of the tissue, and a few numbers."""
 
     path: Path
     picture: Path
@@ -70,11 +70,11 @@ def predict_slide(
     """Predict the rates of an H&E slide that has no counts.
 
     Args:
-        run_paths: one run, or several of the same encoder and panel, whose mean and spread it is.
-        image_path: the slide.
-        out: what to write; it is there whole or not at all.
+        run_paths: one run, or several of the same encoder and panel, for their mean and spread.
+        image_path: the slide image.
+        out: what to write; it is written completely or not at all.
         config: options.
-        progress: who listens.
+        progress: receives notes, warnings and step counts.
 
     Raises:
         ConfigError, SlideError: a run, its encoder's weights, or the image is missing, damaged or

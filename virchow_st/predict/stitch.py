@@ -1,4 +1,4 @@
-"""Patches in, finished squares of the slide out, with as little as possible held in between."""
+"""Blends overlapping patches and hands on each block of the slide as soon as it is complete."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ Place = tuple[int, int]
 
 
 class Stitcher:
-    """Weighted means of overlapping patches, given out block by block.
+    """Weighted means of overlapping patches, written block by block.
 
-    A block is handed on when the last patch that touches it has come. With patches in the order of
-    `lay_over`, one block is open at a time without overlap, and one row of blocks with it.
+    A block is written after the last patch that touches it was added. With patches in the order of
+    `lay_over`, one block is unfinished at a time without overlap, and one row of blocks with it.
 
     Args:
-        patches: all that will come.
-        overlap_bins: bins that neighbours share.
-        shape: rows and columns of the grid; what reaches beyond is cut off.
-        write: takes a block's first row and column, its rates (N, h, w), NaN where no patch lies,
-            and the mask (h, w) of where one does.
+        patches: all patches that will be added.
+        overlap_bins: bins that neighbouring patches share.
+        shape: rows and columns of the grid; bins beyond it are cut off.
+        write: called with a block's first row and column, its rates (N, h, w), NaN outside patches,
+            and the mask (h, w) bool of the bins inside patches.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class Stitcher:
         )
         self._open: dict[Place, tuple[Float32Array, Float32Array]] = {}
         self.most_open = 0
-        """Blocks held at once so far, at most."""
+        """Largest number of unfinished blocks so far."""
 
     def add(self, row0: int, col0: int, rates: Float32Array) -> None:
         """Add the rates (N, 128, 128) of the patch that begins at bin (row0, col0)."""
@@ -69,7 +69,7 @@ class Stitcher:
         self._write(*place, sums, there)
 
     def _touched(self, row0: int, col0: int) -> list[Place]:
-        """First bins of the blocks in which a patch lies."""
+        """First bins of the blocks that a patch overlaps."""
         axes = [
             range(
                 start // BLOCK_BINS * BLOCK_BINS,

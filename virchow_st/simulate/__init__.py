@@ -1,6 +1,6 @@
-"""Synthetic Visium HD slides whose H&E image and counts come from one known tissue.
+"""Simulated Visium HD slides whose H&E image and counts are generated from one known tissue.
 
-The public names load on first use, so that importing the package stays light.
+The public names are imported on first use, so that importing the package stays fast.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Simulated cohorts: Visium HD slides with an H&E image, counts, and the rates behind them."""
+"""Simulated cohorts: Visium HD slides with an H&E image, counts, and their true rates."""
 
 from __future__ import annotations
 
@@ -43,16 +43,25 @@ _MANIFEST_COLUMNS = ("patient", "outs", "image", "store")
 def simulate_cohort(
     out: Path, config: SimulateConfig, on_slide: Callable[[str], None] | None = None
 ) -> list[Path]:
-    """Simulate a slide for every patient; return the patients' folders in the config's order.
+    """Simulate one slide per patient.
 
-    ``out/PATIENT/`` holds ``outs/`` as Space Ranger 3.x writes it, ``tissue_image.tif`` and
-    ``truth.h5`` (see `true_rate`); ``out/slides.csv`` lists the slides for ``vst extract``, beside
-    any it listed before. A slide depends on the seed, the patient's name, ``bins`` and ``genes``
-    alone. A folder appears whole or not at all; one that holds this very slide is kept as it is.
-    ``on_slide`` is called with the patient's name when its folder stands.
+    ``out/PATIENT/`` contains ``outs/`` in the layout of Space Ranger 3.x, ``tissue_image.tif`` and
+    ``truth.h5`` (see `true_rate`). ``out/slides.csv`` lists the slides for ``vst extract``, in
+    addition to those that it listed before. A slide depends only on the seed, the name of the
+    patient, ``bins`` and ``genes``. A folder is created complete or not at all; a folder that
+    already contains the same slide is kept.
 
-    Raises `ConfigError` for unusable names, for a patient's folder that holds something else, for a
-    ``slides.csv`` with other columns, and where another process is simulating into ``out``.
+    Args:
+        out: Folder of the cohort; created if it does not exist.
+        config: Patients, size of the slides and seed.
+        on_slide: Called with the name of a patient when its folder is complete.
+
+    Returns:
+        The folders of the patients, in the order of the configuration.
+
+    Raises:
+        ConfigError: Unusable names, a patient's folder with other content, a ``slides.csv`` with
+            other columns, or another process that is simulating into ``out``.
     """
     _check_patients(config.patients)
     folders = [out / patient for patient in config.patients]
@@ -83,7 +92,7 @@ def _write_slide(
 ) -> None:
     """Draw one patient's slide and write its files."""
     name = crc32(patient.encode())
-    # A generator for each part: a change in one leaves the others' numbers as they are.
+    # One generator per part, so that a change in one part does not change the others.
     grow, stain, camera, pose, loading, deep, draw, order = (
         np.random.default_rng(s) for s in np.random.SeedSequence([config.seed, name]).spawn(8)
     )
@@ -121,12 +130,12 @@ def _write_slide(
 
 
 def _origin(patient: str, config: SimulateConfig) -> dict[str, str | int]:
-    """What makes a slide the slide it is."""
+    """Parameters that determine a slide."""
     return {"patient": patient, "seed": config.seed, "bins": config.bins, "genes": config.genes}
 
 
 def _stands(folder: Path, origin: dict[str, str | int]) -> bool:
-    """Whether the folder holds this very slide; refuse one that holds anything else."""
+    """Whether the folder contains this slide; raises if it contains anything else."""
     if not folder.exists():
         return False
     found = read_origin(folder / "truth.h5")
@@ -153,7 +162,7 @@ def _check_patients(patients: Sequence[str]) -> None:
 
 
 def _list_slide(path: Path, patient: str) -> None:
-    """Add a patient to ``slides.csv`` (paths relative to it); rows that stand there remain."""
+    """Add a patient to ``slides.csv``, with relative paths; existing rows are kept."""
     rows = {}
     if path.exists():
         head, *listed = [row.cells for row in read_rows(path, "a list of slides")] or [()]

@@ -1,4 +1,4 @@
-"""Random fields, scattered points and blob outlines: the drawing tools of the simulated tissue."""
+"""Random fields, scattered points and outlines, from which the simulated tissue is drawn."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ _SUBPIXEL_BITS = 4
 
 
 def smooth_noise(rng: np.random.Generator, side: int, sigma: float) -> Float32Array:
-    """A Gaussian random field (side, side) float32, mean 0, sd about 1, smooth over ``sigma`` px.
+    """Draw a smooth Gaussian random field (side, side) float32, mean 0, sd about 1.
 
-    It is drawn on a grid coarse enough that the smoothing costs nothing, then interpolated.
+    ``sigma`` is the length over which it is smooth, px.
+
+    It is drawn and smoothed on a coarse grid, where smoothing is cheap, and then interpolated.
     """
     step = max(1.0, sigma / 2.0)
     coarse = int(np.ceil(side / step)) + 8
@@ -28,7 +30,7 @@ def smooth_noise(rng: np.random.Generator, side: int, sigma: float) -> Float32Ar
 def scatter(
     rng: np.random.Generator, side: int, spacing: float, jitter: float = 0.28
 ) -> Float64Array:
-    """Points of a jittered hexagonal lattice over a canvas: (N, 2) float64 ``x, y`` px.
+    """Draw points of a jittered hexagonal lattice over a canvas: (N, 2) float64 ``x, y`` px.
 
     ``jitter`` is the sd of the displacement as a share of ``spacing`` (px between neighbours).
     """
@@ -58,7 +60,7 @@ def blobs(
     roughness: float,
     vertices: int = 20,
 ) -> Float64Array:
-    """Outlines of deformed ellipses: (N, vertices, 2) float64 ``x, y`` px.
+    """Draw outlines of deformed ellipses: (N, vertices, 2) float64 ``x, y`` px.
 
     ``centres`` and ``semi_axes`` are (N, 2) px, ``angles`` (N,) radians from the x axis to the
     first semi-axis; ``roughness`` is the relative size of the low harmonics that bend the outline.
@@ -92,7 +94,7 @@ def depth_px(mask: BoolArray | UInt8Array) -> Float32Array:
 
 
 def voronoi(side: int, points: Array) -> Array:
-    """Label of the nearest point, (side, side) int32; the numbering is arbitrary."""
+    """Label of the nearest point for every pixel, (side, side) int32, in arbitrary numbering."""
     seeds = np.ones((side, side), np.uint8)
     index = np.rint(points).astype(np.int64)
     seeds[index[:, 1], index[:, 0]] = 0
@@ -128,7 +130,7 @@ def along(
 
 
 def strands(rng: np.random.Generator, potential_um: Float32Array, width_um: float) -> Float32Array:
-    """One-dimensional smooth noise looked up by the potential: long strands about a width apart."""
+    """Smooth one-dimensional noise as a function of the potential: strands about a width apart."""
     per_um = 8
     taps = np.hanning(int(2 * width_um * per_um) + 3)
     noise = np.convolve(rng.standard_normal(1 << 15), taps, mode="same")

@@ -20,7 +20,7 @@ _PERSPECTIVE = 1e-3
 
 @dataclass(frozen=True)
 class SlideFrame:
-    """Where the bins lie in the photograph.
+    """Position of the bins in the simulated photograph.
 
     ``homography`` (3, 3) float64 maps (col, row, 1) to (x, y) full-res px; ``width`` and ``height``
     of the photograph in px; ``mpp`` µm per pixel.
@@ -32,7 +32,7 @@ class SlideFrame:
     mpp: float
 
     def to_px(self, cols: Array, rows: Array) -> tuple[Float64Array, Float64Array]:
-        """Full-res ``x, y`` px of bin coordinates ``cols, rows`` (any one shape)."""
+        """Full-resolution ``x, y`` px of bin coordinates ``cols, rows`` (arrays of equal shape)."""
         h = self.homography
         w = h[2, 0] * cols + h[2, 1] * rows + h[2, 2]
         x: Float64Array = (h[0, 0] * cols + h[0, 1] * rows + h[0, 2]) / w
@@ -61,10 +61,14 @@ class SlideFrame:
 
 
 def draw_frame(rng: np.random.Generator, bins: int, mirrored: bool, overhang: bool) -> SlideFrame:
-    """Draw a pose: quarter turns and a few degrees, a slight perspective, perhaps a mirror.
+    """Draw a random frame: quarter turns plus a few degrees, a slight perspective, a mirror.
 
-    With ``overhang`` the photograph ends a few bins inside the capture area, as it may on real
-    slides, so that some bins lie off the image.
+    Args:
+        rng: Source of random numbers.
+        bins: Side of the capture area in bins.
+        mirrored: Whether the photograph is mirrored.
+        overhang: Whether the photograph ends a few bins inside the capture area, as on some real
+            slides, so that some bins lie outside of the image.
     """
     mpp = rng.uniform(0.46, 0.55)
     degrees = 90 * rng.integers(4) + rng.choice([-1, 1]) * rng.uniform(0.8, 4.0)

@@ -1,8 +1,8 @@
-"""The morphology of a simulated section: which material every half-micron pixel is made of.
+"""Morphology of a simulated section: the material of every half-micron pixel.
 
-One map of materials is the common cause of everything that follows. `virchow_st.simulate.stain`
-paints it and `virchow_st.simulate.programmes` turns it into expression, so what a gene does at 2 µm
-can be seen in the image.
+Image and expression are both derived from this map of materials: `virchow_st.simulate.stain` stains
+it, and `virchow_st.simulate.programmes` converts it to expression. Expression at 2 µm is therefore
+predictable from the image.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from virchow_st.types import Array, BoolArray, Float32Array, Float64Array, UInt8
 PX_PER_BIN = 4
 PX_PER_UM = 2.0
 MARGIN_BINS = 24
-"""Canvas beyond the capture area on each side, bins: a photograph shows more than was captured."""
+"""Margin of the canvas around the capture area, bins; a photograph extends beyond that area."""
 
 
 class Material(IntEnum):
-    """What a canvas pixel is made of; nuclei follow the bodies they lie in."""
+    """Material of a canvas pixel; nuclei are listed after the cell bodies."""
 
     GLASS = 0
     COLLAGEN = 1
@@ -72,7 +72,7 @@ _SHAPES: dict[Material, tuple[float, float, float, float]] = {
 
 @dataclass(frozen=True)
 class Tissue:
-    """A section on its canvas (side, side), `PX_PER_BIN` px a bin, `MARGIN_BINS` around the bins.
+    """A section on a canvas (side, side), `PX_PER_BIN` px per bin with a margin of `MARGIN_BINS`.
 
     ``material`` uint8 codes of `Material`; ``tone`` float32, how strongly this cell or nucleus is
     built (about 1; stain and RNA both follow it); ``fibre`` float32 about 0 with sd 1, the collagen
@@ -88,15 +88,15 @@ class Tissue:
 
 
 def grow_tissue(rng: np.random.Generator, bins: int) -> Tissue:
-    """Grow a section over ``bins`` x ``bins`` bins: glands, tumour, stroma, vessels, immune cells.
+    """Draw a section of ``bins`` x ``bins`` bins: glands, tumour, stroma, vessels, immune cells.
 
-    Memory is about 100 bytes a canvas pixel: 0.8 GB for 640 bins.
+    It takes about 100 bytes per canvas pixel: 0.8 GB for 640 bins.
     """
     return _Section(rng, bins).grown()
 
 
 class _Section:
-    """A section while it grows; each method adds one kind of structure."""
+    """A section under construction; each method adds one kind of structure."""
 
     def __init__(self, rng: np.random.Generator, bins: int) -> None:
         side = (bins + 2 * MARGIN_BINS) * PX_PER_BIN
@@ -119,7 +119,7 @@ class _Section:
         return Tissue(self.material, self.tone, fibre, thickness, self.outline)
 
     def _outline(self) -> BoolArray:
-        """A rounded, ragged piece that ends a little inside the capture area."""
+        """Outline of the tissue: a rounded, ragged shape slightly inside the capture area."""
         half = self.bins * PX_PER_BIN / 2
         across = np.abs(np.arange(self.side) + 0.5 - self.side / 2) / half
         radius = (across[:, None] ** 4 + across[None, :] ** 4) ** 0.25
@@ -129,7 +129,7 @@ class _Section:
         return outline
 
     def _tumour(self) -> None:
-        """Nests of tumour cells, parted by thin septa."""
+        """Nests of tumour cells, separated by thin septa."""
         rng, side = self.rng, self.side
         field = smooth_noise(rng, side, 42 * PX_PER_UM)
         field += 0.16 * smooth_noise(rng, side, 7 * PX_PER_UM)
@@ -146,7 +146,7 @@ class _Section:
         self.epithelial_nuclei.append((Material.TUMOUR_NUCLEUS, centres, angles))
 
     def _glands(self) -> None:
-        """Rings of columnar cells round a lumen, with goblet cells and basal nuclei."""
+        """Rings of columnar cells around a lumen, with goblet cells and basal nuclei."""
         rng, side = self.rng, self.side
         centres = scatter(rng, side, 92 * PX_PER_UM, jitter=0.10)
         where = smooth_noise(rng, side, 60 * PX_PER_UM)

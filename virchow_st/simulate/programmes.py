@@ -1,4 +1,4 @@
-"""Gene programmes: how strongly each material expresses, and how genes share in the programmes.
+"""Gene programmes: expression of each material, and loadings of genes on programmes.
 
 The rate of a gene is ``depth[row, col] * sum_k loading[gene, k] * programme_k[row, col]``: expected
 UMIs per 2 µm bin. Programmes are areas of materials weighted by `_EXPRESSION`, blurred by the
@@ -75,14 +75,14 @@ _EXPRESSION: dict[str, dict[Material, float]] = {
     "nuclear": {m: 1.5 for m in Material if m.name.endswith("_NUCLEUS")},
 }
 AMBIENT = "ambient"
-"""The last programme: free transcripts, the same in every bin, tissue or not."""
+"""The last programme: ambient transcripts, equal in all bins inside and outside of tissue."""
 PROGRAMMES = (*_EXPRESSION, AMBIENT)
-# Mean of each programme over the tissue of a typical section; turns a gene's mean into loadings.
+# Mean of each programme over the tissue of a typical section; converts gene means to loadings.
 _TYPICAL_MEAN = np.array([0.29, 0.07, 0.20, 0.30, 0.11, 0.12, 0.03, 0.30, 0.53, 0.45, 1.0])
 _AMBIENT_SHARE = 0.01
 
-# The sixty most abundant genes by the programme each mainly follows; what is left of it follows
-# housekeeping. Two gene ids carry the symbol HSPA14, as in the human reference.
+# The sixty most abundant genes by their main programme; the rest of their expression follows the
+# housekeeping programme. Two gene ids have the symbol HSPA14, as in the human reference.
 _MARKERS: dict[str, str] = {
     "epithelial": "EPCAM KRT8 KRT18 KRT19 KRT20 CDH1 CLDN4 CEACAM5 CEACAM6 LGALS4 TSPAN8 S100A6",
     "secretory": "PIGR MUC2 FCGBP TFF3 AGR2 SPINK4 ZG16 OLFM4",
@@ -99,7 +99,7 @@ _MARKERS: dict[str, str] = {
 
 @dataclass(frozen=True)
 class Genes:
-    """The genes of a cohort: ``ids`` and ``symbols`` (G,), ``loadings`` (G, K) float64."""
+    """Genes of a cohort: ``ids`` and ``symbols`` (G,), ``loadings`` (G, K) float64."""
 
     ids: tuple[str, ...]
     symbols: tuple[str, ...]
@@ -133,7 +133,7 @@ def draw_genes(rng: np.random.Generator, n_genes: int) -> Genes:
 
 
 def patient_loadings(rng: np.random.Generator, genes: Genes) -> Array:
-    """The cohort's loadings (G, K) float64 with a patient's own deviations of about 10 %."""
+    """Draw the loadings of a patient, (G, K) float64: the cohort's, varied by about 10 %."""
     loadings: Array = genes.loadings * np.exp(rng.normal(0.0, 0.1, genes.loadings.shape))
     return loadings
 
@@ -154,13 +154,13 @@ def material_areas(tissue: Tissue, weight: Float32Array) -> Float32Array:
 
 
 def nuclear_map(tissue: Tissue) -> Float32Array:
-    """Share of every bin that is nucleus, (bins, bins) float32 in 0..1, before any diffusion."""
+    """Share of every bin covered by nuclei, (bins, bins) float32 in 0 to 1, before diffusion."""
     nuclear = tissue.material >= Material.GLAND_NUCLEUS
     return _inner(_bin_mean(nuclear.astype(np.float32)))
 
 
 def tissue_map(tissue: Tissue) -> Array:
-    """Bins more than half inside the outline of the tissue, (bins, bins) bool."""
+    """Tissue mask (bins, bins), bool: True for bins more than half inside the tissue outline."""
     inside: Array = _inner(_bin_mean(tissue.outline.astype(np.float32))) > 0.5
     return inside
 

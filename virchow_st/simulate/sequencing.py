@@ -1,4 +1,4 @@
-"""Sequencing depth and the Poisson draw of a simulated slide's UMI counts."""
+"""Sequencing depth and Poisson-distributed UMI counts of a simulated slide."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class SlideCounts:
     count: Array
 
     def columns(self, order: Int64Array) -> SlideCounts:
-        """The bins ``order`` (N,), in that order."""
+        """Counts of the bins ``order`` (N,), in that order."""
         lengths = np.diff(self.indptr)[order]
         indptr = np.concatenate([[0], np.cumsum(lengths)])
         source = np.repeat(self.indptr[order] - indptr[:-1], lengths) + np.arange(indptr[-1])
@@ -38,10 +38,11 @@ class SlideCounts:
 def draw_depth(
     rng: np.random.Generator, programmes: Float32Array, loadings: Float32Array, tissue: BoolArray
 ) -> Float32Array:
-    """Sequencing depth (R, C) float32: the patient's, row and column stripes, slow local drift.
+    """Draw the sequencing depth (R, C) float32 with row and column stripes and smooth local drift.
 
-    It is scaled so that the `TOP_GENES` most abundant genes together have `_TOP_UMI` UMIs in a mean
-    tissue bin, which leaves 3-6 % of their counts non-zero, then by the patient's own 0.79-1.27.
+    It is scaled so that the `TOP_GENES` most abundant genes together have `_TOP_UMI` UMIs in an
+    average tissue bin, so that 3-6 % of their counts are non-zero, and then by a factor of 0.79 to
+    1.27 per patient.
     """
     rows, cols = tissue.shape
     patient = np.exp(rng.choice([-1, 1]) * rng.uniform(0.08, 0.24))
@@ -62,10 +63,10 @@ def draw_counts(
 ) -> SlideCounts:
     """Draw independent Poisson counts of rate ``depth * loadings @ programmes`` for every bin.
 
-    A bin's UMIs from programme k number Poisson(depth * programme_k * sum_g loading[g, k]), and
-    each belongs to gene g with probability loading[g, k] / sum. Splitting a Poisson number at
-    random gives independent Poisson numbers, and sums of those are Poisson: the law per (gene, bin)
-    is exact, at the cost of the UMIs drawn instead of genes x bins.
+    The number of UMIs of a bin from programme k is Poisson(depth * programme_k * sum_g loading[g,
+    k]), and each UMI belongs to gene g with probability loading[g, k] / sum. Random splits of a
+    Poisson number are independent Poisson numbers, and their sums are Poisson. The distribution per
+    (gene, bin) is therefore exact, at a cost proportional to the UMIs instead of genes x bins.
     """
     n_genes = loadings.shape[0]
     keys = []

@@ -1,7 +1,7 @@
-"""Writes a slide as Space Ranger 3.x lays it out, and its microscope image.
+"""Writes a slide in the layout of Space Ranger 3.x, and its microscope image.
 
-Types and compression are those of real outputs. Matrix columns and position rows come in the random
-orders the caller gives: a reader that trusts any order is wrong on some release.
+Types and compression are those of real outputs. Matrix columns and position rows are written in the
+random orders given by the caller, because their order differs between releases of Space Ranger.
 """
 
 from __future__ import annotations
@@ -29,7 +29,12 @@ _FIDUCIAL_UM = 330.0
 
 
 def barcodes(rows: Array, cols: Array) -> Array:
-    """Space Ranger's 2 µm barcodes of bins, (N,) S21."""
+    """Barcodes of 2 µm bins as Space Ranger writes them, (N,) S21.
+
+    Example:
+        >>> barcodes(np.array([3]), np.array([12])).tolist()
+        [b's_002um_00003_00012-1']
+    """
     names = [
         f"s_002um_{r:05d}_{c:05d}-1" for r, c in zip(rows.tolist(), cols.tolist(), strict=True)
     ]
@@ -110,7 +115,7 @@ def write_spatial_images(spatial: Path, image: UInt8Array, frame: SlideFrame) ->
         "tissue_hires_scalef": scales["hires"],
     }
     (spatial / "scalefactors_json.json").write_text(json.dumps(factors, indent=1) + "\n", "utf-8")
-    # The image users confuse with the microscope's: small, grey and turned.
+    # Users confuse this image with the microscope image: it is small, grey and rotated.
     grey = cv2.cvtColor(cv2.rotate(image, cv2.ROTATE_90_CLOCKWISE), cv2.COLOR_RGB2GRAY)
     decoy = cv2.resize(grey, (320, 300), interpolation=cv2.INTER_AREA)
     tifffile.imwrite(spatial / "cytassist_image.tiff", decoy)

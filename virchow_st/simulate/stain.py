@@ -1,4 +1,4 @@
-"""H&E of a simulated section: optical densities of the two stains, then light (Beer-Lambert)."""
+"""H&E image of a simulated section, from optical densities of two stains (Beer-Lambert law)."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ _DENSITY: dict[Material, tuple[float, float]] = {
     Material.PLASMA_NUCLEUS: (1.40, 0.42),
     Material.ENDOTHELIAL_NUCLEUS: (1.15, 0.45),
 }
-# Red, green and blue absorbance of the two stains, before a laboratory's own variation.
+# Red, green and blue absorbance of the two stains, before variation between laboratories.
 _STAINS = np.array([[0.65, 0.68, 0.33], [0.16, 0.86, 0.43]])
 _BAND = 512
 
 
 @dataclass(frozen=True)
 class Laboratory:
-    """How one patient's section was stained and photographed.
+    """Stain and camera of the section of one patient.
 
     ``stains`` (2, 3) float64 unit absorbances of haematoxylin and eosin; ``strength`` (2,) float64;
     ``light`` (3,) float64, the 8-bit value of bare glass; ``blur_px`` and ``noise`` (8-bit steps)
@@ -75,7 +75,7 @@ def stain_density(rng: np.random.Generator, tissue: Tissue) -> Float32Array:
     nuclear = tissue.material >= FIRST_NUCLEUS
     grain = 0.7 * smooth_noise(rng, side, 1.0) + 0.7 * smooth_noise(rng, side, 1.1 * PX_PER_UM)
 
-    # Chromatin: coarse clumps, a dark rim, a paler inside.
+    # Chromatin: coarse clumps, a dark rim, a paler centre.
     inside = np.minimum(depth_px(nuclear) / (2.2 * PX_PER_UM), 1.0)
     chromatin = (1.0 + 0.20 * grain) * (1.12 - 0.30 * inside)
     collagen = np.clip(1.0 + 0.42 * tissue.fibre, 0.05, 2.2)
@@ -89,13 +89,13 @@ def stain_density(rng: np.random.Generator, tissue: Tissue) -> Float32Array:
 def photograph(
     rng: np.random.Generator, density: Float32Array, frame: SlideFrame, laboratory: Laboratory
 ) -> UInt8Array:
-    """The full-resolution H&E (frame.height, frame.width, 3) uint8 RGB of a canvas of densities."""
+    """Render a canvas of densities as full-resolution H&E image, (height, width, 3) uint8 RGB."""
     warped = frame.warp(density)
     cv2.GaussianBlur(warped, (0, 0), laboratory.blur_px, dst=warped)
     absorbance = (laboratory.stains * laboratory.strength[:, None]).astype(np.float32)
     light = laboratory.light.astype(np.float32)
     image = np.empty((frame.height, frame.width, 3), np.uint8)
-    for top in range(0, frame.height, _BAND):  # in bands: a whole slide in float would not fit
+    for top in range(0, frame.height, _BAND):  # in bands, to save memory
         rows = slice(top, top + _BAND)
         value = light * np.exp(-(warped[rows] @ absorbance))
         value += laboratory.noise * rng.standard_normal(value.shape, dtype=np.float32)

@@ -1,4 +1,4 @@
-"""``truth.h5``: the factors from which the exact rate of every count is rebuilt."""
+"""``truth.h5``: the factors from which the true rate of every count can be computed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TRUTH_FORMAT = "virchow_st.truth/1"
 
 @dataclass(frozen=True)
 class Truth:
-    """What a simulated slide was drawn from.
+    """Parameters from which the counts of a simulated slide were drawn.
 
     ``programmes`` (K, R, C) float32, diffused; ``loadings`` (G, K) float32; ``depth`` (R, C)
     float32; ``nuclei`` (R, C) float32, share of the bin that is nucleus; ``homography`` (3, 3)
@@ -56,7 +56,7 @@ def write_truth(path: Path, truth: Truth, origin: dict[str, str | int]) -> None:
 
 
 def read_origin(path: Path) -> dict[str, str | int]:
-    """The origin that `write_truth` was given; empty where the file is absent or something else."""
+    """Read the origin given to `write_truth`; empty if the file is absent or of another format."""
     try:
         with h5py.File(path, "r") as f:
             attrs = dict(f.attrs)
@@ -70,11 +70,20 @@ def read_origin(path: Path) -> dict[str, str | int]:
 def true_rate(
     truth_path: Path, gene_ids: Sequence[str], row0: int, col0: int, n_rows: int, n_cols: int
 ) -> Float32Array:
-    """The rates that a simulated slide's counts were drawn from.
+    """True rates from which the counts of a simulated slide were drawn, in a window of bins.
 
-    Returns (len(gene_ids), n_rows, n_cols) float32, expected UMIs per 2 µm bin, for the window
-    whose first bin is ``(row0, col0)``. Raises `SlideError` for another kind of file, an unknown
-    gene or a window that leaves the slide.
+    Args:
+        truth_path: ``truth.h5`` of the slide.
+        gene_ids: Ids of G genes.
+        row0, col0: First bin of the window.
+        n_rows, n_cols: Size of the window in bins.
+
+    Returns:
+        (G, n_rows, n_cols) float32, expected UMIs per 2 µm bin.
+
+    Raises:
+        SlideError: The file is of another format, a gene is unknown, or the window exceeds the
+            slide.
     """
     try:
         f = h5py.File(truth_path, "r")

@@ -1,5 +1,5 @@
-"""``vst train``: stores → the best decoder.
+"""Training of a decoder on stores, ``vst train``.
 
-`train` is the loop; it takes batches from `dataset` through `feed`, and a step is in `learner`.
+`train` has the training loop, `learner` the optimiser step, `dataset` and `feed` the batches.
 docs/training.md is the guide for users.
 """

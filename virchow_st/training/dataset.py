@@ -1,4 +1,4 @@
-"""Stores → batches: tokens, images, panel counts and masks of the same patches, turned jointly."""
+"""Batches of patches from stores: tokens, images, panel counts and masks, rotated together."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ from virchow_st.types import (
     UInt8Array,
 )
 
-N_ORIENTATIONS = 8  # four quarter turns, each flipped or not
+N_ORIENTATIONS = 8  # four quarter turns, each with or without a flip
 
 Allocate = Callable[[str, tuple[int, ...], Any], Array]
-"""Gives an array to write to, from its name, shape and dtype."""
+"""Allocator: (name, shape, dtype) → output array; lets a feed reuse pinned buffers."""
 
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """Which patches make a batch, and how each is turned.
+    """Patches of a batch and their orientations.
 
     Attributes:
-        members: (B,).
-        turns: (B,) orientations, 0 to 7.
+        members: (B,) patches.
+        turns: (B,) orientations, 0 to 7, see `turn`.
     """
 
     members: tuple[Member, ...]
@@ -58,9 +58,12 @@ class BatchPlan:
 def plans(
     members: Sequence[Member], batch_size: int, rng: np.random.Generator | None = None
 ) -> list[BatchPlan]:
-    """Batches that hold all members once; the last may be smaller.
+    """Divide patches into batches, each patch once; the last batch may be smaller.
 
-    With ``rng``, in random order and orientation; without, in order and as they lie.
+    Args:
+        members: Patches to divide.
+        batch_size: Patches per batch.
+        rng: Draws a random order and orientation; if None, order and orientation are kept.
     """
     order = np.arange(len(members)) if rng is None else rng.permutation(len(members))
     turns = np.zeros(len(members), int)
@@ -72,14 +75,14 @@ def plans(
 
 @dataclass(frozen=True)
 class Batch:
-    """Patches ready for a decoder.
+    """A batch of patches in host memory.
 
     Attributes:
-        members: which patches, (B,).
+        members: (B,) patches.
         tokens: (B, T, T, D) float16.
-        image: (B, 256, 256, 3) uint8, or None where the decoder does not look at it.
-        targets: UMIs of the panel's genes where there are any, as a loss takes them.
-        tissue_mask: (B, 128, 128) bool.
+        image: (B, 256, 256, 3) uint8 RGB, or None if the decoder does not use it.
+        targets: Sparse UMI counts of the panel's genes, as a loss takes them.
+        tissue_mask: (B, 128, 128) bool, True = tissue.
     """
 
     members: tuple[Member, ...]
@@ -90,7 +93,7 @@ class Batch:
 
     @cached_property
     def counts(self) -> Float32Array:
-        """(B, G, 128, 128) float32 UMIs; made when first asked for, ten times the targets' size."""
+        """Dense counts (B, G, 128, 128), float32 UMIs, computed on first use."""
         return self.targets.dense()
 
 
@@ -98,12 +101,12 @@ class PatchDataset:
     """Patches of several stores, with the counts of one panel.
 
     Args:
-        stores: the run's stores; all from the same encoder.
-        panel: genes, in the order of the counts.
-        wants_image: whether batches carry the patch images.
+        stores: Stores of the run, all from the same encoder.
+        panel: Genes, in the order of the counts.
+        wants_image: Whether batches contain the patch images.
 
     Raises:
-        ConfigError: stores of different encoders or token sizes, or a panel gene is missing.
+        ConfigError: The stores have different encoders or token sizes, or lack a panel gene.
     """
 
     def __init__(self, stores: Sequence[Store], panel: Panel, wants_image: bool = False) -> None:
@@ -119,23 +122,23 @@ class PatchDataset:
 
     @property
     def token_shape(self) -> tuple[int, int, int]:
-        """(T, T, D) of every store."""
+        """Shape (T, T, D) of the tokens of a patch, the same in all stores."""
         return self.stores[0].token_shape
 
     def channels(self, orientation: int) -> Int64Array | None:
-        """(D,) order of a token's channels once the patch is turned, None where none moves."""
+        """Order (D,) of a token's channels in an orientation; None if no channel moves."""
         return self._channels[orientation]
 
     def patch(self, member: Member) -> Patch:
-        """A member's patch."""
+        """Return a patch."""
         return self.stores[member.store][member.patch]
 
     def panel_counts(self, member: Member) -> PanelCounts:
-        """Non-zero UMIs of the panel's genes in a member's patch, as it lies."""
+        """Non-zero counts of the panel's genes in a patch, in its original orientation."""
         return self.patch(member).panel_counts(self._gene_indices[member.store])
 
     def panel_umis(self, store: int) -> int:
-        """UMIs of the panel's genes in one of the stores: at least as many as non-zero counts."""
+        """Total UMIs of the panel's genes in a store, an upper bound of its non-zero counts."""
         return int(self.stores[store].genes.totals[self._gene_indices[store]].sum())
 
     def load(
@@ -144,12 +147,12 @@ class PatchDataset:
         orientations: Sequence[int] | None = None,
         room: Allocate = lambda _, shape, dtype: np.empty(shape, dtype),
     ) -> Batch:
-        """Read patches, each turned by its orientation (0 to 7; all 0 when None).
+        """Read patches and rotate each to its orientation.
 
         Args:
-            members: which.
-            orientations: of each.
-            room: where the batch's arrays come from, such as buffers used again and again.
+            members: Patches to read.
+            orientations: Orientation of each patch, 0 to 7; None for the original orientation.
+            room: Allocates the arrays of the batch, such as in buffers that are reused.
         """
         turns = [0] * len(members) if orientations is None else orientations
         pairs = list(zip(members, turns, strict=True))
@@ -163,7 +166,7 @@ class PatchDataset:
         return Batch(tuple(members), tokens, image, self._targets(pairs, room), mask)
 
     def _tokens(self, pairs: Sequence[tuple[Member, int]], room: Allocate) -> Array:
-        """(B, T, T, D), in memory channel by channel where channels move."""
+        """Tokens (B, T, T, D); if channels move they are contiguous per channel in memory."""
         T, _, D = self.token_shape
         turned = [turn(self.patch(m).tokens, o, axes=(0, 1)) for m, o in pairs]
         if self._channels[0] is None:
@@ -202,7 +205,7 @@ class PatchDataset:
         batch_size: int,
         rng: np.random.Generator | None = None,
     ) -> Iterator[Batch]:
-        """Batches of `plans`, the next one read while the last is used."""
+        """Iterate over the batches of `plans`; the next one is read while the last is used."""
         with ThreadPoolExecutor(1) as reader:
             coming = plans(members, batch_size, rng)
             for _, batch in ahead(reader, coming, lambda p: self.load(p.members, p.turns)):
@@ -211,7 +214,7 @@ class PatchDataset:
 
 @cache
 def turned_positions(orientation: int) -> Array:
-    """(16384,) uint16: where each position of a patch comes to lie when `turn` turns the patch."""
+    """New position of each position of a patch after `turn`, (16384,) uint16."""
     before = np.arange(PATCH_POSITIONS, dtype=np.uint16).reshape(PATCH_BINS, PATCH_BINS)
     after = np.empty(PATCH_POSITIONS, np.uint16)
     after[turn(before, orientation).ravel()] = before.ravel()
@@ -219,7 +222,7 @@ def turned_positions(orientation: int) -> Array:
 
 
 def check_same_encoder(stores: Sequence[Store]) -> None:
-    """Raise `ConfigError` unless all stores hold tokens of the same encoder and size."""
+    """Raise `ConfigError` unless all stores have tokens of the same encoder and size."""
 
     def encoder(store: Store) -> tuple[Any, ...]:
         m = store.manifest

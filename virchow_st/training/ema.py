@@ -1,4 +1,4 @@
-"""A running mean of a decoder's weights, which often generalises better than the last ones do."""
+"""Exponential moving average of a decoder's weights; it often generalises better than the last."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from virchow_st.models.decoders.base import Decoder
 class RunningMean:
     """Exponential moving average of a decoder's weights (Polyak & Juditsky 1992; `--ema`).
 
-    At the t-th step the mean moves by ``1 - min(decay, (1 + t)/(10 + t))`` towards the weights, so
-    that the first ones, which are random, are soon forgotten.
+    At step t the average moves by ``1 - min(decay, (1 + t)/(10 + t))`` towards the weights, so that
+    the random initial weights are soon forgotten.
 
     Args:
-        decoder: whose weights to average.
-        decay: a step's share of what was, 0 to 1.
+        decoder: Decoder whose weights are averaged.
+        decay: Weight of the previous average at each step, 0 to 1.
 
     Attributes:
-        decoder: a twin that has the averaged weights.
+        decoder: Copy of the decoder with the averaged weights.
     """
 
     def __init__(self, decoder: Decoder, decay: float) -> None:
@@ -30,7 +30,7 @@ class RunningMean:
 
     @torch.no_grad()
     def update(self, decoder: Decoder, step: int) -> None:
-        """Move towards the weights of a decoder after its step, counted from 0 over the run."""
+        """Update the average after an optimiser step; steps are counted from 0 over the run."""
         decay = min(self.decay, (1 + step) / (10 + step))
         mean: list[Tensor] = list(self.decoder.parameters())
         now: list[Tensor] = list(decoder.parameters())

@@ -1,4 +1,4 @@
-"""How the trainer calls its decoder: in bfloat16 on a GPU, compiled, in several processes."""
+"""Forward pass of the decoder in training: bfloat16, compilation and several processes."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from virchow_st.models.decoders.variation import RandomLayer
 from virchow_st.runtime.distributed import Processes
 from virchow_st.training.feed.base import DeviceBatch
 
-# Compiling takes about a minute, and saves some milliseconds a batch.
+# Compiling takes about a minute and saves some milliseconds per batch.
 _BATCHES_WORTH_COMPILING = 10_000
 
 
 class Forward:
-    """Batches through a decoder, the outputs float32.
+    """Runs a decoder on batches, with float32 outputs.
 
     Args:
-        decoder: in training, on the device.
-        device: CPU or CUDA.
-        processes: those that share every batch. Gradients of a backward pass are their mean.
-        is_compiled: whether `torch.compile` makes kernels of the decoder. Its head stays as it is.
+        decoder: The decoder that is trained, on the device.
+        device: CPU or CUDA device.
+        processes: Processes that share every batch. A backward pass averages their gradients.
+        is_compiled: Whether to compile the decoder, except its head, with `torch.compile`.
 
     Attributes:
-        about: what was chosen, in words; empty on one CPU.
+        about: Description of precision, compilation and processes; empty for one CPU process.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class Forward:
     ) -> None:
         self._decoder, self._device, self._processes = decoder, device, processes
         on_gpu = device.type == "cuda"
-        # Older GPUs only emulate bfloat16, which is slow; there all is float32.
+        # Older GPUs only emulate bfloat16, which is slow, so float32 is used there.
         self._in_bfloat16 = on_gpu and torch.cuda.get_device_capability(device) >= (8, 0)
         self._drawings = [m for m in decoder.modules() if isinstance(m, RandomLayer)]
         self._called: Callable[..., Tensor] = decoder
@@ -51,9 +51,9 @@ class Forward:
             self._called = _Compiled(decoder, features)
         self._parallel: DistributedDataParallel | None = None
         if processes.size > 1:
-            # Of dimensions of one, whose strides mean nothing.
+            # Harmless warning: DDP compares the strides of dimensions of size 1.
             warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
-            # Buffers do not change, so they need not be sent at every step.
+            # Buffers are constant, so they need not be synchronised at every step.
             known = signature(DistributedDataParallel.__init__).parameters
             kept = (
                 "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
@@ -73,31 +73,31 @@ class Forward:
         self.about = ", ".join(word for word, holds in words.items() if holds)
 
     def __call__(self, batch: DeviceBatch, part: slice, n_whole: int) -> Tensor:
-        """(B, G, 128, 128) float32.
+        """Run the decoder on this process's part of a batch; returns (B, G, 128, 128) float32.
 
         Args:
-            batch: this process's part of a batch.
-            part: which of the whole batch's patches they are.
-            n_whole: how many patches that has.
+            batch: This process's part of a batch.
+            part: Range of its patches within the whole batch.
+            n_whole: Number of patches of the whole batch.
         """
         for drawing in self._drawings:
             drawing.part_of = None if self._parallel is None else (part.start, n_whole)
         return self.of(self._called, batch)
 
     def of(self, decoder: Callable[..., Tensor], batch: DeviceBatch) -> Tensor:
-        """A batch through another decoder, or this one as it is, in the same precision."""
+        """Run any decoder on a batch in the same precision; returns (B, G, 128, 128) float32."""
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._in_bfloat16):
             return decode(decoder, batch.tokens, batch.image, self._device).float()
 
     def gradients_summed(self, when: bool) -> AbstractContextManager[None]:
-        """Forward and backward passes within add up the processes' gradients only ``when``."""
+        """Context in which backward passes average gradients over processes only if ``when``."""
         if self._parallel is None or when:
             return nullcontext()
         return self._parallel.no_sync()
 
 
 class _Compiled(nn.Module):
-    """A decoder whose features come from compiled kernels."""
+    """A decoder with compiled features and an uncompiled head."""
 
     def __init__(self, decoder: Decoder, features: Callable[..., Tensor]) -> None:
         super().__init__()
@@ -117,7 +117,7 @@ class _Compiled(nn.Module):
 
 
 def worth_compiling(config: TrainConfig, device: torch.device, n_batches: int) -> bool:
-    """Whether to compile for a run of so many batches, by ``--compile``."""
+    """Whether to compile the decoder for a run of ``n_batches``, according to ``--compile``."""
     if config.compile == "auto":
         return device.type == "cuda" and n_batches >= _BATCHES_WORTH_COMPILING
     return config.compile == "always"

@@ -1,6 +1,6 @@
-"""All that learns in a training, and one step of it.
+"""Decoder, objective, balance and optimiser of a training run, and one optimiser step.
 
-Shape suffixes: B patches, G genes, R = C = bins a side at 2 µm, S scales.
+Shape suffixes: B patches, G genes, R = C = bins per side at 2 µm, S scales.
 """
 
 from __future__ import annotations
@@ -32,26 +32,26 @@ from virchow_st.types import SCALES_UM, Int64Array
 
 _MAX_GRADIENT_NORM = 1.0
 _WEIGHT_DECAY = 1e-2
-# What an objective learns itself, such as logarithms of dispersions, has far to go in few steps; it
-# does not depend on the decoder's size, so neither does its learning rate.
+# Parameters of the objective, such as log dispersions, have to change much in few steps. They do
+# not depend on the size of the decoder, so neither does their learning rate.
 _OBJECTIVE_LR = 1e-2
 
 
 class Learner:
-    """A decoder with its objective, their optimiser, and how the scales are balanced.
+    """A decoder with its objective, their optimiser, and the balance of the scales.
 
     Args:
-        config: of the run.
-        dataset: says what tokens are like and how many genes there are.
-        members: the training patches.
-        statistics: of those.
-        device: where all of it is.
-        processes: those that share every batch.
-        is_compiled: whether the decoder is compiled.
+        config: Settings of the run.
+        dataset: Patches of the run; gives token shape and number of genes.
+        members: Training patches.
+        statistics: Means and standard deviations of the training patches.
+        device: Device of all modules.
+        processes: Processes that share every batch.
+        is_compiled: Whether the decoder is compiled.
 
     Attributes:
-        decoder, objective, balance, optimizer: as built; the same in all processes.
-        mean: of the decoder's weights over the steps, with ``--ema``.
+        decoder, objective, balance, optimizer: Modules and optimiser, equal in all processes.
+        mean: Moving average of the decoder's weights with ``--ema``, else None.
     """
 
     def __init__(
@@ -84,14 +84,14 @@ class Learner:
         self.optimizer = torch.optim.AdamW(self.parameter_groups(), fused=device.type == "cuda")
         self.forward = Forward(self.decoder, device, processes, is_compiled)
         self._tissue_bins: dict[Member, Int64Array] = {}
-        if processes.size > 1:  # what a part of a batch weighs, known without asking the others
+        if processes.size > 1:  # gives each part's weight in a batch without communication
             at = [SCALES_UM.index(scale) for scale in self.objective.scales_um]
             self._tissue_bins = {
                 member: tissue_bins(dataset.patch(member).tissue_mask)[at] for member in members
             }
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """What the optimiser moves, each with its peak learning rate."""
+        """Parameter groups of the optimiser, each with its peak learning rate."""
         groups: list[dict[str, Any]] = [
             {
                 "params": list(self.decoder.parameters()),
@@ -111,14 +111,14 @@ class Learner:
         coming: Iterator[DeviceBatch],
         watch: LossWatch,
     ) -> None:
-        """One step of the optimiser, over as many batches as are accumulated.
+        """Take one optimiser step over the accumulated batches.
 
         Args:
-            number: of the step in the run, from 0.
-            lr_share: of the peak learning rates.
-            batches: what the step is over, whole.
-            coming: gives this process's part of each.
-            watch: shown each batch's losses.
+            number: Index of the step in the run, from 0.
+            lr_share: Factor of the peak learning rates.
+            batches: Plans of the whole batches of the step.
+            coming: Iterator over this process's part of each batch.
+            watch: Receives the losses of each batch.
         """
         n_in_step = sum(len(batch) for batch in batches)
         for batch in batches:
@@ -126,7 +126,7 @@ class Learner:
             with self.forward.gradients_summed(when=is_last):
                 part_S = self.losses(next(coming), batch)  # unweighted, of this process's part
                 losses_S = self.processes.sum(part_S.detach().clone())  # of the whole batch
-                watch.look(batch, losses_S)  # raises where they are not finite
+                watch.look(batch, losses_S)  # raises if they are not finite
                 if is_last and number % self._balance_every == 0:
                     norms_S = None
                     if self.balance.needs_gradient_norms:
@@ -147,10 +147,10 @@ class Learner:
             self.mean.update(self.decoder, number)
 
     def losses(self, batch: DeviceBatch, whole: BatchPlan) -> Tensor:
-        """What this process's part of a batch adds to the whole's loss at each scale, (S,).
+        """Contribution of this process's part of a batch to the loss at each scale, (S,).
 
-        A loss is a sum over bins divided by the number of those that hold tissue, so a part counts
-        with its share of them.
+        A loss is a sum over bins divided by the number of bins with tissue, so a part is weighted
+        with its share of these bins.
         """
         part = self.processes.part(len(whole))
         output_BGRC = self.forward(batch, part, len(whole))
@@ -164,19 +164,19 @@ class Learner:
         share_S = torch.tensor(own_S / np.maximum(all_S, 1), dtype=torch.float32)
         return losses_S * share_S.to(self.device)
 
-    # --- what checkpoints hold ----------------------------------------------------------------
+    # --- content of checkpoints ---------------------------------------------------------------
 
     @property
     def eval_decoder(self) -> Decoder:
-        """The decoder to validate and to keep: the mean, where there is one."""
+        """Decoder to validate and to save: the moving average with ``--ema``, else the decoder."""
         return self.decoder if self.mean is None else self.mean.decoder
 
     def inference_modules(self) -> dict[str, nn.Module]:
-        """What predicts."""
+        """Modules needed for prediction."""
         return {"decoder": self.eval_decoder, "objective": self.objective}
 
     def training_modules(self) -> dict[str, nn.Module]:
-        """What training goes on from, beside the optimiser."""
+        """Modules needed to resume training, besides the optimiser."""
         modules: dict[str, nn.Module] = {"decoder": self.decoder, "objective": self.objective}
         modules["balance"] = self.balance
         if self.mean is not None:
@@ -184,5 +184,5 @@ class Learner:
         return modules
 
     def load(self, folder: Path) -> dict[str, Any]:
-        """Go on from a checkpoint; returns its state."""
+        """Load a checkpoint to resume from; returns its state."""
         return load_checkpoint(folder, self.training_modules(), self.optimizer)

@@ -1,4 +1,4 @@
-"""The losses of an epoch's batches, looked at without making a GPU wait."""
+"""Losses of the batches of an epoch, checked without making a GPU wait."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from virchow_st.training.dataset import BatchPlan
 
 
 class LossWatch:
-    """Sums losses over patches, and finds those that are not finite.
+    """Sums losses over patches and raises an error for losses that are not finite.
 
-    On a CPU at once. On a GPU a batch's losses set out for the host when they are given, and are
-    looked at when the next batch's are: asking for them at once would empty the queue of kernels.
+    On a CPU losses are checked immediately. On a GPU their copy to the host is started, and they
+    are checked when the next batch arrives, because waiting would empty the queue of kernels.
 
     Args:
-        n_scales: losses a batch, S.
-        device: where they lie.
-        refusal: what to raise for a batch whose losses are not finite.
+        n_scales: Number of losses per batch, S.
+        device: Device of the losses.
+        refusal: Creates the error to raise for a batch whose losses are not finite.
 
     Attributes:
-        sums_S: losses times patches, on the device.
+        sums_S: (S,) sum of losses times patches, on the device.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class LossWatch:
         self._seen, self._n_seen = [0.0] * n_scales, 0
 
     def look(self, plan: BatchPlan, losses_S: Tensor) -> None:
-        """Take a batch's losses; raises for it, or on a GPU for the one before."""
+        """Add the losses of a batch; raises for this batch, or on a GPU for the one before."""
         self.sums_S += losses_S * len(plan)
         if self._on_gpu:
             self.finish()
@@ -49,7 +49,7 @@ class LossWatch:
             self.finish()
 
     def finish(self) -> None:
-        """Look at what is still on its way."""
+        """Check the losses whose copy to the host is pending."""
         if self._coming is None:
             return
         plan, host_S, event = self._coming
@@ -66,5 +66,5 @@ class LossWatch:
 
     @property
     def means(self) -> list[float]:
-        """Mean loss a patch at each scale of what was looked at, for people to see."""
+        """Mean loss per patch at each scale over the batches checked so far, for display."""
         return [total / max(self._n_seen, 1) for total in self._seen]

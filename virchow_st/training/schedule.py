@@ -1,4 +1,4 @@
-"""How long an epoch is, and the learning rate of every step."""
+"""Length of an epoch, and learning rate of every step."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from virchow_st.config import TrainConfig
 
-# An epoch is one pass over the training patches, or as many as make this many optimiser steps: two
-# small slides give a step or two a pass, and a recipe written in epochs would end before it began.
+# An epoch is one pass over the training patches, or as many passes as give this number of optimiser
+# steps: with two small slides a pass is only one or two steps, too few for settings in epochs.
 _LEAST_STEPS_PER_EPOCH = 8
 
 
@@ -17,10 +17,17 @@ class Schedule:
     """Steps and learning rates of a run.
 
     Attributes:
-        passes: over the training patches, an epoch.
-        steps_per_epoch: optimiser steps.
-        warmup: steps of linear warm-up.
-        total: steps of the whole run.
+        passes: Passes over the training patches per epoch.
+        steps_per_epoch: Optimiser steps per epoch.
+        warmup: Steps of linear warm-up.
+        total: Steps of the whole run.
+
+    Example:
+        >>> schedule = Schedule.of(TrainConfig(epochs=30, warmup_epochs=2), n_patches=320)
+        >>> schedule.steps_per_epoch, schedule.total
+        (10, 300)
+        >>> [round(schedule.share(step), 3) for step in (0, 19, 160, 299)]
+        [0.05, 1.0, 0.5, 0.0]
     """
 
     passes: int
@@ -30,7 +37,7 @@ class Schedule:
 
     @classmethod
     def of(cls, config: TrainConfig, n_patches: int) -> Schedule:
-        """Schedule for so many training patches."""
+        """Build the schedule for a number of training patches."""
         per_step = config.batch_size * config.accumulate
         passes = math.ceil(_LEAST_STEPS_PER_EPOCH * per_step / n_patches)
         n_batches = math.ceil(passes * n_patches / config.batch_size)

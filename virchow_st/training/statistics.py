@@ -1,4 +1,4 @@
-"""What a run learns from its training patches before the first step."""
+"""Means and standard deviations of the training patches, computed before the first step."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from virchow_st.types import BIN_UM, SCALES_UM, BoolArray, Float32Array, Float64
 
 @dataclass(frozen=True)
 class TrainingStatistics:
-    """Means and spreads of the training patches.
+    """Means and standard deviations of the training patches.
 
     Attributes:
-        token_mean, token_std: (D,) over all tokens.
-        rate: (G,) mean UMIs per tissue bin; a gene never seen gets half a UMI over all bins, so
-            that its logarithm exists.
+        token_mean, token_std: (D,) mean and standard deviation over all tokens.
+        rate: (G,) mean UMIs per 2 µm tissue bin; a gene without counts gets half a UMI over all
+            bins, so that its logarithm is finite.
         std: (4, G) standard deviation of the summed counts at 2, 4, 8 and 16 µm, over the bins
-            that hold tissue; 1 for a gene without counts.
+            that contain tissue; 1 for a gene without counts.
     """
 
     token_mean: Float32Array
@@ -33,7 +33,14 @@ class TrainingStatistics:
 
 
 def training_statistics(dataset: PatchDataset, members: Sequence[Member]) -> TrainingStatistics:
-    """One pass over the training patches, in float64; patches side by side, added in order."""
+    """Compute the statistics in one pass, in float64.
+
+    Patches are read in parallel and added in order, so that the result is reproducible.
+
+    Args:
+        dataset: Patches of the run.
+        members: Training patches.
+    """
     n_tokens = 0
     token_sums: Float64Array = np.zeros((2, dataset.token_shape[-1]))
     n_bins: Int64Array = np.zeros(len(SCALES_UM), np.int64)
@@ -58,7 +65,14 @@ def training_statistics(dataset: PatchDataset, members: Sequence[Member]) -> Tra
 
 
 def tissue_bins(tissue_mask: BoolArray) -> Int64Array:
-    """Bins that hold tissue at 2, 4, 8 and 16 µm, (4,); turning the patch does not change them."""
+    """Number of bins that contain tissue at 2, 4, 8 and 16 µm, (4,); independent of orientation.
+
+    Example:
+        >>> mask = np.zeros((16, 16), bool)
+        >>> mask[:2, :3] = True
+        >>> tissue_bins(mask)
+        array([6, 2, 1, 1])
+    """
     sides = [scale // BIN_UM for scale in SCALES_UM]
     n = len(tissue_mask)
     return np.array([tissue_mask.reshape(n // f, f, n // f, f).any((1, 3)).sum() for f in sides])
@@ -67,9 +81,10 @@ def tissue_bins(tissue_mask: BoolArray) -> Int64Array:
 def _sums_of_patch(
     dataset: PatchDataset, member: Member
 ) -> tuple[int, Float64Array, Int64Array, Float64Array]:
-    """Tokens, their sums and sums of squares (2, D), `tissue_bins`, and those of counts (2, 4, G).
+    """Number of tokens, token sums (2, D), `tissue_bins`, and count sums (2, 4, G) of a patch.
 
-    Counts of tissue bins only; they are whole numbers, so their sums are exact in any order.
+    The two sums are those of values and of squares. Counts are those of tissue bins; they are whole
+    numbers, so their sums are exact in any order.
     """
     patch, n_genes = dataset.patch(member), len(dataset.panel)
     tokens = patch.tokens.reshape(-1, dataset.token_shape[-1]).astype(np.float64)

@@ -1,8 +1,9 @@
-"""``vst train``: stores → a run directory with the best decoder.
+"""``vst train``: trains a decoder on stores and writes a run directory.
 
-The loop is here, the step it repeats is `virchow_st.training.learner.Learner.step`.
+This module has the training loop; the optimiser step is
+`virchow_st.training.learner.Learner.step`.
 
-Shape suffixes: B patches, G genes, R = C = bins a side at 2 µm, S scales.
+Shape suffixes: B patches, G genes, R = C = bins per side at 2 µm, S scales.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ from virchow_st.training.schedule import Schedule
 from virchow_st.training.statistics import TrainingStatistics, training_statistics
 from virchow_st.training.validation import ValidationSums
 
-# Passes over the training patches an epoch, from which on there are few patches for the steps.
+# From this number of passes per epoch on, the run is advised to take smaller steps.
 _MANY_PASSES = 3
 
 
@@ -51,17 +52,19 @@ def train(
     progress: Progress = SILENT,
     processes: Processes = ALONE,
 ) -> None:
-    """Train a decoder and leave everything about it in the run directory.
+    """Train a decoder and write a run directory with checkpoints, history, panel and split.
 
     Args:
-        run: directory to write; must be new, or with ``resume`` one begun with this configuration.
-        config: what to train; ``config.stores`` holds the stores' absolute paths.
-        resume: continue from the last finished epoch.
-        progress: who listens.
-        processes: those that train together, `virchow_st.runtime.distributed.process_group`.
+        run: Directory to write; must be new, or with ``resume`` a run of this configuration.
+        config: Settings of the run; ``config.stores`` are the absolute paths of the stores.
+        resume: Continue after the last finished epoch.
+        progress: Receives notes, warnings and step counts.
+        processes: Processes that train together, see
+            `virchow_st.runtime.distributed.process_group`.
 
     Raises:
-        ConfigError, StoreError: before anything is written, wherever possible.
+        ConfigError: Settings, stores or run directory cannot be used; or a loss is not finite.
+        StoreError: A store is missing, damaged or not finished.
     """
     with RunLock() as lock:
         _train(run, config, resume, progress, processes, lock)
@@ -106,7 +109,7 @@ def _train(
 
 
 def _open(config: TrainConfig, processes: Processes) -> tuple[torch.device, list[Store], Split]:
-    """The device and the stores of this process, and how patients and patches are divided."""
+    """Open device and stores for this process, and divide the patches into a split."""
     alone = processes.size == 1
     device = pick_device(config.device, None if alone else processes.local_rank)
     if config.batch_size % processes.size:
@@ -115,7 +118,7 @@ def _open(config: TrainConfig, processes: Processes) -> tuple[torch.device, list
             f"batch; got {config.batch_size}"
         )
     if repeated := [path for path in config.stores if config.stores.count(path) > 1]:
-        raise ConfigError(f"stores: expected each once; {repeated[0]} comes twice")
+        raise ConfigError(f"stores: expected each once; {repeated[0]} is given twice")
     stores = [open_store(path) for path in config.stores]
     split = split_patients(stores, config.test_patient, config.seed)
     check_same_encoder(stores)
@@ -133,7 +136,7 @@ def _panel(
     progress: Progress,
     lock: RunLock,
 ) -> Panel:
-    """The panel of a run that may be begun, or resumed, there."""
+    """Choose the panel of a new run, or read it from a run to resume, after checking the folder."""
     if resume:
         lock.take(run)
         check_resumable(run, config, split)
@@ -148,13 +151,13 @@ class Trainer:
     """The loop: epochs over the training patches, each followed by validation and a checkpoint.
 
     Args:
-        config: of the run.
-        dataset: its patches.
-        split: which of them train and validate.
-        statistics: of the training patches.
-        device: where decoder and loss are.
-        processes: those that share every batch.
-        progress: told how it will be done.
+        config: Settings of the run.
+        dataset: Patches of the run.
+        split: Training and validation patches.
+        statistics: Means and standard deviations of the training patches.
+        device: Device of decoder and loss.
+        processes: Processes that share every batch.
+        progress: Receives notes on precision, compilation and the feed.
     """
 
     def __init__(
@@ -190,7 +193,7 @@ class Trainer:
         self.first_losses: list[float] | None = None
 
     def fit(self, run: Path, progress: Progress) -> None:
-        """Train until the epochs are over or validation has not improved for ``patience``."""
+        """Train for all epochs, or until validation has not improved for ``patience`` epochs."""
         if self.first_losses is None:
             self.first_losses = self.validate()[0].tolist()
         history = History(run, self.epoch) if self.processes.is_first else None
@@ -231,13 +234,13 @@ class Trainer:
             history.close(self.best_epoch, {"split_xxh64": self._split_xxh64()})
 
     def train_epoch(self, progress: Progress = SILENT, seen: str = "") -> Tensor:
-        """One epoch of optimiser steps; returns the mean loss at each scale, (S,).
+        """Run the optimiser steps of one epoch; returns the mean loss at each scale, (S,).
 
         Args:
-            progress: told of every step.
-            seen: what validation gave last, to be told with it.
+            progress: Receives the count of every step.
+            seen: Last validation result as text, shown with the progress.
         """
-        # Seeded by epoch, so that a resumed run goes on exactly as an uninterrupted one.
+        # Seeded by epoch, so that a resumed run continues exactly as an uninterrupted one.
         rng = np.random.default_rng([self.config.seed, self.epoch])
         torch.manual_seed(int(rng.integers(2**31)))
         self.learner.decoder.train()
@@ -275,7 +278,10 @@ class Trainer:
         return batch[self.processes.part(len(batch))] or batch[:1]
 
     def _score(self, losses_S: Tensor) -> float:
-        """Relative to the gene means that the decoder starts from, so that scales count alike."""
+        """Mean over scales of the loss relative to that of the gene means, which start the decoder.
+
+        The ratio gives all scales the same influence.
+        """
         score = float((losses_S.cpu() / torch.tensor(self.first_losses)).mean())
         if math.isfinite(score):
             return score
@@ -296,7 +302,7 @@ class Trainer:
         )
 
     def _take_score(self, score: float) -> bool:
-        """Whether it is the best so far."""
+        """Record the score if it is the best so far; returns whether it is."""
         if score >= self.best_score:
             return False
         self.best_score, self.best_epoch = score, self.epoch
@@ -311,12 +317,12 @@ class Trainer:
     # --- checkpoints --------------------------------------------------------------------------
 
     def save(self, run: Path, is_best: bool, writer: CheckpointWriter | None = None) -> None:
-        """Write ``checkpoints/last``, and ``checkpoints/best`` with its figures if it is that.
+        """Write ``checkpoints/last``, and ``checkpoints/best`` if the epoch is the best so far.
 
         Args:
-            run: the run directory.
-            is_best: whether the epoch is the best one so far.
-            writer: writes while training goes on; without one all is written on return.
+            run: Run directory.
+            is_best: Whether the epoch is the best so far.
+            writer: Writes in the background; if None, the files are complete on return.
         """
         manifest = self.dataset.stores[0].manifest
         state = {
@@ -355,7 +361,7 @@ class Trainer:
 
 
 def _time_left(seconds: float) -> str:
-    """As people say it; nothing after the last epoch."""
+    """Time left in s, min or h; an empty text after the last epoch."""
     if seconds < 120:
         return f", {seconds:.0f} s left" if seconds else ""
     minutes = seconds / 60

@@ -1,6 +1,6 @@
-"""Validation while training: mean loss and mean per-gene PCC at every scale.
+"""Validation during training: mean loss and mean PCC over genes at every scale.
 
-Shape suffixes: B patches, G genes, R = C = bins a side, S scales.
+Shape suffixes: B patches, G genes, R = C = bins per side, S scales.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from virchow_st.types import BIN_UM, Array, BoolArray, Float64Array
 
 
 class ValidationSums:
-    """Sums over the validation patches, each of which may be in any process.
+    """Sums over the validation patches, which are distributed over the processes.
 
     Args:
-        scales_um: S scales.
-        n_genes: G.
-        device: where losses and rates lie.
+        scales_um: Sides of the scored bins, µm; S of them.
+        n_genes: Number of genes G.
+        device: Device of losses and rates.
     """
 
     def __init__(self, scales_um: Sequence[int], n_genes: int, device: torch.device) -> None:
@@ -39,10 +39,16 @@ class ValidationSums:
         )
 
     def add(self, batch: DeviceBatch, rates_BGRC: Tensor, losses_S: Tensor) -> None:
-        """Add a batch: expected UMIs per 2 µm bin, and the batch's loss at each scale."""
+        """Add a batch.
+
+        Args:
+            batch: Patches of the batch.
+            rates_BGRC: Predicted UMIs per 2 µm bin.
+            losses_S: Mean loss of the batch at each scale.
+        """
         self._loss_S += losses_S * len(batch.members)
         if isinstance(batch.counts, BatchCounts):
-            # On a CPU, by the kernels that score the test: without temporary maps.
+            # On a CPU the kernels of evaluation are used, which need no temporary maps.
             moments = self._moments_SG6.numpy()
             masks = batch.tissue_mask.numpy()
             for rate, counts, mask in zip(
@@ -59,14 +65,14 @@ class ValidationSums:
                 self._moments_SG6[i] += device_moments(rate_GRC, counts_GRC, mask_RC, scale)
 
     def compute(self, n_patches: int, processes: Processes) -> tuple[Tensor, Tensor]:
-        """Mean loss and mean per-gene PCC, (S,) each, of all processes; no more is to be added."""
+        """Mean loss and mean PCC over genes, (S,) each, of all processes; to be called once."""
         losses_S = processes.sum(self._loss_S) / n_patches
         moments = processes.sum(self._moments_SG6).cpu().numpy()
         return losses_S, torch.tensor([_mean_pcc(m) for m in moments])
 
 
 def pooled_moments(rate: Array, counts: Array, mask: BoolArray, scale_um: int) -> Float64Array:
-    """(G, 6) moments of a patch's rates and counts (G, 128, 128) summed to a scale."""
+    """Moments (G, 6) of a patch's rates and counts (G, 128, 128), each summed to a scale."""
     factor = scale_um // BIN_UM
     n_genes = len(rate)
     return masked_moments(
@@ -77,7 +83,7 @@ def pooled_moments(rate: Array, counts: Array, mask: BoolArray, scale_um: int) -
 
 
 def device_moments(rate_GRC: Tensor, counts_GRC: Tensor, mask_RC: Tensor, scale_um: int) -> Tensor:
-    """`pooled_moments` by torch, where the maps are."""
+    """`pooled_moments` with torch, on the device of the maps."""
     f = scale_um // BIN_UM
     n = mask_RC.shape[0] // f
     whole = mask_RC.view(n, f, n, f).all(3).all(1)

@@ -1,6 +1,6 @@
-"""What needs no decoder, fitted on the training patches: the figures a decoder has to beat.
+"""Baseline models without a decoder, fitted on the training patches.
 
-docs/metrics.md, "Baselines", defines each.
+A useful decoder has to score better than these. docs/metrics.md, "Baselines", defines each.
 """
 
 from virchow_st.evaluation.baselines.fit import (

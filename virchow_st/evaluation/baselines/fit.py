@@ -1,4 +1,4 @@
-"""All baselines of a run, fitted in one pass over its training patches."""
+"""Fits all baselines of a run in one pass over its training and validation patches."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from virchow_st.types import Array, Float32Array, Float64Array, Int64Array
 Baseline = Literal["gene_mean", "nuclear_density", "ridge", "total_umi"]
 BASELINES: tuple[Baseline, ...] = get_args(Baseline)
 ORACLES: tuple[Baseline, ...] = ("total_umi",)
-"""Baselines that read the test slide's counts: no model, but a yardstick."""
+"""Baselines that read the counts of the test slide, for comparison only."""
 LEAST_RATE = 0.01
-"""Smallest rate of a regression, as a share of the gene's training mean: lines cross zero."""
+"""Lower bound of a regression's rates, which could be negative, relative to the training mean."""
 
 
 @dataclass(frozen=True)
@@ -31,10 +31,10 @@ class Baselines:
     """Fitted baselines.
 
     Attributes:
-        train_rate: (G,) mean UMIs of a 2 µm tissue bin in training.
-        nuclear, ridge: regressions to UMIs per 2 µm bin.
-        ridge_penalty: the penalty that the validation patches chose.
-        depth_odds: (G,) UMIs of a gene for each UMI of all other genes.
+        train_rate: (G,) mean UMIs per 2 µm tissue bin of the training patches.
+        nuclear, ridge: Linear regressions to UMIs per 2 µm bin, on nuclear density and on tokens.
+        ridge_penalty: Penalty of the ridge regression, selected on the validation patches.
+        depth_odds: (G,) UMIs of a gene per UMI of all other genes.
     """
 
     train_rate: Float64Array
@@ -44,12 +44,12 @@ class Baselines:
     depth_odds: Float64Array
 
     def rate(self, name: Baseline, patch: Patch, counts: Float32Array) -> Float32Array:
-        """Rates of a test patch, (G, 128, 128) float32, expected UMIs per 2 µm bin.
+        """Predict a test patch; returns (G, 128, 128) float32, UMIs per 2 µm bin.
 
         Args:
-            name: which baseline.
-            patch: of a store with the run's tokens.
-            counts: (G, 128, 128) float32, the patch's panel counts; only an oracle reads them.
+            name: Name of the baseline.
+            patch: A patch of a store of the run.
+            counts: (G, 128, 128) float32, panel counts of the patch; read by oracles only.
         """
         if name == "gene_mean":
             mean = self.train_rate.astype(np.float32)
@@ -72,17 +72,17 @@ def fit_baselines(
     train_rate: Float64Array,
     progress: Progress = SILENT,
 ) -> Baselines:
-    """Fit on the training patches; the validation patches pick the penalty of the ridge.
+    """Fit all baselines on the training patches; validation patches select the ridge penalty.
 
     Args:
-        stores: of the run.
-        panel: genes, G of them.
-        split: which patches train and validate; its test patches are not read.
-        train_rate: (G,) mean UMIs of a 2 µm tissue bin in training.
-        progress: who listens.
+        stores: Stores of the run.
+        panel: Genes, G of them.
+        split: Training and validation patches; its test patches are not read.
+        train_rate: (G,) mean UMIs per 2 µm tissue bin of the training patches.
+        progress: Receives notes, warnings and step counts.
 
     Raises:
-        ConfigError: a panel gene is missing in a store, or no training token lies in tissue.
+        ConfigError: A store lacks a panel gene, or no training or validation token lies in tissue.
     """
     grid, _, dim = stores[0].token_shape
     ridge = RidgeFit(grid, dim, len(panel))

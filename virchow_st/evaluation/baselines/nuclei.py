@@ -1,4 +1,4 @@
-"""Nuclear density: counts as a linear function of the haematoxylin in and around a bin."""
+"""Nuclear-density baseline: linear regression on the haematoxylin in and around a bin."""
 
 from __future__ import annotations
 
@@ -10,16 +10,20 @@ from virchow_st.models.encoders.stain import haematoxylin
 from virchow_st.store.panel_reads import PanelCounts
 from virchow_st.types import PATCH_BINS, BoolArray, Float32Array, Float64Array, UInt8Array
 
-_AROUND_UM = 32  # a few cells wide; the image has 1 µm a pixel
-_NO_PENALTY = 1e-9  # keeps the equations solvable where both features are the same
+_AROUND_UM = 32  # a few cells wide; the image has 1 µm/px
+_NO_PENALTY = 1e-9  # keeps the equations solvable if both features are equal
 
 
 def nuclear_features(image: UInt8Array) -> Float32Array:
-    """Haematoxylin, optical density, of a patch image (256, 256, 3): (128·128, 2) float32.
+    """Haematoxylin concentration (optical density) in and around each bin of a patch.
 
-    For each bin in row-major order: its own mean, which tells whether a nucleus lies there, and
-    the mean over 32 × 32 µm around it, which tells how dense nuclei are; the image is reflected at
-    its border.
+    Args:
+        image: (256, 256, 3) uint8 RGB patch image; it is reflected at its border.
+
+    Returns:
+        (128·128, 2) float32 for the bins in row-major order: the mean over the bin, which shows
+        whether a nucleus lies there, and the mean over 32 × 32 µm around it, which shows the
+        density of nuclei.
     """
     h = haematoxylin(image)
     around = cv2.blur(h, (_AROUND_UM, _AROUND_UM), borderType=cv2.BORDER_REFLECT)
@@ -29,13 +33,13 @@ def nuclear_features(image: UInt8Array) -> Float32Array:
 
 
 class NuclearFit:
-    """Least squares over the tissue bins of the training patches."""
+    """Least-squares fit over the tissue bins of the training patches."""
 
     def __init__(self, n_genes: int) -> None:
         self._equations = NormalEquations(2, n_genes)
 
     def add(self, image: UInt8Array, counts: PanelCounts, tissue_mask: BoolArray) -> None:
-        """Add a patch: (256, 256, 3), counts at 2 µm, (128, 128)."""
+        """Add a patch: image (256, 256, 3), panel counts at 2 µm, tissue mask (128, 128)."""
         x = nuclear_features(image).astype(np.float64)
         tissue = tissue_mask.ravel()
         inside = tissue[counts.position]
@@ -49,10 +53,10 @@ class NuclearFit:
         self._equations.add(x[tissue], xy, by_gene(k), by_gene(k**2))
 
     def solve(self) -> LinearMap:
-        """The map from `nuclear_features` to UMIs per 2 µm bin."""
+        """Linear map from `nuclear_features` to UMIs per 2 µm bin."""
         return self._equations.solve(_NO_PENALTY)
 
 
 def nuclear_rates(fit: LinearMap, image: UInt8Array) -> Float32Array:
-    """UMIs per 2 µm bin (G, 128, 128) from a patch image (256, 256, 3)."""
+    """Predict UMIs per 2 µm bin, (G, 128, 128), from a patch image (256, 256, 3)."""
     return fit(nuclear_features(image)).T.reshape(-1, PATCH_BINS, PATCH_BINS)

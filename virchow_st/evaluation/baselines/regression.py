@@ -1,6 +1,6 @@
-"""Linear regression of many genes at once from sums, so that one pass over the patches is enough.
+"""Linear regression of many genes at once, from sums that need one pass over the patches.
 
-Letters: F features, G genes, n observations.
+Letters in shapes: F features, G genes, n observations.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 from virchow_st.types import Array, Float64Array
 
 _LEAST_RELATIVE_VARIANCE = 1e-9
-"""Below this share of its mean square, the variance of a feature is rounding: it is constant."""
+"""A feature whose variance is below this share of its mean square is taken as constant."""
 
 
 @dataclass(frozen=True)
@@ -24,14 +24,22 @@ class LinearMap:
     intercept: Float64Array
 
     def __call__(self, x: Array) -> Array:
-        """Values (n, G) of features (n, F), in the precision of x."""
+        """Predict values (n, G) from features (n, F), in the dtype of x."""
         return x @ self.weights.astype(x.dtype) + self.intercept.astype(x.dtype)
 
 
 class NormalEquations:
-    """Sums over observations, from which ridge regression follows for every penalty.
+    """Sums over observations, from which ridge regression can be solved for any penalty.
 
-    float64 throughout; (F² + F·G) numbers whatever the number of observations.
+    They take F² + F·G float64 numbers, independent of the number of observations.
+
+    Example:
+        >>> equations = NormalEquations(n_features=1, n_genes=1)
+        >>> x, y = np.array([[0.0], [1.0], [2.0]]), np.array([1.0, 3.0, 5.0])  # y = 1 + 2 x
+        >>> equations.add(x, xy=(x.T @ y)[:, None], y=y.sum()[None], yy=(y**2).sum()[None])
+        >>> fit = equations.solve(penalty=1e-9)
+        >>> print(fit.weights.round(3), fit.intercept.round(3))
+        [[2.]] [1.]
     """
 
     def __init__(self, n_features: int, n_genes: int) -> None:
@@ -47,7 +55,7 @@ class NormalEquations:
 
         Args:
             x: (n, F) float64 features.
-            xy: (F, G) their products with the targets, summed over the observations.
+            xy: (F, G) products of features and targets, summed over the observations.
             y, yy: (G,) sums of the targets and of their squares.
         """
         self.n += len(x)
@@ -58,15 +66,14 @@ class NormalEquations:
         self._yy += yy
 
     def solve(self, penalty: float) -> LinearMap:
-        """Ridge regression on standardised features, the intercept not penalised.
+        """Solve the ridge regression on standardised features; the intercept is not penalised.
 
-        Minimises ``Σ(y - ŷ)²/n + penalty·Σw²`` with w the weights of features scaled to variance 1.
-        A feature without variance gets weight 0.
-
-        Hoerl & Kennard, Technometrics 12 (1970) 55.
+        Minimises ``Σ(y - ŷ)²/n + penalty·Σw²``, where w are the weights of features scaled to
+        variance 1. A feature without variance gets weight 0. Hoerl & Kennard, Technometrics 12
+        (1970) 55.
 
         Args:
-            penalty: > 0.
+            penalty: Penalty, > 0.
         """
         values, vectors, rotated = self._eigen
         scaled = vectors @ (rotated / (values + penalty)[:, None])
@@ -74,7 +81,7 @@ class NormalEquations:
         return LinearMap(weights, (self._y - self._x @ weights) / self.n)
 
     def error(self, fit: LinearMap) -> float:
-        """Mean squared error over the gene's variance, averaged over the genes that vary."""
+        """Mean squared error relative to the gene's variance, averaged over genes that vary."""
         w, c = fit.weights, fit.intercept
         squares = self._yy + np.einsum("fg,fg->g", w, self._xx @ w) + self.n * c**2
         products = np.einsum("fg,fg->g", w, self._xy) + c * self._y - c * (self._x @ w)
@@ -91,9 +98,9 @@ class NormalEquations:
 
     @cached_property
     def _eigen(self) -> tuple[Float64Array, Float64Array, Float64Array]:
-        """Eigenvalues (F,) and vectors (F, F) of the correlations, targets in their frame (F, G).
+        """Eigenvalues (F,), eigenvectors (F, F) and rotated targets (F, G) of the correlations.
 
-        Worked out once all is added; every penalty reuses it.
+        Computed once, after all observations are added, and used for every penalty.
         """
         mean_x, mean_y, scale = self._x / self.n, self._y / self.n, self._inverse_std
         covariance = self._xx / self.n - np.outer(mean_x, mean_x)

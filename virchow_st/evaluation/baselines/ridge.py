@@ -1,4 +1,4 @@
-"""Ridge regression from tokens to counts: what a decoder has to add to a linear look."""
+"""Ridge baseline: linear regression from tokens to counts, with an L2 penalty."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from virchow_st.kernels.pooling import sum_pool
 from virchow_st.types import PATCH_BINS, Array, BoolArray, Float32Array, Float64Array
 
 PENALTIES = tuple(10.0 ** (step / 2) for step in range(-10, 5))
-"""Tried penalties, in units of a standardised feature's variance."""
+"""Candidate penalties, for features of variance 1."""
 
 
 class RidgeFit:
-    """Normal equations of the training tokens, and of the validation tokens that pick the penalty.
+    """Ridge regression on training tokens, with the penalty selected on validation tokens.
 
     Args:
-        grid, dim: T and D of the tokens.
-        n_genes: G.
+        grid, dim: Tokens per side T and token channels D.
+        n_genes: Number of genes G.
     """
 
     def __init__(self, grid: int, dim: int, n_genes: int) -> None:
@@ -28,10 +28,16 @@ class RidgeFit:
     def add(
         self, tokens: Array, counts: Float32Array, tissue_mask: BoolArray, validates: bool
     ) -> None:
-        """Add a patch; (T, T, D), (G, 128, 128) and (128, 128).
+        """Add one patch.
 
-        An observation is a token at least half of whose bins are tissue; its target is the mean
-        UMIs of those bins.
+        An observation is a token with at least half of its bins in tissue; its target is the mean
+        UMIs of these bins.
+
+        Args:
+            tokens: (T, T, D).
+            counts: (G, 128, 128) float32, UMIs per 2 µm bin.
+            tissue_mask: (128, 128) bool, True = tissue.
+            validates: Whether it is a validation patch; else it is a training patch.
         """
         n_tissue = sum_pool(tissue_mask[None].astype(np.float32), self._bins)[0]  # (T, T)
         chosen = 2 * n_tissue >= self._bins**2
@@ -42,10 +48,10 @@ class RidgeFit:
         equations.add(x, (y @ x).T, y.sum(1), (y**2).sum(1))
 
     def solve(self) -> tuple[LinearMap, float]:
-        """The map to UMIs per 2 µm bin that errs least on the validation tokens, and its penalty.
+        """Linear map to UMIs per 2 µm bin with the smallest validation error, and its penalty.
 
         Raises:
-            ConfigError: no token of one of the two parts is half tissue.
+            ConfigError: No training token, or no validation token, lies at least half in tissue.
         """
         for part, equations in (("training", self._train), ("validation", self._validation)):
             if not equations.n:
@@ -60,7 +66,7 @@ class RidgeFit:
 
 
 def token_rates(fit: LinearMap, tokens: Array) -> Float64Array:
-    """UMIs per 2 µm bin (G, 128, 128) from tokens (T, T, D), the same all over a token."""
+    """Predict UMIs per 2 µm bin, (G, 128, 128), from tokens (T, T, D); constant within a token."""
     grid = len(tokens)
     values = fit(tokens.reshape(grid * grid, -1).astype(np.float32))
     side = PATCH_BINS // grid

@@ -1,6 +1,6 @@
-"""Decoders: tokens, and for some the patch image, to what a loss reads as rates.
+"""Decoders, which map tokens (and, for some, the patch image) to log-rates or z-scores of bins.
 
-The contract is `virchow_st.models.decoders.base.Decoder`.
+`virchow_st.models.decoders.base.Decoder` is their interface.
 """
 
 from __future__ import annotations
@@ -19,13 +19,16 @@ if TYPE_CHECKING:
 def build_decoder(
     name: str, grid: int, token_mean: Tensor, token_std: Tensor, initial_bias: Tensor
 ) -> Decoder:
-    """Decoder by the name that ``--decoder`` takes.
+    """Build the decoder that ``--decoder`` names.
 
     Args:
-        name: one of the choices of `TrainConfig.decoder`.
-        grid: tokens a side, T.
-        token_mean, token_std: (D,) of the training tokens.
-        initial_bias: (G,) bias of the output.
+        name: One of the choices of `TrainConfig.decoder`.
+        grid: Tokens per side of a patch, T.
+        token_mean, token_std: (D,) mean and standard deviation of the training tokens.
+        initial_bias: (G,) initial bias of the output.
+
+    Raises:
+        ValueError: Unknown name.
     """
     if name in ("hist2st", "hist2st-large"):
         from virchow_st.models.decoders.hist2st import Hist2ST
@@ -57,13 +60,13 @@ def decode(
     image: UInt8Array | Tensor | None,
     device: torch.device,
 ) -> Tensor:
-    """Run a decoder on patches as stores and batches hold them.
+    """Run a decoder on patches in the layout of stores and batches.
 
     Args:
-        decoder: any decoder on ``device``, or what wraps one.
-        tokens: (B, T, T, D), any float dtype, NumPy's or torch's.
-        image: (B, 256, 256, 3) uint8, or None where the decoder does not want it.
-        device: where to compute.
+        decoder: A decoder on ``device``, or a wrapper around one.
+        tokens: (B, T, T, D), any float dtype, array or tensor.
+        image: (B, 256, 256, 3) uint8 RGB, or None if the decoder does not use it.
+        device: Device to compute on.
 
     Returns:
         (B, G, 128, 128) on ``device``.

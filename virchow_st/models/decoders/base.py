@@ -1,4 +1,4 @@
-"""What a decoder is to the trainer."""
+"""Interface of decoders, and their last layer."""
 
 from __future__ import annotations
 
@@ -7,18 +7,22 @@ from abc import abstractmethod
 import torch
 from torch import Tensor, nn
 
-# Adam moves every weight by about the learning rate a step, however small its input. The features
-# that reach the head are small, so that at 5e-5 the rates would take thousands of steps to leave
-# the gene means; the gain makes it tens. (A layer-wise learning rate in other words, as in Yang et
-# al. 2021, arXiv:2203.03466.)
+# Adam changes every weight by about the learning rate per step, however small its input. The inputs
+# of the head are small, so at a learning rate of 5e-5 the rates would need thousands of steps to
+# leave the gene means; with the gain they need tens. This is equivalent to a layer-wise learning
+# rate (Yang et al. 2021, arXiv:2203.03466).
 _GAIN = 5.0
 _INITIAL_STD = 0.001
 
 
 class GeneHead(nn.Conv2d):
-    """1×1 convolution to genes, its bias set to the genes' training values.
+    """1×1 convolution from features to genes; its bias is initialised to the training means.
 
-    Its weight is the last layer that all scales share, where GradNorm measures gradients.
+    Its weight is the last layer shared by all scales, at which GradNorm measures gradient norms.
+
+    Args:
+        channels: Number of input channels.
+        initial_bias_G: (G,) initial bias.
     """
 
     def __init__(self, channels: int, initial_bias_G: Tensor) -> None:
@@ -28,18 +32,19 @@ class GeneHead(nn.Conv2d):
             self.bias.copy_(initial_bias_G)  # type: ignore[union-attr]
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        """(B, C, H, W) to (B, G, H, W), float32: bfloat16 would round a log-rate of -6 to 1/32."""
+        """Map (B, C, H, W) to (B, G, H, W) in float32; bfloat16 would round a log-rate to 1/32."""
         with torch.autocast(x_BCHW.device.type, enabled=False):
             return super().forward(_GAIN * x_BCHW.float())
 
 
 class Decoder(nn.Module):
-    """Tokens, and for some the patch image, to what an objective reads as rates.
+    """Base class of decoders: tokens, and for some the patch image, to outputs per bin and gene.
 
     Attributes:
-        wants_image: whether ``forward`` looks at the image.
-        head: the last layer. It stands apart, because GradNorm asks for the gradient of its weight
-            alone: inside what `torch.compile` made one graph of, that would take all gradients.
+        wants_image: Whether ``forward`` uses the image.
+        head: The last layer. It is separate from `features` because GradNorm needs the gradient of
+            its weight only; inside one graph compiled by `torch.compile`, all gradients would have
+            to be computed for that.
     """
 
     wants_image: bool = False
@@ -47,14 +52,14 @@ class Decoder(nn.Module):
 
     @abstractmethod
     def features(self, tokens_BTTD: Tensor, image_B3PP: Tensor | None) -> Tensor:
-        """(B, C, 128, 128), what the head makes outputs of; see `forward`."""
+        """Compute the features (B, C, 128, 128) that the head maps to outputs; see `forward`."""
 
     def forward(self, tokens_BTTD: Tensor, image_B3PP: Tensor | None = None) -> Tensor:
-        """Log-rates, or z-scores, of 2 µm bins.
+        """Predict the log-rates (or z-scores, depending on the loss) of 2 µm bins.
 
         Args:
             tokens_BTTD: (B, T, T, D) float32.
-            image_B3PP: (B, 3, 256, 256) float32 RGB in 0 to 1, if the decoder wants it.
+            image_B3PP: (B, 3, 256, 256) float32 RGB in 0 to 1; required if ``wants_image``.
 
         Returns:
             (B, G, 128, 128).

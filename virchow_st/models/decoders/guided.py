@@ -1,10 +1,10 @@
-"""Decoders that look at the patch image: with the tokens (``guided``), or alone (``pixels``).
+"""Decoders that use the patch image, with the tokens (``guided``) or without (``pixels``).
 
-A token of 16 µm tells what tissue lies there; the image tells where in it the nuclei, membranes and
-lumens are, which is what a 2 µm bin needs to know.
+A token of 16 µm describes the type of tissue; the image shows where in it nuclei, membranes and
+lumens lie, which determines the rates of 2 µm bins.
 
-Shape suffixes: B patches, T tokens a side, D token channels, C width, G genes, P = 256 px a side,
-H = 128, M = 64, L = 32 cells a side (2, 4, 8 µm).
+Shape suffixes: B patches, T tokens per side, D token channels, C width, G genes, P = 256 px per
+side, H = 128, M = 64, L = 32 cells per side (2, 4, 8 µm).
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from virchow_st.models.decoders.stem import ImageStem
 from virchow_st.models.decoders.variation import TokenDropout
 
 _WIDTHS = (32, 64, 96)  # channels at 2, 4 and 8 µm
-_COARSEST = 32  # cells a side at 8 µm
+_COARSEST = 32  # cells per side at 8 µm
 
 
 class PixelsDecoder(Decoder):
-    """The patch image alone: down to 8 µm, some context there, and up again.
+    """Decoder of the patch image only: down to 8 µm, residual blocks there, and up to 2 µm again.
 
     Args:
-        initial_bias_G: (G,) bias of the output.
-        widths: channels at 2, 4 and 8 µm, multiples of 8.
+        initial_bias_G: (G,) initial bias of the output.
+        widths: Channels at 2, 4 and 8 µm, multiples of 8.
     """
 
     wants_image = True
@@ -45,7 +45,7 @@ class PixelsDecoder(Decoder):
 
     def _decode(self, image_B3PP: Tensor | None, tokens_BCLL: Tensor | None) -> Tensor:
         if image_B3PP is None:
-            raise ValueError("image: expected (B, 3, 256, 256), as wants_image says; got None")
+            raise ValueError("image: expected (B, 3, 256, 256), as wants_image is True; got None")
         fine_BCHH, middle_BCMM, x_BCLL = self.stem(image_B3PP)
         if tokens_BCLL is not None:
             x_BCLL = x_BCLL + tokens_BCLL
@@ -54,17 +54,17 @@ class PixelsDecoder(Decoder):
 
 
 class GuidedDecoder(PixelsDecoder):
-    """Tokens for meaning and the patch image for fine structure.
+    """Decoder of tokens, for tissue context, and the patch image, for fine structure.
 
-    The tokens, seen with their neighbours, join the image's features at 8 µm, and go up with them
-    to 4 and 2 µm.
+    The tokens pass through convolutions over their neighbours, are added to the image features at
+    8 µm, and the sum is upsampled to 4 and 2 µm.
 
     Args:
-        grid: tokens a side, T; 16 or 32.
-        token_mean_D, token_std_D: (D,) of the training tokens.
-        initial_bias_G: (G,) bias of the output.
-        widths: channels at 2, 4 and 8 µm, multiples of 8.
-        token_width: channels on the token grid, a multiple of 8.
+        grid: Tokens per side, T; 16 or 32.
+        token_mean_D, token_std_D: (D,) mean and standard deviation of the training tokens.
+        initial_bias_G: (G,) initial bias of the output.
+        widths: Channels at 2, 4 and 8 µm, multiples of 8.
+        token_width: Channels on the token grid, a multiple of 8.
     """
 
     def __init__(

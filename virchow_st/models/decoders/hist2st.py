@@ -1,10 +1,10 @@
 """The default decoder: convolution, transformer and graph paths over the token grid, fused.
 
-The three-path idea is that of Hist2ST (Zeng et al. 2022, Briefings in Bioinformatics 23:bbac297),
-carried over from spots to the token grid of a patch.
+The three paths follow Hist2ST (Zeng et al. 2022, Briefings in Bioinformatics 23:bbac297), applied
+to the token grid of a patch instead of spots.
 
-Shape suffixes: B patches, T tokens a side, N = T·T, D token channels, C width, G genes,
-H = W = bins a side.
+Shape suffixes: B patches, T tokens per side, N = T·T, D token channels, C width, G genes,
+H = W = bins per side.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _BINS = 128
 
 
 class GraphBlock(nn.Module):
-    """GraphSAGE (Hamilton et al. 2017) over the 8 neighbours, with a residual."""
+    """GraphSAGE layer (Hamilton et al. 2017) over the 8 neighbours, with a residual connection."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -33,15 +33,15 @@ class GraphBlock(nn.Module):
 
 
 class Hist2ST(Decoder):
-    """Tokens (B, T, T, D) to per-bin outputs (B, G, 128, 128).
+    """Decoder of tokens (B, T, T, D) to outputs per bin (B, G, 128, 128), by three fused paths.
 
     Args:
-        grid: tokens a side, T; 128 must be T times a power of two.
-        token_mean_D, token_std_D: (D,) of the training tokens.
-        initial_bias_G: (G,) bias of the output.
-        width: C, a multiple of 8.
-        depth: blocks in each path.
-        bin_channels: channels at bin resolution, before the gene head.
+        grid: Tokens per side, T; 128 must be T times a power of two.
+        token_mean_D, token_std_D: (D,) mean and standard deviation of the training tokens.
+        initial_bias_G: (G,) initial bias of the output.
+        width: Channels C of each path, a multiple of 8.
+        depth: Blocks per path.
+        bin_channels: Channels at bin resolution, before the gene head.
     """
 
     edges_2E: Tensor

@@ -1,10 +1,10 @@
-"""A U-Net on the token grid: convolution alone, seeing the patch at three coarser sizes.
+"""A U-Net on the token grid: convolutions at three resolutions.
 
-Tokens in, gene maps out by a fully convolutional encoder and decoder with skip connections, the
-U-Net of Ronneberger et al. 2015 (arXiv:1505.04597), as Img2ST-Net (Zhu et al. 2025,
-doi:10.1117/1.JMI.12.6.061410) uses it from images to gene maps.
+Tokens are mapped to gene maps by a fully convolutional encoder and decoder with skip connections
+(U-Net, Ronneberger et al. 2015, arXiv:1505.04597), as in Img2ST-Net (Zhu et al. 2025,
+doi:10.1117/1.JMI.12.6.061410), which maps images to gene maps.
 
-Shape suffixes: B patches, T tokens a side, D token channels, C width, G genes.
+Shape suffixes: B patches, T tokens per side, D token channels, C width, G genes.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ _BINS = 128
 
 
 class Img2ST(Decoder):
-    """Tokens (B, T, T, D) to per-bin outputs (B, G, 128, 128).
+    """Decoder of tokens (B, T, T, D) to outputs per bin (B, G, 128, 128), by a U-Net.
 
     Args:
-        grid: tokens a side, T; 128 must be T times a power of two.
-        token_mean_D, token_std_D: (D,) of the training tokens.
-        initial_bias_G: (G,) bias of the output.
-        widths: channels on the token grid, and on that halved once, twice, …; multiples of 8.
-        bin_channels: channels at bin resolution, before the gene head.
+        grid: Tokens per side, T; 128 must be T times a power of two.
+        token_mean_D, token_std_D: (D,) mean and standard deviation of the training tokens.
+        initial_bias_G: (G,) initial bias of the output.
+        widths: Channels on the token grid and on the grids halved once, twice, …; multiples of 8.
+        bin_channels: Channels at bin resolution, before the gene head.
     """
 
     def __init__(

@@ -1,6 +1,6 @@
-"""The honest baseline: one linear map from a token to its bins.
+"""Linear baseline decoder: one linear map from a token to its bins.
 
-Shape suffixes: B patches, T tokens a side, D token channels, G genes.
+Shape suffixes: B patches, T tokens per side, D token channels, G genes.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ _BINS = 128
 
 
 class LinearDecoder(Decoder):
-    """Each token alone, linearly, to ``bin_channels`` maps of its own bins, then to genes.
+    """Decoder that maps each token linearly to ``bin_channels`` values per bin, and these to genes.
 
     Args:
-        grid: tokens a side, T; 128 must be a multiple of it.
-        token_mean_D, token_std_D: (D,) of the training tokens.
-        initial_bias_G: (G,) bias of the output.
-        bin_channels: rank of the map from tokens to genes within a token.
+        grid: Tokens per side, T; 128 must be a multiple of it.
+        token_mean_D, token_std_D: (D,) mean and standard deviation of the training tokens.
+        initial_bias_G: (G,) initial bias of the output.
+        bin_channels: Channels at bin resolution; the rank of the map from a bin to genes.
     """
 
     def __init__(

@@ -1,6 +1,6 @@
-"""Pieces that decoders share.
+"""Layers shared by several decoders.
 
-Shape suffixes: B patches, T tokens a side, D token channels, C width.
+Shape suffixes: B patches, T tokens per side, D token channels, C width.
 """
 
 from __future__ import annotations
@@ -11,19 +11,21 @@ from torch.nn.functional import conv2d
 
 from virchow_st.models.decoders.variation import Augmentation
 
-# How far a channel is stretched and shifted in training, in its standard deviations.
+# Standard deviation of the random scale and offset of a token channel in training, in units of the
+# channel's standard deviation.
 _JITTER_SD = 0.5
 
 
 class EdgeConv(nn.Conv2d):
-    """Convolution that keeps the size of a map, whose edges go on as they end.
+    """Convolution that keeps the size of a map, with replicate padding.
 
-    Rates do not end where a patch ends: zeros around it would darken the seams of a stitched slide.
+    The tissue continues beyond the edge of a patch; zero padding would lower the rates along the
+    seams of a stitched slide.
 
     Args:
-        channels, out_channels: of the input and the output.
-        side: of the kernel, odd.
-        groups: of channels that do not see each other.
+        channels, out_channels: Channels of input and output.
+        side: Side of the kernel, odd.
+        groups: Number of channel groups that are convolved separately.
     """
 
     def __init__(self, channels: int, out_channels: int, side: int, groups: int = 1) -> None:
@@ -35,8 +37,8 @@ class EdgeConv(nn.Conv2d):
         """(B, C, H, W) to (B, C', H, W)."""
         if not torch.compiler.is_compiling():
             return super().forward(x_BCHW)
-        # torch.compile mistakes in which order torch's own padding leaves its gradient in memory
-        # (2.15), and can fuse this.
+        # torch.compile (2.15) assumes a wrong memory layout for the gradient of torch's padding;
+        # concatenation avoids that and can be fused.
         n = self.kernel_size[0] // 2
         for dim in (2, 3):
             last = x_BCHW.shape[dim] - 1
@@ -46,13 +48,13 @@ class EdgeConv(nn.Conv2d):
 
 
 class TokenNorm(Augmentation):
-    """Standardise token channels with the training tokens' mean and standard deviation.
+    """Standardises token channels with the mean and standard deviation of the training tokens.
 
-    In training, every channel of a patch's tokens is stretched and shifted a little, as another
-    patient's may be. What only one channel tells is then worth less than what many agree on.
+    In training, every token channel of a patch is scaled and shifted at random, as it may differ
+    between patients. The decoder then relies less on the exact level of single channels.
 
     Args:
-        mean_D, std_D: (D,) over the tokens of the training patches.
+        mean_D, std_D: (D,) mean and standard deviation over the tokens of the training patches.
     """
 
     mean: Tensor
@@ -64,7 +66,7 @@ class TokenNorm(Augmentation):
         self.register_buffer("scale", 1.0 / std_D.float().clamp(min=1e-6))
 
     def forward(self, tokens_BTTD: Tensor) -> Tensor:
-        """(B, T, T, D) to the same shape; far outliers are cut at ±8 standard deviations."""
+        """Standardise (B, T, T, D); outliers are clamped at ±8 standard deviations."""
         tokens_BTTD = ((tokens_BTTD - self.mean) * self.scale).clamp(-8.0, 8.0)
         if not self.is_varying:
             return tokens_BTTD
@@ -75,7 +77,7 @@ class TokenNorm(Augmentation):
 
 
 class ConvBlock(nn.Module):
-    """Depthwise 5×5, then a channel mixer, each with a residual (Trockman & Kolter 2022)."""
+    """Depthwise 5×5 and pointwise convolution, each with a residual (Trockman & Kolter 2022)."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -95,7 +97,7 @@ class ConvBlock(nn.Module):
 class ResBlock(nn.Module):
     """Two 3×3 convolutions with a residual (He et al. 2016, arXiv:1603.05027).
 
-    GroupNorm has no statistics of the batch: training in fours and predicting one by one agree.
+    GroupNorm uses no batch statistics, so the output for a patch does not depend on its batch.
     """
 
     def __init__(self, width: int) -> None:
@@ -115,15 +117,15 @@ class ResBlock(nn.Module):
 
 
 class Upsampler(nn.Module):
-    """Sub-pixel convolution (Shi et al. 2016, arXiv:1609.05158), doubling the grid step by step.
+    """Upsampling by sub-pixel convolutions (Shi et al. 2016, arXiv:1609.05158), a factor 2 each.
 
-    A token holds what its 8×8 bins look like; sub-pixel convolution unfolds channels into bins,
-    where interpolation would blur them.
+    A token encodes the content of its 8×8 bins in its channels. Sub-pixel convolution unfolds
+    channels into bins, whereas interpolation would blur them.
 
     Args:
-        width: channels of the token grid.
-        out_channels: channels at bin resolution.
-        n_doublings: 3 for 16 tokens to 128 bins.
+        width: Channels of the token grid.
+        out_channels: Channels at bin resolution.
+        n_doublings: Number of doublings; 3 from 16 tokens to 128 bins.
     """
 
     def __init__(self, width: int, out_channels: int, n_doublings: int) -> None:
@@ -147,7 +149,7 @@ class Upsampler(nn.Module):
 
 
 class Fusion(nn.Module):
-    """Features of a coarser grid, unfolded to the next finer one and added to those there."""
+    """Adds features of a coarser grid, unfolded by a factor 2, to those of the finer grid."""
 
     def __init__(self, coarse: int, fine: int) -> None:
         super().__init__()
@@ -160,11 +162,11 @@ class Fusion(nn.Module):
 
 
 class TokenDetail(nn.Module):
-    """What a token knows of its own bins, beside features of paths that mix tokens.
+    """Appends a linear map of each token to its own bins to features that mix tokens.
 
     Args:
-        dim: D.
-        side: bins a side of a token.
+        dim: Token channels, D.
+        side: Bins per side of a token.
     """
 
     channels = 8
@@ -179,12 +181,12 @@ class TokenDetail(nn.Module):
 
 
 def unfold_tokens(dim: int, channels: int, side: int) -> nn.Sequential:
-    """Linear map of each token to ``channels`` maps of its own ``side``×``side`` bins.
+    """Linear map of each token to ``channels`` values for each of its own ``side``×``side`` bins.
 
     Args:
-        dim: D.
-        channels: maps at bin resolution.
-        side: bins a side of a token.
+        dim: Token channels, D.
+        channels: Channels at bin resolution.
+        side: Bins per side of a token.
 
     Returns:
         A module from (B, D, T, T) to (B, channels, T·side, T·side).
@@ -195,8 +197,8 @@ def unfold_tokens(dim: int, channels: int, side: int) -> nn.Sequential:
 def unfolding(channels: int, narrower: int, factor: int = 2) -> nn.Sequential:
     """1×1 convolution and pixel shuffle to a grid ``factor`` times finer.
 
-    The sub-pixels are equal at first; else their different random weights show as a checkerboard
-    (Aitken et al. 2017, arXiv:1707.02937).
+    The weights of all sub-pixels are equal at initialisation; different random weights would show
+    as a checkerboard pattern (Aitken et al. 2017, arXiv:1707.02937).
     """
     conv = nn.Conv2d(channels, factor**2 * narrower, 1)
     with torch.no_grad():

@@ -1,7 +1,7 @@
-"""The patch image to features at 2, 4 and 8 µm: a shallow convolutional stem.
+"""Shallow convolutional stem that maps the patch image to features at 2, 4 and 8 µm.
 
-Shape suffixes: B patches, P = 256 px a side (1 µm), C channels, H = 128, M = 64, L = 32 a side
-(2, 4, 8 µm).
+Shape suffixes: B patches, P = 256 px per side (1 µm), C channels, H = 128, M = 64, L = 32 cells per
+side (2, 4, 8 µm).
 """
 
 from __future__ import annotations
@@ -12,21 +12,21 @@ from torch import Tensor, nn
 from virchow_st.models.decoders.parts import EdgeConv, ResBlock
 from virchow_st.models.decoders.variation import Augmentation
 
-# Optical density of a pixel of stained tissue, and its spread: inputs of order one learn faster.
+# Typical optical density of stained tissue and its spread, to scale the input to order one.
 _TYPICAL, _SPREAD = 0.2, 0.15
 # Directions of haematoxylin and eosin in optical density (R, G, B), after Ruifrok & Johnston 2001.
 _STAINS = ((0.65, 0.70, 0.29), (0.07, 0.99, 0.11))
-# The random stain of training: spread of the log of a stain's strength, of its direction, and of
-# the density of the glass.
+# Random stain variation in training: standard deviations of the log of a stain's strength, of its
+# direction, and of the optical density of the background.
 _STRENGTH_SD, _DIRECTION_SD, _GLASS_SD = 0.25, 0.06, 0.03
 
 
 class OpticalDensity(Augmentation):
-    """RGB to optical density, where stains add up; in training, stained a little differently.
+    """Converts RGB to optical density, in which stains add up; varies the stain in training.
 
-    Two patients differ in stain more than the patches of one do. A random strength and colour of
-    each stain, drawn anew for every patch, shows the stem other laboratories (Tellez et al. 2018,
-    arXiv:1808.05896).
+    Stain differs more between patients than within one. In training, the strength and colour of
+    each stain are drawn at random for every patch, which simulates slides of other laboratories
+    (Tellez et al. 2018, arXiv:1808.05896).
     """
 
     stains_33: Tensor
@@ -41,7 +41,7 @@ class OpticalDensity(Augmentation):
         self.register_buffer("unmix_33", torch.linalg.inv(stains), persistent=False)
 
     def forward(self, image_B3PP: Tensor) -> Tensor:
-        """(B, 3, P, P) RGB in 0 to 1 to the same shape, of order one on tissue."""
+        """Convert (B, 3, P, P) RGB in 0 to 1 to scaled optical density, of order one on tissue."""
         density_B3PP = -torch.log10((255 * image_B3PP + 1) / 256)
         if self.is_varying:
             density_B3PP = self._stained_anew(density_B3PP)
@@ -57,10 +57,10 @@ class OpticalDensity(Augmentation):
 
 
 class ImageStem(nn.Module):
-    """The patch image to features at three grids.
+    """Maps the patch image to features at 2, 4 and 8 µm.
 
     Args:
-        widths: channels at 2, 4 and 8 µm, multiples of 8.
+        widths: Channels at 2, 4 and 8 µm, multiples of 8.
     """
 
     def __init__(self, widths: tuple[int, int, int]) -> None:

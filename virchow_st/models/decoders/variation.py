@@ -1,4 +1,4 @@
-"""What is drawn at random in training, anew for every patch."""
+"""Layers with random behaviour in training: augmentations and token dropout."""
 
 from __future__ import annotations
 
@@ -9,56 +9,56 @@ from torch import Tensor, nn
 
 
 class RandomLayer(nn.Module):
-    """A layer that in training draws something for every patch.
+    """A layer that draws random numbers for every patch in training.
 
-    The draw comes from torch's generator, which the trainer seeds, so that a run repeats itself.
+    They come from torch's global generator, which the trainer seeds, so that a run is reproducible.
 
     Attributes:
-        part_of: where the next batch is a part of one that processes share: its first patch and the
-            number of patches there. All draw for all of them, and take what falls to their own.
+        part_of: If several processes share a batch, the index of the first patch of this process's
+            part and the number of patches of the whole batch; else None. Every process draws for
+            the whole batch and uses the numbers of its own patches.
     """
 
     part_of: tuple[int, int] | None = None
 
     def draw(self, x: Tensor, *shape: int) -> Tensor:
-        """(B, *shape) standard normal, for the B patches of ``x`` and on its device."""
+        """Draw (B, *shape) standard normal numbers for the B patches of ``x``, on its device."""
         first, n_drawn = self.part_of or (0, len(x))
         return torch.randn(n_drawn, *shape, device=x.device)[first : first + len(x)]
 
 
 class Augmentation(RandomLayer):
-    """A layer that varies what differs between patients and not within one.
+    """A layer that varies properties that differ between patients but not within one.
 
-    A few patients are too few to learn from what a stain, or a channel of the tokens, does not
-    mean.
+    With few training patients the decoder would overfit to stain intensity and to offsets of token
+    channels; augmentations vary both.
 
     Attributes:
-        amount: of the variation, relative to what laboratories differ by; 0 for none.
+        amount: Strength of the variation; 1 is about the variation between laboratories, 0 none.
     """
 
     amount: float = 1.0
 
     @property
     def is_varying(self) -> bool:
-        """In training, unless there is nothing to vary by."""
+        """Whether the layer varies its input: in training, if ``amount`` is above 0."""
         return self.training and self.amount > 0
 
 
 def variations(decoder: nn.Module) -> Iterator[Augmentation]:
-    """The layers of a decoder that vary."""
+    """All augmentation layers of a decoder."""
     return (module for module in decoder.modules() if isinstance(module, Augmentation))
 
 
 class TokenDropout(RandomLayer):
-    """The tokens of every other patch, at random, put to their mean in training.
+    """Sets the tokens of half of the patches, chosen at random, to their mean in training.
 
-    Tokens alone soon tell most of what there is to tell, and the image would be left with little to
-    learn from. Where tokens are missing it has to be read (ModDrop, Neverova et al. 2016,
-    arXiv:1501.00102).
+    The decoder learns faster from tokens than from the image, and would then hardly use the image.
+    For patches without tokens it has to (ModDrop, Neverova et al. 2016, arXiv:1501.00102).
     """
 
     def forward(self, tokens_BTTD: Tensor) -> Tensor:
-        """(B, T, T, D) standardised tokens to the same shape."""
+        """Drop tokens of standardised (B, T, T, D); unchanged outside training."""
         if not self.training:
             return tokens_BTTD
         return tokens_BTTD * (self.draw(tokens_BTTD, 1, 1, 1) > 0)

@@ -1,6 +1,6 @@
-"""Frozen encoders: the image of a patch to a grid of tokens.
+"""Frozen encoders, which map the image of a patch to a grid of tokens.
 
-Nothing here loads torch until an encoder that needs it is asked for.
+Torch is imported only when an encoder that needs it is loaded.
 """
 
 from __future__ import annotations
@@ -16,18 +16,19 @@ __all__ = ["Encoder", "Tokens", "dihedral_channels", "load_encoder"]
 def load_encoder(
     name: str, *, weights: str = "", device: str = "auto", token_um: int = 16
 ) -> Encoder:
-    """Load the encoder that ``--encoder`` names, ready to encode.
+    """Load the encoder that ``--encoder`` names.
 
     Args:
         name: ``stain``, ``virchow2``, the hub id of a timm ViT (``org/name``, with or without
-            ``hf-hub:``), or a ViT in timm's own registry.
-        weights: a local ``.safetensors`` or ``.bin`` file instead of the hub.
+            ``hf-hub:``), or the name of a ViT in timm's own registry.
+        weights: Local ``.safetensors`` or ``.bin`` file to load instead of the hub's weights; empty
+            for none.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``; the stain encoder always runs on the CPU.
-        token_um: side of a token; 16 for patches encoded whole, 8 for patches in quarters.
+        token_um: Side of a token, µm; with 16 a patch is encoded whole, with 8 as four quarters.
 
     Raises:
-        ConfigError: the name is unknown, the weights cannot be fetched or do not fit, or the
-            device is not there. No other encoder is ever loaded in its place.
+        ConfigError: The name is unknown, the weights cannot be fetched or do not match the model,
+            or the device is not available. There is no fallback to another encoder.
     """
     encoder = _load(name, weights, device)
     if PATCH_UM // token_um == encoder.grid:

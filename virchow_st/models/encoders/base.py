@@ -1,4 +1,4 @@
-"""What every encoder gives, and how its tokens turn with the image."""
+"""Interface of encoders, and the effect of image rotations and flips on tokens."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from virchow_st.types import Array, Int64Array, UInt8Array
 
 @dataclass(frozen=True)
 class Tokens:
-    """The tokens of a batch of patches.
+    """Tokens of a batch of patches.
 
     Attributes:
         tokens: (B, T, T, D), row-major: ``tokens[:, i, j]`` describes the square in row ``i``
-            (counted downwards) and column ``j`` of the patch; float32, or float16 where they have
-            been rounded already, as the store keeps them.
-        cls: (B, D), one vector for the whole patch; the same dtype.
+            (counted from the top) and column ``j`` of the patch; float32, or float16 (the precision
+            of the store) if the encoder has already rounded them.
+        cls: (B, D), one vector per patch, in the same dtype.
     """
 
     tokens: Array
@@ -31,17 +31,18 @@ class Encoder(ABC):
     """A frozen map from the image of a patch to a T × T grid of tokens.
 
     Attributes:
-        name: what ``--encoder`` called it.
-        dim: length D of a token.
-        grid: tokens along a side, T. A patch of 256 µm and T = 16 make tokens of 16 µm.
-        image_px: side of the square patch image that `encode` expects, px.
-        weights_hash: 16 hexadecimal digits of xxHash64 over the parameters, or a version.
-        licence: what may be done with the tokens; empty where nothing restricts them.
-        precision: of the arithmetic, as torch calls it.
-        batch: patches to encode at once: as many as keep the device busy, or as fit its memory.
-        layout: blocks ``(start, side)`` of channels that are themselves a small image: channels
-            ``start … start + side²``, row-major sub-cells of the token. Channels in no block do
-            not depend on orientation. Empty for a ViT.
+        name: Name of the encoder, as given to ``--encoder``.
+        dim: Number of channels of a token, D.
+        grid: Number of tokens along a side, T. With T = 16, a patch of 256 µm has tokens of 16 µm.
+        image_px: Side of the square patch image that `encode` expects, px.
+        weights_hash: xxHash64 of the parameters as 16 hexadecimal digits, or a version.
+        licence: Terms of use of the tokens; empty if they are not restricted.
+        precision: Floating point type of the arithmetic, as torch names it.
+        batch: Number of patches to encode at once: enough to keep the device busy, limited by its
+            memory.
+        layout: Blocks ``(start, side)`` of channels that form a small image of the token: channels
+            ``start … start + side²`` are its sub-cells in row-major order. Channels in no block do
+            not depend on the orientation of the image. Empty for a ViT.
     """
 
     name: str
@@ -56,23 +57,24 @@ class Encoder(ABC):
 
     @abstractmethod
     def encode(self, images: UInt8Array) -> Tokens:
-        """Encode RGB images (B, image_px, image_px, 3).
+        """Encode RGB images (B, image_px, image_px, 3) uint8.
 
         Raises:
-            ValueError: another shape or dtype.
-            MemoryError: too many for the device's memory; fewer may do.
+            ValueError: The images have another shape or dtype.
+            MemoryError: The batch is too large for the memory of the device.
         """
 
     def launch(self, images: UInt8Array) -> Callable[[], Tokens]:
-        """Begin to encode; what comes back waits for the tokens when it is called.
+        """Start to encode and return a function that waits for the tokens and returns them.
 
-        On a GPU the next batch can so be begun before the last is waited for. Raises as `encode`.
+        On a GPU the next batch can be started before the previous one has finished. The same errors
+        are raised as in `encode`.
         """
         tokens = self.encode(images)
         return lambda: tokens
 
     def dihedral_permutation(self, k: int, flip: bool) -> Int64Array | None:
-        """Order of the channels after a flip and quarter turns; see `dihedral_channels`."""
+        """Order of the channels after a flip and ``k`` quarter turns; see `dihedral_channels`."""
         return dihedral_channels(self.layout, self.dim, k, flip)
 
     def _check_images(self, images: UInt8Array) -> None:
@@ -87,22 +89,29 @@ class Encoder(ABC):
 def dihedral_channels(
     layout: Sequence[Sequence[int]], dim: int, k: int, flip: bool
 ) -> Int64Array | None:
-    """Order of a token's channels after the image is flipped and turned.
+    """Order of a token's channels after the image is flipped and rotated.
 
-    The image changes by ``np.rot90(np.fliplr(image), k)`` (left-right flip first where ``flip``;
-    then ``k`` counter-clockwise quarter turns on the (row, col) axes). The grid of tokens changes
-    in the same way, and each token's channels by the returned order::
+    The image changes by ``np.rot90(np.fliplr(image), k)``: first a left-right flip if ``flip``,
+    then ``k`` counter-clockwise quarter turns of the (row, col) axes. The grid of tokens changes in
+    the same way, and the channels of every token are permuted by the returned order::
 
         after = np.rot90(np.fliplr(before), k)[..., dihedral_channels(layout, dim, k, flip=True)]
 
     Args:
-        layout: blocks ``(start, side)``, as in `Encoder.layout` (lists, as JSON gives them, do).
-        dim: length of a token.
-        k: quarter turns, any integer.
-        flip: whether the image is flipped left to right before it turns.
+        layout: Blocks ``(start, side)`` as in `Encoder.layout`; lists, as read from JSON, are
+            accepted.
+        dim: Number of channels of a token.
+        k: Number of quarter turns, any integer.
+        flip: Whether the image is flipped left to right before it is rotated.
 
     Returns:
-        (dim,) int64, or None where no channel moves because the layout is empty.
+        (dim,) int64 order, or None if the layout is empty and no channel moves.
+
+    Example:
+        Channels 0 to 3 are a 2 × 2 image; channel 4 does not depend on the orientation:
+
+        >>> dihedral_channels([(0, 2)], dim=5, k=1, flip=False)
+        array([1, 3, 0, 2, 4])
     """
     if not layout:
         return None

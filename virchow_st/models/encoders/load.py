@@ -1,4 +1,4 @@
-"""From a name to a ViT with its weights, whole or not at all."""
+"""Loads a ViT with its weights by name; weights must match the model completely."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ from virchow_st.runtime.devices import pick_device
 
 
 def load_vit(name: str, *, weights: str = "", device: str = "auto") -> ViTEncoder:
-    """Load Virchow2, another published model, or any ViT that timm or the hub knows.
+    """Load Virchow2, another published model, or any ViT of timm or the Hugging Face Hub.
 
-    A ViT patch of 14 px takes images of 224 px, one of 16 px images of 256 px (position embeddings
-    are interpolated by timm), so that the grid is 16 × 16.
+    A ViT with a patch size of 14 px gets images of 224 px, one with 16 px images of 256 px (timm
+    interpolates the position embeddings), so that the token grid is always 16 × 16.
 
     Args:
-        name: ``virchow2``, a hub id (``org/name``, with or without ``hf-hub:``), or a name of timm.
-        weights: a local ``.safetensors`` or ``.bin`` file instead of the hub.
+        name: ``virchow2``, a hub id (``org/name``, with or without ``hf-hub:``), or a timm name.
+        weights: Local ``.safetensors`` or ``.bin`` file to load instead of the hub's weights.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
 
     Raises:
-        ConfigError: the device is not there; the name is unknown; it is no ViT with such a grid; or
-            its weights do not fit in full, or cannot be fetched (the message names the page to
-            accept, the login and ``--weights``).
+        ConfigError: The device is not available, the name is unknown, the model is not a ViT with
+            such a grid, or its weights do not match in full or cannot be fetched (the message then
+            names the licence page, the login command and ``--weights``).
     """
     place = pick_device(device)
     repo = name.removeprefix("hf-hub:").removeprefix("hf_hub:")
@@ -49,7 +49,7 @@ def load_vit(name: str, *, weights: str = "", device: str = "auto") -> ViTEncode
 
 def _load_published(published: Published, weights: str, device: torch.device) -> ViTEncoder:
     path = Path(weights) if weights else fetch_hub_weights(published.repo)
-    with torch.device("meta"):  # no time spent on random weights that are replaced at once
+    with torch.device("meta"):  # skips the initialisation of weights that are replaced anyway
         model = published.model()
         image_px = _image_px(published.repo, model)
     state = read_state_dict(path)
@@ -68,7 +68,7 @@ def _load_published(published: Published, weights: str, device: torch.device) ->
 
 
 def _load_timm(name: str, repo: str, weights: str, device: torch.device) -> ViTEncoder:
-    """A model as its own configuration builds it, with the mean and deviation given there."""
+    """Build a model from its own configuration, with the colour statistics given there."""
     on_hub = "/" in repo
     if not on_hub and not timm.is_model(repo):
         raise ConfigError(
@@ -108,7 +108,7 @@ def _load_timm(name: str, repo: str, weights: str, device: torch.device) -> ViTE
 
 
 def _create(name: str, repo: str, model_name: str, **options: Any) -> torch.nn.Module:
-    """Build a timm model that takes any image size; `ConfigError` where timm cannot."""
+    """Build a timm model that accepts any image size; raises `ConfigError` if timm cannot."""
     try:
         return timm.create_model(model_name, dynamic_img_size=True, **options)
     except TypeError as e:  # every plain ViT takes dynamic_img_size, other families do not
@@ -124,7 +124,7 @@ def _create(name: str, repo: str, model_name: str, **options: Any) -> torch.nn.M
 
 
 def _image_px(name: str, skeleton: torch.nn.Module) -> int:
-    """Side of the image that gives a 16 × 16 grid; checked by a pass without data (meta device)."""
+    """Image side that gives a 16 × 16 grid; verified by a forward pass on the meta device."""
     n_prefix: int | None = getattr(skeleton, "num_prefix_tokens", None)
     patch: tuple[int, int] | None = getattr(
         getattr(skeleton, "patch_embed", None), "patch_size", None

@@ -1,8 +1,8 @@
-"""Pathology ViTs as their publishers build them, so that weights need nothing else from the hub.
+"""Architectures of published pathology ViTs, so that only their weights are needed from the hub.
 
-Architecture, arguments, mean and deviation are those of each model's card or configuration on the
-Hugging Face Hub. A configuration alone does not always build the model: UNI's and UNI2-h's lack
-arguments that their cards name.
+Architecture, arguments and colour statistics are those of the model card or configuration on the
+Hugging Face Hub. The configuration alone is not always sufficient: those of UNI and UNI2-h lack
+arguments that are given on the model cards.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ class Published:
 
     Attributes:
         repo: ``owner/name``.
-        terms: its licence, in a word.
-        architecture: timm's name.
-        arguments: of the architecture, where they are not its defaults.
-        colours: mean and deviation of the RGB channels in its training, on a scale of 0–1.
-        name: what manifests call it; the repo where empty.
+        terms: Short name of its licence.
+        architecture: Name of the architecture in timm.
+        arguments: Arguments of the architecture that differ from its defaults.
+        colours: Mean and standard deviation of the RGB channels in its training, scaled to 0–1.
+        name: Name used in manifests; the repo if empty.
     """
 
     repo: str
@@ -44,7 +44,7 @@ class Published:
 
     @property
     def licence(self) -> str:
-        """What may be done with the weights and what is made from them."""
+        """Terms of use of the weights and of stores and models derived from them."""
         page = f"see https://huggingface.co/{self.repo}"
         if "NC" not in self.terms:
             return f"{self.terms}: {page}"
@@ -55,7 +55,7 @@ class Published:
         )
 
     def model(self) -> torch.nn.Module:
-        """The architecture with random weights, or none under ``torch.device("meta")``."""
+        """Build the architecture with random weights, or without under ``torch.device("meta")``."""
         return timm.create_model(
             self.architecture, img_size=224, num_classes=0, dynamic_img_size=True, **self.arguments
         )
@@ -105,10 +105,10 @@ _MODELS = (
     ),
 )  # fmt: skip
 PUBLISHED = {model.repo.lower(): model for model in _MODELS}
-"""By repo, in lower case."""
+"""Published models by lower-case repo."""
 
 
 def find_published(repo: str) -> Published | None:
-    """The model of a hub id or of the name ``virchow2``, in whatever case; None where not known."""
+    """Find a model by hub id or by the name ``virchow2``, ignoring case; None if unknown."""
     wanted = repo.lower()
     return PUBLISHED.get(VIRCHOW2.repo.lower() if wanted == VIRCHOW2.name else wanted)

@@ -1,4 +1,4 @@
-"""Tokens half as wide: a patch encoded as 2 × 2 images, each by itself."""
+"""Tokens of half the side: a patch is encoded as 2 × 2 images, each independently."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from virchow_st.types import UInt8Array
 
 
 class Quartered(Encoder):
-    """An encoder that sees each quarter of a patch at the size of a whole one.
+    """Encodes each quarter of a patch at the image size of a whole patch.
 
-    The grid has twice as many tokens along a side; each sees detail twice as fine, and no further
-    than its own quarter. ``cls`` is the mean of the quarters'.
+    The grid has twice as many tokens along a side. Each token sees twice the resolution, but no
+    context beyond its own quarter. ``cls`` is the mean over the four quarters.
 
     Args:
-        encoder: of whole patches.
+        encoder: Encoder of whole patches.
     """
 
     def __init__(self, encoder: Encoder) -> None:
@@ -32,7 +32,7 @@ class Quartered(Encoder):
         return self.launch(images)()
 
     def launch(self, images: UInt8Array) -> Callable[[], Tokens]:
-        """Begin to encode; see `Encoder.launch`."""
+        """Start to encode; see `Encoder.launch`."""
         self._check_images(images)
         n, side = len(images), self.whole.image_px
         quarters = images.reshape(n, 2, side, 2, side, 3).swapaxes(2, 3)

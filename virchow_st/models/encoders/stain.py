@@ -1,12 +1,12 @@
-"""The embedded encoder: stain concentrations and their texture, without weights and without torch.
+"""Built-in stain encoder: stain concentrations and their texture, without weights or torch.
 
-It keeps what a ViT token of 16 µm averages away. A token is made of three parts:
+It keeps structure at 2 µm that a ViT token of 16 µm averages out. A token has three parts:
 
-1. fine maps (haematoxylin, eosin, whiteness) as 8 × 8 sub-cells of 2 µm, one for each bin;
+1. fine maps (haematoxylin, eosin, whiteness) as 8 × 8 sub-cells of 2 µm, one per bin;
 2. texture maps as 4 × 4 sub-cells of 4 µm;
-3. the surroundings: mean and standard deviation of some maps over 32, 64 and 128 µm.
+3. surroundings: mean and standard deviation of some maps over 32, 64 and 128 µm.
 
-`CHANNELS` names every block of channels, and docs/encoders.md says what each map shows.
+`CHANNELS` lists all blocks of channels, and docs/encoders.md explains each map.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 from virchow_st.models.encoders.base import Encoder, Tokens
 from virchow_st.types import BoolArray, Float32Array, Float64Array, UInt8Array
 
-VERSION = "stain/1"  # a change of any number below makes other tokens, and so another version
+VERSION = "stain/1"  # to be raised with any change below that changes the tokens
 IMAGE_PX = 256  # 1 µm/px
 GRID = 16
 TOKEN_PX = IMAGE_PX // GRID
@@ -56,21 +56,21 @@ SCALING: dict[str, tuple[float, float]] = {
 }
 
 _OPTICAL_DENSITY = -np.log10((np.arange(256) + 1.0) / 256.0)
-OD_MAX = 2.0  # darker than this is ink, folds or pen, not more stain
+OD_MAX = 2.0  # darker pixels are ink, folds or pen marks, not stronger stain
 _OD_TABLE = np.minimum(_OPTICAL_DENSITY, OD_MAX).astype(np.float32)
 _TISSUE_OD = 0.1  # mean optical density over the three colours above which a pixel is tissue
 _MIN_TISSUE_PX = 256
-_MIN_SPREAD = 0.03  # a patch of one colour has no contrast to magnify
+_MIN_SPREAD = 0.03  # avoids amplifying noise in a patch of uniform colour
 _RELATIVE_MAX = 5.0
 
 
 def _unmixing_matrix() -> Float64Array:
-    """Optical densities (R, G, B) → stain concentrations (haematoxylin, eosin, residual), (3, 3).
+    """Matrix (3, 3) from RGB optical densities to concentrations (haematoxylin, eosin, residual).
 
-    Colour deconvolution after Ruifrok & Johnston (2001), with their way of completing two stains
-    by the direction at right angles to both. The absorption vectors are the usual ones for H&E
-    (QuPath's defaults): with Ruifrok & Johnston's own eosin, a third of the tissue of the sections
-    at hand came out with less than no eosin, with this one an eighth.
+    Colour deconvolution after Ruifrok & Johnston (2001); as there, the third direction is
+    orthogonal to both stains. The absorption vectors are QuPath's defaults for H&E. With Ruifrok &
+    Johnston's eosin vector, a third of the tissue in the public sections used for `SCALING` had a
+    negative eosin concentration; with this vector an eighth has.
     """
     h = np.array([0.6511, 0.7012, 0.2905])
     e = np.array([0.2159, 0.8012, 0.5581])
@@ -88,10 +88,11 @@ class Channels:
     """A block of a token's channels.
 
     Attributes:
-        name: the map, with ``_mean_32um`` or ``_std_32um`` for a surrounding.
-        start: first channel.
-        side: sub-cells along a side; the block has ``side²`` channels, row-major within the
-            token: channel ``start + i * side + j`` is the sub-cell in row ``i``, column ``j``.
+        name: Name of the map, with a suffix such as ``_mean_32um`` or ``_std_32um`` for
+            surroundings.
+        start: Index of the first channel.
+        side: Sub-cells along a side. The block has ``side²`` channels, row-major within the token:
+            channel ``start + i * side + j`` is the sub-cell in row ``i``, column ``j``.
     """
 
     name: str
@@ -100,7 +101,7 @@ class Channels:
 
     @property
     def slice(self) -> slice:
-        """The block's channels in a token."""
+        """Slice of the block's channels in a token."""
         return slice(self.start, self.start + self.side**2)
 
 
@@ -121,9 +122,9 @@ DIM = CHANNELS[-1].slice.stop
 
 
 class StainEncoder(Encoder):
-    """Tokens of 16 µm from a patch image of 256 × 256 px at 1 µm/px; deterministic, on the CPU.
+    """Encoder of patch images of 256 × 256 px at 1 µm/px to tokens of 16 µm.
 
-    The class vector is the mean of the tokens.
+    It is deterministic and runs on the CPU. The class vector is the mean of the tokens.
     """
 
     name = "stain"
@@ -160,14 +161,24 @@ def _scaled(name: str, pixels: Float32Array) -> Float32Array:
 
 
 def haematoxylin(image: UInt8Array) -> Float32Array:
-    """Haematoxylin concentration of an RGB image (H, W, 3) uint8: (H, W), optical density."""
+    """Haematoxylin concentration (optical density), (H, W) float32, of an RGB image (H, W, 3).
+
+    Example:
+        A white pixel has none, a blue-violet one has much:
+
+        >>> haematoxylin(np.array([[[255, 255, 255], [80, 60, 140]]], np.uint8)).round(1)
+        array([[0. , 0.7]], dtype=float32)
+    """
     return cv2.transform(_OD_TABLE[image], _UNMIX[:1])
 
 
 def stain_maps(image: UInt8Array) -> dict[str, Float32Array]:
-    """The maps behind the channels: name → (256, 256) float32, 1 µm/px, before scaling.
+    """Maps from which the channels are computed, before scaling: name → (256, 256) float32.
 
-    No map has a direction, so that a turned image gives turned maps; borders are reflected.
+    The maps are isotropic, so a rotated image gives rotated maps. Borders are reflected.
+
+    Args:
+        image: (256, 256, 3) uint8 RGB, 1 µm/px.
     """
     image = np.ascontiguousarray(image)
     density = _OD_TABLE[image]  # (256, 256, 3)
@@ -195,26 +206,26 @@ def stain_maps(image: UInt8Array) -> dict[str, Float32Array]:
 def sub_cells(pixels: Float32Array, side: int) -> Float32Array:
     """Mean of a (256, 256) map in each sub-cell of each token: (16, 16, side²), row-major."""
     n = GRID * side
-    cells = cv2.resize(pixels, (n, n), interpolation=cv2.INTER_AREA)  # a whole factor: exact means
+    cells = cv2.resize(pixels, (n, n), interpolation=cv2.INTER_AREA)  # integer factor: exact means
     cells = cells.reshape(GRID, side, GRID, side).swapaxes(1, 2)
     return cells.reshape(GRID, GRID, side * side)
 
 
-_CELL_PX = TOKEN_PX // 2  # windows are centred on a token and so end on half tokens
+_CELL_PX = TOKEN_PX // 2  # windows are centred on tokens, so their edges lie at half tokens
 
 
 def surroundings(maps: Float32Array, windows_um: tuple[int, ...]) -> list[Float32Array]:
-    """Mean and standard deviation of maps (C, 256, 256) in square windows round each token.
+    """Mean and standard deviation of maps (C, 256, 256) in square windows around each token.
 
-    A window is centred on its token; beyond the patch the map is reflected. Returns the mean and
-    then the standard deviation for each window, (16, 16, C) each.
+    A window is centred on its token; the map is reflected at the border of the patch. Returns mean
+    and standard deviation for each window in turn, (16, 16, C) each.
     """
     mean, variance = _cell_moments(maps)
     parts = []
     for window in windows_um:
         A = _window_weights(window)  # (16, 32)
         window_mean = A @ mean @ A.T
-        # Law of total variance: spread inside the cells plus the spread of the cells' means.
+        # Law of total variance: mean variance within the cells plus variance of the cells' means.
         between = A @ np.square(mean) @ A.T - np.square(window_mean)
         window_std = np.sqrt(A @ variance @ A.T + np.maximum(between, 0))
         parts += [_channels_last(window_mean), _channels_last(window_std)]
@@ -254,12 +265,12 @@ def _blur(pixels: Float32Array, sigma: float) -> Float32Array:
 
 
 def _gradient_magnitude(pixels: Float32Array) -> Float32Array:
-    """Length of the gradient by central differences, per µm."""
+    """Magnitude of the gradient per µm, by central differences."""
     padded = cv2.copyMakeBorder(pixels, 1, 1, 1, 1, cv2.BORDER_REFLECT)
     down = padded[2:, 1:-1] - padded[:-2, 1:-1]
     right = padded[1:-1, 2:] - padded[1:-1, :-2]
-    # Not cv2.magnitude: its last bit depends on where in memory the array lies, and an extraction
-    # that is resumed has to give the same bytes.
+    # Not cv2.magnitude: its last bit depends on the memory alignment of the array, but a resumed
+    # extraction has to give the same bytes.
     return np.sqrt(down * down + right * right) * np.float32(0.5)
 
 
@@ -275,11 +286,11 @@ def _local_std(pixels: Float32Array) -> Float32Array:
 
 
 def _relative(pixels: Float32Array, tissue: BoolArray) -> Float32Array:
-    """Contrast against the patch itself: minus the tissue's median, over its robust spread.
+    """Concentration relative to the patch: minus the median over tissue, divided by the spread.
 
-    Two slides stained to different depths agree better in this than in the concentration. The
-    spread is the interquartile range over 1.349 (1 σ of a normal distribution). A patch with next
-    to no tissue has no contrast: all zeros.
+    This is more comparable between slides of different stain intensity than the concentration
+    itself. The spread is the interquartile range divided by 1.349, which is 1 σ of a normal
+    distribution. A patch with hardly any tissue gets zeros.
     """
     values = pixels[tissue]
     if len(values) < _MIN_TISSUE_PX:

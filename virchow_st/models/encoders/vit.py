@@ -1,4 +1,4 @@
-"""Vision transformers built by timm: tokens from images, on a GPU without waiting for them."""
+"""Encoders that are timm vision transformers; on a GPU batches are encoded asynchronously."""
 
 from __future__ import annotations
 
@@ -17,31 +17,34 @@ from virchow_st.types import Array, UInt8Array
 GRID = 16
 IMAGE_PX = {14: 14 * GRID, 16: 16 * GRID}  # side of a ViT's patch → side of the image, px
 
-# Images at once. On a GPU more than these no longer raise the rate of a ViT-H: its products fill
-# the device. On a CPU one by one is nearly as fast, and Ctrl-C waits for a batch.
+# Images per batch. On a GPU a larger batch no longer makes a ViT-H faster, because its matrix
+# products already fill the device. On a CPU single images are nearly as fast, and Ctrl-C has to
+# wait for a batch.
 _CUDA_BATCH, _CPU_BATCH = 64, 4
-_CPU_BFLOAT16 = {"avx512_bf16", "amx_bf16"}  # without these a CPU only emulates it, slowly
+_CPU_BFLOAT16 = {"avx512_bf16", "amx_bf16"}  # other CPUs only emulate bfloat16, which is slow
 
 
 class ViTEncoder(Encoder):
-    """A timm ViT: its normalised last-layer patch tokens, row-major; registers are dropped.
+    """Encoder that returns the normalised last-layer patch tokens of a timm ViT, row-major.
 
-    Matrix products are in ``precision`` (bfloat16 makes tokens of Virchow2's architecture err by
-    about 0.5 %), all else in float32; tokens are rounded to float16 where they are made.
+    Register tokens are dropped. Matrix products are computed in ``precision`` (with bfloat16 the
+    tokens of Virchow2's architecture have an error of about 0.5 %), everything else in float32. The
+    tokens are rounded to float16 on the device.
 
     Args:
-        model: a timm ViT whose ``forward_features`` gives (B, n_prefix + 256, D); it is changed.
-        name: what ``--encoder`` called it.
-        image_px: side of the input image, px.
-        colours: mean and deviation of the RGB channels in the model's own training, 0–1.
-        n_prefix: tokens before the patch tokens: the class token, then any registers.
-        weights_hash: see `parameters_hash`.
-        licence: what may be done with the tokens.
-        device: where it runs.
-        precision: of the products; `native_precision` of the device when None.
+        model: A timm ViT whose ``forward_features`` returns (B, n_prefix + 256, D); it is modified
+            in place.
+        name: Name of the encoder, as given to ``--encoder``.
+        image_px: Side of the input image, px.
+        colours: Mean and standard deviation of the RGB channels in the model's training, 0–1.
+        n_prefix: Number of tokens before the patch tokens: the class token and any registers.
+        weights_hash: Hash of the parameters, see `parameters_hash`.
+        licence: Terms of use of the tokens.
+        device: Device to run on.
+        precision: Floating point type of matrix products; `native_precision` of the device if None.
 
     Raises:
-        ConfigError: the device has no room for the model.
+        ConfigError: The device has not enough memory for the model.
     """
 
     def __init__(
@@ -85,24 +88,24 @@ class ViTEncoder(Encoder):
         self._on_cuda = device.type == "cuda"
         self.batch = _CPU_BATCH
         if self._on_cuda:
-            self._copies = torch.cuda.Stream(device)  # tokens leave while the next batch is made
+            self._copies = torch.cuda.Stream(device)  # copies tokens while the next batch runs
             self.batch = self.largest_batch(_CUDA_BATCH)
 
     def encode(self, images: UInt8Array) -> Tokens:
-        """Encode RGB images (B, image_px, image_px, 3) uint8 in one pass: B is the batch.
+        """Encode RGB images (B, image_px, image_px, 3) uint8 in one forward pass.
 
         ``cls`` is the class token, or the mean of the patch tokens in a model without one.
         """
         return self.launch(images)()
 
     def launch(self, images: UInt8Array) -> Callable[[], Tokens]:
-        """Begin to encode; see `Encoder.launch`. On the CPU it is done when this returns."""
+        """Start to encode; see `Encoder.launch`. On the CPU the batch is finished on return."""
         self._check_images(images)
         try:
             with torch.inference_mode():
                 return self._to_host(*self._forward(images))
         except torch.cuda.OutOfMemoryError:
-            pass  # outside of the handler, whose traceback keeps the batch's memory
+            pass  # handled below, because the traceback in here would keep the batch's memory
         torch.cuda.empty_cache()
         raise MemoryError(f"{len(images)} images at once are too many for {self.device}")
 
@@ -110,7 +113,7 @@ class ViTEncoder(Encoder):
         """(B, S, S, 3) uint8 to (B, T, T, D) and (B, D) float16 on the device."""
         on_host = torch.empty(images.shape, dtype=torch.uint8, pin_memory=self._on_cuda)
         on_host.numpy()[...] = images
-        x = on_host.to(self.device, non_blocking=True)  # uint8 crosses the bus
+        x = on_host.to(self.device, non_blocking=True)  # copied as uint8, a quarter of float32
         x = (x.permute(0, 3, 1, 2).float() - self._mean) / self._std  # (B, 3, S, S)
         mixed = self._dtype is not torch.float32
         with torch.autocast(self.device.type, self._dtype, enabled=mixed):
@@ -120,7 +123,7 @@ class ViTEncoder(Encoder):
         return patch.unflatten(1, (GRID, GRID)).half(), cls.half()
 
     def _to_host(self, tokens: Tensor, cls: Tensor) -> Callable[[], Tokens]:
-        """Begin to copy to memory; what comes back waits for it."""
+        """Start to copy tokens to the host; returns a function that waits for the copy."""
         if not self._on_cuda:
             done = Tokens(_array(tokens), _array(cls))
             return lambda: done
@@ -131,7 +134,7 @@ class ViTEncoder(Encoder):
             for made in (tokens, cls):
                 pinned = torch.empty(made.shape, dtype=made.dtype, pin_memory=True)
                 on_host.append(pinned.copy_(made, non_blocking=True))
-                made.record_stream(self._copies)  # its memory is not used anew before
+                made.record_stream(self._copies)  # keeps the memory until the copy is done
             copied.record()
 
         def wait() -> Tokens:
@@ -141,7 +144,7 @@ class ViTEncoder(Encoder):
         return wait
 
     def largest_batch(self, most: int) -> int:
-        """How many images the device takes at once: ``most``, or that halved until it does."""
+        """Largest batch that fits the device's memory: ``most``, halved until it fits."""
         n = most
         while n > 1:
             try:
@@ -158,7 +161,7 @@ def _array(x: Tensor) -> Array:
 
 
 def native_precision(device: torch.device) -> torch.dtype:
-    """What a device multiplies fast: bfloat16, float16 on older GPUs, float32 on older CPUs."""
+    """Fastest type for matrix products: bfloat16; float16 on older GPUs, float32 on older CPUs."""
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.half
     try:

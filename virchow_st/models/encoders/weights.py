@@ -1,4 +1,4 @@
-"""Where a ViT's parameters come from: a local file or the hub; checked, never in part."""
+"""Parameters of a ViT from a local file or the Hugging Face Hub; partial matches are refused."""
 
 from __future__ import annotations
 
@@ -19,7 +19,11 @@ _HUB_TIMEOUT_S = 10
 
 
 def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
-    """Read parameters from ``.safetensors`` or ``.bin``; nothing but tensors is ever unpickled."""
+    """Read parameters from a ``.safetensors`` or ``.bin`` file; only tensors are unpickled.
+
+    Raises:
+        ConfigError: The file is missing, of another type, damaged, or holds more than tensors.
+    """
     if path.suffix not in (".safetensors", ".bin"):
         raise ConfigError(f"{path}: expected weights as .safetensors or .bin; got {path.suffix!r}")
     if not path.is_file():
@@ -43,7 +47,7 @@ def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
 
 
 def check_fits(model: torch.nn.Module, state: dict[str, torch.Tensor], source: str) -> None:
-    """Raise `ConfigError` unless names and shapes are exactly the model's."""
+    """Raise `ConfigError` unless names and shapes are exactly those of the model."""
     wanted = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     given = {name: tuple(value.shape) for name, value in state.items()}
     faults = {
@@ -53,15 +57,15 @@ def check_fits(model: torch.nn.Module, state: dict[str, torch.Tensor], source: s
             k for k in wanted.keys() & given.keys() if wanted[k] != given[k]
         ),
     }
-    told = [f"{len(keys)} {what} (first: {keys[0]})" for what, keys in faults.items() if keys]
-    if told:
-        raise ConfigError(f"{source}: the weights do not fit the model: {', '.join(told)}")
+    texts = [f"{len(keys)} {what} (first: {keys[0]})" for what, keys in faults.items() if keys]
+    if texts:
+        raise ConfigError(f"{source}: the weights do not fit the model: {', '.join(texts)}")
 
 
 def parameters_hash(model: torch.nn.Module) -> str:
-    """xxHash64 over names, dtypes, shapes and bytes of the state dict: 16 hexadecimal digits.
+    """xxHash64 over names, dtypes, shapes and bytes of the state dict, as 16 hexadecimal digits.
 
-    The same parameters give the same hash whichever file or hub they came from.
+    The hash depends on the parameters only, not on the file that they were read from.
     """
     digest = xxhash.xxh64()
     for name, value in sorted(model.state_dict().items()):
@@ -72,7 +76,7 @@ def parameters_hash(model: torch.nn.Module) -> str:
 
 
 def cached_weights(repo: str) -> Path | None:
-    """The weights file of a hub repository where the local cache already has it."""
+    """Weights file of a hub repository in the local cache; None if it is not cached."""
     for name in HUB_FILES:
         try:
             path = try_to_load_from_cache(repo, name)
@@ -86,10 +90,10 @@ def cached_weights(repo: str) -> Path | None:
 
 
 def require_hub_access(repo: str) -> list[str]:
-    """Names of the files in a hub repository that may be downloaded; `ConfigError` where not.
+    """List the files of a hub repository; raises `ConfigError` if they may not be downloaded.
 
-    Asked before any download because the answer comes in seconds: the download itself tries a
-    machine without a network again and again for half a minute, a line on the screen each time.
+    This is checked before a download because it takes seconds, whereas a download without a network
+    is retried for half a minute, with a line on the screen for each attempt.
     """
     try:
         api = HfApi()
@@ -101,7 +105,7 @@ def require_hub_access(repo: str) -> list[str]:
 
 
 def fetch_hub_weights(repo: str) -> Path:
-    """The weights file of a hub repository, from the local cache or downloaded into it."""
+    """Path of a hub repository's weights file in the local cache, downloaded if necessary."""
     if cached := cached_weights(repo):
         return cached
     offered = require_hub_access(repo)
@@ -115,7 +119,7 @@ def fetch_hub_weights(repo: str) -> Path:
 
 
 def hub_error(repo: str, error: Exception) -> ConfigError:
-    """One line for weights that the hub did not give: why, and the three ways to get them."""
+    """Error for weights that the hub did not deliver: the reason, and the ways to get them."""
     return ConfigError(
         f"{repo}: the weights cannot be fetched from the Hugging Face Hub "
         f"({type(error).__name__}: {first_line(error)}); accept the terms at "

@@ -1,4 +1,4 @@
-"""Maps of 2 µm bins as images of a Zarr folder, with the same at 8 µm beside them."""
+"""Maps of 2 µm bins as images of a Zarr folder, and the same maps at 8 µm."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from virchow_st.run.panel import Panel
 from virchow_st.types import BIN_UM, BLOCK_BINS, CELL_BINS, Float32Array
 
 LEVELS = 4
-"""Of the pyramid at 2 µm; sides of a map are multiples of ``2 ** (LEVELS - 1)`` bins."""
+"""Pyramid levels at 2 µm; the sides of a map are multiples of ``2 ** (LEVELS - 1)`` bins."""
 CELL_UM = BIN_UM * CELL_BINS
-_KEPT_BITS = 13  # of a float32's 23 behind the point
+_KEPT_BITS = 13  # of the 23 bits of a float32's mantissa
 
 
 class BinImages:
     """``NAME_2um`` and ``NAME_8um``: values of 2 µm bins and of 8 µm bins, genes as channels.
 
-    At 2 µm a pixel is the value of a 2 µm bin, and coarser pyramid levels are its mean, so that a
-    gene looks alike at any zoom. At 8 µm a pixel is the value of an 8 µm bin. NaN is where nothing
-    is written.
+    At 2 µm a pixel is the value of a 2 µm bin, and coarser pyramid levels are means, so that a gene
+    looks the same at any zoom. At 8 µm a pixel is the value of an 8 µm bin. Bins that are never
+    written are NaN.
 
     Args:
-        folder: where to.
+        folder: the Zarr folder to write to.
         name: of the images, ``rates`` or ``counts``.
-        channels: names of the genes, each once.
+        channels: names of the genes, without duplicates.
         shape: rows and columns of the 2 µm grid, multiples of 8.
     """
 
@@ -49,12 +49,12 @@ class BinImages:
     def write(
         self, row0: int, col0: int, at_2um: Float32Array, at_8um: Float32Array | None = None
     ) -> None:
-        """Write a block from bin (row0, col0) on, best one of `BLOCK_BINS`.
+        """Write a block that begins at bin (row0, col0), preferably one of `BLOCK_BINS`.
 
         Args:
             row0, col0: multiples of 8, counted from the image's corner.
             at_2um: (G, h, w).
-            at_8um: (G, h / 4, w / 4); the sums of the former when None.
+            at_8um: (G, h / 4, w / 4); the sums of ``at_2um`` if None.
         """
         for level, array in enumerate(self._fine):
             factor = 1 << level
@@ -70,9 +70,9 @@ def _put(array: zarr.Array, row: int, col: int, values: Float32Array) -> None:
 
 
 def rounded(values: Float32Array) -> Float32Array:
-    """Round float32 to 13 binary digits, 6e-5 of the value at most: so they take half the space.
+    """Round float32 to 13 binary digits (relative error at most 6e-5), which halves the space.
 
-    Whole numbers below 2¹⁴ stay what they are.
+    Integers below 2¹⁴ are unchanged.
     """
     dropped = 23 - _KEPT_BITS
     bits = np.asarray(values, np.float32).view(np.uint32)

@@ -1,4 +1,4 @@
-"""The H&E picture of a Zarr folder: a pyramid of RGB whose finest level the caller fills."""
+"""The H&E image of a Zarr folder: an RGB pyramid whose finest level the caller writes."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Picture:
         self.levels[0][:, top : top + len(rgb), : rgb.shape[1]] = np.moveaxis(rgb, 2, 0)
 
     def fill_coarser(self) -> None:
-        """Make each coarser level from the one before, once the finest is written."""
+        """Compute each coarser level from the one before, after the finest has been written."""
         for fine, coarse in pairwise(self.levels):
             _halve(fine, coarse)
 
@@ -56,13 +56,13 @@ class Picture:
 def add_picture(
     folder: Folder, height: int, width: int, mpp: float, fewest_levels: int = 1
 ) -> Picture:
-    """Add ``images/he``, white so far, with levels until the longer side is below 1024 px.
+    """Add ``images/he``, initially white, with levels until the longer side is below 1024 px.
 
     Args:
-        folder: where to.
-        height, width: of the finest level; white pads them to what halves evenly.
+        folder: the Zarr folder to write to.
+        height, width: of the finest level; white padding makes every level halve evenly.
         mpp: of the finest level.
-        fewest_levels: at least so many levels.
+        fewest_levels: smallest number of levels.
     """
     n_levels = fewest_levels
     while max(width, height) >> (n_levels - 1) >= _SMALLEST_PX:
@@ -77,7 +77,7 @@ def add_picture(
 
 
 def _halve(fine: zarr.Array, coarse: zarr.Array) -> None:
-    """Fill a level with the means of 2 × 2 pixels of the one before, chunk by chunk."""
+    """Fill a level with the means of 2 × 2 pixels of the finer level, chunk by chunk."""
     _, height, width = coarse.shape
     for y in range(0, height, CHUNK_PX):
         for x in range(0, width, CHUNK_PX):

@@ -1,10 +1,12 @@
 """Images and labels in a Zarr folder, as SpatialData or OME-Zarr 0.5 describe them.
 
-Both are the same arrays: axes c, y, x in µm, a folder ``s0``, ``s1`` … a pyramid level. SpatialData
-0.2 (https://spatialdata.scverse.org) is OME-Zarr 0.5 (https://ngff.openmicroscopy.org/0.5) with a
-version, a coordinate system's name and an attribute of its own, which strict readers of the one
-and of the other do not take for each other; hence two flavours. Pixel ``i`` of a level spans
-``[i, i + 1)`` times its side in µm, from the top left corner on that all images of a folder share.
+Both hold the same arrays: axes c, y, x in µm, one folder ``s0``, ``s1``, … per pyramid level.
+SpatialData 0.2 (https://spatialdata.scverse.org) is OME-Zarr 0.5
+(https://ngff.openmicroscopy.org/0.5) with a version, the name of a coordinate system and an
+attribute of its own. Strict readers of one format do not accept the other, hence two flavours.
+
+Pixel ``i`` of a level spans ``[i, i + 1)`` times its size in µm, from the top left corner that all
+images of a folder share.
 """
 
 from __future__ import annotations
@@ -25,8 +27,8 @@ _SPACE = {"type": "space", "unit": "micrometer"}
 _AXES = {"c": {"name": "c", "type": "channel"}} | {n: {"name": n, **_SPACE} for n in "yx"}
 _OME = "0.5"
 FULLRES = "fullres_px"
-"""Name of the second coordinate system: px of the original image."""
-# Rounded rates take 0.43 of their bytes so, 0.63 with Zarr's default, and in half its time.
+"""Name of the second coordinate system, in pixels of the original image."""
+# Rounded rates take 0.43 of their bytes, against 0.63 with Zarr's default, in half the time.
 _PACKED = BloscCodec(cname="zstd", clevel=3, shuffle="bitshuffle")
 
 
@@ -34,12 +36,12 @@ class Folder:
     """A Zarr folder of images and labels that is being written.
 
     Args:
-        path: folder to make.
+        path: folder to create.
         flavour: ``"spatialdata"`` or ``"ome-zarr"``.
-        attributes: what else the folder says of itself, by name.
+        attributes: further attributes of the folder, by name.
         corner_um: ``(x, y)`` of the images' top left corner.
         um_to_px: (2, 3) affine from ``(x, y, 1)`` in µm to ``(x, y)`` px of the original image.
-            SpatialData gets it as the coordinate system `FULLRES`; OME-Zarr has no place for it.
+            SpatialData stores it as the coordinate system `FULLRES`; OME-Zarr cannot store it.
     """
 
     def __init__(
@@ -76,20 +78,20 @@ class Folder:
         brightest: float,
         together: bool = False,
     ) -> list[zarr.Array]:
-        """Add an image; returns its levels, (C, H, W) each, half the size from one to the next.
+        """Add an image and return its levels, (C, H, W) each, every one half as large as the last.
 
         Args:
             name: of the image.
-            channels: their names, each once.
+            channels: their names, without duplicates.
             shape: (H, W) of the finest level, multiples of ``2 ** (levels - 1)``.
             um_per_px: of the finest level.
-            levels: how many.
+            levels: number of pyramid levels.
             dtype: of the pixels.
             chunk: side of the finest level's chunks, px.
             fill: value of chunks that are never written.
-            brightest: value that viewers show as white, where the flavour has a place for it.
-            together: chunks are a channel each, all channels of a place in one file; else a chunk
-                holds all channels.
+            brightest: value that viewers show as white, if the flavour can store it.
+            together: each chunk holds one channel, and the chunks of all channels at a position are
+                in one file; otherwise a chunk holds all channels.
         """
         group = self._add(f"images/{name}", "cyx", um_per_px, levels)
         ome = dict(group.attrs["ome"])
@@ -116,7 +118,7 @@ class Folder:
     def add_labels(
         self, name: str, shape: tuple[int, int], um_per_px: float, dtype: str = "uint8"
     ) -> zarr.Array:
-        """Add labels of one level, (H, W) integers, 0 where never written."""
+        """Add labels of one level, (H, W) integers; 0 where nothing is written."""
         group = self._add(f"labels/{name}", "yx", um_per_px, 1)
         group.attrs["ome"] = {**group.attrs["ome"], "image-label": {"version": _OME}}
         self._labels.append(name)
@@ -126,11 +128,12 @@ class Folder:
         )
 
     def add_table(self, name: str, table: Any, labels: str) -> None:
-        """Add an AnnData about labels of this folder, in the SpatialData flavour.
+        """Add an AnnData that annotates labels of this folder (SpatialData flavour only).
 
         Args:
             name: of the table.
-            table: rows by ``obs["instance_id"]``, their values in ``labels``; gets what ties them.
+            table: its ``obs["instance_id"]`` are the values in ``labels``; the columns and
+                attributes that link both are added to it.
             labels: name of the labels.
         """
         from anndata.io import write_elem
@@ -140,7 +143,7 @@ class Folder:
         table.obs["region"] = table.obs["region"].astype("category")
         table.uns["spatialdata_attrs"] = ties
         with warnings.catch_warnings():
-            # anndata tells that it will choose other chunk sizes some day.
+            # Announces that a later version will choose other chunk sizes.
             warnings.filterwarnings("ignore", message=".*autosharding", category=UserWarning)
             write_elem(self._root.require_group("tables"), name, table)
         self._root[f"tables/{name}"].attrs.update(
@@ -148,7 +151,7 @@ class Folder:
         )
 
     def finish(self, **attributes: Any) -> None:
-        """Add what is known at the end."""
+        """Add attributes that are known only at the end."""
         self._root.attrs.update(attributes)
         if not self._is_spatialdata:
             listed = self._root.create_group("OME")
@@ -170,7 +173,7 @@ class Folder:
         def scale(factor: float) -> dict[str, Any]:
             return {"type": "scale", "scale": [1.0 if a == "c" else float(factor) for a in axes]}
 
-        # SpatialData wants µm in the image's transformation; viewers of OME-Zarr read the levels'.
+        # SpatialData expects µm in the image's transformation, OME-Zarr viewers in the levels'.
         level_um = 1.0 if self._is_spatialdata else um_per_px
         datasets: list[dict[str, Any]] = [
             {"path": f"s{level}", "coordinateTransformations": [scale(level_um * (1 << level))]}
@@ -217,7 +220,7 @@ class Folder:
 
 
 def _for_axes(affine: Float64Array, n_axes: int) -> list[list[float]]:
-    """(2, 3) on ``(x, y, 1)`` as rows and columns on axes ``(c,) y, x``."""
+    """The (2, 3) affine on ``(x, y, 1)`` as a nested list on the axes ``(c,) y, x``."""
     (a, b, x), (c, d, y) = affine.tolist()
     of_space = [[d, c, y], [b, a, x]]
     if n_axes == 2:

@@ -1,4 +1,4 @@
-"""What can be exported, block by block: the maps of an evaluated run, or a store."""
+"""Sources of an export, read block by block: the maps of an evaluated run, or a store."""
 
 from __future__ import annotations
 
@@ -45,9 +45,9 @@ class Cells:
     """8 µm bins with tissue, n of them.
 
     Attributes:
-        row, col: (n,) counted from the source's first bin on.
-        values: (n, G) float32 by name; SciPy sparse of a store.
-        tissue_bins: (n,) 2 µm bins of each that are tissue, 1 to 16.
+        row, col: (n,) position on the 8 µm grid, counted from the source's first bin.
+        values: (n, G) float32 by name; SciPy sparse if the source is a store.
+        tissue_bins: (n,) number of 2 µm bins in each that are tissue, 1 to 16.
     """
 
     row: Int64Array
@@ -57,15 +57,15 @@ class Cells:
 
 
 class Source(Protocol):
-    """One slide on its bin lattice, (R, C) bins from (row0, col0) on."""
+    """One slide on its bin lattice: (R, C) bins, of which the first is (row0, col0)."""
 
     @property
     def name(self) -> str:
-        """Of the slide."""
+        """Name of the slide."""
 
     @property
     def manifest(self) -> dict[str, Any]:
-        """Of the slide's store, without its genes."""
+        """Manifest of the slide's store, without its genes."""
 
     @property
     def row0(self) -> int:
@@ -77,31 +77,31 @@ class Source(Protocol):
 
     @property
     def panel(self) -> Panel:
-        """Genes that get images."""
+        """Genes that are exported as images."""
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """What there is of them: ``rates`` and ``counts``, or ``counts`` alone."""
+        """Available maps: ``rates`` and ``counts``, or only ``counts``."""
 
     @property
     def tissue_mask(self) -> BoolArray:
         """(R, C) bool, tissue bins of the patches."""
 
     def read(self, kind: str, rows: slice, cols: slice) -> Float32Array:
-        """(G, h, w) of a block, NaN outside patches; slices within (R, C)."""
+        """Values (G, h, w) of a block, NaN outside patches; the slices lie within (R, C)."""
 
     def read_image(self, rows: slice) -> UInt8Array:
-        """H&E of some rows over the whole width, (2h, 2C, 3) uint8, white outside patches."""
+        """H&E of some rows over the full width, (2h, 2C, 3) uint8, white outside patches."""
 
     def cells(self, every_gene: bool = False) -> tuple[Panel, Cells]:
-        """The table of 8 µm bins, and its genes: those that get images, or all there are."""
+        """The genes and the table of 8 µm bins; genes are those with images, or every gene."""
 
     def about(self) -> dict[str, Any]:
-        """Where it came from, beyond the manifest."""
+        """Provenance beyond the manifest."""
 
 
 def homography(source: Source) -> Homography:
-    """Bins to full-resolution px of the slide's image; `StoreError` where the manifest has none."""
+    """Homography from bins to full-resolution px; `StoreError` if the manifest has none."""
     try:
         return Homography(np.array(source.manifest["homography"], np.float64))
     except (ValueError, TypeError) as e:
@@ -191,7 +191,7 @@ class StoreSource:
         self.manifest = {name: of for name, of in store.manifest.items() if name != "genes"}
         infos = store.patch_table
         if not infos:
-            raise ConfigError(f"{store.path}: holds no patch, so there is nothing to export")
+            raise ConfigError(f"{store.path}: expected patches to export; found none")
         self.row0 = min(info.row0 for info in infos)
         self.col0 = min(info.col0 for info in infos)
         self._shape = (
@@ -266,17 +266,18 @@ def open_source(path: Path, genes: str = "", slide: str = "") -> Iterator[Source
     """Open a store, or the maps of an evaluated run's test slide.
 
     Args:
-        path: of the store or run.
-        genes: names with commas or a file of them; empty for a run's panel, or none of a store.
-        slide: which of a run's test slides; empty where there is one.
+        path: the store or the run.
+        genes: names separated by commas, or a file of names; empty for the panel of a run, or
+            for no genes of a store.
+        slide: which of a run's test slides; empty if there is only one.
 
     Raises:
-        ConfigError, StoreError: it is neither, or unfinished, not evaluated, damaged; or a gene or
-            slide is not in it.
+        ConfigError, StoreError: the path is neither a store nor a run; it is unfinished, not
+            evaluated or damaged; or it does not contain a gene or the slide.
     """
     if (path / MANIFEST).is_file() or (path / JOB).is_file():
         if slide:
-            raise ConfigError(f"slide: {path} is a store, of one slide; leave out --slide")
+            raise ConfigError(f"slide: {path} is a store, which holds one slide; leave out --slide")
         yield StoreSource(open_store(path), genes)
         return
     folds = sorted(fold.name for fold in path.glob("fold-*"))
@@ -288,7 +289,7 @@ def open_source(path: Path, genes: str = "", slide: str = "") -> Iterator[Source
 
 
 def _maps_of(run: Path, slide: str) -> Path:
-    """The maps of a run's test slide; `ConfigError` where there is none or more than one."""
+    """The maps of a run's test slide; `ConfigError` if there is none or more than one."""
     found = {maps.stem: maps for maps in sorted((run / "maps").glob("*.h5"))}
     if not found:
         raise ConfigError(f"{run / 'maps'}: holds no maps; run `vst evaluate {run}` first")
@@ -316,7 +317,7 @@ def _tissue_bins(mask: BoolArray) -> UInt8Array:
 
 
 def _pooled_counts(stored: SparseCounts, n_genes: int) -> sparse.csr_matrix:
-    """A patch's counts by 8 µm bin, row-major, and gene: (1024, G) float32."""
+    """Counts of a patch by 8 µm bin (row-major) and gene: (1024, G) float32."""
     gene = np.repeat(stored.genes, np.diff(stored.indptr)).astype(np.int32)
     row, col = np.divmod(stored.positions.astype(np.int32), PATCH_BINS)
     cell = row // CELL_BINS * _CELLS + col // CELL_BINS

@@ -23,7 +23,7 @@ _INSTALL = "`pip install 'virchow_st[spatial]'`"
 
 
 def check_format(name: str, needs_anndata: bool = False) -> None:
-    """Raise `ConfigError` where a library that a format needs is not installed."""
+    """Raise `ConfigError` if a library that a format needs is not installed."""
     if (needs_anndata or name == "h5ad") and find_spec("anndata") is None:
         raise ConfigError(
             f"format {name}: anndata is not installed; {_INSTALL}, or choose another --format"
@@ -36,15 +36,15 @@ class CellTable:
 
     Attributes:
         values: (n, G) float32, dense or SciPy sparse.
-        row, col: (n,) int64 of each bin on its grid of 8 µm.
-        names: of the bins, each once.
+        row, col: (n,) int64, position of each bin on the 8 µm grid.
+        names: of the bins, without duplicates.
         corner_um: ``(x, y)`` of the grid's bin (0, 0), its top left corner.
-        genes: G of them.
-        layers: more values of the same shape, by name.
-        obs: more about each bin, (n,) by name.
-        obsm: more coordinates, (n, 2) by name.
-        picture: (H, W, 3) uint8 RGB from (0, 0) µm on, and its µm/px; None for none.
-        library: name of the slide, under which the picture is kept.
+        genes: the G genes.
+        layers: further values of the same shape, by name.
+        obs: further columns about the bins, (n,) by name.
+        obsm: further coordinates, (n, 2) by name.
+        picture: (H, W, 3) uint8 RGB whose corner is (0, 0) µm, and its µm/px; or None.
+        library: name of the slide, under which the image is stored.
     """
 
     values: Any
@@ -66,10 +66,10 @@ def cell_names(row: Int64Array, col: Int64Array) -> list[str]:
 
 
 def to_anndata(table: CellTable, about: dict[str, Any]) -> AnnData:
-    """The table as scanpy and squidpy have it.
+    """The table in the layout of scanpy and squidpy.
 
-    ``obsm["spatial"]`` are the bins' centres ``(x, y)`` in µm, ``uns["spatial"]`` is the picture in
-    the same frame, ``uns["virchow_st"]`` where it came from, as JSON.
+    ``obsm["spatial"]`` holds the bins' centres ``(x, y)`` in µm, ``uns["spatial"]`` the H&E image
+    in the same frame, and ``uns["virchow_st"]`` the provenance as JSON.
     """
     import anndata
     import pandas as pd
@@ -110,7 +110,7 @@ def write_h5ad(out: Path, table: CellTable, about: dict[str, Any]) -> None:
 def write_npz(
     out: Path, images: Mapping[str, Array], genes: Panel, about: dict[str, Any], **more: Any
 ) -> None:
-    """Write (G, rows, columns) arrays of 8 µm bins by name, the genes, and where it came from."""
+    """Write arrays (G, rows, columns) of 8 µm bins by name, with genes and provenance, as npz."""
     content: dict[str, Any] = {**images, **more}
     with open(out, "wb") as file:  # a path would get the suffix .npz
         np.savez_compressed(

@@ -1,4 +1,4 @@
-"""``vst export``: a source as a SpatialData or OME-Zarr folder, an AnnData file or an npz."""
+"""``vst export``: writes a source as a SpatialData or OME-Zarr folder, an AnnData file or npz."""
 
 from __future__ import annotations
 
@@ -30,25 +30,25 @@ from virchow_st.types import BIN_UM, BLOCK_BINS, CELL_BINS, Float32Array, Float6
 
 FORMAT = "virchow_st.export/1"
 CELLS, TABLE = "bins_8um", "table"
-"""Names of the labels of 8 µm bins and of the table about them; SpatialData wants two."""
+"""Names of the labels of 8 µm bins and of their table; SpatialData requires both to differ."""
 _LONGEST_PICTURE_PX = 2000  # as Space Ranger's hires image
-_FIT_POINTS = 33  # a side of the grid on which the affine to full-resolution px is fitted
+_FIT_POINTS = 33  # per side of the grid on which the affine to full-resolution px is fitted
 _SOFTWARE = ("virchow_st", "numpy", "zarr")
 
 
 def export_run(
     path: Path, out: Path, config: ExportConfig, progress: Progress = SILENT
 ) -> tuple[Path, str]:
-    """Write what a run predicted on its test slide, or what a store holds, for other programs.
+    """Write the predictions of a run on its test slide, or a store, for other programs.
 
     Args:
         path: an evaluated run, or a store.
-        out: what to write; it is there whole or not at all.
+        out: what to write; it is written completely or not at all.
         config: options.
-        progress: who listens.
+        progress: receives notes, warnings and step counts.
 
     Returns:
-        ``out``, and in a few words what is in it.
+        ``out``, and a short description of its content.
 
     Raises:
         ConfigError, StoreError: see `open_source`; ``out`` is there already, or a library that the
@@ -69,20 +69,20 @@ def export_run(
         with new_output(out) as aside:
             result = aside / "result"
             if config.format in FLAVOURS:
-                said = _write_folder(source, result, config.format, about, progress)
+                summary = _write_folder(source, result, config.format, about, progress)
             elif config.format == "h5ad":
                 table = _table(source, not len(source.panel), with_picture=True)
                 write_h5ad(result, table, about)
-                said = f"{len(table.row):,} bins of 8 µm × {len(table.genes):,} genes"
+                summary = f"{len(table.row):,} bins of 8 µm × {len(table.genes):,} genes"
             else:
-                said = _write_npz(source, result, about, progress)
-    return out, said
+                summary = _write_npz(source, result, about, progress)
+    return out, summary
 
 
 def _write_folder(
     source: Source, path: Path, flavour: str, about: dict[str, Any], progress: Progress
 ) -> str:
-    """Images, labels, and of a store the table of all genes; block by block."""
+    """Write images, labels and, from a store, the table of all genes, block by block."""
     shape = source.tissue_mask.shape
     corner_um = float(BIN_UM * source.col0), float(BIN_UM * source.row0)
     folder = Folder(path, flavour, {}, corner_um, _um_to_px(source))
@@ -92,14 +92,14 @@ def _write_folder(
         picture.write(PX_PER_BIN * row, source.read_image(rows))
     picture.fill_coarser()
     folder.add_labels("tissue", shape, BIN_UM)[:] = source.tissue_mask
-    said = f"{shape[0]}×{shape[1]} bins"
+    summary = f"{shape[0]}×{shape[1]} bins"
     if len(source.panel):
         _write_images(source, folder, shape, progress)
-        said += f", {len(source.panel)} genes as images"
+        summary += f", {len(source.panel)} genes as images"
     if flavour == "spatialdata" and source.kinds == ("counts",):
-        said += f", {_add_table(source, folder, about)}"
+        summary += f", {_add_table(source, folder, about)}"
     folder.finish(virchow_st=about)
-    return said
+    return summary
 
 
 def _write_images(
@@ -130,11 +130,11 @@ def _add_table(source: Source, folder: Folder, about: dict[str, Any]) -> str:
 
 
 def _table(source: Source, every_gene: bool, with_picture: bool) -> CellTable:
-    """The source's 8 µm bins, counted on the grid of 8 µm that its lattice lies on."""
+    """The source's 8 µm bins, numbered on the 8 µm grid of its lattice."""
     panel, cells = source.cells(every_gene)
     if not len(cells.row):
         raise ConfigError(
-            f"{source.name}: expected bins of 8 µm that are wholly tissue; it has none; choose "
+            f"{source.name}: expected 8 µm bins that are wholly tissue; found none; choose "
             "spatialdata, ome-zarr or npz"
         )
     row2, col2 = source.row0 + CELL_BINS * cells.row, source.col0 + CELL_BINS * cells.col
@@ -224,7 +224,9 @@ def _pairs(source: Source) -> tuple[Float64Array, Float64Array]:
             source.row0 + np.linspace(0, rows, _FIT_POINTS),
         )
     )
-    x, y = homography(source).to_px(col - 0.5, row - 0.5)  # edges of bins: half a bin off centres
+    x, y = homography(source).to_px(
+        col - 0.5, row - 0.5
+    )  # edges of bins lie half a bin from centres
     return BIN_UM * np.stack([col, row], axis=1), np.stack([x, y], axis=1)
 
 

@@ -1,4 +1,4 @@
-"""Pictures of a run, from its result files only: no store, slide, model or GPU is needed."""
+"""Figures of a run, drawn from its result files only: no store, slide, model or GPU is needed."""
 
 from virchow_st.output.figures.choice import find_genes, strongest_genes
 from virchow_st.output.figures.draw import draw_figures

@@ -1,4 +1,4 @@
-"""Two runs on the same test patches: gene by gene, on average, in calibration, and on the slide."""
+"""Two runs on the same test patches: by gene, on average, by calibration, and on the slide."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ from virchow_st.output.figures.style import Picture
 from virchow_st.types import BIN_UM, SCALES_UM, Array, Float32Array
 
 COLOURS = ("#0072b2", "#d55e00")
-"""Of the first and of the second run."""
+"""Colours of the first and of the second run."""
 _SCATTERS = (("pcc", 8, "PCC at 8 µm"), ("pcc", 2, "PCC at 2 µm"), ("d2_poisson", 8, "D² at 8 µm"))
-_LEAST_REACH = 0.002  # of the axes of differences: below, all are printed as 0.00
+_LEAST_REACH = 0.002  # smallest range of the difference axes; below, ticks would all be 0.00
 _DIFFERENCES = (("pcc", "PCC"), ("d2_poisson", "D²"))
 
-# Where things stand, in inches.
+# Positions and sizes, in inches.
 LEFT, GAP = 0.06, 0.05
 SCATTER_TOP, SCATTER, SCATTER_PITCH = 0.98, 1.7, 2.42
 ROW_TOP, ROW_HEIGHT = 3.42, 1.2
@@ -50,11 +50,11 @@ class Side:
     """One of the two runs.
 
     Attributes:
-        name: what to call it.
+        name: name of the run in the figure.
         detail: its decoder and loss.
-        genes: figures of every gene by scale, in the panel's order.
+        genes: scores of every gene by scale, in the panel's order.
         curves: calibration by scale, 2 and 8 µm.
-        rate: (R, C) of the gene that is shown, on the slide that is shown.
+        rate: (R, C) expected UMIs per 2 µm bin of the shown gene on the shown slide.
     """
 
     name: str
@@ -80,11 +80,11 @@ def against_figure(
 
     Args:
         sides: the two runs.
-        labels: of the genes.
-        differences: first less second by scale, of `virchow_st.run.compare`.
-        slide: the slide to show, of either run.
-        counts: (R, C) of the gene to show.
-        shown: place of that gene in the panel.
+        labels: names of the genes.
+        differences: first minus second run by scale, from `virchow_st.run.compare`.
+        slide: the slide to show, from either run.
+        counts: (R, C) UMIs per 2 µm bin of the gene to show.
+        shown: index of that gene in the panel.
     """
     rows, cols = slide.scored_mask.shape
     height = PANEL * min(max(rows / cols, 0.4), 1.3)
@@ -137,7 +137,7 @@ def _head(figure: Figure, sides: tuple[Side, Side]) -> None:
 def _scatter(
     axes: Axes, sides: tuple[Side, Side], labels: Sequence[str], name: str, scale: int, shown: int
 ) -> dict[str, int]:
-    """Genes by a figure of B (x) and of A (y); how many A and B are better for."""
+    """Draw genes by a score of B (x) and of A (y); count those for which A and B are better."""
     y, x = (np.array([getattr(gene[scale], name) for gene in side.genes]) for side in sides)
     scored = np.array([not np.isnan(gene[scale].pcc) for gene in sides[0].genes])
     drawn = scored & ~np.isnan(x) & ~np.isnan(y)
@@ -234,7 +234,7 @@ def _draw_maps(
     shown: int,
     height: float,
 ) -> dict[str, Any]:
-    """The gene on the whole slide at 8 µm, and its strongest square at 2 µm."""
+    """Draw the gene on the whole slide at 8 µm, and the square with most UMIs at 2 µm."""
     zoom = strongest_window(counts * slide.scored_mask)
     zoom_top = MAPS_TOP + height + 0.22
     name = style.write(figure, LEFT, MAPS_TOP - 0.42, label, fontsize=9, fontstyle="italic")

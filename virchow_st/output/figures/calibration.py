@@ -32,11 +32,11 @@ def calibration_figure(
     """Draw (a, b) observed means by predicted rate at 2 and 8 µm and (c) the ratio of each gene.
 
     Args:
-        curves: by scale, several genes and all test slides together.
-        n_pooled: genes in them.
-        genes: figures of every gene, by scale.
-        labels: of the genes.
-        chosen: gene ids to name before others.
+        curves: by scale, pooled over several genes and all test slides.
+        n_pooled: number of pooled genes.
+        genes: scores of every gene, by scale.
+        labels: names of the genes.
+        chosen: ids of genes that are named before others.
     """
     figure = style.new_figure(3.4)
     pooled = "all" if n_pooled == len(genes) else f"{n_pooled:,} of {len(genes):,}"
@@ -77,7 +77,7 @@ def calibration_figure(
 
 
 def curve_limits(curves: Sequence[Curve]) -> tuple[float, float]:
-    """Limits of both axes that hold all points of some curves; a decade where there is none."""
+    """Limits of both axes that include all points of the curves; one decade if there are none."""
     parts = [v for c in curves for v in (c.predicted, c.observed, np.nan_to_num(c.high))]
     values = np.concatenate(parts)
     values = values[values > 0]
@@ -89,7 +89,7 @@ def curve_limits(curves: Sequence[Curve]) -> tuple[float, float]:
 def draw_curve(axes: Axes, curve: Curve, colour: str, limits: tuple[float, float]) -> None:
     """Draw a curve on logarithmic axes with the diagonal on which it should lie.
 
-    A point of which nothing was observed lies on the lower edge, as an open triangle.
+    A point without observed UMIs lies on the lower edge, as an open triangle.
     """
     axes.plot(limits, limits, color=style.MUTED, linewidth=0.6, linestyle="--", zorder=1)
     seen, sure = curve.observed > 0, ~np.isnan(curve.high)
@@ -111,7 +111,7 @@ def draw_curve(axes: Axes, curve: Curve, colour: str, limits: tuple[float, float
 
 
 def _draw_shares(axes: Axes, curve: Curve, colour: str, limits: tuple[float, float]) -> None:
-    """A bar a point: the share of bins that it stands for."""
+    """One bar per point: the share of bins that it stands for."""
     share = curve.n / max(curve.n_bins, 1)
     x = curve.predicted
     if x.size:

@@ -1,4 +1,4 @@
-"""Which genes are drawn, and what they are called."""
+"""The genes that are drawn, and their names in figures and files."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ RANKING_SCALE_UM = 8
 
 
 def strongest_genes(scores: Sequence[GeneScore], n: int = DEFAULT_GENES) -> list[Gene]:
-    """The ``n`` genes with the largest PCC × mean at 8 µm: both predicted well and visible."""
+    """The ``n`` genes with the largest PCC × mean at 8 µm: well predicted and abundant."""
     products = {
         score.gene: score.pcc * score.mean
         for score in scores
@@ -24,15 +24,15 @@ def strongest_genes(scores: Sequence[GeneScore], n: int = DEFAULT_GENES) -> list
     }
     if not products:
         raise ConfigError(
-            f"per_gene.csv: no gene has a PCC at {RANKING_SCALE_UM} µm to choose by; name --genes"
+            f"per_gene.csv: no gene has a PCC at {RANKING_SCALE_UM} µm to choose by; give --genes"
         )
     return sorted(products, key=lambda gene: -products[gene])[:n]
 
 
 def find_genes(panel: Sequence[Gene], wanted: Sequence[str]) -> list[Gene]:
-    """The panel's genes by id or symbol, each once, in the order asked for."""
+    """Find genes of the panel by id or symbol; each once, in the order given."""
     if not wanted:
-        raise ConfigError("--genes: expected symbols or ids with commas between; got none")
+        raise ConfigError("--genes: expected symbols or ids separated by commas; got none")
     by_name: dict[str, set[Gene]] = {}
     for gene in panel:
         for name in (gene.id, gene.symbol):
@@ -53,9 +53,9 @@ def find_genes(panel: Sequence[Gene], wanted: Sequence[str]) -> list[Gene]:
 
 
 def labels(panel: Sequence[Gene]) -> dict[str, str]:
-    """What each gene is called, by id: its symbol, with the id where two symbols look alike.
+    """Name of each gene, by id: its symbol, followed by the id if two symbols look alike.
 
-    Alike are those that would give one file name on some computer.
+    Two symbols look alike if they would give the same file name on some file system.
     """
     times = Counter(stem(gene.symbol).lower() for gene in panel)
     return {
@@ -67,5 +67,5 @@ def labels(panel: Sequence[Gene]) -> dict[str, str]:
 
 
 def stem(name: str) -> str:
-    """A file's name without what file systems do not like."""
+    """A file name without characters that file systems do not allow."""
     return re.sub(r"[^\w.-]+", "_", name).strip("_")

@@ -1,4 +1,4 @@
-"""Patches close up: several genes, each where its signal is strongest, at 2 and at 8 µm."""
+"""Single patches: several genes, each where it has the most UMIs, at 2 and at 8 µm."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from virchow_st.types import Array, Float32Array
 SCALES = (2, 8)  # µm
 MOST_ROWS = 5  # on a page
 
-# Where things stand, in inches.
+# Positions and sizes, in inches.
 LEFT, ROW_NAMES, GAP, HEAD, CAPTION, BAR, FOOT = 0.06, 0.22, 0.05, 0.55, 0.3, 0.42, 0.32
 PANEL = (style.WIDTH_IN - LEFT - ROW_NAMES - 4 * GAP - BAR) / 5
 PITCH = PANEL + CAPTION + 0.06
@@ -45,9 +45,9 @@ class GenePatch:
 def strong_patches(
     slide: SlideResult, genes: Sequence[tuple[Gene, str]], most: int = MOST_ROWS
 ) -> list[GenePatch]:
-    """The patches with most observed UMIs of each gene, as many a gene as fit on a page.
+    """The patches with the most observed UMIs of each gene, as many per gene as fit on a page.
 
-    Genes come with their labels and keep their order. A gene without a UMI has no patch.
+    Genes are given with their labels and keep their order. A gene without UMIs has no patch.
     """
     each = max(1, most // len(genes))
     found = []
@@ -60,9 +60,9 @@ def strong_patches(
 
 @style.styled
 def patches_figures(slide: SlideResult, patches: Sequence[GenePatch]) -> list[Picture]:
-    """Draw a row a patch: H&E, observed and predicted at 2 µm, the same at 8 µm.
+    """Draw one row per patch: H&E, observed and predicted at 2 µm, and both at 8 µm.
 
-    All maps of a row share one colour scale. `MOST_ROWS` rows make a page.
+    All maps of a row share one colour scale. A page has `MOST_ROWS` rows.
     """
     starts = range(0, len(patches), MOST_ROWS)
     return [_page(slide, patches[start : start + MOST_ROWS]) for start in starts]
@@ -89,7 +89,7 @@ def _page(slide: SlideResult, patches: Sequence[GenePatch]) -> Picture:
 
 
 def _row(figure: Figure, slide: SlideResult, patch: GenePatch, top: float) -> dict[str, object]:
-    """Draw one patch; returns the numbers printed."""
+    """Draw one patch and return the numbers that are printed."""
     place, mask = patch.place, patch.place.cut(slide.scored_mask)
     name = style.write(
         figure, LEFT, top + PANEL / 2, patch.label, rotation=90, va="center", fontsize=8,

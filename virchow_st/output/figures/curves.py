@@ -1,4 +1,4 @@
-"""How a run was trained: loss, validation PCC and the weights of the scales by epoch."""
+"""The training of a run: loss, validation PCC and the weights of the scales by epoch."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from virchow_st.output.figures.results import ByScale, Epoch, TestMetrics
 from virchow_st.output.figures.style import Picture
 
 HEIGHT = 4.2  # inches
-LEFT = 0.52  # room for an axis' numbers and name
+LEFT = 0.52  # space for the tick labels and the label of an axis
 TOP_B = 2.45  # of the axes in (b) and (c)
 
 
 @style.styled
 def curves_figure(history: Sequence[Epoch], metrics: TestMetrics) -> Picture:
-    """Draw (a) loss of training and validation, a panel a scale; (b) PCC; (c) weights.
+    """Draw (a) training and validation loss, one panel per scale; (b) PCC; (c) weights.
 
-    Diamonds in (b) are the test slides' PCC, beside the best epoch, whose checkpoint was tested.
+    Diamonds in (b) are the PCC on the test slides at the best epoch, whose checkpoint was tested.
     """
     figure = style.new_figure(HEIGHT)
     scales = sorted(history[0].validation_loss)
@@ -58,7 +58,7 @@ def curves_figure(history: Sequence[Epoch], metrics: TestMetrics) -> Picture:
 
 
 def _row(figure: Figure, n: int, top: float, height: float) -> list[Axes]:
-    """``n`` axes of one size, side by side across the page."""
+    """``n`` axes of equal size, side by side across the page."""
     pitch = (style.WIDTH_IN - 0.08) / n
     return [style.place(figure, LEFT + i * pitch, top, pitch - LEFT, height) for i in range(n)]
 
@@ -72,7 +72,7 @@ def _line(
 ) -> None:
     x = [e.epoch for e in history]
     y = [of(e).get(scale, float("nan")) for e in history]
-    # Points as well as lines, so that a run of one epoch shows.
+    # Points as well as lines, so that a run of one epoch is visible.
     axes.plot(
         x, y, color=style.SCALE_COLOURS[scale], marker="o", clip_on=False,
         linestyle=(0, (3, 1.5)) if dashed else "-", markerfacecolor="white" if dashed else None,
@@ -90,7 +90,7 @@ def _epoch_axis(axes: Axes, history: Sequence[Epoch], best: int | None) -> None:
 
 
 def _legends(figure: Figure, scales: Sequence[int]) -> None:
-    """What line styles mean above (a); what colours and the diamond mean above (b) and (c)."""
+    """Draw the legends: line styles above (a); colours and the diamond above (b) and (c)."""
     grey = style.MUTED
     above = [
         Line2D([], [], color=grey, marker="o", mfc="white", mew=0.6, ls=(0, (3, 1.5)), lw=0.9),

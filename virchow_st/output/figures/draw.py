@@ -1,4 +1,4 @@
-"""``vst figures``: every picture of a run, in one order, under stable names."""
+"""``vst figures``: every figure of a run, in a fixed order and under fixed names."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from virchow_st.run.results import RunBlocks
 
 MOST_GENES = 200
-"""Genes whose bins are pooled for calibration: of thousands, a part tells as much."""
+"""Largest number of genes pooled for calibration; more genes would not change the curve."""
 
 
 def draw_figures(
@@ -49,23 +49,23 @@ def draw_figures(
     against: Path | None = None,
     progress: Progress = SILENT,
 ) -> list[Path]:
-    """Draw an evaluated run into ``run/figures`` as PNG (300 dpi) and PDF; return the paths.
+    """Draw an evaluated run into ``run/figures`` as PNG (300 dpi) and PDF, and return the paths.
 
-    docs/figures.md shows and explains each:
+    docs/figures.md explains each figure:
 
-    - ``multiscale_SLIDE_GENE``, ``mosaic_SLIDE_GENE``: a test slide and gene each
-    - ``patches_SLIDE``: a test slide each; further pages are ``patches_SLIDE_2``, …
+    - ``multiscale_SLIDE_GENE``, ``mosaic_SLIDE_GENE``: one per test slide and gene
+    - ``patches_SLIDE``: one per test slide; further pages are ``patches_SLIDE_2``, …
     - ``genes``, ``sparsity``, ``calibration``, ``training_curves``
-    - ``overview_SLIDE``: every slide of the run
-    - ``against``: if there is another run to compare with
+    - ``overview_SLIDE``: one per slide of the run
+    - ``against``: if another run is given
 
-    ``visualization_metrics.json`` beside them holds every number that is printed in a picture.
+    ``visualization_metrics.json`` in the same folder holds every number printed in a figure.
 
     Args:
         run: a run directory.
         genes: symbols or ids of the panel; the three whose PCC × mean at 8 µm is largest if None.
         against: another evaluated run of the same panel and test patches.
-        progress: who listens.
+        progress: receives notes, warnings and step counts.
 
     Raises:
         ConfigError: a gene that is unknown, a symbol that two ids share, a result file that is
@@ -107,7 +107,7 @@ def pictures(
     overviews: Sequence[SlideOverview],
     other: OtherRun | None,
 ) -> Iterator[tuple[str, list[Picture]]]:
-    """Each picture's name and pages, in order."""
+    """Name and pages of each figure, in their order."""
     names, by_gene = results.labels, results.by_gene
     for slide in slides:
         for gene in chosen:
@@ -138,7 +138,7 @@ def pictures(
 
 
 def _intervals(blocks: RunBlocks, ids: Sequence[str]) -> dict[tuple[str, int], tuple[float, float]]:
-    """95 % interval of each gene's PCC, by id and scale; none where there is a single block."""
+    """95 % interval of each gene's PCC, by id and scale; empty if there is a single block."""
     from virchow_st.metrics import BlockSums, interval
     from virchow_st.run.results import RUN
 
@@ -158,7 +158,7 @@ def _intervals(blocks: RunBlocks, ids: Sequence[str]) -> dict[tuple[str, int], t
 
 
 def _curves(slides: Sequence[SlideResult], genes: Sequence[Gene]) -> dict[int, Curve]:
-    """Calibration at each scale, genes and slides together, one gene in memory at a time."""
+    """Calibration at each scale, pooled over genes and slides; one gene in memory at a time."""
     n_blocks = 1 + max(int(slide.blocks.max()) for slide in slides)
     sums = {scale: Reliability(scale, n_blocks) for scale in CALIBRATION_SCALES}
     for slide in slides:
@@ -171,7 +171,7 @@ def _curves(slides: Sequence[SlideResult], genes: Sequence[Gene]) -> dict[int, C
 
 
 def _spread(by_gene: Mapping[str, Mapping[int, GeneScore]], most: int) -> list[Gene]:
-    """The genes, or ``most`` of them, evenly from the most to the least abundant."""
+    """All genes, or ``most`` of them, evenly spaced from the most to the least abundant."""
     genes = sorted((gene[2] for gene in by_gene.values()), key=lambda score: -score.mean)
     if len(genes) > most:
         genes = [genes[i * (len(genes) - 1) // (most - 1)] for i in range(most)]
@@ -193,8 +193,8 @@ def _against(
         same = {their.name: their for their in theirs}.get(slide.name)
         if same is None or same.scored_mask.shape != slide.scored_mask.shape:
             raise ConfigError(
-                f"{other.results.path / 'maps'}: expected {slide.name}.h5 of the slide that "
-                f"{slide.path} is of; got {', '.join(path.name for path in paths)}; train both "
+                f"{other.results.path / 'maps'}: expected {slide.name}.h5 for the slide of "
+                f"{slide.path}; got {', '.join(path.name for path in paths)}; train both "
                 f"with their stores in one order"
             )
         their_curves = _curves(theirs, pooled)
@@ -213,7 +213,7 @@ def _against(
 
 
 def _run_names(a: Path, b: Path) -> tuple[str, str]:
-    """The folders' names, or the whole paths where those are alike."""
+    """Names of the folders, or their whole paths if the names are equal."""
     names = a.resolve().name, b.resolve().name
     return names if names[0] != names[1] else (str(a), str(b))
 

@@ -1,4 +1,4 @@
-"""All genes at once: PCC beside its ceiling, and PCC against how sparse the counts are."""
+"""All genes: PCC and its ceiling, and PCC against the sparsity of the counts."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ INTERVAL = "#222222"
 NULL = "#999999"
 
 Scores = Mapping[int, GeneScore]
-"""A gene's figures by scale in µm."""
+"""A gene's scores by scale in µm."""
 
-# Where things stand, in inches.
+# Positions and sizes, in inches.
 PITCH, HEAD, FOOT, GAP = 0.145, 0.62, 0.42, 0.2
 _LONGEST_NAME = 1.3
 
@@ -34,13 +34,13 @@ def genes_figure(
     intervals: Mapping[tuple[str, int], tuple[float, float]],
     n_panel: int,
 ) -> Picture:
-    """Draw a bar a gene: PCC, its interval, its ceiling and its null, at 8 and at 2 µm.
+    """Draw one bar per gene: PCC, its interval, its ceiling and its null, at 8 and at 2 µm.
 
     Args:
-        genes: figures of the genes to draw; best at 8 µm come first.
-        labels: of the genes.
-        intervals: 95 % interval of the PCC by gene id and scale, where there is one.
-        n_panel: genes in the panel, of which these are the most abundant.
+        genes: scores of the genes to draw; the best at 8 µm are drawn first.
+        labels: names of the genes.
+        intervals: 95 % interval of the PCC by gene id and scale, if there is one.
+        n_panel: number of genes in the panel, of which these are the most abundant.
     """
     order = sorted(range(len(genes)), key=lambda i: (-_value(genes[i], 8, "pcc"), i))
     figure = style.new_figure(HEAD + PITCH * len(genes) + FOOT)
@@ -132,9 +132,9 @@ def sparsity_figure(
     """Draw PCC and its ceiling against the share of bins that hold a UMI, at 2 and at 8 µm.
 
     Args:
-        genes: figures of all genes.
-        labels: of the genes.
-        chosen: gene ids to name before others.
+        genes: scores of all genes.
+        labels: names of the genes.
+        chosen: ids of genes that are named before others.
     """
     figure = style.new_figure(3.35)
     n_genes = f"{len(genes):,} gene{'s' if len(genes) > 1 else ''}"
@@ -201,6 +201,6 @@ def _share_axis(axes: Axes, shares: np.ndarray) -> None:
 
 
 def _value(gene: Scores, scale: int, name: str) -> float:
-    """A figure to sort or to scale by: 0 where it is not defined."""
+    """A score to sort or to scale by: 0 if it is undefined."""
     value = float(getattr(gene[scale], name))
     return 0.0 if np.isnan(value) else value

@@ -1,4 +1,4 @@
-"""Names beside the points of a scatter, where there is room for them."""
+"""Names beside the points of a scatter plot, where there is space for them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def label_points(
     order: Sequence[int],
     also: Float64Array | None = None,
 ) -> list[int]:
-    """Write the names of some points beside them; none covers a point, a text or the axes' edge.
+    """Write names beside points without covering a point, a text or the edge of the axes.
 
     Limits and scales of the axes must be set before.
 
@@ -36,11 +36,12 @@ def label_points(
         axes: where the points are drawn.
         x, y: (n,) of all points, in data units.
         names: of all points.
-        order: places of the points to name, the most wanted first; one without room goes unnamed.
-        also: (m, 2) further places that names must not cover, in data units.
+        order: indices of the points to name, the most important first; a point without space
+            is not named.
+        also: (m, 2) further positions that names must not cover, in data units.
 
     Returns:
-        The places of those that were named.
+        The indices of the points that were named.
     """
     figure = axes.get_figure(root=True)
     assert figure is not None

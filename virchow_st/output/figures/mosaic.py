@@ -1,4 +1,4 @@
-"""A gene's strongest patches side by side: H&E, observed and predicted, in one arrangement."""
+"""The patches where a gene is strongest: H&E, observed and predicted, in one arrangement."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SCALE = 8  # µm
 MOST = 16  # patches
 _COLUMNS = 4
 
-# Where things stand, in inches.
+# Positions and sizes, in inches.
 LEFT, GAP, BETWEEN, HEAD, CAPTION, FOOT = 0.06, 0.04, 0.14, 0.66, 0.13, 0.42
 MOSAIC = (style.WIDTH_IN - 2 * LEFT - 2 * BETWEEN) / 3
 
@@ -26,12 +26,12 @@ MOSAIC = (style.WIDTH_IN - 2 * LEFT - 2 * BETWEEN) / 3
 def mosaic_figure(
     slide: SlideResult, rate: Float32Array, counts: Array, label: str, places: Sequence[Window]
 ) -> Picture:
-    """Draw patches three times, in the same places: H&E, observed and predicted at 8 µm.
+    """Draw patches three times, in the same positions: H&E, observed and predicted at 8 µm.
 
     Args:
         slide: the slide.
         rate: (R, C) expected UMIs per 2 µm bin of the gene.
-        counts: (R, C) observed, likewise.
+        counts: (R, C) observed UMIs per 2 µm bin of the gene.
         label: names the gene in the title.
         places: the patches, strongest first, at least one and at most `MOST`.
     """

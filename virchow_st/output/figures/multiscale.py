@@ -26,7 +26,7 @@ from virchow_st.types import BIN_UM, Array, Float32Array
 
 SCALES = (8, 4, 2)  # µm, the columns
 
-# Where things stand, in inches.
+# Positions and sizes, in inches.
 LEFT, GAP, HEAD, BETWEEN, FOOT = 0.06, 0.05, 0.6, 0.78, 0.5
 ROW_NAMES = 0.3
 PANEL = (style.WIDTH_IN - 2 * LEFT - ROW_NAMES - 3 * GAP) / 5  # width of a map
@@ -42,21 +42,21 @@ def multiscale_figure(
     label: str,
     scores: Mapping[int, GeneScore],
 ) -> Picture:
-    """Draw the whole slide above and the 256 µm square of strongest signal below.
+    """Draw the whole slide above and the 256 µm square with the most UMIs below.
 
-    Each half: H&E at twice the size, then a column a scale with the prediction above the
-    observation, all maps on one colour scale.
+    Each half shows H&E at twice the size, then one column per scale with the prediction above the
+    observation. All maps of a half share one colour scale.
 
     Args:
         slide: the slide.
         rate: (R, C) expected UMIs per 2 µm bin of the gene.
-        counts: (R, C) observed, likewise.
+        counts: (R, C) observed UMIs per 2 µm bin of the gene.
         label: names the gene in the title.
-        scores: the gene's figures by scale (µm).
+        scores: the gene's scores by scale (µm).
     """
     rows, cols = slide.scored_mask.shape
     zoom = strongest_window(counts * slide.scored_mask)
-    # A very long slide leaves white beside its panels rather than run off the page.
+    # A very long slide leaves white space beside its panels, so that it fits on the page.
     height = PANEL * min(max(rows / cols, 0.4), 1.5)
     zoom_top = HEAD + 2 * height + GAP + BETWEEN
     figure = style.new_figure(zoom_top + 2 * PANEL + GAP + FOOT)
@@ -103,7 +103,7 @@ def _draw_half(
     top: float,
     height: float,
 ) -> tuple[list[Axes], float]:
-    """H&E, six maps and their colour bar for one window; the seven panels and the limit."""
+    """Draw H&E, six maps and their colour bar for one window; return the panels and the limit."""
     stain = style.place(figure, LEFT, top, STAIN, 2 * height + GAP)
     draw_stain(stain, slide.image, window)
 

@@ -1,4 +1,4 @@
-"""``visualization_metrics.json``: every number that is printed in a picture."""
+"""``visualization_metrics.json``: every number that is printed in a figure."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ NAME = "visualization_metrics.json"
 
 
 class NumbersFile:
-    """``visualization_metrics.json``: written anew with every picture, so that it fits them.
+    """``visualization_metrics.json``: rewritten with every figure, so that both agree.
 
-    What earlier calls drew stays in it until the run is evaluated anew.
+    The entries of figures from earlier calls are kept until the run is evaluated again.
     """
 
     def __init__(self, path: Path, run: Path) -> None:
@@ -34,16 +34,16 @@ class NumbersFile:
                     if (path.parent / f"{stem}.png").is_file()
                 }
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            pass  # none yet, or not ours: it is written anew
+            pass  # there is none yet, or it has another format: it is rewritten
 
     def add(self, stem: str, numbers: Mapping[str, Any]) -> None:
-        """Add a picture that lies beside it."""
+        """Add the numbers of a figure in the same folder."""
         self.content["figures"][stem] = _plain(numbers)
         write_json(self._path, self.content)
 
 
 def _plain(value: Any) -> Any:
-    """What JSON can hold: NaN and infinity become null, arrays and NumPy's numbers plain ones."""
+    """Convert to JSON values: NaN and infinity become null, NumPy numbers plain numbers."""
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

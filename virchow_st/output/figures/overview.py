@@ -1,4 +1,4 @@
-"""A slide of the run: H&E and tissue, which patches train, validate or test, and how deep it is."""
+"""A slide of the run: H&E and tissue, patches by split, and sequencing depth."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from virchow_st.types import BIN_UM, Float64Array, UInt8Array
 PART_COLOURS = ("#0072b2", "#e69f00", "#cc3377")
 _OUTLINE, _GRID, _OFF = "#00b3a4", "#333333", style.RC["hatch.color"]
 _LONGEST_PX = 1000
-_MASK_BINS = 8  # tissue's outline is drawn on squares of 16 µm
+_MASK_BINS = 8  # the outline of the tissue is drawn on squares of 16 µm
 
-# Where things stand, in inches.
+# Positions and sizes, in inches.
 LEFT, GAP, HEAD, FOOT = 0.06, 0.09, 0.62, 0.62
 PANEL = (style.WIDTH_IN - 2 * LEFT - 2 * GAP) / 3
 
 
 @style.styled
 def overview_figure(slide: SlideOverview) -> Picture:
-    """Draw (a) H&E with the tissue's outline, (b) patches by split, (c) UMIs of all genes."""
+    """Draw (a) H&E with the outline of the tissue, (b) patches by split, (c) UMIs of all genes."""
     rows, cols = slide.tissue_mask.shape
     height = PANEL * min(max(rows / cols, 0.4), 1.6)
     figure = style.new_figure(HEAD + height + FOOT)
@@ -101,7 +101,7 @@ def _numbers(slide: SlideOverview) -> dict[str, Any]:
 
 
 def _outline_tissue(axes: Axes, slide: SlideOverview) -> None:
-    """Outline tissue and patches, hatch what lies off the slide image."""
+    """Outline tissue and patches, and hatch bins outside the slide image."""
     y, x, tissue = _coarse(slide.tissue_mask)
     if min(tissue.shape) > 1:
         axes.contour(x, y, tissue, levels=[0.5], colors=[_OUTLINE], linewidths=0.7)
@@ -119,14 +119,14 @@ def _outline_tissue(axes: Axes, slide: SlideOverview) -> None:
 
 
 def _coarse(mask: np.ndarray) -> tuple[Float64Array, Float64Array, Float64Array]:
-    """µm of the rows, µm of the columns and the share of True of squares of a mask."""
+    """Row and column positions (µm) of squares of a mask, and the share of True in each."""
     share = sum_bins(mask, _MASK_BINS) / _MASK_BINS**2
     y, x = (_MASK_BINS * BIN_UM * (np.arange(n, dtype=np.float64) + 0.5) for n in share.shape)
     return y, x, share
 
 
 def _colour_patches(axes: Axes, slide: SlideOverview) -> None:
-    """Fill patches by their part of the split, and outline the blocks of test patches."""
+    """Fill patches by split, and outline the spatial blocks of the test patches."""
     for part, colour in enumerate(PART_COLOURS):
         places = [p for p, of in zip(slide.patches, slide.parts, strict=True) if of == part]
         squares = PatchCollection([_square(place) for place in places])
@@ -140,7 +140,7 @@ def _colour_patches(axes: Axes, slide: SlideOverview) -> None:
 
 
 def _block_edges(slide: SlideOverview) -> list[list[tuple[float, float]]]:
-    """Sides of test patches behind which another block begins, or none; (x, y) in µm."""
+    """Sides of test patches at the border of their block, as (x, y) in µm."""
     block = {
         (place.row, place.col): number
         for place, number in zip(slide.patches, slide.blocks.tolist(), strict=True)
@@ -169,7 +169,7 @@ def _square(place: Window) -> Rectangle:
 
 
 def _depth(slide: SlideOverview) -> Float64Array:
-    """UMIs of all genes per 64 µm² of tissue, a cell a patch place; NaN where there is no patch."""
+    """UMIs of all genes per 64 µm² of tissue, one value per patch position; NaN without patch."""
     side = slide.patches[0].rows
     rows, cols = (n // side for n in slide.tissue_mask.shape)
     depth = np.full((rows, cols), np.nan)
@@ -180,6 +180,6 @@ def _depth(slide: SlideOverview) -> Float64Array:
 
 
 def _grey(image: UInt8Array) -> UInt8Array:
-    """Luminance (H, W, 3), lightened, on which colours stand out."""
+    """Lightened luminance (H, W, 3), a background on which colours are visible."""
     grey = image @ np.array([0.299, 0.587, 0.114])
     return np.repeat((127 + grey / 2).astype(np.uint8)[..., None], 3, axis=2)

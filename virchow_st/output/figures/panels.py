@@ -1,4 +1,4 @@
-"""The pieces that pictures of maps are made of: H&E, map, colour bar, key, captions."""
+"""The panels of figures with maps: H&E, map, colour bar, key, captions."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _FINEST_IMAGE_PX = 1700  # along the longer side of an H&E; print shows about 84
 
 
 def draw_stain(axes: Axes, image: UInt8Array, window: Window) -> None:
-    """Draw the part of an H&E image (2R, 2C, 3) inside the window; the axes' unit is the µm."""
+    """Draw the part of an H&E image (2R, 2C, 3) inside the window; axes are in µm."""
     part = shrink(window.cut(image, per_bin=2), _FINEST_IMAGE_PX)
     axes.imshow(part, extent=window.extent_um)
     frame(axes, window)
@@ -28,20 +28,21 @@ def draw_stain(axes: Axes, image: UInt8Array, window: Window) -> None:
 def draw_map(
     axes: Axes, values: Array, mask: BoolArray, window: Window, scale: int, limit: float
 ) -> AxesImage:
-    """Draw a map in UMIs per 64 µm², grey where it is not scored; the axes' unit is the µm.
+    """Draw a map in UMIs per 64 µm², grey where it is not scored; axes are in µm.
 
     Args:
-        axes: where.
+        axes: the axes to draw on.
         values: (R, C) rates or counts of the window's 2 µm bins.
-        mask: (R, C) bool, which of them are scored.
-        window: where they lie on the slide.
-        scale: side of the drawn bins, µm.
+        mask: (R, C) bool, True for scored bins.
+        window: position of the bins on the slide.
+        scale: size of the drawn bins, µm.
         limit: upper end of the colour scale.
     """
     factor = max(scale // BIN_UM, math.ceil(max(window.rows, window.cols) / _FINEST_CELLS))
     cells = density(values, mask, factor)
     covered = Window(window.row, window.col, factor * cells.shape[0], factor * cells.shape[1])
-    # Cells finer than print are averaged as densities, before colours: sparse UMIs keep their sum.
+    # Cells finer than print are averaged as densities before they are coloured: this keeps the
+    # sum of sparse UMIs.
     image = axes.imshow(
         cells, extent=covered.extent_um, cmap=style.rate_colours(), vmin=0, vmax=limit,
         interpolation="nearest" if window.cols <= WINDOW_BINS else "hanning",
@@ -72,7 +73,7 @@ def mark(axes: Axes, window: Window) -> None:
 
 
 def is_lower_left(window: Window, whole: Window) -> bool:
-    """Whether a window lies where a scale bar otherwise stands on a panel of a larger one."""
+    """Whether a window covers the usual position of the scale bar on a panel of a larger one."""
     low = window.row + window.rows > whole.row + 0.8 * whole.rows
     return low and window.col < whole.col + 0.4 * whole.cols
 
@@ -86,7 +87,7 @@ def colour_bar(
     label: str,
     extend: str = "max",
 ) -> None:
-    """A horizontal colour bar at a position in inches; ``extend`` says which ends are open."""
+    """A horizontal colour bar at a position in inches; ``extend`` names the open ends."""
     axes = style.place(figure, left, top, width, 0.08)
     bar = figure.colorbar(
         image, cax=axes, orientation="horizontal", extend=extend, extendfrac=0.06 / width
@@ -105,7 +106,7 @@ def upright_bar(figure: Figure, image: AxesImage, left: float, top: float, heigh
 
 
 def grey_key(figure: Figure, left: float, top: float) -> None:
-    """Say what grey means."""
+    """Draw the key that explains grey."""
     axes = style.place(figure, left, top, 0.16, 0.08)
     axes.set(facecolor=style.UNSCORED, xticks=[], yticks=[])
     for spine in axes.spines.values():
@@ -114,7 +115,7 @@ def grey_key(figure: Figure, left: float, top: float) -> None:
 
 
 def decimals(value: float, digits: int = 2) -> str:
-    """A figure as it is printed: a dash where it is undefined, a true minus sign."""
+    """A score as text: a dash if it is undefined, with a true minus sign."""
     if math.isnan(value):
         return "–"
     # Adding 0.0 after rounding turns a negative zero into zero.

@@ -1,4 +1,4 @@
-"""Figures of a single patch, by the very code that scores whole slides."""
+"""Scores of a single patch, by the same code that scores whole slides."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""Maps and images as they are drawn: summed to bins, cut to windows, in one unit.
+"""Maps and images prepared for drawing: summed to bins, cut to windows, in one unit.
 
-Rates add, so a gene's density does not depend on the bin it is summed in. Every map is therefore
-drawn in one unit, UMIs per 64 µm² (the area of an 8 µm bin), and all maps that are compared on one
-colour scale: panels compare by eye across scales, and shrinking a map on paper averages it without
-dimming it. Single UMIs in 2 µm bins are 16 in this unit and stand out as dots.
+Rates add, so the density of a gene does not depend on the bin size. Every map is therefore drawn in
+one unit, UMIs per 64 µm² (the area of an 8 µm bin), and all compared maps share one colour scale.
+Panels can be compared by eye across scales, and a map that is printed smaller is averaged without
+becoming darker. A single UMI in a 2 µm bin is 16 in this unit and appears as a dot.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ WINDOW_BINS = 128  # side of an enlarged square, 256 µm
 _WINDOW_STEP = 8  # bins; a multiple of 4, so that the square cuts no 8 µm bin
 
 Masked = tuple[Array, BoolArray]
-"""A map (R, C) and where it is scored, (R, C) bool."""
+"""A map (R, C) and its scored bins, (R, C) bool."""
 
 
 def sum_bins(values: Array, factor: int) -> Float64Array:
-    """Sum (R, C) over squares of ``factor`` bins to (⌈R/factor⌉, ⌈C/factor⌉); the total stays.
+    """Sum (R, C) over squares of ``factor`` bins to (⌈R/factor⌉, ⌈C/factor⌉), keeping the total.
 
-    A last row or column of squares that the map does not fill counts what there is.
+    Squares of the last row or column that the map does not fill sum the bins that exist.
     """
     rows, cols = values.shape
     padded = np.pad(values, ((0, -rows % factor), (0, -cols % factor)))
@@ -38,7 +38,7 @@ def sum_bins(values: Array, factor: int) -> Float64Array:
 def density(values: Array, mask: BoolArray, factor: int) -> np.ma.MaskedArray:
     """UMIs per 64 µm² in squares of ``factor`` 2 µm bins; masked unless every bin is scored.
 
-    That is the rule by which metrics score coarse bins, so grey is what no figure rests on.
+    Metrics score coarse bins by the same rule, so no score includes a grey bin.
     """
     known = sum_bins(mask, factor) == factor**2
     umis = sum_bins(np.where(mask, values, 0), factor)
@@ -47,7 +47,7 @@ def density(values: Array, mask: BoolArray, factor: int) -> np.ma.MaskedArray:
 
 @dataclass(frozen=True)
 class Window:
-    """A rectangle of 2 µm bins: first row and column, and how many."""
+    """A rectangle of 2 µm bins: first row and column, and number of rows and columns."""
 
     row: int
     col: int
@@ -61,15 +61,15 @@ class Window:
         return left, left + BIN_UM * self.cols, top + BIN_UM * self.rows, top
 
     def cut(self, values: Array, per_bin: int = 1) -> Array:
-        """The part of a map, or of an image with ``per_bin`` pixels a bin, inside the window."""
+        """The part of a map, or of an image with ``per_bin`` pixels per bin, inside the window."""
         rows = slice(per_bin * self.row, per_bin * (self.row + self.rows))
         return values[rows, per_bin * self.col : per_bin * (self.col + self.cols)]
 
 
 def strongest_window(counts: Array, side: int = WINDOW_BINS) -> Window:
-    """The square of ``side`` bins with most observed UMIs, on a 16 µm raster.
+    """The square of ``side`` bins with the most observed UMIs, on a 16 µm raster.
 
-    The observation alone chooses it, so that it cannot favour the prediction.
+    It is chosen by the observation only, so that the choice does not favour the prediction.
     """
     cells = sum_bins(counts, _WINDOW_STEP)
     height, width = (min(side // _WINDOW_STEP, n) for n in cells.shape)
@@ -84,21 +84,21 @@ def strongest_window(counts: Array, side: int = WINDOW_BINS) -> Window:
 
 
 def strongest(windows: Sequence[Window], counts: Array, n: int) -> list[Window]:
-    """The ``n`` windows with most observed UMIs, most first; those without any are left out."""
+    """The ``n`` windows with the most observed UMIs, in falling order, without empty ones."""
     sums = [int(window.cut(counts).sum(dtype=np.int64)) for window in windows]
     order = sorted(range(len(windows)), key=lambda i: (-sums[i], i))
     return [windows[i] for i in order[:n] if sums[i] > 0]
 
 
 def shared_limit(predicted: Sequence[Masked], observed: Sequence[Masked]) -> float:
-    """Upper end of one colour scale for all these maps, UMIs per 64 µm².
+    """Upper end of the colour scale that these maps share, UMIs per 64 µm².
 
-    The larger 99.5th percentile of the predictions at 8 µm and of the observations at 16 µm, where
-    four times the UMIs let tissue rather than Poisson noise set it.
+    It is the larger of the 99.5th percentiles of the predictions at 8 µm and of the observations at
+    16 µm. With four times the UMIs, tissue rather than Poisson noise determines the latter.
 
     Args:
-        predicted: rates (R, C) and where they are scored (R, C), of each map.
-        observed: counts, likewise.
+        predicted: rates (R, C) and scored bins (R, C) of each map.
+        observed: counts (R, C) and scored bins (R, C) of each map.
     """
     tops = []
     for maps, factor in ((predicted, 4), (observed, 8)):

@@ -1,7 +1,7 @@
-"""How well the image lies on the counts: correlation over shifts, and both maps before and after.
+"""Registration of image and counts: correlation over shifts, and both maps before and after.
 
-Two inks on white: haematoxylin in magenta, UMIs in green. Where both lie the paper is dark; where
-they miss each other both colours stand side by side.
+Haematoxylin is drawn in magenta and UMIs in green on white. Where both overlap the picture is dark;
+where they are shifted, both colours are visible side by side.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def draw_registration(
     umi: Array,
     tissue_mask: BoolArray,
 ) -> Path:
-    """Draw `registration_figure` into ``stem.png``; returns its path."""
+    """Draw `registration_figure` into ``stem.png`` and return its path."""
     figure = registration_figure(correlation, shift_um, haematoxylin, umi, tissue_mask)
     return style.save(figure, stem, ("png",))[0]
 
@@ -46,13 +46,13 @@ def registration_figure(
     umi: Array,
     tissue_mask: BoolArray,
 ) -> Figure:
-    """Draw (a) the correlation over shifts, (b) both maps as they lie, (c) the image moved back.
+    """Draw (a) the correlation over shifts, (b) both maps as registered, (c) the image moved back.
 
     Args:
         correlation: (2n+1, 2n+1) over shifts of −n to n bins, rows down.
-        shift_um: (row, col) by which the image lies off the counts.
+        shift_um: (row, col) displacement of the image relative to the counts, µm.
         haematoxylin: (128, 128) of one patch.
-        umi: (128, 128), likewise.
+        umi: (128, 128) UMIs of the same patch.
         tissue_mask: (128, 128) bool, where ``umi`` is known.
     """
     figure = style.new_figure(HEIGHT)
@@ -116,7 +116,7 @@ def _mark(axes: Axes, x: float, y: float, marker: str, label: str) -> None:
 
 
 def _two_inks(magenta: Array, green: Array) -> Float64Array:
-    """(h, w, 3) RGB of two maps printed over each other, each from its 5th to 99th percentile."""
+    """(h, w, 3) RGB overlay of two maps, each scaled from its 5th to its 99th percentile."""
     paper = np.ones((*magenta.shape, 3))
     for values, ink in ((magenta, MAGENTA), (green, GREEN)):
         low, high = np.nanpercentile(values, (5, 99))
@@ -140,7 +140,7 @@ def _smoothed(values: Float64Array, mask: BoolArray) -> Float64Array:
 
 
 def _fullest_window(umi: Array, margin: int) -> tuple[int, int]:
-    """First row and column of the window with most UMIs that stays inside when moved."""
+    """First row and column of the window with the most UMIs that stays inside when moved."""
     starts = range(margin, umi.shape[0] - WINDOW_BINS - margin + 1, 4)
     places = [(row, col) for row in starts for col in starts]
     return max(places, key=lambda place: float(_cut(umi, *place).sum()))

@@ -1,8 +1,8 @@
-"""Does a predicted rate mean what it says? Observed means of the bins that got about that rate.
+"""Calibration curves: observed mean counts of the bins with about the same predicted rate.
 
 Bins of all genes are sorted into half octaves of their predicted rate. Sums of bins, of predicted
 and of observed UMIs are kept for each spatial block, so that intervals can be drawn from blocks as
-for every other figure.
+for every other score.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ _DRAWS = 1000
 
 
 class Cells:
-    """The scored squares of a slide at one scale, and the spatial block of each.
+    """The scored bins of a slide at one scale, and the spatial block of each.
 
     Attributes:
         factor: side in 2 µm bins.
-        scored: (R, C) bool at the scale: in a patch, with every 2 µm bin in tissue.
-        first_class: (n,) int64 for the scored squares, `_CLASSES` × their block.
+        scored: (R, C) bool at the scale, True for bins in a patch whose 2 µm bins are all tissue.
+        first_class: (n,) int64 for the scored bins, `_CLASSES` × their block.
     """
 
     def __init__(self, slide: SlideResult, scale_um: int) -> None:
@@ -42,7 +42,7 @@ class Cells:
         self.first_class = block[self.scored] * _CLASSES
 
     def values(self, values: Array) -> Array:
-        """Sums of a map (R, C) of 2 µm bins over the scored squares, (n,)."""
+        """Sums of a map (R, C) of 2 µm bins over the scored bins of the scale, (n,)."""
         return _summed(values, self.factor)[self.scored]
 
 
@@ -51,7 +51,7 @@ def _summed(values: Array, factor: int) -> Array:
 
 
 class Reliability:
-    """Sums by class of predicted rate and spatial block, at one scale; genes are added in turn.
+    """Sums by class of predicted rate and spatial block at one scale; genes are added one by one.
 
     Attributes:
         scale_um: side of the bins.
@@ -72,7 +72,7 @@ class Reliability:
             sums += found.reshape(n_blocks, _CLASSES)
 
     def curve(self) -> Curve:
-        """The points of the curve, low rates first."""
+        """The points of the curve, in the order of their rates."""
         n, expected = self.sums[:2, :, 1:].sum(axis=1)
         groups = _group(n, expected)
         grouped = np.stack(
@@ -104,9 +104,9 @@ class Curve:
         n: pairs of a gene and a bin in each point.
         predicted, observed: means over them.
         low, high: 95 % interval of ``observed`` over spatial blocks; NaN with a single block.
-        n_bins: pairs in all.
-        n_not_positive, observed_not_positive: those that no rate above 0 was predicted for, which
-            no point shows, and the UMIs they hold.
+        n_bins: number of all pairs.
+        n_not_positive, observed_not_positive: number of pairs without a predicted rate above 0,
+            which no point includes, and their observed UMIs.
         ratio: Σ predicted / Σ observed.
     """
 
@@ -127,7 +127,7 @@ class Curve:
         return self.n_not_positive / max(self.n_bins, 1)
 
     def numbers(self) -> dict[str, object]:
-        """All of it for JSON."""
+        """The curve as values for JSON."""
         return {
             "n_bins": self.n_bins,
             "n_not_positive": self.n_not_positive,
@@ -144,14 +144,14 @@ class Curve:
 
 
 def _classes(rate: Array) -> Array:
-    """Half octave of each rate, 1 … ; 0 for rates that are not above 0."""
+    """Half octave of each rate, from 1; 0 for rates that are not above 0."""
     mantissa, exponent = np.frexp(rate.astype(np.float32))  # mantissa · 2^exponent, ½ ≤ mantissa
     half = 2 * (exponent - 1 - _FIRST_OCTAVE) + (mantissa >= _ROOT)
     return np.where(rate > 0, np.clip(half, 0, _CLASSES - 2) + 1, 0)
 
 
 def _blocks(slide: SlideResult, factor: int) -> Int64Array:
-    """Spatial block of every square of ``factor`` bins, −1 outside of patches."""
+    """Spatial block of every square of ``factor`` bins, −1 outside patches."""
     rows, cols = (-(-n // factor) for n in slide.scored_mask.shape)
     block = np.full((rows, cols), -1, np.int64)
     for place, number in zip(slide.patches, slide.blocks.tolist(), strict=True):
@@ -161,9 +161,9 @@ def _blocks(slide: SlideResult, factor: int) -> Int64Array:
 
 
 def _group(n: Float64Array, expected: Float64Array) -> list[tuple[int, int]]:
-    """Runs of classes (first, end) that hold `LEAST` bins and expected UMIs each.
+    """Runs of classes (first, end) that hold at least `LEAST` bins and expected UMIs each.
 
-    What was predicted decides, never what was observed. Too few at the upper end join the last run.
+    The runs depend on the prediction only. A remainder at the upper end joins the last run.
     """
     groups: list[tuple[int, int]] = []
     first, bins, umis = 0, 0.0, 0.0
@@ -182,7 +182,7 @@ def _group(n: Float64Array, expected: Float64Array) -> list[tuple[int, int]]:
 
 
 def _interval(n: Float64Array, observed: Float64Array) -> tuple[Float64Array, Float64Array]:
-    """95 % interval of Σ observed / Σ n, blocks drawn with replacement; (n_blocks, points) each.
+    """95 % interval of Σ observed / Σ n over blocks drawn with replacement; (n_blocks, points).
 
     NaN for points whose bins all lie in one block.
     """

@@ -1,4 +1,4 @@
-"""A run as its tables tell it, and another run to compare with."""
+"""The result tables of a run, and another run to compare with."""
 
 from __future__ import annotations
 
@@ -37,17 +37,17 @@ class RunResults:
 
     @cached_property
     def panel(self) -> list[Gene]:
-        """Its genes, in the panel's order."""
+        """The run's genes, in the panel's order."""
         return list(dict.fromkeys(score.gene for score in self.scores))
 
     @cached_property
     def labels(self) -> dict[str, str]:
-        """What to call each gene, by id."""
+        """Name of each gene in the figures, by id."""
         return labels(self.panel)
 
     @cached_property
     def by_gene(self) -> dict[str, dict[int, GeneScore]]:
-        """Figures by gene id and scale, in the panel's order."""
+        """Scores by gene id and scale, in the panel's order."""
         found: dict[str, dict[int, GeneScore]] = {gene.id: {} for gene in self.panel}
         for score in self.scores:
             found[score.gene.id][score.scale_um] = score
@@ -77,14 +77,14 @@ def read_run(run: Path) -> RunResults:
 
 @dataclass(frozen=True)
 class OtherRun:
-    """The run to compare with, and what the first has over it."""
+    """The run to compare with, and the differences, first minus other."""
 
     results: RunResults
     differences: dict[str, Any]
 
     @classmethod
     def read(cls, first: RunResults, path: Path) -> OtherRun:
-        """Read it; `ConfigError` where it is the same run or has other genes or test patches."""
+        """Read the run; `ConfigError` if it is the same run or has other genes or test patches."""
         from virchow_st.run.compare import compare_runs
 
         if path.resolve() == first.path.resolve():

@@ -1,4 +1,4 @@
-"""The look all figures share: sizes, type, colours, scale bar, and how a figure is saved.
+"""The common style of all figures: sizes, fonts, colours, scale bar, and how they are saved.
 
 Figures are `matplotlib.figure.Figure` objects made without pyplot, so drawing leaves no global
 state behind and needs no display. Positions are in inches from the figure's top left corner.
@@ -31,7 +31,7 @@ UNSCORED = "#bdbdbd"
 """Grey of bins without tissue or outside the evaluated patches."""
 MUTED = "#555555"
 
-# Dark to light in the order of the scales: the order reads without colour vision too.
+# From dark to light in the order of the scales, so that the order is visible without colour.
 SCALE_COLOURS = dict(zip(SCALES_UM, ("#440154", "#31688e", "#27a07c", "#d1a800"), strict=True))
 
 RC: Any = {
@@ -53,19 +53,19 @@ RC: Any = {
     "ytick.major.size": 2.5,
     "lines.linewidth": 1.2,
     "lines.markersize": 2.5,
-    "text.parse_math": False,  # a symbol is text, whatever signs it holds
+    "text.parse_math": False,  # a gene symbol is text, whatever characters it contains
     "hatch.linewidth": 0.6,
     "hatch.color": "#d55e00",
-    "pdf.fonttype": 42,  # TrueType, so that text stays text in a vector editor
+    "pdf.fonttype": 42,  # TrueType, so that text can be edited in a vector editor
     "savefig.facecolor": "white",
 }
 
 styled = matplotlib.rc_context(RC)
-"""Decorator that gives a function the settings above and restores the caller's afterwards."""
+"""Decorator that applies the settings above to a function and then restores the caller's."""
 
 
 def depth_colours() -> Colormap:
-    """Perceptually uniform colours for sums of all genes, not to be taken for a gene's."""
+    """Perceptually uniform colours for sums over all genes, unlike those of a single gene."""
     return matplotlib.colormaps["cividis"].with_extremes(bad=UNSCORED)
 
 
@@ -73,7 +73,7 @@ def depth_colours() -> Colormap:
 class Picture:
     """A figure, and every number that is printed in it, unrounded and by name.
 
-    The numbers are what JSON holds; NaN stands for one that is not defined.
+    The numbers are JSON values; NaN stands for an undefined one.
     """
 
     figure: Figure
@@ -99,15 +99,15 @@ def place(figure: Figure, left: float, top: float, width: float, height: float) 
 
 
 def write(figure: Figure, left: float, top: float, text: str, **look: Any) -> Text:
-    """Text at a position in inches from the figure's top left corner; returns the artist."""
+    """Draw text at a position in inches from the figure's top left corner; return the artist."""
     w, h = figure.get_size_inches()
     return figure.text(left / w, 1 - top / h, text, **{"va": "top", **look})
 
 
 def title(figure: Figure, subject: str, rest: str, width: float, italic: bool = True) -> None:
-    """The figure's title: ``subject``, in italics as gene symbols are set, then ``rest``.
+    """The title of the figure: ``subject`` in italics, as gene symbols are set, then ``rest``.
 
-    Both shrink, then lose their middle, until they fit into ``width`` inches.
+    Both are shrunk, then shortened in the middle, until they fit into ``width`` inches.
     """
     slant = "italic" if italic else "normal"
     line: dict[str, Any] = {"va": "baseline"}
@@ -118,11 +118,11 @@ def title(figure: Figure, subject: str, rest: str, width: float, italic: bool = 
 
 
 LEAST_POINTS = 5.0
-"""No type is smaller, whatever has to fit."""
+"""Smallest font size, even if a text does not fit."""
 
 
 def size_in(text: Text) -> tuple[float, float]:
-    """Width and height of a text as it will be drawn, in inches."""
+    """Width and height of a drawn text, in inches."""
     figure = text.get_figure(root=True)
     assert figure is not None
     box = text.get_window_extent(figure.canvas.get_renderer())  # type: ignore[attr-defined]
@@ -130,9 +130,9 @@ def size_in(text: Text) -> tuple[float, float]:
 
 
 def fit(text: Text, room: float, upright: bool = False) -> Text:
-    """Shrink a text to ``room`` inches, down to `LEAST_POINTS`; then cut out of its middle.
+    """Shrink a text to ``room`` inches, down to `LEAST_POINTS`; then shorten it in the middle.
 
-    ``upright`` takes the height, as of a text turned by 90°. Returns the text.
+    With ``upright`` the height is fitted, for text rotated by 90°. Returns the text.
     """
     side = 1 if upright else 0
     points = float(text.get_fontsize())
@@ -148,7 +148,7 @@ def fit(text: Text, room: float, upright: bool = False) -> Text:
 
 
 def panel_letter(figure: Figure, left: float, top: float, letter: str) -> None:
-    """The bold letter by which a caption names a panel."""
+    """Draw the bold letter by which a caption refers to a panel."""
     write(figure, left, top, letter, fontsize=9, fontweight="bold")
 
 
@@ -165,12 +165,12 @@ def legend(
 
 
 def log_ticks(axis: Axis, low: float, high: float, text: Callable[[float], str]) -> None:
-    """Two to five labelled ticks on a logarithmic axis: decades, or values between where few.
+    """Two to five labelled ticks on a logarithmic axis: decades, or values between them.
 
     Args:
-        axis: of the axes, its limits set.
-        low, high: where ticks may lie.
-        text: how a value is written.
+        axis: the axis, whose limits are set.
+        low, high: range in which ticks may lie.
+        text: formats a value.
     """
     decades = [10.0**e for e in range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)]
     for steps in ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 7)):
@@ -183,7 +183,7 @@ def log_ticks(axis: Axis, low: float, high: float, text: Callable[[float], str])
 
 
 def plain(value: float) -> str:
-    """A tick's value: 0.001, 20, and powers of ten as 10⁻⁵ where zeros would be many."""
+    """A tick's value as text: 0.001, 20, or a power of ten such as 10⁻⁵ instead of many zeros."""
     text = f"{value:g}"
     if "e" not in text:
         return text
@@ -203,10 +203,10 @@ def scale_bar(
     """Draw a scale bar into an image whose data units are µm; return its length.
 
     Args:
-        axes: of the image.
+        axes: the axes of the image.
         extent_um: (left, right, bottom, top) as `imshow` takes it, rows downwards.
         right: in the lower right corner rather than the lower left.
-        fontsize: of the label.
+        fontsize: font size of the label.
     """
     x0, x1, bottom, top = extent_um
     width, height = x1 - x0, bottom - top
@@ -229,13 +229,13 @@ def scale_bar(
 
 @styled
 def save(figure: Figure, stem: Path, kinds: Sequence[str] = ("png", "pdf")) -> list[Path]:
-    """Write ``stem.KIND`` (PNG at 300 dpi), each whole or not at all; return the paths."""
+    """Write ``stem.KIND`` (PNG at 300 dpi), each completely or not at all; return the paths."""
     stem.parent.mkdir(parents=True, exist_ok=True)
     written = []
     for kind in kinds:
-        # Not with_suffix: a gene's symbol may hold a dot.
+        # Not with_suffix: a gene symbol may contain a dot.
         path = stem.parent / f"{stem.name}.{kind}"
-        # Without its date, a PDF of the same results is the same file.
+        # Without a date, the same results give the same PDF.
         undated = {"CreationDate": None} if kind == "pdf" else None
         with written_whole(path) as aside:
             figure.savefig(aside, format=kind, dpi=DPI, metadata=undated)

@@ -1,4 +1,4 @@
-"""What ``vst predict`` took for tissue: outline and patches on the slide, and the threshold."""
+"""The tissue found by ``vst predict``: outline and patches on the slide, and the threshold."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ def draw_tissue(
     threshold: int,
     corners_um: Int64Array,
 ) -> None:
-    """Draw the slide with the tissue's outline and the patches, beside the histogram.
+    """Draw the slide with the outline of the tissue and the patches, beside the histogram.
 
     Args:
         path: PNG to write.
         overview: (H, W, 3) uint8 RGB of the whole slide.
         um_per_px: side of its pixels, µm.
         mask: (h, w) bool over the same area, True = tissue.
-        histogram: (256,) pixels by saturation.
+        histogram: (256,) number of pixels by saturation.
         threshold: saturation above which a pixel is tissue.
         corners_um: (P, 2) first row and column of each patch, µm from the image's corner.
     """

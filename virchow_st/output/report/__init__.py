@@ -1,4 +1,4 @@
-"""One page of HTML on an evaluated run, whole in itself: what was run, figures, maps to look at."""
+"""The report of an evaluated run: one self-contained HTML page with scores, figures and maps."""
 
 from __future__ import annotations
 
@@ -31,23 +31,23 @@ __all__ = ["write_report"]
 
 FIGURES_BYTES = 12_000_000
 """Most characters of all figures in the page."""
-_SCRIPTS = ("genes.js", "slide.js", "reading.js", "controls.js")  # one after another, as one
-_STALE_S = 60.0  # a copied folder has its files' dates mixed up within seconds
+_SCRIPTS = ("genes.js", "slide.js", "reading.js", "controls.js")  # joined in this order
+_STALE_S = 60.0  # copying a folder may change the order of its files' dates by seconds
 
 
 def write_report(
     run: Path, genes: Sequence[str] | None = None, progress: Progress = SILENT
 ) -> Path:
-    """Write ``run/report.html``; return its path.
+    """Write ``run/report.html`` and return its path.
 
-    The page holds the run's figures, which are drawn first where there are none, and maps of the
-    test slides: every gene of the panel at 8 and 16 µm, the strongest at 2 and 4 µm too. It stays
-    under 150 MB; what did not fit is said in it.
+    The page contains the run's figures, which are drawn first if there are none, and maps of the
+    test slides: every gene of the panel at 8 and 16 µm, and the strongest genes also at 2 and 4 µm.
+    It stays under 150 MB and lists what was left out.
 
     Args:
         run: a run directory that ``vst evaluate`` has scored.
-        genes: symbols or ids of the panel; these alone are shown on the slide, at every scale.
-        progress: who listens.
+        genes: symbols or ids of the panel; only these are shown on the slide, at every scale.
+        progress: receives notes, warnings and step counts.
 
     Raises:
         ConfigError: a result file is missing or damaged, or a gene is not in the panel.
@@ -65,12 +65,12 @@ def _write(run: Path, genes: Sequence[str] | None, progress: Progress) -> Path:
     if genes is not None:
         shown = find_genes(results.panel, genes)
         if not shown:
-            raise ConfigError("--genes: expected symbols or ids with commas between; got none")
+            raise ConfigError("--genes: expected symbols or ids separated by commas; got none")
         n_fine = len(shown)
         order = shown + [gene for gene in order if gene not in shown]
 
     if not (pictures := find_pictures(run / "figures")):
-        progress.note("no figures yet; drawing them")
+        progress.note("the run has no figures yet; drawing them")
         draw_into(run, genes, None, progress)
         pictures = find_pictures(run / "figures")
     is_stale = any(
@@ -92,7 +92,7 @@ def _write(run: Path, genes: Sequence[str] | None, progress: Progress) -> Path:
 
 
 def _page(results: RunResults, figures: Markup) -> tuple[str, str]:
-    """The page before and after the data that its scripts read."""
+    """The parts of the page before and after the data that its scripts read."""
     texts = {
         "name": escaped(results.name),
         "lead": sections.lead(results),

@@ -1,13 +1,13 @@
-"""Maps and H&E of a slide as pictures that a browser shows and a viewer can zoom.
+"""Maps and H&E of a slide as image pyramids for a viewer in the browser.
 
-All layers of a slide cover the same area, the maps' bins padded to whole 16 µm squares, so that a
-pyramid's levels fit on each other exactly. Rows go down and columns to the right, as in the maps.
+All layers of a slide cover the same area: the maps' bins, padded to whole 16 µm squares, so that
+the levels of a pyramid align exactly. Rows run down and columns to the right, as in the maps.
 
 A map is an 8-bit PNG with a palette. Index 0 is transparent: no tissue, or not scored. Index i > 0
-stands for ``top * ((i - 1) / 254) ** 2`` UMIs per bin of the map's scale, ``top`` being the largest
-of prediction and observation: fine steps where rates are small, and nothing is cut off. The palette
-gives it the gene's colour, which is one scale for prediction and observation and for all bin sizes,
-as in the figures: colours are densities, UMIs per 64 µm².
+stands for ``top * ((i - 1) / 254) ** 2`` UMIs per bin of the map's scale, where ``top`` is the
+largest value of prediction and observation: steps are fine where rates are small, and no value is
+clipped. The palette holds the colours of a scale that prediction and observation share for all bin
+sizes, as in the figures: colours show densities, UMIs per 64 µm².
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from virchow_st.types import (
 )
 
 STEPS = 254
-"""Steps of the palette above "nothing"."""
+"""Number of steps of the palette above index 1, which stands for 0 UMIs."""
 TILE_PX = 512
 _JPEG_QUALITY = 82
 _COARSEST_BINS = SCALES_UM[-1] // BIN_UM
@@ -51,7 +51,7 @@ class GeneMaps:
     Attributes:
         limit: upper end of the colour scale, UMIs per 64 µm².
         tops: by scale in µm, UMIs per bin that the palette's last index stands for.
-        pictures: PNGs by scale in µm and what they show.
+        pictures: PNGs by scale in µm and by what they show.
     """
 
     limit: float
@@ -72,9 +72,9 @@ def gene_maps(
 
     Args:
         rate, counts: (R, C) per 2 µm bin.
-        mask: (R, C), True for scored bins. A coarser bin counts if all its 2 µm bins are scored,
+        mask: (R, C) bool, True for scored bins. A coarser bin is scored if all its 2 µm bins are,
             as in metrics and figures.
-        scales: sides of bins, µm.
+        scales: bin sizes in µm.
     """
     limit = shared_limit([(rate, mask)], [(counts, mask)])
     values: dict[What, Array] = {
@@ -98,15 +98,15 @@ def gene_maps(
 def image_tiles(
     image: UInt8Array, levels_left_out: int = 0
 ) -> Iterator[tuple[int, int, int, bytes]]:
-    """Cut the H&E into a pyramid of JPEG tiles.
+    """Cut the H&E image into a pyramid of JPEG tiles for the viewer.
 
     Args:
         image: (2R, 2C, 3) RGB, 1 µm/px.
         levels_left_out: how many of the finest levels to skip; each halves the resolution.
 
     Yields:
-        (level, column, row, JPEG), level 0 the coarsest; tiles are `TILE_PX` wide and high but
-        for the last of a row and a column.
+        (level, column, row, JPEG), level 0 the coarsest; tiles are `TILE_PX` wide and high, except
+        the last ones of a row and of a column.
     """
     levels = image_levels(image.shape, levels_left_out)
     multiple = _PX_PER_BIN * _COARSEST_BINS
@@ -125,12 +125,12 @@ def image_tiles(
 
 
 def image_levels(shape: tuple[int, ...], levels_left_out: int = 0) -> int:
-    """How many levels the pyramid of an image of this (height, width, …) has."""
+    """Number of levels of the pyramid of an image of shape (height, width, …)."""
     multiple = _PX_PER_BIN * _COARSEST_BINS
     sides = [-(-n // multiple) * multiple for n in shape[:2]]
     sides = [n >> levels_left_out for n in sides]
     levels = 1
-    # A side that cannot be halved exactly ends it, for levels have to lie on each other.
+    # Levels have to align exactly, so a side that cannot be halved exactly ends the pyramid.
     while max(sides) > TILE_PX and not any(n % 2 for n in sides):
         sides = [n // 2 for n in sides]
         levels += 1
@@ -139,7 +139,7 @@ def image_levels(shape: tuple[int, ...], levels_left_out: int = 0) -> int:
 
 @cache
 def colour_stops(n: int = 256) -> list[str]:
-    """The colours from nothing to the limit, as ``#rrggbb``."""
+    """``n`` colours from 0 UMIs to the limit, as ``#rrggbb``."""
     rgb = rate_colours()(np.linspace(0, 1, n), bytes=True)[:, :3]
     return ["#" + bytes(colour).hex() for colour in rgb.tolist()]
 
@@ -150,7 +150,7 @@ def _padded(values: Array) -> Array:
 
 
 def _indices(umis: Float64Array, known: BoolArray, top: float) -> UInt8Array:
-    # A decoder may predict a little below 0, where it is not one for rates.
+    # A decoder trained on squared error may predict values below 0.
     steps = np.rint(STEPS * np.sqrt(np.maximum(umis, 0) / top))
     return np.where(known, 1 + steps, 0).astype(np.uint8)
 
@@ -163,10 +163,10 @@ def _palette(top: float, limit: float) -> UInt8Array:
 
 
 def _png(indices: UInt8Array, palette: UInt8Array) -> bytes:
-    """A PNG of (H, W) palette indices, index 0 transparent, no row filtered.
+    """A PNG of (H, W) palette indices, index 0 transparent, with unfiltered rows.
 
-    Unfiltered rows pack these maps within a tenth of the best filter, and let the page read the
-    indices by inflating alone, where a browser may blur what a canvas returns against tracking.
+    Unfiltered rows are at most a tenth larger than with the best filter. The page can then read the
+    indices by inflating the data; browsers may alter what a canvas returns, to prevent tracking.
     """
     height, width = indices.shape
     rows = np.zeros((height, 1 + width), np.uint8)  # each begins with its filter: 0, none

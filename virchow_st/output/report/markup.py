@@ -1,4 +1,4 @@
-"""The few pieces of HTML that the page is made of; every text is escaped here and nowhere else."""
+"""HTML elements of the page; this is the only place where text is escaped."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 _VOID = ("br", "img")
 
 Cell = Any
-"""A text or number to escape, or `Markup` to take as it is."""
+"""A text or number to escape, or `Markup`, which is used unchanged."""
 
 
 class Markup(str):
@@ -35,18 +35,18 @@ def tag(name: str, *content: Cell, **attributes: Cell) -> Markup:
 
 
 def joined(parts: Iterable[Cell]) -> Markup:
-    """Parts one after another."""
+    """Concatenate parts, escaping those that are not `Markup`."""
     return Markup("".join(escaped(part) for part in parts))
 
 
 def facts(pairs: Iterable[tuple[str, Cell]]) -> Markup:
-    """A list of names and what they are."""
+    """A definition list of (name, value) pairs."""
     rows = (tag("div", tag("dt", name), tag("dd", value)) for name, value in pairs)
     return tag("dl", *rows, class_="facts")
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[Cell]], numbers: int = 0) -> Markup:
-    """A table that scrolls inside itself; its last ``numbers`` columns stand right."""
+    """A table in a scrolling frame; its last ``numbers`` columns are aligned to the right."""
     first_number = len(head) - numbers
     cells = [
         tag("tr", *(_cell("td", cell, i >= first_number) for i, cell in enumerate(row)))
@@ -58,7 +58,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[Cell]], numbers: int = 0)
 
 
 def scrolling(content: Markup) -> Markup:
-    """What may be wider than the page, in a frame that scrolls, by keyboard too."""
+    """Content that may be wider than the page, in a frame that also scrolls by keyboard."""
     return tag("div", content, class_="scroll", tabindex="0")
 
 
@@ -69,13 +69,13 @@ def _cell(name: str, content: Cell, is_number: bool, **attributes: str) -> Marku
 
 
 def data_script(identifier: str, content: str) -> str:
-    """Text that scripts of the page read by its id; base64, which cannot end the element."""
+    """A text that the page's scripts read by its id; base64 cannot end the element."""
     return f'<script type="text/plain" id="{escaped(identifier)}">{content}</script>\n'
 
 
 def json_script(identifier: str, content: Any) -> str:
-    """JSON that scripts of the page read by its id."""
-    # Without "<" nothing in it can end the element or open a comment.
+    """JSON that the page's scripts read by its id."""
+    # Without "<" the content can neither end the element nor open a comment.
     text = json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     safe = text.replace("<", "\\u003c")
     return f'<script type="application/json" id="{escaped(identifier)}">{safe}</script>\n'

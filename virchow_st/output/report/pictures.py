@@ -1,4 +1,4 @@
-"""The pictures of ``run/figures``, made small enough for a page, with a caption by their kind."""
+"""The figures of ``run/figures``, reduced for the page, each with the caption of its kind."""
 
 from __future__ import annotations
 
@@ -12,46 +12,46 @@ import numpy as np
 
 from virchow_st.errors import ConfigError
 
-WIDEST_PX = 1600  # twice what a page of 1280 px shows would be sharper and weigh three times
+WIDEST_PX = 1600  # twice the width shown by a page of 1280 px would take three times the space
 _QUALITY = 88
 
 KINDS = {
     "overview": (
         "Slide",
-        "The slide with its tissue, its patches and what they were used for, and its UMIs.",
+        "The slide with its tissue, its patches by split, and its UMIs.",
     ),
     "multiscale": (
         "Maps at 8, 4 and 2 µm",
-        "H&E beside prediction and observation of one gene; above the whole slide, below the "
-        "256 µm of strongest signal. All maps of a half share one colour scale; grey is no tissue.",
+        "H&E, prediction and observation of one gene: the whole slide above, the 256 µm with the "
+        "most UMIs below. The maps of each half share one colour scale; grey bins are not scored.",
     ),
     "patches": (
-        "Patches with most signal",
-        "H&E, observed and predicted, of several genes in the patch where each is strongest.",
+        "Patches with the most UMIs",
+        "H&E, observation and prediction of several genes, each where it has the most UMIs.",
     ),
     "mosaic": (
         "Mosaic",
-        "H&E, observed and predicted of one gene in the patches where it is strongest.",
+        "H&E, observation and prediction of one gene in the patches with most of its UMIs.",
     ),
-    "genes": ("Genes", "PCC of every gene beside the ceiling that Poisson noise leaves it."),
-    "sparsity": ("Sparsity", "PCC of every gene against how seldom its counts are above zero."),
+    "genes": ("Genes", "PCC of every gene and the ceiling set by Poisson noise."),
+    "sparsity": ("Sparsity", "PCC of every gene against the share of bins that hold a UMI."),
     "calibration": (
         "Calibration",
-        "Observed mean count of bins against the rate predicted for them; on the diagonal, rates "
-        "mean what they say.",
+        "Observed mean count of bins against their predicted rate; points on the diagonal are "
+        "calibrated.",
     ),
-    "against": ("Against another run", "The same genes and bins as another run predicts them."),
+    "against": ("Against another run", "The same genes and bins, predicted by another run."),
     "training_curves": (
         "Training",
         "Loss and validation PCC by epoch, and the weight of each scale in the loss.",
     ),
 }
-"""Title and caption by the beginning of a file's name, in the order of the page."""
+"""Title and caption by the first part of a file's name, in the order of the page."""
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure as the page shows it: its file's name, what it is, and a WebP in base64."""
+    """A figure of the page: file name, title, caption, size in px, and a WebP in base64."""
 
     name: str
     title: str
@@ -62,16 +62,16 @@ class Picture:
 
 
 def find_pictures(folder: Path) -> list[Path]:
-    """PNGs of a folder, by kind and then by name."""
+    """PNGs of a folder, ordered by kind and then by name."""
     kinds = [*KINDS, None]
     return sorted(folder.glob("*.png"), key=lambda path: (kinds.index(_kind(path)), path))
 
 
 def load_pictures(paths: Sequence[Path], most_bytes: int) -> tuple[list[Picture], list[str]]:
-    """Pictures as they come until they take ``most_bytes``; then the names of those left out.
+    """Load pictures in their order until they take ``most_bytes``, and name those left out.
 
     Raises:
-        ConfigError: a file is no picture.
+        ConfigError: a file cannot be read as an image.
     """
     pictures: list[Picture] = []
     left_out = []

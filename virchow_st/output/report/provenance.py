@@ -1,4 +1,4 @@
-"""How a run was made, as a section of the page: model, split, slides, settings, versions."""
+"""The provenance of a run as a section of the page: model, split, slides, settings, versions."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ _NO_RESTRICTION = "no restriction noted"
 
 
 def run_section(results: RunResults) -> Markup:
-    """How the run was made: model, settings, versions, stores and split."""
+    """The provenance of the run: model, settings, versions, stores and split."""
     metrics, encoder = results.metrics, results.metrics["encoder"]
     model = facts(
         [
             ("Encoder", f"{encoder['name']}, weights {encoder['weights']}"),
             ("Encoder's licence", encoder["licence"] or _NO_RESTRICTION),
             ("Decoder", f"{metrics['decoder']}, of epoch {metrics['epoch']} of {results.n_epochs}, "
-                        "the best in validation"),
+                        "the best on the validation patches"),
             ("Loss", f"{metrics['loss']} at {', '.join(map(str, results.config.scales))} µm, "
                      f"balanced by {results.config.balance}"),
             ("Seed", results.config.seed),
@@ -66,17 +66,17 @@ def _split(results: RunResults) -> Markup:
     ]
     total = (sum(n for (part, _), n in n_patches.items() if part == p) for p in parts)
     rows.append(("all", *total))
-    said = (
-        "No patient is in both training and test; validation are blocks of training patients. "
-        "Genes, means and scalers come from training patches."
+    rule = (
+        "No patient is in both training and test; the validation patches are spatial blocks of the "
+        "training patients. Genes, means and scalers come from training patches."
     )
     digest = tag("p", "Hash of the split: ", tag("code", content["xxh64"]), class_="caption")
     counts = table(("patient", "training patches", "validation", "test"), rows, numbers=3)
-    return joined([tag("p", said), counts, digest])
+    return joined([tag("p", rule), counts, digest])
 
 
 def _slides(results: RunResults) -> Markup:
-    """What the stores' manifests say of the run's slides, as far as they are still there."""
+    """The run's slides, from the manifests of the stores that still exist."""
     rows, software = [], Counter[str]()
     places = zip(results.config.stores, results.split["slides"], strict=True)
     for store, slide in places:
@@ -102,7 +102,7 @@ def _slides(results: RunResults) -> Markup:
             )
         )
     heads = ("patient", "slide", "image and its fingerprint", "µm/px", "patches",
-             "of the tissue", "registration", "hash of the store's records")  # fmt: skip
+             "tissue in patches", "registration", "hash of the store's records")  # fmt: skip
     paths = (joined([store, tag("br")]) for store in results.config.stores)
     made: list[tuple[str, Cell]] = [("Stores", joined(paths))]
     made += [("Extracted with", text) for text in software]
@@ -110,12 +110,14 @@ def _slides(results: RunResults) -> Markup:
 
 
 def _manifest(store: Path, records: str) -> dict[str, Any] | str:
-    """The manifest, or why it tells nothing of the run's slide."""
+    """The manifest of a store, or the reason why it does not describe the run's slide."""
     try:
         manifest = read_manifest(store)
     except StoreError:
-        return "no readable store at its place"
-    return manifest if manifest["records_xxh64"] == records else "store has changed since"
+        return "the store is missing or cannot be read"
+    return (
+        manifest if manifest["records_xxh64"] == records else "the store was changed after training"
+    )
 
 
 def _versions() -> str:

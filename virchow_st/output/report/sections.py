@@ -1,4 +1,4 @@
-"""The sections of the page: figures at a glance, tables, pictures."""
+"""The sections of the page: scores at a glance, tables, figures."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from virchow_st.run.score_table import (
 
 
 def lead(results: RunResults) -> Markup:
-    """One sentence on what was run."""
+    """One sentence that describes the run."""
     metrics, config = results.metrics, results.config
     scales = ", ".join(map(str, config.scales))
     tested = ", ".join(metrics["test_patients"])
@@ -34,7 +34,7 @@ def lead(results: RunResults) -> Markup:
 
 
 def licence_note(results: RunResults) -> Markup:
-    """What the encoder's licence asks, where it asks anything."""
+    """The restrictions of the encoder's licence, if it has any."""
     encoder = results.metrics["encoder"]
     if not encoder["licence"]:
         return Markup("")
@@ -42,7 +42,7 @@ def licence_note(results: RunResults) -> Markup:
 
 
 def overview(metrics: dict[str, Any]) -> Markup:
-    """PCC at each scale beside its ceiling and its strongest baseline, as numbers and bars."""
+    """PCC at each scale with its ceiling and the strongest baseline, as numbers and bars."""
     cards = []
     for scale in SCALES:
         at = metrics["scales"][scale]
@@ -89,7 +89,7 @@ def _mark(kind: str, start: float | None, end: float | None) -> Markup:
 
 
 def warnings(results: RunResults) -> Markup:
-    """What a reader must not overlook: a baseline that is better than the run."""
+    """A warning for each baseline that scores above the run."""
     lines = below_baselines({results.label: results.metrics})
     if not lines:
         return Markup("")
@@ -127,7 +127,7 @@ def _below(cell: str) -> Markup:
 
 
 def gene_table_head() -> Markup:
-    """The heads of the table of genes: groups, and under them buttons that sort."""
+    """The header of the gene table: column groups, and below them buttons that sort."""
     groups = [tag("td", "")]
     groups += [
         tag("th", name, colspan=len(columns), scope="colgroup", class_="first")
@@ -146,7 +146,7 @@ def _sorting_head(name: str, text: str, class_: str) -> Markup:
 
 
 def figures_section(pictures: Sequence[Picture], left_out: Sequence[str], is_stale: bool) -> Markup:
-    """The pictures of the run with their captions."""
+    """The figures of the run with their captions."""
     shown = []
     if is_stale:
         stale = "These figures are older than the results; draw them again with vst figures."

@@ -1,8 +1,8 @@
-"""What the viewer shows, as elements of the page: H&E tiles, and the maps of one gene at a time.
+"""The data of the viewer as elements of the page: tiles of the H&E image and maps of the genes.
 
 Elements are named ``he-SLIDE-LEVEL-COLUMN-ROW`` and ``map-SLIDE-GENE-SCALE-WHAT``: slide and gene
-by their place in the page's lists, the scale in µm, "observed" or "predicted". In memory are one
-slide's H&E and one gene's maps.
+by their index in the page's lists, the scale in µm, "observed" or "predicted". The H&E image of one
+slide and the maps of one gene are in memory at a time.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from virchow_st.types import BIN_UM
 
 COARSE_UM, FINE_UM = (16, 8), (4, 2)
 FINE_GENES = 12
-"""How many genes are also shown at the fine scales, unless genes are named."""
+"""Number of genes that are also shown at the fine scales, unless genes are named."""
 MAPS_BYTES = 100_000_000
 IMAGE_BYTES = 24_000_000
-"""Most characters of all maps and of all H&E tiles in the page."""
+"""Largest number of characters of all maps, and of all H&E tiles, in the page."""
 
 Write = Callable[[str], object]
 Index = dict[str, Any]
@@ -42,14 +42,14 @@ def write_slides(
     """Write the layers of every test slide into the page.
 
     Args:
-        write: takes a piece of the page.
-        maps: files of ``vst evaluate``, one a slide.
-        genes: in the order in which they come; where room runs out, the last are left out.
-        n_fine: how many of them, from the first, are to come at 2 and 4 µm too.
-        progress: who listens.
+        write: writes a piece of the page.
+        maps: map files of ``vst evaluate``, one per slide.
+        genes: in the order of the page; if the space is used up, the last ones are left out.
+        n_fine: number of genes, from the first, that are also written at 2 and 4 µm.
+        progress: receives notes, warnings and step counts.
 
     Returns:
-        For each slide what the page's scripts have to know of it.
+        For each slide the index that the page's scripts read.
     """
     indices = []
     for s, path in enumerate(maps):
@@ -65,7 +65,7 @@ def write_slides(
 
 
 def _write_image(write: Write, s: int, slide: SlideResult, room: int) -> Index:
-    """Write the H&E at the finest resolution that there is room for."""
+    """Write the H&E image at the finest resolution that fits into ``room`` characters."""
     left_out = 0
     while True:
         levels = image_levels(slide.image.shape, left_out)
@@ -90,11 +90,11 @@ def _write_maps(
     room: int,
     progress: Progress,
 ) -> list[Index]:
-    """Write every gene at the coarse scales, then the first at the fine ones, while there is room.
+    """Write every gene at the coarse scales, then the first ones at the fine scales, as they fit.
 
     Returns:
-        Of each gene that came its place among the genes, its colour limit (UMIs per 64 µm²) and,
-        by scale, the UMIs that a map's last index stands for.
+        For each written gene its index among the genes, its colour limit (UMIs per 64 µm²) and, by
+        scale, the UMIs that the last palette index of its maps stands for.
     """
     shown: dict[int, Index] = {}
     n_fine = min(n_fine, len(genes))

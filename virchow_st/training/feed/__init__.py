@@ -1,4 +1,4 @@
-"""Batches where the decoder is: from patches that are held there, or read while it works."""
+"""Batches on the decoder's device: from patches kept in memory, or read during training."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from virchow_st.training.dataset import PatchDataset
     from virchow_st.training.feed.base import Feed
 
-# What the other half is for: activations on a GPU, other programs in main memory.
+# The other half is left for activations on a GPU, or for other programs in main memory.
 _SHARE_TO_HOLD = 0.5
 
 
@@ -25,14 +25,16 @@ def open_feed(
     progress: Progress = SILENT,
     n_sharing: int = 1,
 ) -> Feed:
-    """The faster of the two feeds that fits; both give the same batches, bit for bit.
+    """Open the in-memory feed if the patches fit, else the feed that reads from the stores.
+
+    Both give bit-identical batches.
 
     Args:
-        dataset: the run's patches.
-        members: all that will be asked for.
-        device: where the decoder is.
-        progress: told which feed it is.
-        n_sharing: processes that share this machine's memory; each has a GPU of its own.
+        dataset: Patches of the run.
+        members: All patches that will be requested.
+        device: Device of the decoder.
+        progress: Receives a note that names the feed.
+        n_sharing: Number of processes that share this machine's memory; each has its own GPU.
     """
     from virchow_st.runtime.devices import free_memory
     from virchow_st.training.feed.resident import Resident, resident_bytes

@@ -1,4 +1,4 @@
-"""A batch as the trainer takes it, and where it comes from."""
+"""A batch on the decoder's device, and the interface of feeds."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from virchow_st.training.dataset import BatchPlan
 
 @dataclass(frozen=True)
 class DeviceBatch:
-    """Patches on the decoder's device.
+    """A batch of patches on the decoder's device.
 
     Attributes:
-        members: which patches, (B,).
+        members: (B,) patches.
         tokens: (B, T, T, D) float16.
-        image: (B, 256, 256, 3) uint8, or None where the decoder does not look at it.
-        counts: UMIs of the panel's genes: NumPy's arrays on a CPU, the device's elsewhere.
-        tissue_mask: (B, 128, 128) bool.
+        image: (B, 256, 256, 3) uint8 RGB, or None if the decoder does not use it.
+        counts: Sparse UMI counts of the panel's genes: NumPy arrays on a CPU, tensors on a GPU.
+        tissue_mask: (B, 128, 128) bool, True = tissue.
     """
 
     members: tuple[Member, ...]
@@ -33,7 +33,7 @@ class DeviceBatch:
 
 
 class Feed(Protocol):
-    """Where batches come from."""
+    """Source of batches."""
 
     def batches(self, plans: Sequence[BatchPlan]) -> Iterator[DeviceBatch]:
-        """A batch for each plan, in order; each is good until the next one is asked for."""
+        """Iterate over a batch per plan, in order; each is valid until the next is requested."""

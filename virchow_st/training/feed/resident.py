@@ -1,7 +1,7 @@
-"""Patches decoded once and held on the device, where batches are put together and turned.
+"""Feed that keeps all patches on the device, where batches are assembled and rotated.
 
-Shape suffixes: N patches held, B patches of a batch, T tokens a side, D token channels, G genes,
-P = 256 px, R = C = 128 bins a side, n non-zero counts.
+Shape suffixes: N patches kept, B patches of a batch, T tokens per side, D token channels, G genes,
+P = 256 px, R = C = 128 bins per side, n non-zero counts.
 """
 
 from __future__ import annotations
@@ -25,20 +25,21 @@ from virchow_st.types import PATCH_BINS, PATCH_POSITIONS, STORED_IMAGE_PX, Array
 
 _N_READERS = 4
 _BLOCK_PATCHES = 16  # read and sent to the device together
-_COUNT_BYTES = 6  # position and count of a non-zero
+_COUNT_BYTES = 6  # position and count of a non-zero entry
 
 
 class Resident:
-    """All patches of a run on the decoder's device: a step copies nothing from the host.
+    """Keeps all patches of a run on the decoder's device, so that a step copies nothing to it.
 
-    Tokens stay as the stores keep them: float16, or int8 with a float32 scale a channel. Indexing
-    turns patches and their channels; what comes out is `PatchDataset.load`'s, bit for bit.
+    Tokens are kept as in the stores: float16, or int8 with a float32 scale per channel. Patches and
+    channels are rotated by indexing; the batches are bit-identical to those of
+    `PatchDataset.load`.
 
     Args:
-        dataset: the run's patches.
-        members: those to hold.
-        device: where.
-        progress: how far reading is.
+        dataset: Patches of the run.
+        members: Patches to keep.
+        device: Device to keep them on.
+        progress: Receives the number of patches read.
     """
 
     def __init__(
@@ -84,7 +85,7 @@ class Resident:
     # --- reading ------------------------------------------------------------------------------
 
     def _hold(self, dataset: PatchDataset, members: Sequence[Member], progress: Progress) -> None:
-        """Fill what was allocated, several blocks read side by side."""
+        """Read the patches into the allocated tensors, several blocks in parallel."""
         G = self._n_genes
         starts, positions, counts, n = [np.zeros(1, np.int64)], [], [], 0
         blocks = [members[i : i + _BLOCK_PATCHES] for i in range(0, len(members), _BLOCK_PATCHES)]
@@ -117,7 +118,7 @@ class Resident:
     def batches(self, plans: Sequence[BatchPlan]) -> Iterator[DeviceBatch]:
         """See `Feed`."""
         places = [[self._place[member] for member in plan.members] for plan in plans]
-        # One copy an epoch: a copy a batch would wait for all that the device has still to do.
+        # One copy per epoch: a copy per batch would wait for the work queued on the device.
         at = torch.tensor([i for batch in places for i in batch], dtype=torch.int64)
         turns = torch.tensor([t for p in plans for t in p.turns], dtype=torch.int64)
         at, turns = at.to(self._device), turns.to(self._device)
@@ -149,20 +150,20 @@ class Resident:
         tokens_BTD = self._tokens_NTD[at_B[:, None], self._tokens_8T[turn_B]]
         if self._scales_ND is not None:
             tokens_BTD = (tokens_BTD.float() * self._scales_ND[at_B][:, None]).half()
-        if self._channels_8D is not None:  # channel by channel in memory, as `load` has them
+        if self._channels_8D is not None:  # contiguous per channel in memory, as in `load`
             order_BD1 = self._channels_8D[turn_B][:, :, None]
             tokens_BDT = tokens_BTD.transpose(1, 2)
             return tokens_BDT.gather(1, order_BD1.expand_as(tokens_BDT)).transpose(1, 2)
         return tokens_BTD
 
     def _counts(self, places: list[int], at_B: Tensor, turn_B: Tensor) -> Counts:
-        """The batch's entries: those of a patch lie together, ordered by gene."""
+        """Sparse counts of the batch; the entries of a patch are contiguous and sorted by gene."""
         B, G, device = len(places), self._n_genes, self._device
-        # How many there are is known here, so that the device need not be asked.
+        # The number of entries is computed on the host, so that nothing waits for the device.
         n = sum(int(self._start_NG[(i + 1) * G] - self._start_NG[i * G]) for i in places)
         begin_B = self._starts_NG[at_B * G]
         size_B = self._starts_NG[(at_B + 1) * G] - begin_B
-        shift_B = begin_B - (size_B.cumsum(0) - size_B)  # from places in the batch to those held
+        shift_B = begin_B - (size_B.cumsum(0) - size_B)  # from index in the batch to kept index
         patch_n = torch.repeat_interleave(torch.arange(B, device=device), size_B, output_size=n)
         entry_n = torch.arange(n, device=device) + shift_B[patch_n]
         map_BG = at_B[:, None] * G + torch.arange(G, device=device)
@@ -178,7 +179,7 @@ class Resident:
 
 
 class _Block:
-    """Some patches as they are held, in main memory."""
+    """Some patches in main memory, in the layout in which they are kept on the device."""
 
     def __init__(self, dataset: PatchDataset, members: Sequence[Member]) -> None:
         patches = [dataset.patch(member) for member in members]
@@ -200,13 +201,13 @@ class _Block:
         genes = np.arange(len(dataset.panel))
         ends = np.concatenate([np.searchsorted(c.gene, genes, "right") for c in counts])
         before = np.cumsum([0, *(len(c.gene) for c in counts)])[:-1]
-        self.start = ends + np.repeat(before, len(genes))  # where each map's entries end
+        self.start = ends + np.repeat(before, len(genes))  # end of each map's entries
         self.position = np.concatenate([c.position for c in counts]).astype(np.int16)
         self.count = np.concatenate([c.count for c in counts]).astype(np.float32)
 
 
 def resident_bytes(dataset: PatchDataset, members: Sequence[Member]) -> int:
-    """About what `Resident` will take, and at least that."""
+    """Upper estimate of the memory that `Resident` needs, in bytes."""
     T, _, D = dataset.token_shape
     token_bytes = T * T * D + 4 * D if _keeps_codes(dataset) else 2 * T * T * D
     image_bytes = 3 * STORED_IMAGE_PX**2 if dataset.wants_image else 0

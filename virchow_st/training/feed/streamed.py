@@ -1,4 +1,4 @@
-"""Patches read from their stores by a thread, into buffers that are used again and again."""
+"""Feed that reads patches from their stores in a thread, into reused buffers."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from virchow_st.training.dataset import Batch, BatchPlan, PatchDataset
 from virchow_st.training.feed.base import DeviceBatch
 from virchow_st.types import Array
 
-_N_SLOTS = 3  # one in use, one read, and one whose copies to the device may still be under way
+_N_SLOTS = 3  # one in use, one being read, one whose copy to the device may not be finished
 
 
 class Streamed:
-    """Reads the next batch while the last is used.
+    """Reads the next batch while the current one is used.
 
     Args:
-        dataset: the run's patches.
-        device: where batches go. For a GPU the buffers are pinned, so that copies to it hold up
-            neither the program nor the kernels that run.
+        dataset: Patches of the run.
+        device: Device of the batches. For a GPU the buffers are pinned, so that copies to it block
+            neither the program nor running kernels.
     """
 
     def __init__(self, dataset: PatchDataset, device: torch.device) -> None:
@@ -49,7 +49,7 @@ class Streamed:
 
 
 class _Slot:
-    """Memory for one batch, and when its copies to the device are done."""
+    """Buffers for one batch, and an event that marks the end of its copies to the device."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -57,7 +57,7 @@ class _Slot:
         self._copied: torch.cuda.Event | None = None
 
     def room(self, name: str, shape: tuple[int, ...], dtype: Any) -> Array:
-        """An array in a buffer of that name, which grows when it is too small."""
+        """Allocate an array in the buffer of that name, which grows if it is too small."""
         n_bytes = math.prod(shape) * np.dtype(dtype).itemsize
         buffer = self._buffers.get(name)
         if buffer is None or len(buffer) < n_bytes:
@@ -67,7 +67,7 @@ class _Slot:
         return buffer[:n_bytes].view(dtype).reshape(shape)
 
     def send(self, batch: Batch) -> DeviceBatch:
-        """The batch on the device."""
+        """Copy a batch to the device."""
         on_cpu = self._device.type == "cpu"
         sent = DeviceBatch(
             members=batch.members,
@@ -84,6 +84,6 @@ class _Slot:
         return torch.from_numpy(array).to(self._device, non_blocking=True)
 
     def wait(self) -> None:
-        """Until the device has copied what was sent last."""
+        """Wait until the device has copied the last batch."""
         if self._copied is not None:
             self._copied.synchronize()

@@ -1,4 +1,4 @@
-// What stands around the picture, and what the reader does with it.
+// The controls around the image, and their events.
 function show() {
   const entry = entryOf(state.gene), scale = scaleNow(), gene = GENES.genes[state.gene];
   setLayer("he", `he/${state.slide}`, imageSource());
@@ -18,10 +18,10 @@ function show() {
   $("limit").textContent = `≥ ${umis(limit)}`;
   $("unit").textContent = `UMIs per ${scale} µm bin of ${gene.label}`;
   $("note").textContent = scale === state.scale ? "" :
-    `${gene.label} is in this file from ${scale} µm up; see below which genes are at ${state.scale} µm.`;
-  const figure = (name) => digits(table.value(gene, name, String(scale)));
-  $("gene-scores").textContent = `${gene.label} at ${scale} µm: PCC ${figure("pcc")} ` +
-    `(ceiling ${figure("pcc_ceiling")}), SSIM ${figure("ssim")} (null ${figure("ssim_shuffled")})`;
+    `${gene.label} has no map at ${state.scale} µm in this file, only from ${scale} µm on; the note below lists the genes at ${state.scale} µm.`;
+  const score = (name) => digits(table.value(gene, name, String(scale)));
+  $("gene-scores").textContent = `${gene.label} at ${scale} µm: PCC ${score("pcc")} ` +
+    `(ceiling ${score("pcc_ceiling")}), SSIM ${score("ssim")} (null ${score("ssim_shuffled")})`;
   $("left-name").textContent = sideName("left");
   $("right-name").textContent = sideName("right");
   for (const label of $("gene-list").children) {
@@ -68,7 +68,7 @@ function tellWhatIsThere() {
   const without = GENES.genes.map((_, gene) => gene).filter((gene) => !all.includes(gene));
   const parts = [];
   if (fine.length < all.length) {
-    parts.push(`To keep this file small, maps at 2 and 4 µm are in it for ${names(fine)} only:` +
+    parts.push(`To limit the size of this file, it has maps at 2 and 4 µm only for ${names(fine)}:` +
       ` ${fine.length} of ${all.length} genes, from the top of the list.`);
   }
   if (without.length) {
@@ -76,7 +76,7 @@ function tellWhatIsThere() {
     parts.push(`Not on the slide: ${which}.`);
   }
   if (slide.umPerPx > 1) parts.push(`H&E is at ${slide.umPerPx} µm per pixel.`);
-  if (parts.length) parts.push("vst report --genes NAME,… puts the genes you name in.");
+  if (parts.length) parts.push("vst report --genes NAME,… includes the genes you name.");
   $("in-file").textContent = parts.join(" ");
 }
 
@@ -115,12 +115,12 @@ function start() {
     viewer.addHandler(event, () => { cut(); drawScaleBar(); });
   }
   viewer.addHandler("tile-drawing", ({ tiledImage, context }) => {
-    // Bins are squares; a map drawn smaller than it is, and H&E, are smoothed.
+    // Bins are drawn as squares; H&E, and maps drawn smaller than their pixels, are smoothed.
     const zoom = tiledImage.viewportToImageZoom(viewer.viewport.getZoom(true));
     context.imageSmoothingEnabled = tiledImage === layers.he?.item || zoom < 1;
   });
   viewer.addHandler("canvas-key", (event) => {
-    // Rotated or mirrored, rows and columns would no longer be what they are called.
+    // Rotating or mirroring would make rows and columns disagree with their names.
     if (["r", "f"].includes(event.originalEvent.key.toLowerCase())) event.preventDefaultAction = true;
   });
   $("osd").addEventListener("pointermove", (event) => {
@@ -137,7 +137,7 @@ function start() {
 
 function chooseGene(gene) {
   if (!entryOf(gene)) {
-    $("note").textContent = `${GENES.genes[gene].label} has no map in this file; see below what is.`;
+    $("note").textContent = `${GENES.genes[gene].label} has no map in this file; the note below lists what it contains.`;
     return;
   }
   state.gene = gene;

@@ -1,12 +1,12 @@
 "use strict";
 
-// What the page holds: the figures of genes, and the slides with their genes in the same order.
+// The data of the page: the scores of the genes, and the slides with their genes in the same order.
 const read = (id) => JSON.parse(document.getElementById(id).textContent);
 const GENES = read("gene-data");
 const SLIDES = read("slide-data");
 const $ = (id) => document.getElementById(id);
 
-/** A number with as many digits as one reads, or a dash for what is not defined. */
+/** A number rounded for reading, or a dash if it is undefined. */
 function digits(value, n = 3) {
   if (value === null || value === undefined) return "–";
   const text = value.toFixed(n);

@@ -1,5 +1,5 @@
-// The bin under the mouse, read from the very PNGs that are shown: what a canvas gives back, some
-// browsers blur on purpose against tracking.
+// The bin under the mouse, read from the PNGs that are shown: some browsers alter what a canvas
+// returns, to prevent tracking.
 const readings = new Map(); // id → Promise of {width, rows} of the maps shown
 
 /** Width and rows of palette indices of a map's PNG; each row begins with its filter, none. */
