@@ -185,7 +185,7 @@ def main() -> None:
         )
         n = len(part)
         rows.append([name, n, 1e3 * mine / n, 1e3 * reference / n, reference / mine])
-    columns = ["job, 50 genes", "patches", "ours, ms a patch", "reference, ms a patch", "ratio"]
+    columns = ["job, 50 genes", "patches", "ours, ms per patch", "reference, ms per patch", "ratio"]
     notes = ["One thread. Both sides agree: to 1e-6, rank scores to 1e-3."]
     packages = ("numpy", "numba", "scipy", "scikit-image", "scikit-learn")
     publish("metrics", [Table("Evaluation", columns, rows, notes)], options.json, packages)

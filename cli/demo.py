@@ -27,9 +27,7 @@ _PARTS = ("cohort", *_LOSSES)
 _TEST_PATIENT = "P5"
 _COHORT = SimulateConfig()
 _EXTRACT = ExtractConfig(encoder="stain", device="cpu")
-# A demo has some forty training patches where the default recipe expects a thousand: smaller steps
-# of the optimiser, more of them. Both losses get the same.
-_TRAIN = TrainConfig(test_patient=_TEST_PATIENT, batch_size=4, accumulate=1, device="cpu")
+_TRAIN = TrainConfig(test_patient=_TEST_PATIENT, device="cpu")
 
 
 @click.command(short_help="Run the whole pipeline on simulated slides, in minutes.")

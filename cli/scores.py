@@ -50,6 +50,16 @@ def print_scores(console: Console, runs: Runs) -> None:
     console.table(table_title(first), _COLUMNS, texts, rules, table_caption(first), styles=styles)
     for line in below_baselines(runs):
         console.result(f"! {line}")
+    for name, metrics in runs.items():
+        if "seams" in metrics:
+            borders = (
+                f"{border} {'–' if ratio is None else f'{ratio:.2f}'}"
+                for border, ratio in metrics["seams"].items()
+            )
+            console.result(
+                f"seams of {name}: step of 2 µm bins across a border over one inside, 1 is none: "
+                f"{', '.join(borders)}"
+            )
 
 
 def print_comparison(console: Console, comparison: dict[str, Any], names: dict[str, str]) -> None:

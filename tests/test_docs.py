@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
 import sys
@@ -77,6 +78,26 @@ def test_options_in_the_text_are_options_of_the_command(page: Path) -> None:
         known = {opt for p in cli.commands[name].params for opt in p.opts} | {"--help"}
         for option in re.findall(r"(?<=[\s\[])--[a-z-]+", line):
             assert option in known, line
+
+
+@pytest.mark.parametrize("page", PROSE, ids=lambda page: str(page.relative_to(ROOT)))
+def test_examples_use_public_names(page: Path) -> None:
+    """Modules may move; `virchow_st.metrics`, pure functions of arrays, is the one that stays."""
+    import virchow_st
+
+    code = re.findall(r"^```(?:python|\{code-cell\}[^\n]*)\n(.*?)^```", page.read_text("utf-8"),
+                      re.DOTALL | re.MULTILINE)  # fmt: skip
+    for block in code:
+        nodes = list(ast.walk(ast.parse(re.sub(r"^:.*", "", block, flags=re.MULTILINE))))
+        modules = {alias.name for n in nodes if isinstance(n, ast.Import) for alias in n.names}
+        modules |= {n.module for n in nodes if isinstance(n, ast.ImportFrom) and n.module}
+        ours = {name for name in modules if name.split(".")[0] == "virchow_st"}
+        assert ours <= {"virchow_st", "virchow_st.metrics"}, page.name
+        attributes = [n for n in nodes if isinstance(n, ast.Attribute)]
+        names = {
+            n.attr for n in attributes if isinstance(n.value, ast.Name) and n.value.id == "vst"
+        }
+        assert names <= set(virchow_st.__all__), page.name
 
 
 @pytest.mark.slow

@@ -124,9 +124,9 @@ class TrainConfig(_Checked):
         "genes to predict: top50, top:N (the N most variable), or a file of gene ids or symbols",
     )
     decoder: str = setting(
-        "hist2st",
-        "how tokens, and for guided and pixels the image, become rates (docs/decoders.md)",
-        choices=("hist2st", "hist2st-large", "guided", "pixels", "img2st", "linear"),
+        "fusion",
+        "how tokens, and for some the image, become rates (docs/decoders.md)",
+        choices=("fusion", "hist2st", "hist2st-large", "guided", "pixels", "img2st", "linear"),
     )
     loss: str = setting(
         "poisson",
@@ -148,10 +148,15 @@ class TrainConfig(_Checked):
         "few",
         at_least=1,
     )
-    batch_size: int = setting(8, "patches per batch", at_least=1)
-    accumulate: int = setting(4, "batches per optimiser step", at_least=1)
-    lr: float = setting(5e-4, "peak learning rate of AdamW", at_least=0.0)
-    warmup_epochs: int = setting(2, "epochs of linear warm-up of the learning rate", at_least=0)
+    batch_size: int = setting(4, "patches per batch", at_least=1)
+    accumulate: int = setting(1, "batches per optimiser step", at_least=1)
+    optimizer: str = setting(
+        "muon",
+        "Muon for matrices and AdamW for the other parameters (muon), or AdamW for all (adamw)",
+        choices=("muon", "adamw"),
+    )
+    lr: float = setting(3e-3, "peak learning rate", at_least=0.0)
+    warmup_epochs: int = setting(1, "epochs of linear warm-up of the learning rate", at_least=0)
     patience: int = setting(
         10, "epochs without a better validation loss before training stops", at_least=1
     )
@@ -163,10 +168,11 @@ class TrainConfig(_Checked):
         at_most=0.99999,
     )
     stain_variation: float = setting(
-        1.0,
+        -1.0,
         "strength of the random stain variation in training, for patients stained differently; 0 "
-        "for slides stained alike (docs/decoders.md)",
-        at_least=0.0,
+        "for slides stained alike; -1 for as much as the training patients differ "
+        "(docs/decoders.md)",
+        at_least=-1.0,
         at_most=4.0,
     )
     seed: int = setting(

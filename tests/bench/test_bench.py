@@ -117,8 +117,8 @@ def test_metrics() -> None:
     kernels, scoring = metrics.measure(n_genes=2, rounds=1, pairs=pairs)
     assert set(check(kernels)) == {"pool_mask", "find_panel"}
     parts = check(scoring)
-    whole = parts.pop("all four")["ms a patch"]
-    assert whole == pytest.approx(sum(row["ms a patch"] for row in parts.values()))
+    whole = parts.pop("all four")["ms per patch"]
+    assert whole == pytest.approx(sum(row["ms per patch"] for row in parts.values()))
 
 
 def test_extract(folder) -> None:
@@ -129,8 +129,8 @@ def test_extract(folder) -> None:
     parts = [name for name in rows if name.split(",")[0] in (
         "positions", "read the image", "warp it", "encode", "pack", "compare with counts"
     )]  # fmt: skip
-    in_turn = rows["these one after the other"]["ms a patch"]
-    assert in_turn == pytest.approx(sum(rows[name]["ms a patch"] for name in parts))
+    in_turn = rows["these one after the other"]["ms per patch"]
+    assert in_turn == pytest.approx(sum(rows[name]["ms per patch"] for name in parts))
     assert "stain" in table.title
 
 

@@ -33,12 +33,13 @@ def write_pictures(path, patient, seed):
     write_records(path, records, 3, patient=patient)
 
 
-@pytest.fixture(scope="module")
-def config(tmp_path_factory):
+@pytest.fixture(scope="module", params=["guided", "fusion"])
+def config(tmp_path_factory, request):
     folder = tmp_path_factory.mktemp("pictures")
     for seed, patient in enumerate(PATIENTS):
         write_pictures(folder / f"{patient}.vst", patient, seed)
-    return tiny_config(paths(folder), decoder="guided")
+    optimizer = {"guided": "adamw", "fusion": "muon"}[request.param]
+    return tiny_config(paths(folder), decoder=request.param, optimizer=optimizer)
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ import pytest
 from tiny_store import write_store
 
 from virchow_st.errors import ConfigError
+from virchow_st.run.compare import check_same_panel
 from virchow_st.run.panel import Panel, choose_panel
 from virchow_st.store.genes import core_id, core_symbol, places_by_id
 
@@ -51,6 +52,14 @@ def plain(tmp_path):
 )
 def test_core_ids(gene, core):
     assert core_id(gene) == core
+
+
+def test_panels_are_the_same_whatever_versions_their_first_store_wrote():
+    versioned = [f"GRCh38_{gene}.3" for gene in IDS]
+    check_same_panel("a", IDS, "b", versioned)
+    for other in (versioned[::-1], versioned[:-1]):
+        with pytest.raises(ConfigError, match="b: expected the panel of a, 8 genes"):
+            check_same_panel("a", IDS, "b", other)
 
 
 def test_a_symbol_loses_the_genome_that_its_id_has():

@@ -42,7 +42,8 @@ def paths(folder: Path) -> tuple[str, ...]:
 def tiny_config(stores: tuple[str, ...], **changes: Any) -> TrainConfig:
     recipe: dict[str, Any] = {
         "test_patient": "P5", "panel": "top:3", "decoder": "linear", "epochs": 2, "batch_size": 2,
-        "accumulate": 1, "lr": 5e-3, "warmup_epochs": 1, "device": "cpu",
+        "accumulate": 1, "lr": 5e-3, "warmup_epochs": 1, "device": "cpu", "optimizer": "adamw",
+        "stain_variation": 1.0,
     }  # fmt: skip
     return TrainConfig(stores=stores, **recipe | changes)
 

@@ -78,6 +78,21 @@ def test_batches_are_those_that_are_read(dataset, members, kind):
             assert_same(batch, dataset.load(plan.members, plan.turns))
 
 
+@pytest.mark.parametrize("kind", [Resident, Streamed])
+def test_batches_with_a_margin_are_those_that_are_read(dataset, members, kind):
+    wide = PatchDataset(dataset.stores, GENES, wants_image=True, margin_um=16)
+    source = Resident(wide, members, CPU) if kind is Resident else Streamed(wide, CPU)
+    coming = plans(members, 3, np.random.default_rng(5))
+    for plan, batch in zip(coming, source.batches(coming), strict=True):
+        assert batch.tokens.shape[1:] == (18, 18, 8)
+        assert batch.image.shape[1:] == (288, 288, 3)
+        assert_same(batch, wide.load(plan.members, plan.turns))
+        # Its middle is the batch without.
+        inner = dataset.load(plan.members, plan.turns)
+        np.testing.assert_array_equal(batch.tokens[:, 1:-1, 1:-1].numpy(), inner.tokens)
+        np.testing.assert_array_equal(batch.image[:, 16:-16, 16:-16].numpy(), inner.image)
+
+
 def test_every_orientation(dataset, members):
     eight = [BatchPlan((members[-1],), (o,)) for o in range(8)]
     for plan, batch in zip(eight, Resident(dataset, members, CPU).batches(eight), strict=True):
@@ -142,7 +157,7 @@ class Notes:
     ("free", "n_sharing", "kind"),
     [(2.1, 1, Resident), (1.9, 1, Streamed), (4.2, 2, Resident), (2.1, 2, Streamed)],
 )
-def test_held_if_half_of_the_free_memory_is_enough(
+def test_kept_if_half_of_the_free_memory_is_enough(
     dataset, members, monkeypatch, free, n_sharing, kind
 ):
     free_bytes = int(free * resident_bytes(dataset, members))
@@ -151,11 +166,11 @@ def test_held_if_half_of_the_free_memory_is_enough(
     assert isinstance(open_feed(dataset, members, CPU, said, n_sharing), kind)
     (note,) = said.notes
     assert re.match(r"8 patches, [23] MB, are ", note)
-    assert ("held in memory" in note) == (kind is Resident)
-    assert ("read from the stores" in note) == (kind is Streamed)
+    assert ("kept in memory" in note) == (kind is Resident)
+    assert ("read during training" in note) == (kind is Streamed)
 
 
-def test_sizes_are_said_as_people_do():
+def test_sizes_in_megabytes_and_gigabytes():
     assert feed._size(2_340_000) == "2 MB"
     assert feed._size(12_340_000_000) == "12.3 GB"
 

@@ -36,7 +36,7 @@ def test_decoders_run_under_autocast():
     """As on a GPU: bfloat16 inside, float32 at the end, close to what float32 gives."""
     torch.manual_seed(0)
     tokens, image = torch.randn(1, 16, 16, 8), torch.rand(1, 3, 256, 256)
-    for name in ("hist2st", "guided", "img2st", "linear"):
+    for name in ("fusion", "hist2st", "guided", "img2st", "linear"):
         decoder = build_decoder(name, 16, torch.zeros(8), torch.ones(8), torch.zeros(2)).eval()
         with torch.no_grad():
             expected = decoder(tokens, image)
@@ -120,12 +120,12 @@ def test_a_decoder_that_cannot_be_compiled_is_said_in_a_line():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["linear", "hist2st", "img2st", "guided"])
+@pytest.mark.parametrize("name", ["linear", "hist2st", "img2st", "guided", "fusion"])
 def test_compiled_is_the_same(name):
     """Outputs, all gradients, and those GradNorm asks for, at the head alone."""
     torch.manual_seed(0)
     decoder = build_decoder(name, 16, torch.zeros(8), torch.ones(8), torch.full((3,), -3.0))
-    if name == "guided":
+    if name in ("guided", "fusion"):
         decoder.eval()  # compiled, it withholds the tokens of other patches
     for variation in variations(decoder):
         variation.amount = 0.0  # and varies otherwise

@@ -246,7 +246,7 @@ def _parts_table(
     idle = max(0.0, 1 - encoding_s / whole_s)
     return Table(
         f"Extraction: {len(store)} patches, {encoder.name}, {encoder.batch} patches at once",
-        ["", "ms a patch", "patches/s", "share of the whole"],
+        ["", "ms per patch", "patches/s", "share of the whole"],
         rows,
         [
             f"vst extract runs at {parts.encode / whole_s:.0%} of the encoder alone and at "

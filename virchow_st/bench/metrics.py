@@ -40,7 +40,7 @@ def measure(
         rows.append(_time_pair(pair, copied, rounds))
         progress.step(done, len(pairs), "kernels", pair.name)
     kernels = Table(
-        "Kernels beside the plain NumPy, SciPy or scikit-image code that each must equal",
+        "Kernels against the plain NumPy, SciPy or scikit-image code that each must equal",
         ["kernel", "ours, ms", "reference, ms", "ratio", "share of memcpy"],
         rows,
         [
@@ -87,8 +87,8 @@ def _time_accumulators(n_genes: int, rounds: int) -> Table:
         [f"{scale} µm", 1e3 * s] for scale, s in zip(SCALES_UM, seconds, strict=True)
     ]
     return Table(
-        "Scoring a patch, every figure of metrics.json",
-        ["scale", "ms a patch"],
+        "Scoring a patch, every score of metrics.json",
+        ["scale", "ms per patch"],
         [*rows, ["all four", 1e3 * sum(seconds)]],
         [f"{n_genes} genes, with the shuffled null; one pass, memory independent of the patches."],
     )

@@ -134,7 +134,7 @@ def tokens_table(warm: Mapping[str, float], n_bytes: int) -> Table:
         ["", "µs", "GB/s", "ratio to memmap", "share of memcpy"],
         rows,
         [
-            f"{n_bytes / 1e3:.0f} kB a patch, each into an array of its own. The store compares "
+            f"{n_bytes / 1e3:.0f} kB per patch, each into an array of its own. The store compares "
             "checksums when it first reads a record, so not here; the others have none. "
             f"memcpy: {n_bytes / copy_s / 1e9:.1f} GB/s, blocks of that size, one thread."
         ],

@@ -101,10 +101,10 @@ def _steps_table(trainer: Trainer, encoder: Encoder, seconds: dict[str, float]) 
     return Table(
         f"Training step: {trainer.config.decoder} on {trainer.device.type}, B={batch_size}, "
         f"G={n_genes}",
-        ["", "ms a step", "steps/s", "ratio of time to memory", "ratio to the encoder"],
+        ["", "ms per step", "steps/s", "ratio of time to memory", "ratio to the encoder"],
         rows,
         [
-            "Poisson at 2, 4, 8 and 16 µm, GradNorm, AdamW, an optimiser step a batch; flips and "
+            "Poisson at 2, 4, 8 and 16 µm, GradNorm, AdamW, one step per batch; flips and "
             f"quarter turns. Tokens of {encoder.name}; in the loop it sees the stored patch "
             "images, and reading and warping the slide is not counted.",
             _memory_note(trainer.device),
@@ -162,7 +162,7 @@ def _shares_table(trainer: Trainer, n_steps: int) -> Table:
     ]
     return Table(
         "Where the time of a step on the store goes",
-        ["", "ms a step", "share of the step"],
+        ["", "ms per step", "share of the step"],
         [*rows, ["all", 1e3 * whole / n_steps, 1.0]],
         [
             f"The next batch is read while a step runs. {flops / 1e9:.1f} GFLOP a step in "

@@ -85,7 +85,14 @@ def gains_table(
         before = seconds
     return Table(
         f"One gain after the other: {decoder} on {there.type}, B={batch_size}, G={len(panel)}",
-        ["", "ms a step", "steps/s", "ratio to the row above", "ratio to plain", "GPU memory, GB"],
+        [
+            "",
+            "ms per step",
+            "steps/s",
+            "ratio to the row above",
+            "ratio to plain",
+            "GPU memory, GB",
+        ],
         rows,
-        ["Equal weights, AdamW, an optimiser step a batch. The memory holds all three trainers."],
+        ["Equal weights, AdamW, one step per batch. The memory holds all three trainers."],
     )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from virchow_st.evaluation.baselines import BASELINES, ORACLES, fit_baselines
 from virchow_st.evaluation.blocks import NOBODY, Blocks, cut_blocks, shifted_places, shuffled_places
 from virchow_st.evaluation.scoreboard import Scoreboard, Slide, scale_scores
 from virchow_st.evaluation.truth import TruthScores
+from virchow_st.metrics.seams import SeamAccumulator, Seams
 from virchow_st.predict.load import Run, load_run
 from virchow_st.run.compare import DRAWS, check_same_panel, differences, other_patches
 from virchow_st.run.lock import RESULTS_SEAL, RunLock
@@ -35,7 +38,7 @@ from virchow_st.runtime.progress import SILENT, Progress
 from virchow_st.store.reader import Store, open_store
 from virchow_st.store.same_slide import check_different_slides
 from virchow_st.training.dataset import PatchDataset
-from virchow_st.types import Float32Array
+from virchow_st.types import PATCH_BINS, STORED_IMAGE_PX, BoolArray, Float32Array
 
 
 def evaluate_run(
@@ -85,6 +88,7 @@ def _evaluate(run: Run, folder: Path, progress: Progress, truth: Path | None) ->
     baselines = fit_baselines(stores, run.panel, run.split, run.train_rate, progress)
     board = Scoreboard(run.train_rate, baselines, blocks.n_blocks, slides, truth_scores)
 
+    seams = SeamAccumulator(len(run.panel), PATCH_BINS // run.state["grid"])
     n_done = 0
     with ThreadPoolExecutor(core_count()) as pool:
         for slide, block_of_patch in zip(slides, blocks.of_patch, strict=True):
@@ -101,11 +105,12 @@ def _evaluate(run: Run, folder: Path, progress: Progress, truth: Path | None) ->
                         done.result()
                     n_done += 1
                     progress.step(n_done, len(run.split.test), "patches", slide.store.patient)
+                _add_seams(seams, slide, maps)
 
     computed = {scale: accumulator.compute() for scale, accumulator in board.models[RUN].items()}
     write_per_gene(folder, run.panel, computed)
     write_blocks(folder, RunBlocks(run.panel.ids, board.block_sums()))
-    metrics = _metrics(run, slides, blocks, board, baselines.ridge_penalty)
+    metrics = _metrics(run, slides, blocks, board, baselines.ridge_penalty, seams.compute())
     write_metrics(folder, metrics)
     return metrics
 
@@ -164,7 +169,9 @@ def _truth_scores(truth: Path, slides: Sequence[Slide], panel: Panel) -> TruthSc
 
 def _predict(run: Run, stores: Sequence[Store], slide: Slide, maps: SlideMaps) -> None:
     """Predict every patch and write the rates to the maps, from which all scores are computed."""
-    dataset = PatchDataset(stores, run.panel, wants_image=True)
+    margin = run.decoder.margin_um
+    dataset = PatchDataset(stores, run.panel, wants_image=True, margin_um=margin)
+    inner = slice(margin, margin + STORED_IMAGE_PX)
     for batch in dataset.batches(slide.members, batch_size=8):
         image = batch.image if run.decoder.wants_image else None
         rates = run.rates(batch.tokens, image)
@@ -172,7 +179,8 @@ def _predict(run: Run, stores: Sequence[Store], slide: Slide, maps: SlideMaps) -
         for i, member in enumerate(batch.members):
             _check_finite(run, slide.store, member, rates[i])
             info = slide.store.patch_table[member.patch]
-            maps.write(info, rates[i], batch.counts[i], batch.tissue_mask[i], batch.image[i])
+            image_of = batch.image[i, inner, inner]
+            maps.write(info, rates[i], batch.counts[i], batch.tissue_mask[i], image_of)
 
 
 def _check_finite(run: Run, store: Store, member: Member, rate: Float32Array) -> None:
@@ -191,8 +199,30 @@ def _rate_at(maps: SlideMaps, slide: Slide, place: int) -> Float32Array | None:
     return None if place == NOBODY else maps.read_rate(slide.infos[place])
 
 
+def _add_seams(seams: SeamAccumulator, slide: Slide, maps: SlideMaps) -> None:
+    """Add a slide's predictions, with the borders of patches that lie side by side."""
+    places = {(info.row0, info.col0): place for place, info in enumerate(slide.infos)}
+
+    def patch(place: int) -> tuple[Float32Array, BoolArray]:
+        mask = slide.store[slide.members[place].patch].tissue_mask
+        return maps.read_rate(slide.infos[place]), mask
+
+    for (row0, col0), place in places.items():
+        this = patch(place)
+        seams.update(*this)
+        for is_below in (False, True):
+            beside = (row0 + PATCH_BINS * is_below, col0 + PATCH_BINS * (not is_below))
+            if beside in places:
+                seams.update_border(*this, *patch(places[beside]), is_below=is_below)
+
+
 def _metrics(
-    run: Run, slides: Sequence[Slide], blocks: Blocks, board: Scoreboard, ridge_penalty: float
+    run: Run,
+    slides: Sequence[Slide],
+    blocks: Blocks,
+    board: Scoreboard,
+    ridge_penalty: float,
+    seams: Seams,
 ) -> dict[str, Any]:
     """Content of ``metrics.json``, as described in docs/metrics.md, "Files"."""
     tissue_bins = {slide.name: slide.store.manifest["tissue_bins"]["slide"] for slide in slides}
@@ -213,6 +243,7 @@ def _metrics(
         "baselines": of_models,
         "oracles": list(ORACLES),
         "ridge_penalty": ridge_penalty,
+        "seams": {k: v if math.isfinite(v) else None for k, v in asdict(seams).items()},
         "differences": {name: differences(sums[RUN], sums[name]) for name in BASELINES},
     }
     if board.slides:

@@ -71,7 +71,7 @@ def place_columns(
     seen: Array,
     patch_of_column: Array,
     position_of_column: Array,
-    room: Array,
+    n_entries: Array,
 ) -> int:
     """Find the patch of each column of a block, and count the entries of each patch.
 
@@ -88,7 +88,7 @@ def place_columns(
         seen: (rows, cols) bool, output; set to True for the bins of the block.
         patch_of_column: (C,) int32, output.
         position_of_column: (C,) uint16, output, for columns in patches.
-        room: (P,) int64 number of entries per patch, incremented.
+        n_entries: (P,) int64 number of entries per patch, incremented.
 
     Returns:
         The index, within the block, of the first column whose bin is not listed, or -1.
@@ -103,7 +103,7 @@ def place_columns(
         patch_of_column[start + i] = patch
         if patch >= 0:
             position_of_column[start + i] = (r - row0[patch]) * PATCH_BINS + c - col0[patch]
-            room[patch] += indptr[start + i + 1] - indptr[start + i]
+            n_entries[patch] += indptr[start + i + 1] - indptr[start + i]
     return -1
 
 
@@ -173,11 +173,11 @@ def scatter_counts(
 
 
 @njit(cache=True, nogil=True)
-def close_gaps(room: Array, filled_to: Array, gene: Array, entry: Array) -> Int64Array:
+def close_gaps(reserved: Array, filled_to: Array, gene: Array, entry: Array) -> Int64Array:
     """Compact the entries in place where a patch has filled less than its reserved range.
 
     Args:
-        room: (P+1,) int64 start of each patch's reserved range, and the end of the last.
+        reserved: (P+1,) int64 start of each patch's reserved range, and the end of the last.
         filled_to: (P,) int64 end of each patch's entries.
         gene: (nnz,) gene of each entry; moved towards the front.
         entry: (nnz,) entries; moved in the same way.
@@ -185,13 +185,13 @@ def close_gaps(room: Array, filled_to: Array, gene: Array, entry: Array) -> Int6
     Returns:
         (P+1,) int64 new start of each patch's entries, and the end of the last.
     """
-    indptr = np.zeros(len(room), np.int64)
+    indptr = np.zeros(len(reserved), np.int64)
     at = 0
     for p in range(len(filled_to)):
-        if at == room[p]:  # no gap so far
+        if at == reserved[p]:  # no gap so far
             at = filled_to[p]
         else:
-            for i in range(room[p], filled_to[p]):
+            for i in range(reserved[p], filled_to[p]):
                 gene[at] = gene[i]
                 entry[at] = entry[i]
                 at += 1

@@ -36,7 +36,7 @@ def place_columns(
     seen: Array,
     patch_of_column: Array,
     position_of_column: Array,
-    room: Array,
+    n_entries: Array,
 ) -> int:
     """See `virchow_st.kernels.sparse.place_columns`; a refused block leaves the outputs as is."""
     known = (row < listed.shape[0]) & (col < listed.shape[1])
@@ -49,7 +49,7 @@ def place_columns(
     inside = patch_of_column[columns] >= 0
     patch, columns = patch_of_column[columns][inside], columns[inside]
     position_of_column[columns] = (row[inside] - row0[patch]) * 128 + col[inside] - col0[patch]
-    np.add.at(room, patch, indptr[columns + 1] - indptr[columns])
+    np.add.at(n_entries, patch, indptr[columns + 1] - indptr[columns])
     return -1
 
 
@@ -87,9 +87,9 @@ def scatter_counts(
     return int(columns[-1]) if len(columns) else column, len(is_large)
 
 
-def close_gaps(room: Array, filled_to: Array, gene: Array, entry: Array) -> Int64Array:
+def close_gaps(reserved: Array, filled_to: Array, gene: Array, entry: Array) -> Int64Array:
     """See `virchow_st.kernels.sparse.close_gaps`."""
-    used = [np.arange(first, last) for first, last in zip(room[:-1], filled_to, strict=True)]
+    used = [np.arange(first, last) for first, last in zip(reserved[:-1], filled_to, strict=True)]
     keep = np.concatenate([np.zeros(0, np.int64), *used])
     for values in (gene, entry):
         values[: len(keep)] = values[keep]

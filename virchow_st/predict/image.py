@@ -60,8 +60,8 @@ class TrainedRun(Protocol):
 def picture_factor(image: SlideImage, mpp: float) -> int:
     """Image pixels per side that are averaged to one pixel of the written H&E image.
 
-    The largest whole number whose pixels span at most 1.05 µm (mpp 0.25 → 4, which gives 1 µm/px;
-    mpp 0.274 → 3, which gives 0.82 µm/px).
+    The largest multiple of a pyramid level's factor whose pixels span at most 1.05 µm (mpp 0.25
+    → 4, which gives 1 µm/px; mpp 0.274 → 3, which gives 0.82 µm/px).
     """
     wanted = max(1.0, _FINEST_UM / mpp)
     step = image.level_factor(wanted)
@@ -69,7 +69,12 @@ def picture_factor(image: SlideImage, mpp: float) -> int:
 
 
 def scaling(mpp: float) -> Homography:
-    """Homography from bins to px whose bin (0, 0) lies in the corner of the image: a scaling."""
+    """Homography from bins to px whose bin (0, 0) lies in the corner of the image: a scaling.
+
+    >>> x, y = scaling(0.5).to_px(np.array([0.0]), np.array([2.0]))  # column 0, row 2
+    >>> float(x[0]), float(y[0])  # the centre of the bin; a bin is 4 px wide
+    (2.0, 10.0)
+    """
     pitch = BIN_UM / mpp
     return Homography(np.array([[pitch, 0, pitch / 2], [0, pitch, pitch / 2], [0, 0, 1]]))
 

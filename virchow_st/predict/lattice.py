@@ -81,6 +81,10 @@ def window(overlap_bins: int) -> Float32Array:
 
     Along each axis a raised cosine over the overlap and 1 elsewhere; the weights of neighbours sum
     to 1.
+
+    >>> weights = window(overlap_bins=4)[64]  # along a row in the middle of a patch
+    >>> print(weights[:6].round(2), weights[:4] + weights[-4:])
+    [0.04 0.31 0.69 0.96 1.   1.  ] [1. 1. 1. 1.]
     """
     ramp = np.sin(np.pi / 2 * (np.arange(overlap_bins) + 0.5) / max(overlap_bins, 1)) ** 2
     side = np.ones(PATCH_BINS)

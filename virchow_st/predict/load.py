@@ -21,8 +21,9 @@ from virchow_st.run.checkpoint import load_checkpoint, read_state
 from virchow_st.run.panel import Panel
 from virchow_st.run.split import Split
 from virchow_st.runtime.devices import pick_device
+from virchow_st.store.context import with_margin
 from virchow_st.store.reader import Patch, Store
-from virchow_st.types import Array, Float32Array, Float64Array, UInt8Array
+from virchow_st.types import PATCH_UM, Array, Float32Array, Float64Array, UInt8Array
 
 _BATCH_PATCHES = 8
 
@@ -143,18 +144,22 @@ class Run:
             yield from self._rates([store[i] for i in range(start, stop)])
 
     def _rates(self, patches: list[Patch]) -> Float32Array:
+        """With the margin of neighbours that the decoder was trained with."""
+        margin = self.decoder.margin_um
         image = None
         if self.wants_image:
-            image = np.stack([patch.image for patch in patches])
-        return self.rates(np.stack([patch.tokens for patch in patches]), image)
+            image = np.stack([with_margin(p, lambda p: p.image, margin) for p in patches])
+        n_tokens = margin * self.state["grid"] // PATCH_UM
+        tokens = np.stack([with_margin(p, lambda p: p.tokens, n_tokens) for p in patches])
+        return self.rates(tokens, image)
 
     @torch.inference_mode()
     def rates(self, tokens: Array, image: UInt8Array | None = None) -> Float32Array:
         """Rates (B, G, 128, 128) float32, expected UMIs per 2 µm bin, of a batch of patches.
 
         Args:
-            tokens: (B, T, T, D) float16.
-            image: (B, 256, 256, 3) uint8 RGB if `wants_image`, else None.
+            tokens: (B, T, T, D) float16; may have the decoder's margin around them.
+            image: (B, 256, 256, 3) uint8 RGB if `wants_image`, else None; with a margin likewise.
         """
         output = decode(self.decoder, tokens, image, self.device)
         return self.objective.rate(output).cpu().numpy()

@@ -42,6 +42,7 @@ from virchow_st.slide.image import SlideImage
 from virchow_st.slide.mpp import describe_mpp, mpp_warning, slide_mpp
 from virchow_st.slide.patches import PatchTable
 from virchow_st.slide.tissue import Tissue, find_tissue
+from virchow_st.store.genes import same_ids
 from virchow_st.types import BIN_UM, CELL_BINS
 
 FORMAT = "virchow_st.prediction/1"
@@ -149,7 +150,7 @@ def _check_alike(runs: Sequence[Run]) -> None:
                 f"{run.path}: expected a run on tokens of {named(first.state['encoder'])}, as "
                 f"{first.path}; got {named(run.state['encoder'])}; give runs of one encoder"
             )
-        if run.panel.ids != first.panel.ids:
+        if not same_ids(run.panel.ids, first.panel.ids):
             raise ConfigError(
                 f"{run.path}: expected the genes of {first.path} in their order; got others; give "
                 "runs with one --panel file"

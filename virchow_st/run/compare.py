@@ -11,6 +11,7 @@ from typing import Any
 from virchow_st.errors import ConfigError
 from virchow_st.metrics.bootstrap import BlockSums, Score, interval, paired
 from virchow_st.run.results import INTERVALS, RUN, RunBlocks, read_blocks
+from virchow_st.store.genes import same_ids
 
 FORMAT = "virchow_st.comparison/1"
 DRAWS = 1000
@@ -48,7 +49,7 @@ def _compare(a: Path, of_a: RunBlocks, b: Path, of_b: RunBlocks) -> dict[str, An
 
 def check_same_panel(a: Path, genes_a: Sequence[str], b: Path, genes_b: Sequence[str]) -> None:
     """Raise `ConfigError` unless both runs predict the same genes in the same order."""
-    if tuple(genes_a) != tuple(genes_b):
+    if not same_ids(genes_a, genes_b):
         raise ConfigError(
             f"{b}: expected the panel of {a}, {len(genes_a)} genes; got another of "
             f"{len(genes_b)}; train both with the same --panel and the same training patients"

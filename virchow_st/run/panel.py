@@ -27,21 +27,22 @@ from virchow_st.store.genes import (
 from virchow_st.store.reader import Genes, Store
 from virchow_st.types import Float64Array, Int64Array
 
-# Releases of an annotation rename a few per cent of the symbols; more than this share of renamed
-# genes means that the ids are not ids at all.
+# Releases of an annotation rename a few per cent of the symbols. If more than this share of the
+# shared ids have different symbols, the ids do not identify genes.
 _MOST_RENAMED = 0.1
-# Two slides of one annotation share most of their genes; where ids tell of fewer than this share of
-# those that symbols tell of, the ids are of another kind.
+# Two slides of one annotation share most of their genes. If the shared ids are fewer than this
+# share of the shared symbols, the two use different kinds of ids.
 _LEAST_BY_ID = 0.5
 
 
 @dataclass(frozen=True)
 class Panel:
-    """Genes by id, with their symbols, in the order of a decoder's output.
+    """Ids and symbols of the genes of a run, in the order of a decoder's output.
 
     Attributes:
-        ids, symbols: of the genes.
-        key: ``"id"``, or ``"symbol"`` where the run's slides give one id to different genes.
+        ids, symbols: gene ids and symbols, as the first training store has them.
+        key: how genes are found in other stores: by ``"id"``, or by ``"symbol"`` where the ids of
+            the run's slides do not tell which genes are the same.
     """
 
     ids: tuple[str, ...]
@@ -52,7 +53,7 @@ class Panel:
         return len(self.ids)
 
     def indices(self, store: Store) -> Int64Array:
-        """Where the panel's genes are in a store, (G,); raises `ConfigError` if one is missing."""
+        """Indices of the panel's genes in a store, (G,); raises `ConfigError` if one is missing."""
         genes = store.genes
         if self.key == "id":
             places = places_by_id(genes.ids)
@@ -72,7 +73,7 @@ class Panel:
         return np.array(found, np.int64)
 
     def index(self, gene: str) -> int:
-        """Where a gene is in the panel, by symbol or id; raises `ConfigError` if it is not."""
+        """Index of a gene in the panel, by symbol or id; raises `ConfigError` if it is missing."""
         return int(find_genes([gene], self.ids, self.symbols, "panel")[0])
 
     def write(self, path: Path) -> None:

@@ -70,6 +70,9 @@ def check_metrics(content: Any) -> None:
         _check_scales(f"baselines.{name}", scales)
     if list(content["differences"]) != list(content["baselines"]):
         raise ValueError(f"differences: expected {', '.join(content['baselines'])}")
+    for border, ratio in content.get("seams", {}).items():  # older runs have none
+        if ratio is not None and not _is_number(ratio):
+            raise ValueError(f"seams.{border}: expected a number or null; got {ratio!r}")
     for name, slide in content.get("slides", {}).items():
         _check_scales(f"slides.{name}", slide)
 

@@ -1,4 +1,4 @@
-"""Patients → test and training; training patches → training and validation blocks."""
+"""Divides patients into test and training, and training patches into training and validation."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _BLOCK_PATCHES = 2  # a validation block is 2×2 patches, 512 µm: wider than ti
 
 @dataclass(frozen=True, order=True)
 class Member:
-    """A patch of a run: which of the run's stores, and which patch in it."""
+    """A patch of a run: index of the run's store, and index of the patch in it."""
 
     store: int
     patch: int
@@ -33,12 +33,12 @@ class Member:
 
 @dataclass(frozen=True)
 class Split:
-    """Which patches train, validate and test; no patient is in both training and test.
+    """The training, validation and test patches of a run; a test patient is in no other part.
 
     Attributes:
         train, validation, test: patches.
-        slides: the hash of all records of each of the run's stores, so that a store that was
-            written anew in between is noticed.
+        slides: for each of the run's stores the hash over all its records, which tells when a
+            store has been extracted again since.
     """
 
     train: tuple[Member, ...]
@@ -47,12 +47,12 @@ class Split:
     slides: tuple[str, ...]
 
     def write(self, path: Path, stores: Sequence[Store]) -> None:
-        """Write as JSON, by store and patient, with `xxh64`."""
+        """Write as JSON, grouped by store, with the hash `xxh64`."""
         content = {**self._content(stores), "xxh64": self.xxh64(stores)}
         write_json(path, {"format": _FORMAT, **content})
 
     def xxh64(self, stores: Sequence[Store]) -> str:
-        """Hash over all of it, which checkpoints and results of the run repeat."""
+        """Hash over the whole split; the run's checkpoints and results hold it as well."""
         return _digest(self._content(stores))
 
     def _content(self, stores: Sequence[Store]) -> dict[str, Any]:
@@ -71,7 +71,7 @@ class Split:
 
     @classmethod
     def read_xxh64(cls, path: Path) -> str:
-        """The hash of what `write` wrote, compared; raises `ConfigError` for anything else."""
+        """The hash in a file of `write`, checked; raises `ConfigError` for anything else."""
         return cls._verified(path)[1]
 
     @classmethod
@@ -121,12 +121,12 @@ def _digest(content: dict[str, Any]) -> str:
 
 
 def split_patients(stores: Sequence[Store], test_patient: str, seed: int) -> Split:
-    """Hold one patient out for the test, and blocks of the others for validation.
+    """Hold out one patient for the test, and spatial blocks of the others for validation.
 
     Args:
-        stores: of all patients, several slides a patient allowed.
-        test_patient: the patient whose stores are the test.
-        seed: which blocks validate.
+        stores: stores of all patients, one or several per patient.
+        test_patient: the patient whose stores are the test set.
+        seed: seed of the draw of validation blocks.
 
     Raises:
         ConfigError: the patient is not there, no other patient is, a slide is given twice, or one
@@ -185,7 +185,7 @@ def square_blocks(row: Int64Array, col: Int64Array, side: int) -> Int64Array:
 
 
 def _validation_patches(store: Store, rng: np.random.Generator) -> set[int]:
-    """Whole spatial blocks, drawn until they hold the validation share of the slide's patches."""
+    """Patches of whole blocks, drawn until they make up the validation share of the slide."""
     row0 = np.array([info.row0 for info in store.patch_table])
     col0 = np.array([info.col0 for info in store.patch_table])
     for size in (_BLOCK_PATCHES, 1):  # a slide too small for several blocks is cut finer

@@ -121,8 +121,8 @@ class VisiumHDSlide:
     def check_image(self, image: SlideImage) -> None:
         """Refuse an image that is not the one the bins' pixel positions refer to.
 
-        By its size, where one of Space Ranger's pictures tells it; else half of the tissue bins
-        have to lie on it.
+        Its size has to be that which one of Space Ranger's pictures tells, where one does, and half
+        of the tissue bins have to lie on it.
 
         Raises:
             SlideError: another image by its size, the CytAssist image, an image that the tissue
@@ -131,8 +131,7 @@ class VisiumHDSlide:
         size, _ = self.expected_size()
         if size is not None:
             self._check_size(image, size)
-        else:
-            self._check_inside(image)
+        self._check_inside(image)
         if self.mpp > _COARSEST_MPP:
             raise SlideError(
                 f"{image.path}: expected {_COARSEST_MPP:g} µm/px or finer; the bins lie "

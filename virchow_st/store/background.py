@@ -1,4 +1,4 @@
-"""A thread that packs and commits, so that the encoder never waits for the disk."""
+"""Writes batches from a thread, so that the encoder does not wait for the disk."""
 
 from __future__ import annotations
 
@@ -10,36 +10,36 @@ from types import TracebackType
 
 from virchow_st.store.writer import PatchRecord, StoreWriter
 
-# Batches that may wait. It bounds the memory where the disk is slower than the encoder, and it
-# lets a disk that is only slow now and then catch up.
+# Number of batches in the queue. It limits memory where the disk is slower than the encoder, and
+# lets a disk that is slow only at times catch up.
 _WAITING = 2
 
 
 class BackgroundWriter:
-    """Appends batches to a `StoreWriter` from one thread, in the order they come.
+    """Appends batches to a `StoreWriter` from one thread, in the order in which they are given.
 
-    A context manager, to be used inside the writer's own; the writer is not touched from anywhere
-    else in between. Leaving it waits until everything is committed. Leaving it by an error or by
-    Ctrl-C finishes the batch that is being committed and drops those that wait: the store then
-    ends between two batches, where it can be resumed.
+    A context manager, to be used inside that of the writer, which nothing else may use meanwhile.
+    Leaving it waits until all batches are committed. Leaving it by an error or by Ctrl-C finishes
+    the batch that is being committed and drops those in the queue, so that the store ends between
+    two batches and can be resumed.
 
     Args:
         writer: the open writer.
 
     Raises:
-        StoreError: what went wrong in the thread, at the next `append` or on leaving. Nothing that
-            comes after it is written: the store has no gaps. An error of the block goes first.
+        StoreError: an error of the thread, at the next `append` or on leaving. No later batch is
+            written, so that the store has no gaps. An error raised inside the block has priority.
     """
 
     def __init__(self, writer: StoreWriter) -> None:
         self._writer = writer
         self._thread = ThreadPoolExecutor(1, "store-writer")
-        self._pending: deque[Future[None]] = deque()  # the batch at work, then those that wait
+        self._pending: deque[Future[None]] = deque()  # the batch being committed, then the queue
         self._committing = Lock()
         self._has_ended = False
 
     def append(self, records: Sequence[PatchRecord]) -> None:
-        """Hand over a batch; waits only while as many as may wait already do."""
+        """Queue a batch; blocks only while the queue is full."""
         while self._pending and (self._pending[0].done() or len(self._pending) > _WAITING):
             self._pending.popleft().result()
         self._pending.append(self._thread.submit(self._commit, records))
@@ -70,10 +70,10 @@ class BackgroundWriter:
             self._end()
 
     def _end(self) -> None:
-        """See that no commit is at work and none will begin: LMDB must not be closed under one.
+        """Wait for the commit under way and prevent further ones, before LMDB is closed.
 
-        Joining the thread would not do: before Python 3.13, a join that Ctrl-C interrupts takes
-        the thread for dead.
+        Joining the thread is not enough: before Python 3.13, a join that Ctrl-C interrupts marks
+        the thread as finished although it runs.
         """
         self._has_ended = True
         interrupted = None

@@ -1,8 +1,9 @@
-"""An open ``data.mdb`` for readers: places that were checked, no locks, nothing of LMDB's.
+"""An open ``data.mdb`` for readers, without locks and without the LMDB library.
 
-LMDB's own reader believes every page of the file it maps, must open it once in a process and must
-not cross a fork. Here the pages are checked first (`virchow_st.store.pages`), and what is left is a
-map and a list of places, which threads and forked processes may share.
+LMDB's own reader trusts every page of the file it maps, must be opened only once per process and
+must not be used after a fork. Here the pages are checked first (`virchow_st.store.pages`); what is
+needed after that is a memory map and a list of offsets, which threads and forked processes may
+share.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ from virchow_st.store.pages import Place, find_records
 
 
 class DataFile:
-    """The records of a finished store by key; for any number of threads, usable after a fork.
+    """The records of a finished store by key, for any number of threads and after a fork.
 
-    The file may be moved or deleted meanwhile.
+    The file may be moved or deleted while it is open.
 
     Args:
         path: the file.
@@ -43,18 +44,18 @@ class DataFile:
             ) from None
 
     def view(self, place: Place) -> memoryview:
-        """The bytes of a value where they lie in the map: the fastest way, and read-only.
+        """Read-only view of a value in the map, the fastest way to read.
 
-        A file that was cut short meanwhile is noticed; a disk that fails to deliver a mapped page
-        is not, and ends the process (SIGBUS). `read` survives that.
+        A file that has been truncated since it was opened is noticed. A disk that fails to deliver
+        a mapped page ends the process (SIGBUS); `read` raises an error instead.
         """
         self._require(place, os.fstat(self._fd).st_size - place.offset)
         return self._map[place.offset : place.offset + place.size]
 
     def read(self, place: Place) -> memoryview:
-        """The bytes of a value by a plain read, in memory that may be written to.
+        """Copy of a value by a plain read, in writable memory.
 
-        Half as fast as `view`, but a failing disk is an error like any other.
+        Half as fast as `view`, but a failing disk raises an error.
         """
         value = np.empty(place.size, np.uint8).data
         try:

@@ -1,4 +1,4 @@
-"""Genes by what people call them: a symbol, or an id where the symbol stands for several."""
+"""Finds genes by symbol or id, reads lists of gene names, and matches the ids of two stores."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ _ENSEMBL = re.compile(r"(?P<genome>[\w.-]*?[_:|-]+)?(?P<id>ENS[A-Z]*G\d+)(\.\d+)
 
 
 def split_names(text: str) -> list[str]:
-    """Names from an option's value: with commas between them, or else the path of a file of them.
+    """Gene names from the value of an option: separated by commas, or the path of a file of names.
 
     Raises:
-        ConfigError: there is no name in it.
+        ConfigError: it holds no name, or the file cannot be read.
     """
     path = Path(text)
     if "," not in text and (path.is_file() or path.suffix.lower() in _LIST_FILES):
@@ -127,6 +127,11 @@ def core_symbol(gene: str, symbol: str) -> str:
     return symbol.removeprefix(found["genome"] or "") if found else symbol
 
 
+def same_ids(a: Sequence[str], b: Sequence[str]) -> bool:
+    """Whether two lists name the same genes in the same order, versions and genomes aside."""
+    return list(map(core_id, a)) == list(map(core_id, b))
+
+
 def places_by_id(ids: Sequence[str]) -> dict[str, int]:
     """Index of each gene by its id, and by its core id where that is no other gene's."""
     times = Counter(map(core_id, ids))
@@ -160,12 +165,12 @@ def some(names: Iterable[str], n: int = 3) -> str:
 def find_genes(
     names: Iterable[str], ids: Sequence[str], symbols: Sequence[str], source: str
 ) -> Int64Array:
-    """Where genes are in a list, in the order asked for.
+    """Indices of genes in a list, in the order of ``names``.
 
     Args:
         names: ids or symbols; an id may be with or without its version and genome.
         ids, symbols: of the list.
-        source: what the list is of, for messages.
+        source: what the list belongs to, for messages.
 
     Returns:
         (N,) int64, each once.
@@ -201,7 +206,7 @@ def named_places(ids: Sequence[str], symbols: Sequence[str]) -> dict[str, list[i
 
 
 def hint(name: str, known: Iterable[str]) -> str:
-    """What the user may have meant."""
+    """Names similar to one that was not found, for messages."""
     as_written = {other.upper(): other for other in known}
     close = [as_written[c] for c in difflib.get_close_matches(name.upper(), as_written)]
     return f"did you mean {', '.join(close)}?" if close else "look at its list of genes"

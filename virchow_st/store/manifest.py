@@ -1,4 +1,4 @@
-"""The manifest of a store, and the rule that says whether a folder is a finished store."""
+"""The manifest of a store, whose presence makes a folder a finished store."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ _REGISTRATION = (
 
 
 def is_finished(store: Path) -> bool:
-    """Whether the folder has a manifest, the last thing that extraction writes."""
+    """Whether the folder has a manifest, which extraction writes last."""
     return (store / MANIFEST).is_file()
 
 
@@ -74,7 +74,7 @@ def read_manifest(store: Path) -> dict[str, Any]:
         manifest = json.loads((store / MANIFEST).read_text("utf-8"))
     except OSError as e:
         raise StoreError(f"{store}: cannot be read ({e.strerror}); look at its rights") from None
-    except (ValueError, RecursionError) as e:  # the latter from brackets nested without end
+    except (ValueError, RecursionError) as e:  # RecursionError: brackets nested too deeply
         raise StoreError(
             f"{store / MANIFEST}: cannot be read as JSON ({e}); copy the store or extract it again"
         ) from None

@@ -1,9 +1,9 @@
-"""Where the records of an LMDB file lie, found without trusting a number in it.
+"""Finds the records of an LMDB file without trusting any number in it.
 
-LMDB believes its pages: one flipped bit in a page that only points to others can take the process
-down with a SIGBUS, and so can a file cut short while it is mapped. So the pages that point (one in
-about 1,500 of a store) are walked here before anything else, with plain reads and every number
-checked; what comes out is a list of places, which readers then read with plain reads too.
+LMDB trusts its pages: one flipped bit in a branch or leaf page can end the process with a SIGBUS,
+and so can a file that is truncated while it is mapped. So these pages (about one in 1,500 of a
+store) are read here first, with plain reads, and every number in them is checked. The result is
+a list of offsets and sizes, which readers then use without LMDB.
 
 The layout is that of LMDB's data version 1 (liblmdb 0.9, ``struct MDB_page``, ``MDB_meta`` and
 ``MDB_node`` in mdb.c), on a little-endian machine.
@@ -39,7 +39,7 @@ _PAGE_SIZES = frozenset(1 << bits for bits in range(9, 16))  # what liblmdb can 
 
 
 class Place(NamedTuple):
-    """Where a value lies."""
+    """Key of a record, and offset and size of its value in the file, in bytes."""
 
     key: bytes
     offset: int
@@ -63,14 +63,14 @@ class _Meta:
 
 
 class _DamagedError(Exception):
-    """What is wrong with the pages."""
+    """The pages are damaged; the message says how."""
 
 
 def find_records(fd: int, path: Path) -> dict[bytes, Place]:
     """Key → place of every record of an open ``data.mdb``, in key order.
 
-    A place lies within the file; its bytes are not looked at. Costs a read of every branch and leaf
-    page, and memory for these and the result only.
+    Every place lies within the file; the values themselves are not read. It takes one read per
+    branch and leaf page, and memory for these and for the result.
 
     Raises:
         StoreError: the file is cut short or its pages are damaged; the message names ``path``.
@@ -127,7 +127,7 @@ def clear_unused(path: Path) -> None:
 
 
 class _Walk:
-    """One look at the trees of a file."""
+    """Reads the trees of one file once."""
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
@@ -138,7 +138,7 @@ class _Walk:
         self._end = self._meta_now.last_page + 1  # in pages
         if self._end * self._page_size > self._size:
             raise _DamagedError(f"expected {self._end * self._page_size} bytes, got {self._size}")
-        self._taken = {0, 1}  # pages that something points to
+        self._taken = {0, 1}  # pages that are referenced
 
     def main(self) -> list[Place]:
         """Every record; keys strictly increasing, no two on the same page of their own."""

@@ -1,4 +1,4 @@
-"""Read a finished store: by index, from any process, without locks; checksums compared."""
+"""Reads finished stores by patch index, from any process, without locks, comparing checksums."""
 
 from __future__ import annotations
 
@@ -45,10 +45,10 @@ class Genes:
         return len(self.ids)
 
     def indices(self, *names: str) -> Int64Array:
-        """Where genes are, by symbol or id, as `Patch.counts` wants them.
+        """Indices of genes, by symbol or id, as `Patch.counts` takes them.
 
         Raises:
-            ConfigError: a name is none of the store's, or a symbol stands for several genes.
+            ConfigError: the store has no gene of that name, or a symbol stands for several genes.
         """
         return find_genes(names, self.ids, self.symbols, "store")
 
@@ -60,7 +60,7 @@ class Store:
         path: folder of the store.
 
     Raises:
-        StoreError: not there, unfinished, foreign or damaged.
+        StoreError: the folder is missing, unfinished, no store, or damaged.
     """
 
     def __init__(self, path: Path | str) -> None:
@@ -70,9 +70,9 @@ class Store:
         self.genes = Genes(
             tuple(genes["id"]), tuple(genes["symbol"]), np.asarray(genes["total"], np.int64)
         )
-        self._folder = self.path.resolve()  # stays the same when the working directory changes
+        self._folder = self.path.resolve()  # absolute, so that the working directory may change
         self._data = DataFile(self._folder / DATA)
-        self._sound: set[bytes] = set()  # keys of the records whose checksums have been compared
+        self._sound: set[bytes] = set()  # keys of records whose checksum has been compared
         n_records = len(self._data.places)
         if n_records != len(self) * len(Kind):
             raise StoreError(
@@ -107,21 +107,26 @@ class Store:
 
     @property
     def token_dtype(self) -> str:
-        """How the records keep tokens, ``float16`` or ``int8``."""
+        """Type in which the records hold tokens, ``float16`` or ``int8``."""
         return str(self.manifest["token_dtype"])
 
     @cached_property
     def patch_table(self) -> list[PatchInfo]:
-        """Where every patch lies; read once."""
+        """Place, corners and totals of every patch; read once and kept."""
         return [patch.info for patch in self]
 
+    @cached_property
+    def places(self) -> dict[tuple[int, int], int]:
+        """Index of the patch that begins at a bin (row0, col0)."""
+        return {(info.row0, info.col0): i for i, info in enumerate(self.patch_table)}
+
     def record(self, index: int, kind: Kind) -> memoryview:
-        """Payload of one record by a plain read, in memory of its own; its checksum compared."""
+        """Payload of one record, read into memory of its own, with its checksum compared."""
         place = self._place(index, kind)
         return fmt.unseal(place.key, self._data.read(place))
 
     def value_bytes(self, index: int, kind: Kind) -> int:
-        """Size of one record with its checksum, without reading it."""
+        """Size of one record in bytes, checksum included; the record is not read."""
         return self._place(index, kind).size
 
     def _place(self, index: int, kind: Kind) -> Place:
@@ -131,11 +136,14 @@ class Store:
         return place
 
     def unpack(self, index: int, kind: Kind, unpack: Callable[[memoryview], Any]) -> Any:
-        """One record through its unpacker; errors name the store and the patch.
+        """Apply an unpacker to one record.
 
-        The unpacker sees the bytes where they lie in the map, so that tokens are copied once; what
-        it returns must own its memory. The checksum is compared when this object reads the record
-        for the first time: a finished store does not change, and training reads it many times.
+        The unpacker gets a view into the mapped file, so that tokens are copied only once; its
+        result must own its memory. The checksum is compared when this object reads the record for
+        the first time, because a finished store does not change and training reads it many times.
+
+        Raises:
+            StoreError: the record is damaged; the message names the store and the patch.
         """
         try:
             place = self._place(index, kind)
@@ -152,13 +160,13 @@ class Store:
             raise StoreError(f"{self.path}: patch {index}: {e}; see `vst verify`") from None
 
     def __reduce__(self) -> tuple[type[Store], tuple[Path]]:
-        """Pickled as its folder: another process opens, and checks, the file itself."""
+        """Pickle the folder's path only: another process opens and checks the file itself."""
         return Store, (self._folder,)
 
 
 @dataclass(frozen=True)
 class Patch:
-    """One patch of a store; each property reads its record anew."""
+    """One patch of a store; each property reads its record each time."""
 
     store: Store
     index: int
@@ -195,15 +203,15 @@ class Patch:
 
     @property
     def tokens(self) -> Array:
-        """(T, T, D) float16, whichever way the store keeps them."""
+        """(T, T, D) float16, whether the store holds float16 or int8."""
         shape, dtype = self.store.token_shape, self.store.token_dtype
         return self._unpack(Kind.TOKENS, lambda payload: unpack_tokens(payload, shape, dtype))
 
     @property
     def token_codes(self) -> tuple[Array, Float32Array]:
-        """(T, T, D) int8 and (D,) float32: a store of int8 tokens as it keeps them, half the size.
+        """Codes (T, T, D) int8 and scales (D,) float32 of a store of int8 tokens.
 
-        `tokens` is their product, rounded to float16.
+        They take half the memory of `tokens`, which is their product rounded to float16.
         """
         shape = self.store.token_shape
         return self._unpack(Kind.TOKENS, lambda payload: unpack_codes(payload, shape))
@@ -216,7 +224,7 @@ class Patch:
 
     @property
     def sparse_counts(self) -> SparseCounts:
-        """Non-zero counts of every gene, as they lie in the record."""
+        """Non-zero counts of every gene."""
         n_genes = len(self.store.genes)
         return self._unpack(Kind.COUNTS, lambda payload: fmt.unpack_counts(payload, n_genes))
 
@@ -240,15 +248,15 @@ class Patch:
     def dense_counts(
         self, panel: Sequence[int] | Int64Array, out: Float32Array | None = None
     ) -> Float32Array:
-        """UMIs of a panel as (G, 128, 128) float32: what `counts` holds, straight from the bytes.
+        """UMIs of a panel as (G, 128, 128) float32, decoded without the matrix that `counts` makes.
 
         Args:
-            panel: gene indices in the wanted order; one named twice is read twice.
-            out: C-contiguous array to write to, such as a batch's; made when None.
+            panel: gene indices in the wanted order; an index may occur several times.
+            out: C-contiguous array to write to, such as a part of a batch; allocated when None.
 
         Raises:
             IndexError: a gene index outside the store's list.
-            ValueError: a panel or buffer of another shape or kind.
+            ValueError: the panel or the buffer has another shape or type.
         """
         from virchow_st.store import panel_reads  # loads numba, which few readers need
 
@@ -280,7 +288,7 @@ def open_store(path: Path | str) -> Store:
 
 
 def verify(store: Store, on_patch: Callable[[int, int], None] | None = None) -> list[str]:
-    """Compare and unpack every record; returns a line for each that is damaged."""
+    """Compare the checksum of every record and unpack it; returns one line per damaged record."""
     faults: list[str] = []
     hasher = xxhash.xxh64()
     n_genes, shape, dtype = len(store.genes), store.token_shape, store.token_dtype

@@ -1,4 +1,4 @@
-"""What a store holds, in figures: `vst inspect` shows them."""
+"""Summary numbers of a store, as `vst inspect` shows them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _GROUPS = {
 
 
 def summarise(store: Store) -> dict[str, Any]:
-    """The manifest without its list of genes, and figures that need a look at every patch.
+    """The manifest without its list of genes, and numbers computed over all patches.
 
     Returns:
         All entries of the manifest but ``genes``, and
@@ -29,14 +29,14 @@ def summarise(store: Store) -> dict[str, Any]:
         - ``tissue_covered``: share of the slide's tissue bins that lie in patches;
         - ``nonzero``, ``nonzero_top50``: share of (gene, tissue bin) pairs with a count, over all
           genes and over the 50 with most UMIs;
-        - ``n_nonzero``, ``bytes_per_nonzero``: non-zero counts, and bytes of the counts records
-          for each;
+        - ``n_nonzero``, ``bytes_per_nonzero``: number of non-zero counts, and bytes of the counts
+          records per non-zero count;
         - ``record_bytes``: bytes of the values, checksums included, by kind of record: tokens
           (with class tokens), counts, images, masks, patch_table;
         - ``bytes``: the whole folder on disk.
 
     Raises:
-        StoreError: a record it reads is damaged.
+        StoreError: a record is damaged.
     """
     totals = store.genes.totals
     top = np.argsort(-totals, kind="stable")[:_TOP_GENES]

@@ -1,4 +1,4 @@
-"""Token records: float16, or int8 with a float32 scale for each channel of a patch.
+"""Token records: float16, or int8 with one float32 scale per channel and patch.
 
 docs/store-format.md specifies the bytes and the rounding.
 """
@@ -29,7 +29,7 @@ def pack_tokens(tokens: Array, dtype: str = "float16") -> bytes:
     Raises:
         StoreError: a value is not finite in float16.
     """
-    with np.errstate(over="ignore"):  # what overflows becomes infinite and is refused below
+    with np.errstate(over="ignore"):  # an overflow becomes infinite and is refused below
         half = np.ascontiguousarray(tokens, "<f2")
     if not np.isfinite(half).all():
         raise StoreError("tokens: not finite in float16; the encoder's output is out of range")
@@ -37,7 +37,7 @@ def pack_tokens(tokens: Array, dtype: str = "float16") -> bytes:
 
 
 def unpack_tokens(payload: memoryview, shape: tuple[int, ...], dtype: str = "float16") -> Array:
-    """Bytes to a writable float16 array of ``shape``; float16 in writable memory is not copied.
+    """Bytes to a writable float16 array of ``shape``; writable float16 input is not copied.
 
     Raises:
         StoreError: another length, or a forbidden state of int8 tokens.
@@ -52,8 +52,8 @@ def unpack_tokens(payload: memoryview, shape: tuple[int, ...], dtype: str = "flo
 
 
 def token_bytes(shape: tuple[int, ...], dtype: str) -> int:
-    """Length of a payload of tokens, bytes."""
-    n = math.prod(shape)  # not numpy's, which wraps around for the numbers of a broken manifest
+    """Length of the payload of a token record in bytes."""
+    n = math.prod(shape)  # numpy's product would wrap around for the numbers of a damaged manifest
     return 2 * n if dtype == "float16" else 4 * shape[-1] + n
 
 
@@ -66,7 +66,7 @@ def _pack_int8(half: Array) -> bytes:
 
 
 def _unpack_int8(payload: memoryview, shape: tuple[int, ...]) -> Array:
-    from virchow_st.kernels.tokens import dequantise  # loads numba, which float16 does without
+    from virchow_st.kernels.tokens import dequantise  # loads numba, which float16 does not need
 
     return dequantise(*_codes_and_scales(payload, shape))
 
@@ -90,7 +90,7 @@ def _codes_and_scales(payload: memoryview, shape: tuple[int, ...]) -> tuple[Arra
     dim = shape[-1]
     scales = np.frombuffer(payload, "<f4", dim)
     codes = np.frombuffer(payload, np.int8, offset=4 * dim).reshape(shape)
-    # A comparison with NaN is false; -0.0 is caught by its sign bit.
+    # Comparisons with NaN are false; -0.0 is found by its sign bit.
     if not (scales <= _LARGEST_SCALE).all() or np.signbit(scales).any():
         raise StoreError(f"token record: expected scales of 0 to {_LARGEST_SCALE:.2f}")
     if (codes == -128).any():

@@ -1,4 +1,4 @@
-"""Append patches to a store, survive being killed, and finish it with a manifest."""
+"""Writer of stores: appends patches, can be killed and resumed, and finishes with the manifest."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ _MAP_STEP = 1 << 30  # the map grows by this much, bytes; the file itself only b
 
 @dataclass(frozen=True)
 class PatchRecord:
-    """Everything the store keeps of one patch.
+    """All records of one patch.
 
     Attributes:
-        info: where it lies.
+        info: place of the patch, its corners on the image and its totals.
         tissue_mask, validity_mask: (128, 128) bool.
         gene, position, count: (N,) the non-zero counts, sorted by (gene, position).
         image: (256, 256, 3) uint8 RGB, 1 µm/px.
-        class_token: (D,), any float dtype; kept as float16.
-        tokens: (T, T, D), any float dtype; kept as the writer's ``token_dtype``.
+        class_token: (D,), any float dtype; stored as float16.
+        tokens: (T, T, D), any float dtype; stored as the writer's ``token_dtype``.
     """
 
     info: PatchInfo
@@ -65,12 +65,12 @@ class PatchRecord:
 
 
 def finished_job(path: Path) -> dict[str, Any] | None:
-    """The job a finished store was written by, or None where the store is not finished."""
+    """The job by which a store was written; None for a store that is not finished."""
     return read_manifest(path).get("job") if is_finished(path) else None
 
 
 def begun_job(path: Path) -> dict[str, Any] | None:
-    """The job of a store that was begun and is not finished; None where there is none to read."""
+    """The job of an unfinished store; None where there is none or it cannot be read."""
     if is_finished(path):
         return None
     try:
@@ -81,8 +81,8 @@ def begun_job(path: Path) -> dict[str, Any] | None:
 
 
 def remove_leftovers(path: Path) -> None:
-    """Remove what a writer needed of a finished store; it may have been killed before it did."""
-    with contextlib.suppress(OSError):  # of no meaning, if they must stay
+    """Remove a writer's own files from a finished store; a killed writer may have left them."""
+    with contextlib.suppress(OSError):  # they do no harm where they cannot be removed
         for name in (JOB, LOCK):
             (path / name).unlink(missing_ok=True)
         remove_leftover_parts(path)
@@ -94,14 +94,14 @@ class StoreWriter:
     Args:
         path: folder of the store, made if it is not there.
         job: what is being extracted (inputs, options, encoder). An unfinished store made by
-            another job is refused, so that a resumed store is the one that was begun.
+            another job is refused, so that a store is resumed only with its own inputs.
         token_dtype: ``float16`` or ``int8``; one of the options that the job names.
         n_genes: number of genes that the manifest will list; above 65,535 the store is written
             in format 2.
 
     Raises:
-        StoreError: the folder is something else, belongs to another job, has another writer, or
-            cannot be written.
+        StoreError: the folder holds other files, belongs to another job, is being written by
+            another process, or cannot be written.
     """
 
     def __init__(
@@ -141,7 +141,7 @@ class StoreWriter:
             ) from None
 
     def _claim(self) -> None:
-        """Take an empty folder for this job, or check that an unfinished one is the same job's."""
+        """Write the job into a new folder, or check that an unfinished store has the same job."""
         job_file = self.path / JOB
         if is_finished(self.path):
             raise StoreError(f"{self.path}: is finished and never written again; delete it first")
@@ -168,7 +168,7 @@ class StoreWriter:
             return fmt.unpack_key(cursor.key())[0] + 1 if cursor.last() else 0
 
     def append(self, records: Sequence[PatchRecord]) -> None:
-        """Commit patches ``next_index``, ``next_index + 1``, …; all of them or none."""
+        """Commit patches ``next_index``, ``next_index + 1``, … in one transaction."""
         sealed = []
         for index, record in enumerate(records, self.next_index):
             for kind, payload in record.payloads(self.token_dtype, self.n_genes):
@@ -187,9 +187,9 @@ class StoreWriter:
         self.next_index += len(records)
 
     def amend(self, job: dict[str, Any]) -> None:
-        """Put another job in the place of this one, before the records that it tells of come.
+        """Replace the job, before records are appended that only the new job describes.
 
-        Records that were appended before have to be the same under either.
+        The records already appended have to be the same under both jobs.
         """
         try:
             write_json(self.path / JOB, job)
@@ -201,7 +201,7 @@ class StoreWriter:
         self.job = job
 
     def read(self, index: int, kind: Kind) -> memoryview:
-        """Payload of a record that has been committed; its checksum compared."""
+        """Payload of a committed record, with its checksum compared."""
         key = fmt.key(index, kind)
         with self._env.begin() as txn:
             if (value := txn.get(key)) is None:
@@ -215,10 +215,11 @@ class StoreWriter:
             self._env.set_mapsize(_map_size(wanted))
 
     def finish(self, manifest: dict[str, Any]) -> None:
-        """Sync the records, then write the manifest; from now on the store is finished.
+        """Sync the records, then write the manifest, which makes the store finished.
 
         Raises:
-            StoreError: the manifest cannot be written, or the file is not what was written to it.
+            StoreError: the manifest cannot be written, or the file does not hold the records that
+                were written to it.
             ValueError: the manifest lists genes of another format than the records.
         """
         store_format = fmt.format_for(self.n_genes)
@@ -250,7 +251,7 @@ class StoreWriter:
         remove_leftovers(self.path)
 
     def _total_hash(self) -> str:
-        """XXH64 of all checksums, read back the way readers do."""
+        """XXH64 over the checksums of all records, read back as readers read them."""
         file = DataFile(self.path / DATA)
         expected = [fmt.key(index, kind) for index in range(self.next_index) for kind in Kind]
         if list(file.places) != expected:

@@ -17,11 +17,13 @@ from virchow_st.models.losses.targets import BatchCounts
 from virchow_st.run.panel import Panel
 from virchow_st.run.split import Member
 from virchow_st.runtime.prefetch import ahead
+from virchow_st.store.context import with_margin
 from virchow_st.store.panel_reads import PanelCounts
 from virchow_st.store.reader import Patch, Store
 from virchow_st.types import (
     PATCH_BINS,
     PATCH_POSITIONS,
+    PATCH_UM,
     STORED_IMAGE_PX,
     Array,
     BoolArray,
@@ -79,8 +81,9 @@ class Batch:
 
     Attributes:
         members: (B,) patches.
-        tokens: (B, T, T, D) float16.
-        image: (B, 256, 256, 3) uint8 RGB, or None if the decoder does not use it.
+        tokens: (B, T, T, D) float16, with the dataset's margin.
+        image: (B, 256, 256, 3) uint8 RGB with the dataset's margin, or None if the decoder does not
+            use it.
         targets: Sparse UMI counts of the panel's genes, as a loss takes them.
         tissue_mask: (B, 128, 128) bool, True = tissue.
     """
@@ -104,16 +107,25 @@ class PatchDataset:
         stores: Stores of the run, all from the same encoder.
         panel: Genes, in the order of the counts.
         wants_image: Whether batches contain the patch images.
+        margin_um: Margin of the neighbouring patches around tokens and images, µm, a multiple of a
+            token's side.
 
     Raises:
         ConfigError: The stores have different encoders or token sizes, or lack a panel gene.
     """
 
-    def __init__(self, stores: Sequence[Store], panel: Panel, wants_image: bool = False) -> None:
+    def __init__(
+        self,
+        stores: Sequence[Store],
+        panel: Panel,
+        wants_image: bool = False,
+        margin_um: int = 0,
+    ) -> None:
         check_same_encoder(stores)
         self.stores = stores
         self.panel = panel
         self.wants_image = wants_image
+        self.margin_um = margin_um
         self._gene_indices = [panel.indices(store) for store in stores]
         layout, dim = stores[0].manifest["token_layout"], stores[0].manifest["dim"]
         self._channels = [
@@ -124,6 +136,24 @@ class PatchDataset:
     def token_shape(self) -> tuple[int, int, int]:
         """Shape (T, T, D) of the tokens of a patch, the same in all stores."""
         return self.stores[0].token_shape
+
+    @property
+    def margin_tokens(self) -> int:
+        """Tokens of the margin on each side."""
+        return self.margin_um * self.token_shape[0] // PATCH_UM
+
+    @property
+    def image_px(self) -> int:
+        """Side of an image with its margin, pixels of 1 µm."""
+        return STORED_IMAGE_PX + 2 * self.margin_um
+
+    def tokens(self, member: Member) -> Array:
+        """(T + 2m, T + 2m, D) float16 with a margin of m tokens."""
+        return with_margin(self.patch(member), lambda patch: patch.tokens, self.margin_tokens)
+
+    def image(self, member: Member) -> UInt8Array:
+        """(256 + 2m, 256 + 2m, 3) with a margin of m pixels of 1 µm."""
+        return with_margin(self.patch(member), lambda patch: patch.image, self.margin_um)
 
     def channels(self, orientation: int) -> Int64Array | None:
         """Order (D,) of a token's channels in an orientation; None if no channel moves."""
@@ -145,43 +175,43 @@ class PatchDataset:
         self,
         members: Sequence[Member],
         orientations: Sequence[int] | None = None,
-        room: Allocate = lambda _, shape, dtype: np.empty(shape, dtype),
+        allocate: Allocate = lambda _, shape, dtype: np.empty(shape, dtype),
     ) -> Batch:
         """Read patches and rotate each to its orientation.
 
         Args:
             members: Patches to read.
             orientations: Orientation of each patch, 0 to 7; None for the original orientation.
-            room: Allocates the arrays of the batch, such as in buffers that are reused.
+            allocate: Allocates the arrays of the batch, such as in buffers that are reused.
         """
         turns = [0] * len(members) if orientations is None else orientations
         pairs = list(zip(members, turns, strict=True))
-        n, side = len(pairs), STORED_IMAGE_PX
-        tokens = self._tokens(pairs, room)
-        image = room("image", (n, side, side, 3), np.uint8) if self.wants_image else None
+        n, side = len(pairs), self.image_px
+        tokens = self._tokens(pairs, allocate)
+        image = allocate("image", (n, side, side, 3), np.uint8) if self.wants_image else None
         if image is not None:
             np.stack([self._image(m, o) for m, o in pairs], out=image)
-        mask = room("tissue_mask", (n, PATCH_BINS, PATCH_BINS), np.bool_)
+        mask = allocate("tissue_mask", (n, PATCH_BINS, PATCH_BINS), np.bool_)
         np.stack([turn(self.patch(m).tissue_mask, o) for m, o in pairs], out=mask)
-        return Batch(tuple(members), tokens, image, self._targets(pairs, room), mask)
+        return Batch(tuple(members), tokens, image, self._targets(pairs, allocate), mask)
 
-    def _tokens(self, pairs: Sequence[tuple[Member, int]], room: Allocate) -> Array:
+    def _tokens(self, pairs: Sequence[tuple[Member, int]], allocate: Allocate) -> Array:
         """Tokens (B, T, T, D); if channels move they are contiguous per channel in memory."""
-        T, _, D = self.token_shape
-        turned = [turn(self.patch(m).tokens, o, axes=(0, 1)) for m, o in pairs]
+        T, D = self.token_shape[0] + 2 * self.margin_tokens, self.token_shape[2]
+        turned = [turn(self.tokens(m), o, axes=(0, 1)) for m, o in pairs]
         if self._channels[0] is None:
-            return np.stack(turned, out=room("tokens", (len(pairs), T, T, D), np.float16))
+            return np.stack(turned, out=allocate("tokens", (len(pairs), T, T, D), np.float16))
         planes = [
             np.moveaxis(grid, 2, 0)[self._channels[o]]
             for grid, (_, o) in zip(turned, pairs, strict=True)
         ]
-        out = np.stack(planes, out=room("tokens", (len(pairs), D, T, T), np.float16))
+        out = np.stack(planes, out=allocate("tokens", (len(pairs), D, T, T), np.float16))
         return np.moveaxis(out, 1, 3)
 
     def _image(self, member: Member, orientation: int) -> UInt8Array:
-        return turn(self.patch(member).image, orientation, axes=(0, 1))
+        return turn(self.image(member), orientation, axes=(0, 1))
 
-    def _targets(self, pairs: Sequence[tuple[Member, int]], room: Allocate) -> BatchCounts:
+    def _targets(self, pairs: Sequence[tuple[Member, int]], allocate: Allocate) -> BatchCounts:
         n_genes = len(self.panel)
         starts, positions, counts, n = [], [], [], 0
         for member, orientation in pairs:
@@ -192,10 +222,12 @@ class PatchDataset:
             n += len(patch.count)
         return BatchCounts(
             start=np.concatenate(
-                [*starts, [n]], out=room("start", (len(pairs) * n_genes + 1,), np.int64)
+                [*starts, [n]], out=allocate("start", (len(pairs) * n_genes + 1,), np.int64)
             ),
-            position=np.concatenate(positions, out=room("position", (n,), np.uint16)),
-            count=np.concatenate(counts, out=room("count", (n,), np.float32), casting="same_kind"),
+            position=np.concatenate(positions, out=allocate("position", (n,), np.uint16)),
+            count=np.concatenate(
+                counts, out=allocate("count", (n,), np.float32), casting="same_kind"
+            ),
             shape=(len(pairs), n_genes, PATCH_BINS, PATCH_BINS),
         )
 

@@ -22,11 +22,13 @@ from virchow_st.models.losses.balance import gradient_norms
 from virchow_st.run.checkpoint import load_checkpoint
 from virchow_st.run.split import Member
 from virchow_st.runtime.distributed import Processes
+from virchow_st.training.closed_form import TokenRegression
 from virchow_st.training.dataset import BatchPlan, PatchDataset
 from virchow_st.training.ema import RunningMean
 from virchow_st.training.feed.base import DeviceBatch
 from virchow_st.training.forward import Forward
 from virchow_st.training.loss_watch import LossWatch
+from virchow_st.training.muon import Muon, matrices
 from virchow_st.training.statistics import TrainingStatistics, tissue_bins
 from virchow_st.types import SCALES_UM, Int64Array
 
@@ -48,6 +50,9 @@ class Learner:
         device: Device of all modules.
         processes: Processes that share every batch.
         is_compiled: Whether the decoder is compiled.
+        n_steps: Optimiser steps of the whole run.
+        stain_variation: Strength of the augmentation.
+        regression: What the decoder begins as, if it begins as a regression; not for a resumed run.
 
     Attributes:
         decoder, objective, balance, optimizer: Modules and optimiser, equal in all processes.
@@ -63,11 +68,15 @@ class Learner:
         device: torch.device,
         processes: Processes,
         is_compiled: bool,
+        n_steps: int,
+        stain_variation: float,
+        regression: TokenRegression | None = None,
     ) -> None:
         torch.manual_seed(config.seed)
         self.device = device
         self.processes = processes
         self._lr, self._balance_every = config.lr, config.balance_every
+        self._n_steps, self._with_muon = n_steps, config.optimizer == "muon"
         rate, std = torch.tensor(statistics.rate), torch.tensor(statistics.std)
         self.objective = build_objective(config.loss, rate, std, config.scales).to(device)
         self.decoder: Decoder = build_decoder(
@@ -77,11 +86,14 @@ class Learner:
             torch.tensor(statistics.token_std),
             self.objective.initial_bias,
         ).to(device)
+        if regression is not None:
+            weights, intercept = map(torch.tensor, (regression.weights, regression.intercept))
+            self.decoder.begin(weights.to(device), intercept.to(device))
         for variation in variations(self.decoder):
-            variation.amount = config.stain_variation
+            variation.amount = stain_variation
         self.mean = RunningMean(self.decoder, config.ema) if config.ema else None
         self.balance = build_balance(config.balance, len(self.objective.scales_um)).to(device)
-        self.optimizer = torch.optim.AdamW(self.parameter_groups(), fused=device.type == "cuda")
+        self.optimizer = Muon(self.parameter_groups(), fused=device.type == "cuda")
         self.forward = Forward(self.decoder, device, processes, is_compiled)
         self._tissue_bins: dict[Member, Int64Array] = {}
         if processes.size > 1:  # gives each part's weight in a batch without communication
@@ -92,13 +104,13 @@ class Learner:
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Parameter groups of the optimiser, each with its peak learning rate."""
-        groups: list[dict[str, Any]] = [
-            {
-                "params": list(self.decoder.parameters()),
-                "peak_lr": self._lr,
-                "weight_decay": _WEIGHT_DECAY,
-            }
-        ]
+        by_muon = matrices(self.decoder) if self._with_muon else []
+        taken = {id(parameter) for parameter in by_muon}
+        others = [p for p in self.decoder.parameters() if id(p) not in taken]
+        of_decoder = {"peak_lr": self._lr, "weight_decay": _WEIGHT_DECAY}
+        groups: list[dict[str, Any]] = [{"params": others, **of_decoder}]
+        if by_muon:
+            groups.append({"params": by_muon, "is_muon": True, **of_decoder})
         if learned := list(self.objective.parameters()):
             groups.append({"params": learned, "peak_lr": _OBJECTIVE_LR, "weight_decay": 0.0})
         return groups
@@ -108,7 +120,7 @@ class Learner:
         number: int,
         lr_share: float,
         batches: Sequence[BatchPlan],
-        coming: Iterator[DeviceBatch],
+        own_batches: Iterator[DeviceBatch],
         watch: LossWatch,
     ) -> None:
         """Take one optimiser step over the accumulated batches.
@@ -117,14 +129,14 @@ class Learner:
             number: Index of the step in the run, from 0.
             lr_share: Factor of the peak learning rates.
             batches: Plans of the whole batches of the step.
-            coming: Iterator over this process's part of each batch.
+            own_batches: Iterator over this process's part of each batch.
             watch: Receives the losses of each batch.
         """
         n_in_step = sum(len(batch) for batch in batches)
         for batch in batches:
             is_last = batch is batches[-1]
             with self.forward.gradients_summed(when=is_last):
-                part_S = self.losses(next(coming), batch)  # unweighted, of this process's part
+                part_S = self.losses(next(own_batches), batch)  # unweighted, of this process's part
                 losses_S = self.processes.sum(part_S.detach().clone())  # of the whole batch
                 watch.look(batch, losses_S)  # raises if they are not finite
                 if is_last and number % self._balance_every == 0:
@@ -143,8 +155,10 @@ class Learner:
             group["lr"] = group["peak_lr"] * lr_share
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        self.decoder.advance((number + 1) / self._n_steps)
         if self.mean is not None:
             self.mean.update(self.decoder, number)
+            self.mean.decoder.advance((number + 1) / self._n_steps)
 
     def losses(self, batch: DeviceBatch, whole: BatchPlan) -> Tensor:
         """Contribution of this process's part of a batch to the loss at each scale, (S,).

@@ -32,7 +32,7 @@ class LossWatch:
         self._refusal = refusal
         self._on_gpu = device.type == "cuda"
         self._free = [torch.empty(n_scales, pin_memory=self._on_gpu) for _ in range(2)]
-        self._coming: tuple[BatchPlan, Tensor, torch.cuda.Event | None] | None = None
+        self._pending: tuple[BatchPlan, Tensor, torch.cuda.Event | None] | None = None
         self.sums_S = torch.zeros(n_scales, device=device)
         self._seen, self._n_seen = [0.0] * n_scales, 0
 
@@ -44,16 +44,16 @@ class LossWatch:
         host_S = self._free.pop()
         host_S.copy_(losses_S, non_blocking=True)
         event = torch.cuda.current_stream(losses_S.device).record_event() if self._on_gpu else None
-        self._coming = plan, host_S, event
+        self._pending = plan, host_S, event
         if not self._on_gpu:
             self.finish()
 
     def finish(self) -> None:
         """Check the losses whose copy to the host is pending."""
-        if self._coming is None:
+        if self._pending is None:
             return
-        plan, host_S, event = self._coming
-        self._coming = None
+        plan, host_S, event = self._pending
+        self._pending = None
         if event is not None:
             event.synchronize()
         losses = host_S.tolist()

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from virchow_st.config import TrainConfig
 
 # An epoch is one pass over the training patches, or as many passes as give this number of optimiser
-# steps: with two small slides a pass is only one or two steps, too few for settings in epochs.
-_LEAST_STEPS_PER_EPOCH = 8
+# steps: with two small slides a pass is only a few steps, too few for settings in epochs.
+_LEAST_STEPS_PER_EPOCH = 16
 
 
 @dataclass(frozen=True)

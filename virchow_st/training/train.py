@@ -20,6 +20,7 @@ from torch import Tensor
 
 from virchow_st.config import TrainConfig
 from virchow_st.errors import ConfigError
+from virchow_st.models.decoders import decoder_class
 from virchow_st.run.checkpoint import CheckpointWriter, save_checkpoint
 from virchow_st.run.folder import begin, check_resumable
 from virchow_st.run.history import History, by_scale, summary
@@ -30,6 +31,7 @@ from virchow_st.runtime.devices import pick_device
 from virchow_st.runtime.distributed import ALONE, Processes
 from virchow_st.runtime.progress import SILENT, Progress
 from virchow_st.store.reader import Store, open_store
+from virchow_st.training.closed_form import TokenRegression, regress_on_tokens
 from virchow_st.training.dataset import BatchPlan, PatchDataset, check_same_encoder, plans
 from virchow_st.training.feed import open_feed
 from virchow_st.training.feed.base import Feed
@@ -37,11 +39,9 @@ from virchow_st.training.forward import worth_compiling
 from virchow_st.training.learner import Learner
 from virchow_st.training.loss_watch import LossWatch
 from virchow_st.training.schedule import Schedule
+from virchow_st.training.stain_spread import variation_from_data
 from virchow_st.training.statistics import TrainingStatistics, training_statistics
 from virchow_st.training.validation import ValidationSums
-
-# From this number of passes per epoch on, the run is advised to take smaller steps.
-_MANY_PASSES = 3
 
 
 def train(
@@ -89,12 +89,12 @@ def _train(
         f"{len(panel)} genes"
     )
     statistics = processes.from_first(lambda: training_statistics(dataset, split.train))
-    trainer = Trainer(config, dataset, split, statistics, device, processes, progress)
-    if trainer.schedule.passes >= _MANY_PASSES:
-        progress.note(
-            f"few patches for steps of {config.batch_size} × {config.accumulate}: "
-            "--batch-size 4 --accumulate 1 and half as many epochs more learn as much in less time"
+    regression = None
+    if decoder_class(config.decoder).begins_as_regression and not resume:
+        regression = processes.from_first(
+            lambda: regress_on_tokens(dataset, split.train, statistics, config.loss, config.seed)
         )
+    trainer = Trainer(config, dataset, split, statistics, device, processes, progress, regression)
     if resume:
         trainer.load(run)
     elif processes.is_first:  # epoch 0: a run stopped in its first epoch can resume
@@ -158,6 +158,7 @@ class Trainer:
         device: Device of decoder and loss.
         processes: Processes that share every batch.
         progress: Receives notes on precision, compilation and the feed.
+        regression: What the decoder begins as, if it begins as a regression and the run is new.
     """
 
     def __init__(
@@ -169,6 +170,7 @@ class Trainer:
         device: torch.device,
         processes: Processes = ALONE,
         progress: Progress = SILENT,
+        regression: TokenRegression | None = None,
     ) -> None:
         self.config = config
         self.dataset = dataset
@@ -177,14 +179,33 @@ class Trainer:
         self.processes = processes
         self.schedule = Schedule.of(config, len(split.train))
         self.epoch_members = split.train * self.schedule.passes
+        stain_variation = config.stain_variation
+        if stain_variation < 0:
+            # On the first alone, so that all processes vary by the same.
+            stain_variation = processes.from_first(
+                lambda: variation_from_data(dataset, split.train)
+            )
+            progress.note(
+                f"stain variation {stain_variation:.2f}, from how the training patients differ"
+            )
         compiled = worth_compiling(config, device, self.schedule.total * config.accumulate)
         self.learner = Learner(
-            config, dataset, split.train, statistics, device, processes, compiled
+            config,
+            dataset,
+            split.train,
+            statistics,
+            device,
+            processes,
+            compiled,
+            self.schedule.total,
+            stain_variation,
+            regression,
         )
         self.scales_um = self.learner.objective.scales_um
         if about := self.learner.forward.about:
             progress.note(f"the decoder runs {about}")
         dataset.wants_image = self.learner.decoder.wants_image
+        dataset.margin_um = self.learner.decoder.margin_um
         members = split.train + split.validation
         self.feed: Feed = open_feed(dataset, members, device, progress, processes.local_size)
         self.epoch = 0
@@ -245,14 +266,14 @@ class Trainer:
         torch.manual_seed(int(rng.integers(2**31)))
         self.learner.decoder.train()
         batches = plans(self.epoch_members, self.config.batch_size, rng)
-        coming = self.feed.batches([self._own(batch) for batch in batches])
+        own_batches = self.feed.batches([self._own(batch) for batch in batches])
         watch = LossWatch(len(self.scales_um), self.device, self._not_finite)
         before = (self.epoch - 1) * self.schedule.steps_per_epoch
         started, n_seen = time.perf_counter(), 0
         for i in range(self.schedule.steps_per_epoch):
             in_step = batches[i * self.config.accumulate : (i + 1) * self.config.accumulate]
             step = before + i
-            self.learner.step(step, self.schedule.share(step), in_step, coming, watch)
+            self.learner.step(step, self.schedule.share(step), in_step, own_batches, watch)
             n_seen += sum(map(len, in_step))
             rate = n_seen / (time.perf_counter() - started)
             detail = f"epoch {self.epoch}, loss {_texts(watch.means)}, {rate:.3g} patches/s{seen}"

@@ -16,6 +16,35 @@ if TYPE_CHECKING:
     from virchow_st.types import Array, UInt8Array
 
 
+def decoder_class(name: str) -> type[Decoder]:
+    """The class behind the name that ``--decoder`` takes."""
+    if name == "fusion":
+        from virchow_st.models.decoders.fusion import FusionDecoder
+
+        return FusionDecoder
+    if name in ("hist2st", "hist2st-large"):
+        from virchow_st.models.decoders.hist2st import Hist2ST
+
+        return Hist2ST
+    if name == "guided":
+        from virchow_st.models.decoders.guided import GuidedDecoder
+
+        return GuidedDecoder
+    if name == "pixels":
+        from virchow_st.models.decoders.guided import PixelsDecoder
+
+        return PixelsDecoder
+    if name == "img2st":
+        from virchow_st.models.decoders.img2st import Img2ST
+
+        return Img2ST
+    if name == "linear":
+        from virchow_st.models.decoders.linear import LinearDecoder
+
+        return LinearDecoder
+    raise ValueError(f"decoder: expected one that `vst train` offers; got {name!r}")
+
+
 def build_decoder(
     name: str, grid: int, token_mean: Tensor, token_std: Tensor, initial_bias: Tensor
 ) -> Decoder:
@@ -30,28 +59,11 @@ def build_decoder(
     Raises:
         ValueError: Unknown name.
     """
-    if name in ("hist2st", "hist2st-large"):
-        from virchow_st.models.decoders.hist2st import Hist2ST
-
-        width, depth = (256, 2) if name == "hist2st" else (936, 4)
-        return Hist2ST(grid, token_mean, token_std, initial_bias, width, depth)
-    if name == "guided":
-        from virchow_st.models.decoders.guided import GuidedDecoder
-
-        return GuidedDecoder(grid, token_mean, token_std, initial_bias)
+    build: Callable[..., Decoder] = decoder_class(name)
     if name == "pixels":
-        from virchow_st.models.decoders.guided import PixelsDecoder
-
-        return PixelsDecoder(initial_bias)
-    if name == "img2st":
-        from virchow_st.models.decoders.img2st import Img2ST
-
-        return Img2ST(grid, token_mean, token_std, initial_bias)
-    if name == "linear":
-        from virchow_st.models.decoders.linear import LinearDecoder
-
-        return LinearDecoder(grid, token_mean, token_std, initial_bias)
-    raise ValueError(f"decoder: expected one that `vst train` offers; got {name!r}")
+        return build(initial_bias)
+    size = {"hist2st": (256, 2), "hist2st-large": (936, 4)}.get(name, ())
+    return build(grid, token_mean, token_std, initial_bias, *size)
 
 
 def decode(

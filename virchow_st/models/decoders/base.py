@@ -11,7 +11,7 @@ from torch import Tensor, nn
 # of the head are small, so at a learning rate of 5e-5 the rates would need thousands of steps to
 # leave the gene means; with the gain they need tens. This is equivalent to a layer-wise learning
 # rate (Yang et al. 2021, arXiv:2203.03466).
-_GAIN = 5.0
+HEAD_GAIN = 5.0
 _INITIAL_STD = 0.001
 
 
@@ -34,7 +34,7 @@ class GeneHead(nn.Conv2d):
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """Map (B, C, H, W) to (B, G, H, W) in float32; bfloat16 would round a log-rate to 1/32."""
         with torch.autocast(x_BCHW.device.type, enabled=False):
-            return super().forward(_GAIN * x_BCHW.float())
+            return super().forward(HEAD_GAIN * x_BCHW.float())
 
 
 class Decoder(nn.Module):
@@ -45,9 +45,15 @@ class Decoder(nn.Module):
         head: The last layer. It is separate from `features` because GradNorm needs the gradient of
             its weight only; inside one graph compiled by `torch.compile`, all gradients would have
             to be computed for that.
+        margin_um: Margin of the neighbouring patches that a patch may come with, µm: tokens are
+            then (B, T + 2m, T + 2m, D) with that many tokens m, images (B, 3, 256 + 2n, 256 + 2n)
+            with that many pixels n. Without it the edge is repeated.
+        begins_as_regression: Whether `begin` has to be called before training.
     """
 
     wants_image: bool = False
+    margin_um: int = 0
+    begins_as_regression: bool = False
     head: GeneHead
 
     @abstractmethod
@@ -65,3 +71,19 @@ class Decoder(nn.Module):
             (B, G, 128, 128).
         """
         return self.head(self.features(tokens_BTTD, image_B3PP))
+
+    def begin(self, weights_DG: Tensor, intercept_G: Tensor) -> None:
+        """Make the output of the untrained decoder a regression on standardised tokens.
+
+        Args:
+            weights_DG: (D, G) of `TokenNorm`'s tokens.
+            intercept_G: (G,).
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not begin as a regression")
+
+    def advance(self, done: float) -> None:
+        """Change what depends on how far training is; in most decoders nothing does.
+
+        Args:
+            done: share of all training steps that are taken, 0 to 1.
+        """

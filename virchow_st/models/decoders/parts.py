@@ -5,6 +5,8 @@ Shape suffixes: B patches, T tokens per side, D token channels, C width.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d
@@ -76,17 +78,40 @@ class TokenNorm(Augmentation):
         return tokens_BTTD * (1 + stretch_B11D) + shift_B11D
 
 
+def group_norm(width: int) -> nn.Module:
+    """Normalise by the mean and spread over a whole patch, of eight groups of channels."""
+    return nn.GroupNorm(8, width)
+
+
+class CellNorm(nn.Module):
+    """Normalise each cell by the root mean square of its own channels (Zhang & Sennrich 2019).
+
+    Nothing that lies elsewhere in the patch counts, so that patches side by side, of different
+    tissue, do not differ in level where they meet.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.bias = nn.Parameter(torch.zeros(width))
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """(B, C, H, W) to the same shape."""
+        scale_B1HW = torch.rsqrt(x_BCHW.square().mean(1, keepdim=True) + 1e-5)
+        return x_BCHW * scale_B1HW * self.weight[:, None, None] + self.bias[:, None, None]
+
+
 class ConvBlock(nn.Module):
     """Depthwise 5×5 and pointwise convolution, each with a residual (Trockman & Kolter 2022)."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, norm: Callable[[int], nn.Module] = group_norm) -> None:
         super().__init__()
         self.space = nn.Sequential(
             EdgeConv(width, width, 5, groups=width),
             nn.GELU(),
-            nn.GroupNorm(8, width),
+            norm(width),
         )
-        self.channels = nn.Sequential(nn.Conv2d(width, width, 1), nn.GELU(), nn.GroupNorm(8, width))
+        self.channels = nn.Sequential(nn.Conv2d(width, width, 1), nn.GELU(), norm(width))
 
     def forward(self, x_BCTT: Tensor) -> Tensor:
         """(B, C, T, T) to the same shape."""
@@ -100,13 +125,13 @@ class ResBlock(nn.Module):
     GroupNorm uses no batch statistics, so the output for a patch does not depend on its batch.
     """
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, norm: Callable[[int], nn.Module] = group_norm) -> None:
         super().__init__()
         self.layers = nn.Sequential(
-            nn.GroupNorm(8, width),
+            norm(width),
             nn.GELU(),
             EdgeConv(width, width, 3),
-            nn.GroupNorm(8, width),
+            norm(width),
             nn.GELU(),
             EdgeConv(width, width, 3),
         )
@@ -151,10 +176,12 @@ class Upsampler(nn.Module):
 class Fusion(nn.Module):
     """Adds features of a coarser grid, unfolded by a factor 2, to those of the finer grid."""
 
-    def __init__(self, coarse: int, fine: int) -> None:
+    def __init__(
+        self, coarse: int, fine: int, norm: Callable[[int], nn.Module] = group_norm
+    ) -> None:
         super().__init__()
         self.unfold = unfolding(coarse, fine)
-        self.block = ResBlock(fine)
+        self.block = ResBlock(fine, norm)
 
     def forward(self, coarse_BCLL: Tensor, fine_BCMM: Tensor) -> Tensor:
         """(B, C, L, L) and (B, C', 2L, 2L) to (B, C', 2L, 2L)."""

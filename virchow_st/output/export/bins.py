@@ -73,6 +73,9 @@ def rounded(values: Float32Array) -> Float32Array:
     """Round float32 to 13 binary digits (relative error at most 6e-5), which halves the space.
 
     Integers below 2¹⁴ are unchanged.
+
+    >>> rounded(np.array([16383, 0.1], np.float32)).tolist()
+    [16383.0, 0.0999984741210937...]
     """
     dropped = 23 - _KEPT_BITS
     bits = np.asarray(values, np.float32).view(np.uint32)
@@ -81,7 +84,11 @@ def rounded(values: Float32Array) -> Float32Array:
 
 
 def channel_names(panel: Panel) -> list[str]:
-    """Symbols, and the gene's id instead where a symbol is missing or stands for several."""
+    """Gene symbols; the gene id where a symbol is missing or not unique.
+
+    >>> channel_names(Panel(("ENSG1", "ENSG2", "ENSG3"), ("EPCAM", "TBCE", "TBCE")))
+    ['EPCAM', 'ENSG2', 'ENSG3']
+    """
     times = Counter(panel.symbols)
     return [
         symbol if symbol and times[symbol] == 1 else gene

@@ -61,7 +61,11 @@ class CellTable:
 
 
 def cell_names(row: Int64Array, col: Int64Array) -> list[str]:
-    """Names of 8 µm bins as Space Ranger gives them."""
+    """Names of 8 µm bins as Space Ranger gives them.
+
+    >>> cell_names(np.array([0]), np.array([42]))
+    ['s_008um_00000_00042-1']
+    """
     return [f"s_008um_{r:05d}_{c:05d}-1" for r, c in zip(row, col, strict=True)]
 
 

@@ -67,5 +67,9 @@ def labels(panel: Sequence[Gene]) -> dict[str, str]:
 
 
 def stem(name: str) -> str:
-    """A file name without characters that file systems do not allow."""
+    """A file name without characters that file systems do not allow.
+
+    >>> stem("HLA-A (ENSG00000206503)")
+    'HLA-A_ENSG00000206503'
+    """
     return re.sub(r"[^\w.-]+", "_", name).strip("_")

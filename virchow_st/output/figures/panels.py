@@ -115,7 +115,11 @@ def grey_key(figure: Figure, left: float, top: float) -> None:
 
 
 def decimals(value: float, digits: int = 2) -> str:
-    """A score as text: a dash if it is undefined, with a true minus sign."""
+    """A score as text: a dash if it is undefined, with a true minus sign.
+
+    >>> decimals(0.3456), decimals(-0.5, 1), decimals(float("nan"))
+    ('0.35', '−0.5', '–')
+    """
     if math.isnan(value):
         return "–"
     # Adding 0.0 after rounding turns a negative zero into zero.

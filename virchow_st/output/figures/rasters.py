@@ -28,6 +28,10 @@ def sum_bins(values: Array, factor: int) -> Float64Array:
     """Sum (R, C) over squares of ``factor`` bins to (⌈R/factor⌉, ⌈C/factor⌉), keeping the total.
 
     Squares of the last row or column that the map does not fill sum the bins that exist.
+
+    >>> sum_bins(np.ones((3, 4), np.float32), 2)
+    array([[4., 4.],
+           [2., 2.]])
     """
     rows, cols = values.shape
     padded = np.pad(values, ((0, -rows % factor), (0, -cols % factor)))
@@ -39,6 +43,12 @@ def density(values: Array, mask: BoolArray, factor: int) -> np.ma.MaskedArray:
     """UMIs per 64 µm² in squares of ``factor`` 2 µm bins; masked unless every bin is scored.
 
     Metrics score coarse bins by the same rule, so no score includes a grey bin.
+
+    >>> counts, scored = np.eye(4), np.ones((4, 4), bool)
+    >>> scored[3, 3] = False
+    >>> print(density(counts, scored, 2))  # 2 UMIs in 16 µm² are 8 in 64 µm²
+    [[8.0 0.0]
+     [0.0 --]]
     """
     known = sum_bins(mask, factor) == factor**2
     umis = sum_bins(np.where(mask, values, 0), factor)

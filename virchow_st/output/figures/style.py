@@ -183,7 +183,11 @@ def log_ticks(axis: Axis, low: float, high: float, text: Callable[[float], str])
 
 
 def plain(value: float) -> str:
-    """A tick's value as text: 0.001, 20, or a power of ten such as 10⁻⁵ instead of many zeros."""
+    """A tick's value as text: 0.001, 20, or a power of ten such as 10⁻⁵ instead of many zeros.
+
+    >>> plain(0.001), plain(20), plain(1e-5), plain(2e-5)
+    ('0.001', '20', '10⁻⁵', '2·10⁻⁵')
+    """
     text = f"{value:g}"
     if "e" not in text:
         return text

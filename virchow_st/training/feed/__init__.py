@@ -45,9 +45,9 @@ def open_feed(
     size = f"{len(members)} patches, {_size(n_bytes)},"
     place = "in memory" if device.type == "cpu" else f"on {device}"
     if n_bytes <= room:
-        progress.note(f"{size} are held {place}")
+        progress.note(f"{size} are kept {place}")
         return Resident(dataset, members, device, progress)
-    progress.note(f"{size} are read from the stores all along: {_size(room)} may be taken {place}")
+    progress.note(f"{size} are read during training: {_size(room)} may be used {place}")
     return Streamed(dataset, device)
 
 

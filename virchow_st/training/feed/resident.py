@@ -21,7 +21,7 @@ from virchow_st.runtime.prefetch import ahead
 from virchow_st.runtime.progress import SILENT, Progress
 from virchow_st.training.dataset import N_ORIENTATIONS, BatchPlan, PatchDataset, turned_positions
 from virchow_st.training.feed.base import DeviceBatch
-from virchow_st.types import PATCH_BINS, PATCH_POSITIONS, STORED_IMAGE_PX, Array, Int64Array
+from virchow_st.types import PATCH_BINS, PATCH_POSITIONS, Array, Int64Array
 
 _N_READERS = 4
 _BLOCK_PATCHES = 16  # read and sent to the device together
@@ -53,8 +53,9 @@ class Resident:
         self._n_genes = len(dataset.panel)
         members = list(dict.fromkeys(members))
         self._place = {member: i for i, member in enumerate(members)}
-        N, (T, _, D) = len(members), dataset.token_shape
-        self._grid = T
+        N, D = len(members), dataset.token_shape[2]
+        T = dataset.token_shape[0] + 2 * dataset.margin_tokens
+        self._grid, self._image_px = T, dataset.image_px
 
         def held(*shape: int, dtype: torch.dtype) -> Tensor:
             return torch.empty(shape, dtype=dtype, device=device)
@@ -64,7 +65,7 @@ class Resident:
         self._scales_ND = held(N, D, dtype=torch.float32) if as_codes else None
         self._image_NP3 = None
         if dataset.wants_image:
-            self._image_NP3 = held(N, STORED_IMAGE_PX**2, 3, dtype=torch.uint8)
+            self._image_NP3 = held(N, self._image_px**2, 3, dtype=torch.uint8)
         self._mask_NR = held(N, PATCH_POSITIONS, dtype=torch.bool)
         self._hold(dataset, members, progress)
 
@@ -74,7 +75,7 @@ class Resident:
             return torch.from_numpy(turned).to(device)
 
         self._tokens_8T, self._bins_8R = turning(T), turning(PATCH_BINS)
-        self._pixels_8P = turning(STORED_IMAGE_PX) if dataset.wants_image else None
+        self._pixels_8P = turning(self._image_px) if dataset.wants_image else None
         channels = [dataset.channels(o) for o in range(N_ORIENTATIONS)]
         self._channels_8D: Tensor | None = None
         if channels[0] is not None:
@@ -135,7 +136,7 @@ class Resident:
         at_B1 = at_B[:, None]
         image = None
         if self._image_NP3 is not None and self._pixels_8P is not None:
-            side = STORED_IMAGE_PX
+            side = self._image_px
             image = self._image_NP3[at_B1, self._pixels_8P[turn_B]].view(B, side, side, 3)
         return DeviceBatch(
             members=members,
@@ -183,19 +184,19 @@ class _Block:
 
     def __init__(self, dataset: PatchDataset, members: Sequence[Member]) -> None:
         patches = [dataset.patch(member) for member in members]
-        T, _, D = dataset.token_shape
+        D = dataset.token_shape[2]
         self.scales: Array = np.empty((len(members), D), np.float32)
         if _keeps_codes(dataset):
             codes = [patch.token_codes for patch in patches]
             tokens = np.stack([code for code, _ in codes])
             self.scales = np.stack([scales for _, scales in codes])
         else:
-            tokens = np.stack([patch.tokens for patch in patches])
-        self.tokens = tokens.reshape(-1, T * T, D)
-        self.images = np.empty((0, STORED_IMAGE_PX**2, 3), np.uint8)
+            tokens = np.stack([dataset.tokens(member) for member in members])
+        self.tokens = tokens.reshape(len(members), -1, D)
+        self.images = np.empty((0, dataset.image_px**2, 3), np.uint8)
         if dataset.wants_image:
-            images = [patch.image for patch in patches]
-            self.images = np.stack(images).reshape(-1, STORED_IMAGE_PX**2, 3)
+            images = [dataset.image(member) for member in members]
+            self.images = np.stack(images).reshape(-1, dataset.image_px**2, 3)
         self.masks = np.stack([patch.tissue_mask.ravel() for patch in patches])
         counts = [dataset.panel_counts(member) for member in members]
         genes = np.arange(len(dataset.panel))
@@ -208,13 +209,15 @@ class _Block:
 
 def resident_bytes(dataset: PatchDataset, members: Sequence[Member]) -> int:
     """Upper estimate of the memory that `Resident` needs, in bytes."""
-    T, _, D = dataset.token_shape
+    T, D = dataset.token_shape[0] + 2 * dataset.margin_tokens, dataset.token_shape[2]
     token_bytes = T * T * D + 4 * D if _keeps_codes(dataset) else 2 * T * T * D
-    image_bytes = 3 * STORED_IMAGE_PX**2 if dataset.wants_image else 0
+    image_bytes = 3 * dataset.image_px**2 if dataset.wants_image else 0
     per_patch = token_bytes + image_bytes + PATCH_POSITIONS + 8 * len(dataset.panel)
     stores = {member.store for member in members}
     return len(members) * per_patch + _COUNT_BYTES * sum(dataset.panel_umis(s) for s in stores)
 
 
 def _keeps_codes(dataset: PatchDataset) -> bool:
+    if dataset.margin_um:  # whose tokens have scales of their own
+        return False
     return all(store.token_dtype == "int8" for store in dataset.stores)

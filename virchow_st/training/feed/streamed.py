@@ -45,7 +45,7 @@ class Streamed:
     def _read(self, work: tuple[BatchPlan, _Slot]) -> Batch:
         plan, slot = work
         slot.wait()
-        return self._dataset.load(plan.members, plan.turns, slot.room)
+        return self._dataset.load(plan.members, plan.turns, slot.allocate)
 
 
 class _Slot:
@@ -56,7 +56,7 @@ class _Slot:
         self._buffers: dict[str, Array] = {}
         self._copied: torch.cuda.Event | None = None
 
-    def room(self, name: str, shape: tuple[int, ...], dtype: Any) -> Array:
+    def allocate(self, name: str, shape: tuple[int, ...], dtype: Any) -> Array:
         """Allocate an array in the buffer of that name, which grows if it is too small."""
         n_bytes = math.prod(shape) * np.dtype(dtype).itemsize
         buffer = self._buffers.get(name)

@@ -1,0 +1,116 @@
+"""What plain ``vst train`` reaches on a patient left out, and how soon, on new simulated cohorts.
+
+Each cohort is simulated with the settings of ``vst demo`` and a seed of its own, extracted with the
+stain encoder, trained with the defaults, and evaluated as it stood after a minute, after two and a
+half, after six, and at the end. Time counts from the start of `train`, with reading and the
+regression that the decoder begins as.
+
+    python benchmarks/default_recipe.py FOLDER --cohorts 101 102 103 --json default_recipe.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import virchow_st as vst
+from virchow_st.runtime.progress import SILENT
+
+MARKS_S = (60, 150, 360)
+TEST_PATIENT = "P5"
+
+
+class Snapshots:
+    """Progress listener that keeps a run as it stood when each mark was passed.
+
+    A checkpoint is written while training goes on, so the copy is made an epoch later, and holds
+    what had been saved by the mark or before.
+    """
+
+    def __init__(self, run: Path, folder: Path) -> None:
+        self._run, self._folder = run, folder
+        self._began = time.monotonic()
+        self._left = list(MARKS_S)
+        self.taken: dict[int, Path] = {}
+
+    def note(self, text: str) -> None:
+        if not text.startswith("epoch "):
+            return
+        while self._left and time.monotonic() - self._began >= self._left[0]:
+            mark = self._left.pop(0)
+            self.taken[mark] = self._folder / f"after-{mark}s"
+            shutil.copytree(self._run, self.taken[mark])
+
+    def warn(self, text: str) -> None:
+        print(f"warning: {text}")
+
+    def step(self, done: int, total: int, unit: str, detail: str = "") -> None:
+        pass
+
+
+def measure(folder: Path, cohort: int, seed: int) -> dict[str, Any]:
+    """Train and evaluate on one cohort."""
+    slides = folder / f"cohort-{cohort}"
+    config = vst.SimulateConfig(seed=cohort)
+    vst.simulate_cohort(slides, config)
+    for _ in vst.extract_cohort(
+        slides / "slides.csv", vst.ExtractConfig("stain", device="cpu"), SILENT
+    ):
+        pass
+    stores = tuple(str((slides / f"{p}.vst").resolve()) for p in config.patients)
+    run = folder / f"run-{cohort}-{seed}" / "end"
+    for_run = run.parent
+    shutil.rmtree(for_run, ignore_errors=True)
+    for_run.mkdir(parents=True)
+    snapshots = Snapshots(run, for_run)
+    wall, cpu = time.monotonic(), time.process_time()
+    vst.train(
+        run,
+        vst.TrainConfig(stores=stores, test_patient=TEST_PATIENT, seed=seed, device="cpu"),
+        progress=snapshots,
+    )
+    result: dict[str, Any] = {
+        "cohort": cohort,
+        "seed": seed,
+        "wall_s": round(time.monotonic() - wall, 1),
+        "cpu_s": round(time.process_time() - cpu, 1),
+        "cores": len(os.sched_getaffinity(0)),
+    }
+    for name, path in {**{f"{m} s": p for m, p in snapshots.taken.items()}, "end": run}.items():
+        metrics = vst.evaluate_run(path, "cpu", SILENT)
+        result[name] = {
+            "epoch": metrics["epoch"],
+            "of_ceiling": shares(metrics["scales"]),
+            "ridge_of_ceiling": shares(metrics["baselines"]["ridge"]),
+            "d2_poisson": {s: round(v["d2_poisson"], 4) for s, v in metrics["scales"].items()},
+            "seams": metrics["seams"],
+        }
+    return result
+
+
+def shares(scales: dict[str, Any]) -> dict[str, float]:
+    return {scale: round(scores["pcc_of_ceiling"], 4) for scale, scores in scales.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--cohorts", type=int, nargs="+", default=[101, 102, 103])
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    results = []
+    for cohort in arguments.cohorts:
+        results.append(measure(arguments.folder, cohort, arguments.seed))
+        print(json.dumps(results[-1], indent=1), flush=True)
+    if arguments.json:
+        arguments.json.write_text(json.dumps(results, indent=1) + "\n", "utf-8")
+
+
+if __name__ == "__main__":
+    main()
