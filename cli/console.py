@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import codecs
 import json
+import sys
 import time
+from io import TextIOWrapper
 from types import TracebackType
 from typing import Any, Literal
 
@@ -12,8 +15,19 @@ from rich.console import Console as RichConsole
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 from rich.table import Table
+from rich.text import Text
+
+from virchow_st.names import is_plain, shown
 
 _PLAIN_LINE_EVERY_S = 10.0
+
+
+class _Plain(RichConsole):
+    """What names hold is shown, never obeyed: control characters come as ``\\x1b``."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """See rich; every text that is printed, and every cell of a table, comes by here."""
+        return super().render_str(shown(text), **options)
 
 
 class Console:
@@ -31,8 +45,8 @@ class Console:
         # Paths and names are printed verbatim: "[" must not be markup nor ":cat:" an emoji.
         plain: dict[str, Any] = {"highlight": False, "soft_wrap": True}
         plain |= {"markup": False, "emoji": False}
-        self._out = RichConsole(**plain)
-        self._err = RichConsole(stderr=True, **plain)
+        self._out = _Plain(**plain)
+        self._err = _Plain(stderr=True, **plain)
         self._bar: RichProgress | None = None
         self._started = 0.0
         self._first = 0
@@ -55,8 +69,8 @@ class Console:
         self._err.print(f"error: {_one_line(text)}", style="bold red")
 
     def step(self, done: int, total: int, unit: str, detail: str = "") -> None:
-        """Show progress of the current job; a smaller ``done`` than before starts a new job."""
-        now = time.monotonic()
+        """Progress of the job at hand; a smaller ``done`` than before begins a new job."""
+        now, detail = time.monotonic(), shown(detail)
         if self._last_done == 0 or done <= self._last_done:
             self._started, self._first = now, done
             self._last_line = 0.0
@@ -78,12 +92,12 @@ class Console:
     def _step_bar(self, done: int, total: int, unit: str, detail: str) -> None:
         if self._bar is None:
             self._bar = RichProgress(
-                TextColumn("  {task.description}"),
+                TextColumn("  {task.description}", markup=False),
                 BarColumn(),
                 MofNCompleteColumn(),
                 TextColumn("{task.fields[rate]}"),
                 TimeRemainingColumn(),
-                TextColumn("{task.fields[detail]}"),
+                TextColumn("{task.fields[detail]}", markup=False),
                 console=self._err,
             )
             self._bar.add_task(unit, total=total, rate="", detail="")
@@ -149,9 +163,34 @@ class Console:
         self._out.print(table)
 
     def json(self, content: Any) -> None:
-        """Print JSON to stdout, for other programs."""
-        self._out.print(json.dumps(content, indent=1, ensure_ascii=False))
+        """JSON, to stdout, for programs."""
+        text = json.dumps(content, indent=1, ensure_ascii=False)
+        if not is_plain(text.replace("\n", "")):
+            text = json.dumps(content, indent=1)
+        self._out.print(text)
 
 
 def _one_line(text: str) -> str:
     return " ".join(text.split())
+
+
+_IN_ASCII = str.maketrans(
+    {"µ": "u", "×": "x", "–": "-", "—": "-", "−": "-", "²": "2", "°": " deg", "≥": ">=", "≤": "<=",
+     "±": "+-", "→": "->", "…": "...", "‘": "'", "’": "'", "“": '"', "”": '"', "ρ": "rho"}
+)  # fmt: skip
+
+
+def _in_ascii(error: UnicodeError) -> tuple[str, int]:
+    """What stands for characters that an output cannot take; ``\\u…`` where nothing is alike."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    text = error.object[error.start : error.end].translate(_IN_ASCII)
+    return text.encode("ascii", "backslashreplace").decode(), error.end
+
+
+def print_anything() -> None:
+    """Let standard output and error take any text, whatever the locale's encoding."""
+    codecs.register_error("virchow_st.likeness", _in_ascii)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="virchow_st.likeness")

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypedDict
 
 import click
 import xxhash
@@ -17,6 +16,7 @@ from virchow_st.config import ExtractConfig, SimulateConfig, TrainConfig
 from virchow_st.errors import ConfigError
 from virchow_st.runtime.atomic import write_json
 from virchow_st.runtime.lock import LOCK_NAME, locked
+from virchow_st.schema import read_json
 from virchow_st_cli.console import Console
 from virchow_st_cli.options import with_console
 from virchow_st_cli.scores import print_comparison, print_scores
@@ -76,15 +76,18 @@ def _run(console: Console, out: Path) -> None:
     console.note(f"{time.monotonic() - started:.0f} s")
 
 
+class _Mark(TypedDict):
+    format: Literal["virchow_st.demo/1"]
+    program: str
+
+
 def _claim(out: Path) -> None:
     """Create or reuse the demo's folder; refuse a folder that another program wrote."""
     mark = {"format": "virchow_st.demo/1", "program": _program_digest()}
     if (out / _MARK).is_file():
-        found = json.loads((out / _MARK).read_text("utf-8"))
+        found = read_json(out / _MARK, _Mark, "give another folder")
         if found == mark:
             return
-        if found.get("format") != mark["format"]:
-            raise ConfigError(f"{out / _MARK}: is not of this demo; give another folder")
         for name in _PARTS:
             shutil.rmtree(out / name, ignore_errors=True)
     elif any(path.name != LOCK_NAME for path in out.iterdir()):

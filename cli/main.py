@@ -22,7 +22,7 @@ from virchow_st.errors import VirchowSTError
 from virchow_st.runtime.distributed import is_main_process
 from virchow_st.runtime.interrupt import Terminated, exit_code, raise_on_sigterm
 from virchow_st_cli.bench import bench
-from virchow_st_cli.console import Console
+from virchow_st_cli.console import Console, print_anything
 from virchow_st_cli.demo import demo
 from virchow_st_cli.doctor import doctor
 from virchow_st_cli.evaluate import evaluate
@@ -76,6 +76,7 @@ def main() -> None:
     # After their work torch's OpenMP threads spin for milliseconds, on cores that the threads of
     # the kernels and of the reader wait for. libgomp reads this when torch is loaded.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    print_anything()
     sys.unraisablehook = _keep_interrupt
     raise_on_sigterm()
     # timm and torch-geometric still compile a few functions in a way that torch has deprecated.
@@ -122,6 +123,12 @@ def run(arguments: list[str]) -> int:
         if isinstance(e, OSError) and e.errno in _UNUSABLE_PLACE:
             console.error(
                 f"{e.filename or 'output'}: {e.strerror}; make room or give another place"
+            )
+            return 2
+        if isinstance(e, UnicodeEncodeError):
+            console.error(
+                f"the locale's encoding has no {e.object[e.start : e.end]!r}, which a name holds; "
+                "set LC_ALL=C.UTF-8"
             )
             return 2
         name = type(e).__name__

@@ -385,7 +385,7 @@ def test_a_large_slide_is_shown_smaller_in_the_overview(
 
 
 def read_overviews_of(folder: Path) -> list[Any]:
-    from virchow_st.output.figures.slides import read_overviews
+    from virchow_st.run.overview import read_overviews
 
     return list(read_overviews(folder))
 

@@ -146,8 +146,7 @@ def test_torch_is_known_where_it_has_to_be() -> None:
     assert {name for name in users if room(name) == "runtime"} <= {
         f"virchow_st.runtime.{name}" for name in ("devices", "distributed")
     }
-    assert {name for name in users if room(name) == "run"} == {
-        "virchow_st.run.checkpoint", "virchow_st.run.history"}  # fmt: skip
+    assert {name for name in users if room(name) == "run"} == {"virchow_st.run.checkpoint"}
     assert "virchow_st.models.encoders.base" not in users
     assert "virchow_st.models.encoders.stain" not in users
 

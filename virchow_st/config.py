@@ -7,12 +7,12 @@ help text from the field, and a run's ``config.toml`` is the same dataclass writ
 from __future__ import annotations
 
 import math
-import tomllib
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_type_hints
 
 from virchow_st.errors import ConfigError
+from virchow_st.schema import MismatchError, check, read_toml
 from virchow_st.types import SCALES_UM
 
 
@@ -197,6 +197,9 @@ class TrainConfig(_Checked):
             )
 
 
+KEEP_PATHS = "say where files lie, not only what they are called; the output is made to be shared"
+
+
 @dataclass(frozen=True)
 class PredictConfig(_Checked):
     """Settings of ``vst predict``."""
@@ -222,6 +225,7 @@ class PredictConfig(_Checked):
         choices=(0, 32, 64, 128),
     )
     device: str = setting("auto", "auto, cpu, cuda or cuda:N")
+    keep_paths: bool = setting(False, KEEP_PATHS)
 
 
 @dataclass(frozen=True)
@@ -240,6 +244,7 @@ class ExportConfig(_Checked):
         "(default all), for a store the genes to write images of",
     )
     slide: str = setting("", "test slide to export, if the run has several")
+    keep_paths: bool = setting(False, KEEP_PATHS)
 
 
 C = TypeVar("C", bound=_Checked)
@@ -263,22 +268,17 @@ def from_toml(cls: type[C], path: Path) -> C:
     Raises:
         ConfigError: The file cannot be read, is not TOML, or has unknown keys or bad values.
     """
-    try:
-        values = tomllib.loads(path.read_text("utf-8"))
-    except OSError as e:
-        raise ConfigError(f"{path}: cannot be read ({e.strerror}); give a TOML file") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
-        raise ConfigError(f"{path}: expected TOML; {e}") from None
-    known = {f.name: f for f in fields(cls)}  # type: ignore[arg-type]
+    values = read_toml(path)
+    known = get_type_hints(cls)
     if unknown := sorted(set(values) - set(known)):
         raise ConfigError(f"{path}: unknown keys {', '.join(unknown)}; known: {', '.join(known)}")
     for name, value in values.items():
-        default = known[name].default
-        if isinstance(default, tuple) and isinstance(value, list):
-            value = values[name] = tuple(value)
-        elif isinstance(default, float) and isinstance(value, int):
-            value = values[name] = float(value)
-        if type(value) is not type(default):
-            want = type(default).__name__
-            raise ConfigError(f"{path}: {name}: expected {want}; got {value!r}")
+        try:
+            check(value, known[name], name)
+        except MismatchError as e:
+            raise ConfigError(f"{path}: {e}") from None
+        if isinstance(value, list):
+            values[name] = tuple(value)
+        elif known[name] is float:
+            values[name] = float(value)
     return cls(**values)

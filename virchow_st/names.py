@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from hashlib import sha256
 from unicodedata import normalize
 
+from virchow_st.errors import ConfigError
+
 # What a terminal takes for an order, or shows in another place or order than it is written: control
 # characters, line and paragraph separators, marks of the direction of writing, and lone surrogates,
 # which are bytes of a command line that are no text.
@@ -22,6 +24,13 @@ _DEVICES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 def is_plain(text: str) -> bool:
     """Whether a terminal shows the text as it is written."""
     return _CONTROL.search(text) is None
+
+
+def check_plain(text: str, what: str) -> str:
+    """The text itself; raises `ConfigError` where a terminal would not show it as it is."""
+    if not is_plain(text):
+        raise ConfigError(f"{what}: expected a name without control characters; got {text!r:.80}")
+    return text
 
 
 def shown(text: str) -> str:
@@ -74,3 +83,20 @@ def _cut(file: str) -> str:
 
 def _digest(name: str) -> str:
     return sha256(name.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+_FORMULA = re.compile(r"'*[=+\-@\t\r]")  # what a spreadsheet computes, however often it was quoted
+
+
+def csv_text(text: str) -> str:
+    """A name for a CSV file: one that a spreadsheet would compute is quoted by ``'``.
+
+    >>> csv_text("=cmd"), csv_text("CD74")
+    ("'=cmd", 'CD74')
+    """
+    return f"'{text}" if _FORMULA.match(text) else text
+
+
+def csv_name(text: str) -> str:
+    """The name that `csv_text` was given."""
+    return text[1:] if text.startswith("'") and _FORMULA.match(text) else text

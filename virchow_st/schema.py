@@ -3,7 +3,7 @@
 A schema is a type: a `TypedDict` for an object, whose keys are required unless `NotRequired` and
 which may have others; ``list``, ``dict``, ``tuple``, ``Literal``, unions; ``str``, ``int``,
 ``float``, ``bool``; and any of these with conditions, ``Annotated[int, Within(0, 9)]``. What does
-not fit raises `Mismatch`, which says where, what was expected and what was found; the readers turn
+not fit raises `MismatchError`, which says where, what was expected and what was found; readers turn
 it into an error of one line that names the file and what to do.
 
 Strings hold text that can be encoded. Whole numbers fit into 64 bits, numbers are finite, and true
@@ -13,10 +13,11 @@ is not 1. A whole number may stand where a number is expected.
 from __future__ import annotations
 
 import csv
+import io
 import json
 import math
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -43,7 +44,7 @@ _WORDS = {str: "text", int: "a whole number", float: "a number", bool: "true or 
           list: "a list", dict: "an object", NoneType: "null"}  # fmt: skip
 
 
-class Mismatch(ValueError):
+class MismatchError(ValueError):
     """What was read is not what its schema asks for."""
 
 
@@ -112,7 +113,7 @@ def check(value: Any, kind: Any, where: str = "") -> Any:
         where: what to call it in an error.
 
     Raises:
-        Mismatch: it is not of this kind.
+        MismatchError: it is not of this kind.
     """
     origin = get_origin(kind)
     if origin is Annotated:
@@ -150,7 +151,7 @@ def _check_union(value: Any, kinds: tuple[Any, ...], where: str) -> None:
     for kind in others:
         try:
             check(value, kind, where)
-        except Mismatch:
+        except MismatchError:
             continue
         return
     raise _mismatch(where, " or ".join(_word(kind) for kind in kinds), value)
@@ -186,7 +187,7 @@ def _check_object(value: Any, kind: Any, where: str) -> None:
         if name in content:
             check(content[name], inner, _inside(where, name))
         elif required:
-            raise Mismatch(f"{_inside(where, name)} is missing")
+            raise MismatchError(f"{_inside(where, name)} is missing")
 
 
 def _check_scalar(value: Any, kind: Any, where: str) -> None:
@@ -217,10 +218,10 @@ def _inside(where: str, name: Any) -> str:
     return f"{where}.{name:.{_SHOWN}}" if where else f"{name:.{_SHOWN}}"
 
 
-def _mismatch(where: str, expected: str, found: Any) -> Mismatch:
+def _mismatch(where: str, expected: str, found: Any) -> MismatchError:
     what = f"{_WORDS[type(found)]}" if isinstance(found, dict | list) else f"{found!r:.{_SHOWN}}"
     prefix = f"{where}: " if where else ""
-    return Mismatch(f"{prefix}expected {expected}; got {what}")
+    return MismatchError(f"{prefix}expected {expected}; got {what}")
 
 
 # --- files --------------------------------------------------------------------------------------
@@ -275,7 +276,8 @@ def read_json(
 def read_json_lines(path: Path, kind: Any, remedy: str, *, missing: str | None = None) -> list[Any]:
     """What a file holds that has a JSON object a line; see `read_json`."""
     found = []
-    for n, line in enumerate(read_text(path, remedy, missing=missing).splitlines(), start=1):
+    text = read_text(path, remedy, missing=missing).removesuffix("\n")
+    for n, line in enumerate(text.split("\n") if text else (), start=1):
         try:
             found.append(check(parse_json(line), kind))
         except ValueError as e:
@@ -294,7 +296,7 @@ def read_toml(path: Path, remedy: str = "give a TOML file") -> dict[str, Any]:
 
 def read_table(
     path: Path,
-    columns: dict[str, Callable[[str], Any]],
+    columns: Mapping[str, Callable[[str], Any]],
     remedy: str,
     *,
     delimiter: str = ",",
@@ -324,22 +326,24 @@ def read_table(
 
 
 def _rows(
-    text: str, columns: dict[str, Callable[[str], Any]], delimiter: str
+    text: str, columns: Mapping[str, Callable[[str], Any]], delimiter: str
 ) -> Iterator[dict[str, Any]]:
-    lines = csv.reader(text.splitlines(keepends=True), delimiter=delimiter, strict=True)
+    lines = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     head = next(lines, [])
     if lacking := [name for name in columns if name not in head]:
-        raise Mismatch(f"column {lacking[0]!r} is missing")
+        raise MismatchError(f"column {lacking[0]!r} is missing")
     if len(set(head)) < len(head):
-        raise Mismatch("a column comes twice")
+        raise MismatchError("a column comes twice")
     for fields in lines:
         if len(fields) != len(head):
-            raise Mismatch(f"line {lines.line_num}: expected {len(head)} fields; got {len(fields)}")
+            raise MismatchError(
+                f"line {lines.line_num}: expected {len(head)} fields; got {len(fields)}"
+            )
         row = dict(zip(head, fields, strict=True))
         try:
             yield {name: of(row[name]) for name, of in columns.items()}
         except (ValueError, OverflowError) as e:
-            raise Mismatch(f"line {lines.line_num}: {e}") from None
+            raise MismatchError(f"line {lines.line_num}: {e}") from None
 
 
 def read_text(

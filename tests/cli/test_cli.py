@@ -145,7 +145,7 @@ def test_inspect_shows_a_registration_check(vst, place: Place) -> None:
     (store / "store.json").write_text(json.dumps(manifest), "utf-8")
     answer = vst("inspect", store)
     assert answer.code == 2
-    assert "registration: expected a verdict and the numbers shift_row_um" in answer.err
+    assert "registration.strength: expected a number; got" in answer.err
 
 
 def test_paths_are_printed_as_they_are(vst, place: Place) -> None:

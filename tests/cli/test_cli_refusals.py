@@ -278,7 +278,11 @@ def test_train_into_a_folder_that_is_there(vst, place: Place) -> None:
 
 @pytest.mark.parametrize(
     ("text", "expected"),
-    [("epochs = ", "TOML"), ("epoch = 1", "unknown keys"), ("epochs = 'x'", "expected int")],
+    [
+        ("epochs = ", "TOML"),
+        ("epoch = 1", "unknown keys"),
+        ("epochs = 'x'", "expected a whole number"),
+    ],
 )
 def test_broken_config_file(vst, place: Place, text: str, expected: str) -> None:
     path = place.folder / "config.toml"

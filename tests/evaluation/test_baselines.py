@@ -10,12 +10,13 @@ from skimage.color import rgb2hed
 from tiny_store import make_record, make_records, write_records, write_store
 
 from virchow_st.errors import ConfigError
-from virchow_st.evaluation.baselines import BASELINES, ORACLES, Baselines, fit_baselines
+from virchow_st.evaluation.baselines import ORACLES, Baselines, fit_baselines
 from virchow_st.evaluation.baselines.fit import LEAST_RATE
 from virchow_st.evaluation.baselines.nuclei import nuclear_features
 from virchow_st.evaluation.baselines.regression import NormalEquations
 from virchow_st.evaluation.baselines.ridge import PENALTIES, RidgeFit
 from virchow_st.run.panel import Panel
+from virchow_st.run.score_table import BASELINES
 from virchow_st.run.split import Member, Split
 from virchow_st.store.reader import Store
 

@@ -11,6 +11,7 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+from old_run import without_hashes
 from tiny_store import write_store
 
 from virchow_st.config import TrainConfig
@@ -18,18 +19,15 @@ from virchow_st.errors import ConfigError
 from virchow_st.evaluation.blocks import NOBODY, cut_blocks, shifted_places, shuffled_places
 from virchow_st.evaluation.evaluate import check_comparable, evaluate_run
 from virchow_st.metrics import BlockSums, ScaleAccumulator, ScaleScores
+from virchow_st.run.blocks import RUN, RunBlocks, read_blocks, write_blocks
 from virchow_st.run.compare import compare_runs, differences, intervals
 from virchow_st.run.panel import Panel
 from virchow_st.run.results import (
     INTERVALS,
     PER_GENE,
-    RUN,
     SCORES,
-    RunBlocks,
     check_metrics,
-    read_blocks,
     read_metrics,
-    write_blocks,
     write_metrics,
     write_per_gene,
 )
@@ -167,7 +165,8 @@ def metrics() -> dict[str, Any]:
     }  # fmt: skip
     return {
         "format": "virchow_st.metrics/1", "test_patients": ["T"], "n_patches": 10, "n_genes": G,
-        "loss": "poisson", "decoder": "linear", "epoch": 3, "encoder": {"name": "stain"},
+        "loss": "poisson", "decoder": "linear", "epoch": 3,
+        "encoder": {"name": "stain", "weights": "0" * 16, "licence": ""},
         "bootstrap": {"block_um": 256, "n_blocks": 10, "draws": 1000},
         "scales": scales["run"], "baselines": {"ridge": scales["ridge"]}, "oracles": [],
         "differences": {"ridge": differences(sums_of(run), sums_of(mean))},
@@ -196,20 +195,23 @@ def _cut(metrics: dict[str, Any], *path: str) -> None:
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda m: m.update(format="virchow_st.metrics/0"), "expected format"),
-        (lambda m: m.update(n_genes="3"), "n_genes: expected int; got '3'"),
-        (lambda m: _cut(m, "bootstrap"), "bootstrap: expected dict"),
+        (lambda m: m.update(format="virchow_st.metrics/0"), "format: expected"),
+        (lambda m: m.update(n_genes="3"), "n_genes: expected a whole number; got '3'"),
+        (lambda m: _cut(m, "bootstrap"), "bootstrap is missing"),
         (lambda m: _cut(m, "scales", "16"), "scales: expected the scales 2, 4, 8, 16"),
-        (lambda m: _cut(m, "scales", "8", "auroc"), "scales.8.auroc: expected a number"),
-        (lambda m: _cut(m, "scales", "8", "pcc_ci95"), "scales.8.pcc_ci95: expected"),
+        (lambda m: _cut(m, "scales", "8", "auroc"), "scales.8.auroc is missing"),
+        (lambda m: _cut(m, "scales", "8", "pcc_ci95"), "scales.8.pcc_ci95 is missing"),
         (lambda m: m["scales"]["8"].update(pcc_ci95=[0.1]), "scales.8.pcc_ci95: expected"),
-        (lambda m: m["scales"].update({"4": []}), "scales.4: expected dict"),
+        (lambda m: m["scales"].update({"4": []}), "scales.4: expected an object"),
         (lambda m: m["scales"]["4"].update(pcc="0.3"), "scales.4.pcc: expected a number"),
-        (lambda m: m["scales"]["4"].update(pcc=float("nan")), "scales.4.pcc: expected a number"),
+        (lambda m: m["scales"]["4"].update(pcc=1e400), "scales.4.pcc: expected a finite number"),
         (lambda m: m["scales"]["4"].update(pcc=True), "scales.4.pcc: expected a number"),
         (lambda m: _cut(m, "baselines", "ridge", "2"), "baselines.ridge: expected the scales"),
-        (lambda m: m.update(slides={"T-0": 3}), "slides.T-0: expected the scales"),
+        (lambda m: m.update(slides={"T-0": 3}), "slides.T-0: expected an object"),
         (lambda m: _cut(m, "differences", "ridge"), "differences: expected ridge"),
+        (lambda m: _cut(m, "differences", "ridge", "4", "pcc", "p"), "ridge.4.pcc.p is missing"),
+        (lambda m: m.update(oracles=["total_umi"]), "oracles: expected some of ridge"),
+        (lambda m: m["encoder"].update(name="\x1b[31m"), "encoder.name: expected a name"),
     ],
 )
 def test_other_content_is_refused_both_ways(
@@ -220,8 +222,8 @@ def test_other_content_is_refused_both_ways(
     with pytest.raises(ValueError, match=message):
         write_metrics(tmp_path, spoilt)
     assert not list(tmp_path.iterdir())
-    (tmp_path / "metrics.json").write_text(json.dumps(spoilt))
-    with pytest.raises(ConfigError, match=f"metrics.json: {message}.*vst evaluate") as error:
+    (tmp_path / "metrics.json").write_text(json.dumps(spoilt).replace("Infinity", "1e400"))
+    with pytest.raises(ConfigError, match=f"metrics.json: .*{message}.*vst evaluate") as error:
         read_metrics(tmp_path)
     assert "\n" not in str(error.value)
 
@@ -414,6 +416,7 @@ def test_runs_are_refused_before_work_that_cannot_be_compared(run_of_two_slides:
     (turned / "panel.tsv").write_bytes((run / "panel.tsv").read_bytes())
     with pytest.raises(ConfigError, match="turned: expected the test patches and counts of"):
         check_comparable([run, turned])
+    without_hashes(turned)
     lines = (run / "panel.tsv").read_text().splitlines(keepends=True)
     (turned / "panel.tsv").write_text("".join([lines[0], lines[2], lines[1], lines[3]]))
     with pytest.raises(ConfigError, match="turned: expected the panel of"):

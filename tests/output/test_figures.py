@@ -13,17 +13,18 @@ import h5py
 import matplotlib
 import numpy as np
 import pytest
-from figure_run import SYMBOLS, FigureRun, all_pictures, history_line
+from figure_run import FigureRun, all_pictures, history_line
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from virchow_st.errors import ConfigError
-from virchow_st.output.figures import draw, draw_figures, find_genes, strongest_genes
+from virchow_st.output.figures import draw, draw_figures
+from virchow_st.output.figures.choice import chosen_genes, strongest_genes
 from virchow_st.output.figures.numbers import NumbersFile
-from virchow_st.output.figures.results import Gene, read_scores
-from virchow_st.output.figures.run import read_run
-from virchow_st.output.figures.slides import open_maps
 from virchow_st.output.figures.style import Picture, new_figure, styled
+from virchow_st.run.evaluated import read_results
+from virchow_st.run.maps import open_maps
+from virchow_st.run.results import read_per_gene
 
 Pictures = dict[str, list[Picture]]
 
@@ -39,7 +40,7 @@ def three_pages(monkeypatch: pytest.MonkeyPatch) -> None:
     """Instead of all pictures, a picture of one page, one of none and one of two, all empty."""
 
     def pictures(*_: object) -> Iterator[tuple[str, list[Picture]]]:
-        yield "genes of P/5", [Picture(new_figure(1), {"pcc": 0.5, "none": float("nan")})]
+        yield "genes_of_P_5", [Picture(new_figure(1), {"pcc": 0.5, "none": float("nan")})]
         yield "mosaic", []
         yield "patches", [Picture(new_figure(1), {"page": np.int64(n)}) for n in (1, 2)]
 
@@ -195,7 +196,7 @@ def test_slides_of_one_patient_are_told_apart(tmp_path: Path) -> None:
     (first,) = (run / "maps").iterdir()
     shutil.copy(first, run / "maps" / "P5-3.h5")
     first.rename(run / "maps" / "P5-2.h5")
-    results = read_run(run)
+    results = read_results(run)
     with open_maps(run / "maps" / "P5-2.h5") as a, open_maps(run / "maps" / "P5-3.h5") as b:
         drawn = dict(draw.pictures(results, a.genes, [a, b], [], None))
     assert list(drawn)[:6] == [
@@ -213,29 +214,32 @@ def test_slides_of_one_patient_are_told_apart(tmp_path: Path) -> None:
 
 
 def test_without_names_the_strongest_genes_are_drawn(drawn_run: Path) -> None:
-    scores = read_scores(drawn_run)
+    scores = read_per_gene(drawn_run)
     products = {s.gene.symbol: s.pcc * s.mean for s in scores if s.scale_um == 8}
     best = sorted((p for p in products if products[p] == products[p]), key=lambda p: -products[p])
-    assert [g.symbol for g in strongest_genes(scores)] == best[:3] == ["HLA-A", "EPCAM", "PIGR"]
-
-
-PANEL = [Gene(f"ENSG{g:04d}", symbol) for g, symbol in enumerate(SYMBOLS)]
+    assert (
+        [g.symbol for g in strongest_genes(read_results(drawn_run))]
+        == best[:3]
+        == ["HLA-A", "EPCAM", "PIGR"]
+    )
 
 
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("epcam", r"'epcam' is not in the run's panel; did you mean EPCAM"),
+        ("epcam", r"--genes: the run's panel: has no gene 'epcam'; did you mean EPCAM"),
         ("EPCAN", r"did you mean EPCAM"),
-        ("XYZ", r"see the run's panel.tsv"),
-        ("SAA2", r"'SAA2' stands for ENSG0003, ENSG0004; give one of these ids"),
+        ("XYZ", r"look at its list of genes"),
+        ("SAA2", r"'SAA2' stands for ENSG0003, ENSG0004; give one of these"),
+        ("PIGR", r"'PIGR' is asked for twice"),
     ],
 )
-def test_genes_that_cannot_be_drawn_are_refused(name: str, message: str) -> None:
+def test_genes_that_cannot_be_drawn_are_refused(drawn_run: Path, name: str, message: str) -> None:
+    results = read_results(drawn_run)
     with pytest.raises(ConfigError, match=message):
-        find_genes(PANEL, ["PIGR", name])
+        chosen_genes(results, ["PIGR", name])
     with pytest.raises(ConfigError, match="--genes: expected symbols or ids .* got none"):
-        find_genes(PANEL, [])
+        chosen_genes(results, [])
 
 
 # --- files that are missing or damaged -------------------------------------------------------
@@ -315,6 +319,17 @@ def _other_metrics(run: Path) -> None:
     (run / "metrics.json").write_text('{"format": "x"}')
 
 
+def _half_the_lines(run: Path) -> None:
+    path = run / "per_gene.csv"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines[:13]))  # the head, and three genes of six
+
+
+def _half_the_bytes(run: Path) -> None:
+    path = run / "per_gene.csv"
+    path.write_text(path.read_text()[: path.stat().st_size // 2])
+
+
 def _other_genes(run: Path) -> None:
     path = run / "per_gene.csv"
     path.write_text(path.read_text().replace("ENSG", "ENSMUSG"))
@@ -328,15 +343,17 @@ def _other_genes(run: Path) -> None:
             r"P5.h5: expected format 'virchow_st.maps/1'; got 'virchow_st.maps/9'",
         ),
         (_without("scored_mask"), r"P5.h5: incomplete .*scored_mask"),
-        (_without("patch_row0"), r"P5.h5: incomplete .*patch_row0.*run vst evaluate again"),
-        (_other_image, r"P5.h5: expected rate and counts .* got .*\(4, 4, 3\)"),
+        (_without("patch_row0"), r"P5.h5: incomplete .*patch_row0.*run `vst evaluate` again"),
+        (_other_image, r"P5.h5: incomplete .*image: expected .* got \(4, 4, 3\)"),
         (_no_hdf5, r"P5.h5: cannot be read as HDF5"),
-        (_other_overview, r"overview.h5: incomplete \(slide P5: masks and image do not fit"),
+        (_other_overview, r"overview.h5: incomplete .*image: expected shape"),
         (_torn_history, r"history.jsonl: line 19: "),
         (_no_column, r"per_gene.csv: column 'pcc_ceiling' is missing"),
-        (_no_line, r"per_gene.csv: gene ENSG0002 has no line for 8 µm; run `vst evaluate"),
-        (_other_metrics, r"metrics.json: expected format 'virchow_st.metrics/1', got 'x'"),
-        (_other_genes, r": gene ENSMUSG\d* of per_gene.csv is not in it"),
+        (_no_line, r"per_gene.csv: gene ENSG0002: expected a line for each of 2, 4, 8, 16 µm; got"),
+        (_other_metrics, r"metrics.json: format: expected 'virchow_st.metrics/1'; got 'x'"),
+        (_other_genes, r"(blocks.npz: expected the 6 genes|: gene ENSMUSG\d* of per_gene.csv)"),
+        (_half_the_lines, r"per_gene.csv: expected the 6 genes of metrics.json; got others"),
+        (_half_the_bytes, r"per_gene.csv: line \d+: expected 24 fields; got"),
     ],
 )
 def test_a_damaged_file_is_named_in_one_line(

@@ -28,16 +28,17 @@ from virchow_st.output.figures.rasters import (
     strongest,
     strongest_window,
 )
-from virchow_st.output.figures.results import read_scores
-from virchow_st.output.figures.slides import open_maps, read_overviews
 from virchow_st.output.figures.style import UNSCORED, Picture
+from virchow_st.run.maps import open_maps
+from virchow_st.run.overview import read_overviews
+from virchow_st.run.results import read_per_gene
 
 CASE = FigureRun()
 MASK = CASE.mask
 
 
 def draw_gene(run: Path, n: int) -> Picture:
-    scores = read_scores(run)
+    scores = read_per_gene(run)
     with open_maps(run / "maps" / "P5.h5") as slide:
         gene = slide.genes[n]
         by_scale = {s.scale_um: s for s in scores if s.gene == gene}

@@ -8,8 +8,8 @@ from figure_run import SYMBOLS
 from scipy.ndimage import gaussian_filter
 from skimage.measure import block_reduce
 
+from virchow_st.names import file_names
 from virchow_st.output.figures import style
-from virchow_st.output.figures.choice import labels, stem
 from virchow_st.output.figures.labels import label_points
 from virchow_st.output.figures.rasters import (
     Window,
@@ -20,7 +20,7 @@ from virchow_st.output.figures.rasters import (
     strongest_window,
     sum_bins,
 )
-from virchow_st.output.figures.results import Gene
+from virchow_st.run.panel import Gene, gene_labels
 
 ROWS, COLS = 300, 382  # neither whole patches nor whole 8 µm bins
 
@@ -167,10 +167,10 @@ def test_a_logarithmic_axis_has_a_few_ticks(low: float, high: float, expected: l
 def test_genes_whose_names_look_alike_are_told_apart_by_id() -> None:
     symbols = (*SYMBOLS, "epcam", "x/y", "x y")
     panel = [Gene(f"ENSG{g:04d}", symbol) for g, symbol in enumerate(symbols)]
-    called = labels(panel)
+    called = gene_labels(panel)
     assert called["ENSG0001"] == "PIGR"
     assert called["ENSG0003"] == "SAA2 (ENSG0003)"
-    assert called["ENSG0006"] == "epcam (ENSG0006)"
-    files = {stem(label).lower() for label in called.values()}
+    assert called["ENSG0006"] == "epcam"
+    files = {file.lower() for file in file_names(list(called.values()))}
     assert len(files) == len(panel)
     assert not any(set(file) & set("/ ()") for file in files)

@@ -14,11 +14,12 @@ from virchow_st.errors import ConfigError
 from virchow_st.output.figures import draw
 from virchow_st.output.figures.curves import curves_figure
 from virchow_st.output.figures.reliability import LEAST, Cells, Reliability
-from virchow_st.output.figures.results import read_history, read_metrics
-from virchow_st.output.figures.slides import open_maps
 from virchow_st.output.figures.style import Picture
+from virchow_st.run.blocks import read_blocks
 from virchow_st.run.compare import compare_runs
-from virchow_st.run.results import read_blocks
+from virchow_st.run.history import read_history
+from virchow_st.run.maps import open_maps
+from virchow_st.run.results import read_metrics
 
 CASE = FigureRun()
 
@@ -47,7 +48,9 @@ def test_curves_are_those_of_the_history(drawn_run: Path) -> None:
     for line, scale in zip(weights.lines, (2, 4, 8, 16), strict=False):
         np.testing.assert_array_equal(line.get_ydata(), [e.weights[scale] for e in history])
     diamonds = [line for line in pcc.lines if line.get_marker() == "D"]
-    assert [d.get_ydata()[0] for d in diamonds] == [metrics.pcc[s] for s in (2, 4, 8, 16)]
+    assert [d.get_ydata()[0] for d in diamonds] == [
+        metrics["scales"][s]["pcc"] for s in ("2", "4", "8", "16")
+    ]
     assert {d.get_xdata()[0] for d in diamonds} == {12}
     for axes in picture.figure.axes:
         assert list(axes.lines[-1].get_xdata()) == [12, 12]  # the best epoch
@@ -107,10 +110,11 @@ def test_a_single_patch_makes_no_interval(tmp_path: Path) -> None:
 
 
 def test_calibration_of_many_genes_takes_them_evenly_by_abundance() -> None:
-    from virchow_st.output.figures.results import Gene, GeneScore
+    from virchow_st.run.panel import Gene
+    from virchow_st.run.results import GeneScore
 
     def score(i: int) -> GeneScore:
-        return GeneScore(Gene(f"E{i}", f"G{i}"), 2, float(i), *([0.0] * 8))
+        return GeneScore(Gene(f"E{i}", f"G{i}"), 2, float(i), *([0.0] * 20))
 
     by_gene = {f"E{i}": {2: score(i)} for i in range(1000)}
     picked = [int(gene.id[1:]) for gene in draw._spread(by_gene, 11)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import copy
 import json
+import math
 import os
 import re
 import shutil
@@ -22,8 +23,8 @@ from report_run import HOSTILE, rename_gene, write_picture
 import virchow_st.output.report as report
 from virchow_st.errors import ConfigError
 from virchow_st.output.report import pictures, sections, slides, write_report
-from virchow_st.output.report.content import read_results
 from virchow_st.output.report.markup import data_script
+from virchow_st.run.evaluated import read_results
 from virchow_st.run.results import PER_GENE, read_metrics, read_per_gene, write_metrics
 from virchow_st.run.score_table import score_rows, table_caption, table_title
 from virchow_st_cli.console import Console
@@ -158,14 +159,14 @@ def test_its_genes_are_those_of_per_gene_csv_the_strongest_first(
     reported: Path, page: Page
 ) -> None:
     told = page.json("gene-data")
-    by_gene = {(row.gene_id, row.scale_um): row.figures for row in read_per_gene(reported)}
+    by_gene = {(score.gene.id, score.scale_um): score for score in read_per_gene(reported)}
     strengths = []
     for gene in told["genes"]:
         for scale in (2, 4, 8, 16):
-            figures = by_gene[gene["id"], scale]
-            assert gene["figures"][str(scale)] == [figures[name] for name in told["columns"]]
+            values = [getattr(by_gene[gene["id"], scale], name) for name in told["columns"]]
+            assert gene["figures"][str(scale)] == [None if math.isnan(v) else v for v in values]
         at_8 = by_gene[gene["id"], 8]
-        strengths.append((at_8["pcc"] or 0) * (at_8["mean"] or 0))
+        strengths.append(0 if math.isnan(at_8.pcc * at_8.mean) else at_8.pcc * at_8.mean)
     assert strengths == sorted(strengths, reverse=True)
     assert set(told["columns"]) <= set(PER_GENE)
 
@@ -282,6 +283,11 @@ def test_every_kind_of_figure_has_a_caption() -> None:
 # --- what it says of the run -------------------------------------------------------------------
 
 
+def test_paths_are_told_where_they_are_wanted(run: Path, evaluated_run: Path) -> None:
+    page = write_report(run, keep_paths=True).read_text("utf-8")
+    assert str(evaluated_run.parent / "A1.vst") in page
+
+
 def test_it_says_how_the_run_was_made(reported: Path, page: Page, evaluated_run: Path) -> None:
     assert page.says("linear decoder on tiny tokens, poisson loss at 2, 4, 8, 16 µm; tested on")
     split = json.loads((reported / "split.json").read_text())
@@ -292,7 +298,8 @@ def test_it_says_how_the_run_was_made(reported: Path, page: Page, evaluated_run:
     for slide in split["slides"]:
         assert page.says(slide["records_xxh64"])
     for store in ("A1", "T1", "T2"):
-        assert page.says(str(evaluated_run.parent / f"{store}.vst"))
+        assert page.says(f"{store}.vst")
+    assert str(evaluated_run.parent) not in (reported / "report.html").read_text("utf-8")
     assert ["lr", "0.005"] in page.rows
     assert page.says(f"Python {sys.version.split()[0]}")
     assert page.says("no restriction noted")
@@ -382,9 +389,9 @@ def test_two_genes_of_one_symbol_are_told_apart(run: Path) -> None:
     [
         ("metrics.json", "metrics.json: not found; run `vst evaluate"),
         ("per_gene.csv", "per_gene.csv: not found; run `vst evaluate"),
-        ("history.jsonl", "history.jsonl: cannot be read"),
-        ("split.json", "split.json: cannot be read as a split"),
-        ("config.toml", "config.toml: cannot be read"),
+        ("history.jsonl", "history.jsonl: not found; run `vst train` first"),
+        ("split.json", "split.json: (not found; train anew|cannot be read)"),
+        ("config.toml", "config.toml: (not found|cannot be read)"),
         ("maps/T-1.h5", r"maps: holds no \.h5 file|maps/T-2"),
     ],
 )
@@ -402,7 +409,7 @@ def test_a_missing_file_is_named(run: Path, file: str, message: str) -> None:
     [
         (r",pcc,", ",nothing,", "column 'pcc' is missing"),
         (r"(?m),[^,]*$", "", "column 'morans_i_residual' is missing"),
-        (r"(?s)(,8,[^,]*),.*", r"\1", "a line is too short"),
+        (r"(?s)(,8,[^,]*),.*", r"\1", "line 4: expected 24 fields; got 4"),
         (r"(,16,)[^,]*", r"\1nan", "expected numbers; got nan"),
         (r"(,16,)[^,]*", r"\1many", "could not convert"),
         (r"(?s)\n.*", "\n", "holds no gene"),
@@ -450,7 +457,7 @@ def test_the_command_says_where_it_is_and_refuses_in_one_line(run: Path, vst: An
     assert re.fullmatch(rf"{run}/report\.html: 0\.\d MB; open it in a browser\n", answer.out)
     answer = vst("report", run, "--genes", "GENE99")
     assert (answer.code, answer.out) == (2, "")
-    assert re.search(r"error: --genes: 'GENE99' is not in the run's panel; did you", answer.err)
+    assert re.search(r"error: --genes: the run's panel: has no gene 'GENE99'; did you", answer.err)
     answer = vst("report", run, "--genes", ",")
     assert (answer.code, answer.out) == (2, "")
     assert "genes: expected symbols or ids with commas, or a file; got" in answer.err

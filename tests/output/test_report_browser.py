@@ -18,8 +18,9 @@ import pytest
 from browser import chromium, pixels, resize
 from report_run import HOSTILE, rename_gene, write_picture
 
+from virchow_st.output.figures.choice import strongest_first
 from virchow_st.output.report import layers, slides, write_report
-from virchow_st.output.report.content import read_results, strongest_first
+from virchow_st.run.evaluated import read_results
 
 BINS = 256
 GREEN, SEEN, MEANT = (24, 150), (40, 200), (200, 56)  # first row and column of the squares, 16 bins

@@ -11,6 +11,15 @@ from virchow_st.run import checkpoint
 from virchow_st.run.checkpoint import CheckpointWriter, load_checkpoint, read_state, save_checkpoint
 
 
+def state(epoch=1, **more):
+    """What a run of one scale keeps of a training."""
+    encoder = {"name": "stain", "weights": "0" * 16, "licence": ""}
+    return {
+        "epoch": epoch, "best_epoch": min(epoch, 1), "best_score": 0.1 + 0.2, "first_losses": [1.5],
+        "grid": 16, "dim": 8, "encoder": encoder,
+    } | more  # fmt: skip
+
+
 def make(seed=0):
     torch.manual_seed(seed)
     modules = {
@@ -40,11 +49,13 @@ def test_round_trip_with_the_optimizer_goes_on_as_if_nothing_had_been(tmp_path):
     modules, optimizer = make(0)
     for _ in range(3):
         step(modules, optimizer)
-    save_checkpoint(tmp_path / "last", modules, {"epoch": 3, "score": 0.1 + 0.2}, optimizer)
+    save_checkpoint(tmp_path / "last", modules, state(3), optimizer)
     twins, twin_optimizer = make(1)
     assert not same(values(modules), values(twins))
-    state = load_checkpoint(tmp_path / "last", twins, twin_optimizer)
-    assert state == {"format": checkpoint.FORMAT, "epoch": 3, "score": 0.1 + 0.2}
+    loaded = load_checkpoint(tmp_path / "last", twins, twin_optimizer)
+    assert loaded == {"format": checkpoint.FORMAT, **state(3)} | {
+        name: loaded[name] for name in ("tensors_xxh64", "xxh64")
+    }
     assert same(values(modules), values(twins))
     for these, their_optimizer in ((modules, optimizer), (twins, twin_optimizer)):
         torch.manual_seed(5)
@@ -55,7 +66,7 @@ def test_round_trip_with_the_optimizer_goes_on_as_if_nothing_had_been(tmp_path):
 
 def test_part_of_a_checkpoint_can_be_loaded(tmp_path):
     modules, _ = make(0)
-    save_checkpoint(tmp_path / "best", modules, {})
+    save_checkpoint(tmp_path / "best", modules, state())
     twins, _ = make(1)
     load_checkpoint(tmp_path / "best", {"decoder": twins["decoder"]})
     assert torch.equal(twins["decoder"][0].weight, modules["decoder"][0].weight)
@@ -64,7 +75,7 @@ def test_part_of_a_checkpoint_can_be_loaded(tmp_path):
 def test_nothing_is_pickled(tmp_path):
     modules, optimizer = make()
     step(modules, optimizer)
-    save_checkpoint(tmp_path / "last", modules, {"epoch": 1}, optimizer)
+    save_checkpoint(tmp_path / "last", modules, state(1), optimizer)
     assert {p.name for p in (tmp_path / "last").iterdir()} == {"tensors.safetensors", "state.json"}
     assert [p.name for p in tmp_path.iterdir()] == ["last"]
     assert json.loads((tmp_path / "last" / "state.json").read_text("utf-8"))["epoch"] == 1
@@ -92,7 +103,7 @@ def save_and_die(monkeypatch, folder, epoch, dies_at):
         patch.setattr(os, "replace", dying(os.replace))
         modules, optimizer = make(epoch)
         try:
-            save_checkpoint(folder, modules, {"epoch": epoch}, optimizer)
+            save_checkpoint(folder, modules, state(epoch), optimizer)
         except Killed:
             return False
     return True
@@ -128,7 +139,7 @@ def test_foreign_and_damaged_checkpoints_are_refused(tmp_path):
     folder = tmp_path / "last"
     with pytest.raises(ConfigError, match="last: no checkpoint there; run `vst train` first"):
         load_checkpoint(folder, modules)
-    save_checkpoint(folder, modules, {"epoch": 1}, optimizer)
+    save_checkpoint(folder, modules, state(1), optimizer)
 
     other = {"decoder": nn.Sequential(nn.Linear(3, 5), nn.Linear(5, 2))}
     with pytest.raises(ConfigError, match=r"last: does not fit the decoder \(.*size mismatch"):
@@ -137,17 +148,21 @@ def test_foreign_and_damaged_checkpoints_are_refused(tmp_path):
         load_checkpoint(folder, {"balance": nn.Linear(1, 1)})
 
     tensors = (folder / "tensors.safetensors").read_bytes()
-    (folder / "tensors.safetensors").write_bytes(tensors[:-1])
-    with pytest.raises(ConfigError, match=r"tensors\.safetensors: cannot be read"):
-        load_checkpoint(folder, modules)
+    for damaged in (tensors[:-1], tensors[:-9] + bytes([tensors[-9] ^ 0x40]) + tensors[-8:]):
+        (folder / "tensors.safetensors").write_bytes(damaged)
+        with pytest.raises(ConfigError, match=r"tensors\.safetensors: is damaged, its hash is"):
+            load_checkpoint(folder, modules)
     (folder / "tensors.safetensors").unlink()
     with pytest.raises(ConfigError, match=r"tensors\.safetensors: cannot be read"):
         load_checkpoint(folder, modules)
 
     for text, reason in [
-        ('{"format": "virchow_st.checkpoint/9"}', "got 'virchow_st.checkpoint/9'"),
-        ("{}", "expected format virchow_st.checkpoint/1, got None"),
-        ("[1]", "expected format virchow_st.checkpoint/1, got None"),
+        (
+            '{"format": "virchow_st.checkpoint/9"}',
+            "format: expected 'virchow_st.checkpoint/1'; got 'virchow_st.checkpoint/9'",
+        ),
+        ("{}", "format is missing"),
+        ("[1]", "expected an object; got a list"),
         ("{", "cannot be read as JSON"),
     ]:
         (folder / "state.json").write_text(text, "utf-8")
@@ -159,10 +174,10 @@ def test_written_aside_it_is_as_it_was_when_saved(tmp_path):
     """What training changes while the thread writes is not what is saved."""
     modules, optimizer = make(0)
     step(modules, optimizer)
-    save_checkpoint(tmp_path / "plain", modules, {"epoch": 1}, optimizer)
+    save_checkpoint(tmp_path / "plain", modules, state(1), optimizer)
     writer = CheckpointWriter()
     for epoch in (1, 2, 3):
-        writer.save(tmp_path / f"aside{epoch}", modules, {"epoch": epoch}, optimizer)
+        writer.save(tmp_path / f"aside{epoch}", modules, state(epoch), optimizer)
         with torch.no_grad():
             for parameter in modules["decoder"].parameters():
                 parameter.zero_()
@@ -182,9 +197,9 @@ def test_a_disk_that_is_full_is_told(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "save_file", full)
     modules, _ = make(0)
     writer = CheckpointWriter()
-    writer.save(tmp_path / "best", modules, {})
-    writer.save(tmp_path / "last", modules, {})
-    for which, call in (("best", lambda: writer.save(tmp_path / "best", modules, {})),
+    writer.save(tmp_path / "best", modules, state())
+    writer.save(tmp_path / "last", modules, state())
+    for which, call in (("best", lambda: writer.save(tmp_path / "best", modules, state())),
                         ("last", writer.close)):  # fmt: skip
         with pytest.raises(OSError, match="No space left on device") as told:
             call()

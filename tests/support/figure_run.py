@@ -15,11 +15,14 @@ from scipy.ndimage import gaussian_filter
 from virchow_st.evaluation.scoreboard import scale_scores
 from virchow_st.metrics import ScaleAccumulator
 from virchow_st.output.figures import draw
-from virchow_st.output.figures.run import OtherRun, read_run
-from virchow_st.output.figures.slides import open_maps, read_overviews
+from virchow_st.output.figures.run import OtherRun
 from virchow_st.output.figures.style import Picture
+from virchow_st.run.blocks import RUN, RunBlocks, write_blocks
+from virchow_st.run.evaluated import read_results
+from virchow_st.run.maps import open_maps
+from virchow_st.run.overview import read_overviews
 from virchow_st.run.panel import Panel
-from virchow_st.run.results import RUN, RunBlocks, write_blocks, write_metrics, write_per_gene
+from virchow_st.run.results import write_metrics, write_per_gene
 from virchow_st.types import SCALES_UM
 
 SYMBOLS = ("EPCAM", "PIGR", "HLA-A", "SAA2", "SAA2", "NONE")
@@ -132,7 +135,8 @@ class FigureRun:
         metrics: dict[str, Any] = {
             "format": "virchow_st.metrics/1", "test_patients": [self.patient],
             "n_patches": len(self.lattice), "n_genes": len(panel), "loss": self.loss,
-            "decoder": "hist2st", "epoch": 12, "encoder": {"name": "stain"},
+            "decoder": "hist2st", "epoch": 12,
+            "encoder": {"name": "stain", "weights": "0" * 16, "licence": ""},
             "bootstrap": {"block_um": 256, "n_blocks": n_blocks, "draws": 1000},
             "scales": scale_scores(scored, int(self.mask.sum())),
             "baselines": {}, "oracles": [], "differences": {},
@@ -148,7 +152,7 @@ class FigureRun:
 
 def all_pictures(run: Path, other: Path | None, n_genes: int) -> dict[str, list[Picture]]:
     """What ``vst figures`` would save of a run's first genes, pages by name, in order."""
-    results = read_run(run)
+    results = read_results(run)
     against = None if other is None else OtherRun.read(results, other)
     (path,) = (run / "maps").glob("*.h5")
     with open_maps(path) as slide:

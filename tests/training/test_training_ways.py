@@ -20,7 +20,7 @@ from virchow_st.errors import ConfigError
 from virchow_st.models.decoders.linear import LinearDecoder
 from virchow_st.predict.load import load_run
 from virchow_st.run.checkpoint import load_checkpoint
-from virchow_st.run.split import Split
+from virchow_st.run.split import read_split
 from virchow_st.training import feed, schedule
 from virchow_st.training.ema import RunningMean
 from virchow_st.training.learner import Learner
@@ -236,7 +236,7 @@ def test_a_run_is_begun_whole_or_not_at_all(run, config, tmp_path, monkeypatch):
 
 
 def test_the_split_is_hashed_into_the_run(run, tmp_path):
-    digest = Split.read_xxh64(run / "split.json")
+    digest = read_split(run / "split.json")["xxh64"]
     assert (run / "config.toml").read_text("utf-8").endswith(f"# Hash of split.json: {digest}\n")
     for which in ("last", "best"):
         state = json.loads((run / f"checkpoints/{which}/state.json").read_text("utf-8"))

@@ -9,29 +9,22 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from virchow_st.errors import ConfigError
-from virchow_st.evaluation.baselines import BASELINES, ORACLES, fit_baselines
+from virchow_st.evaluation.baselines import ORACLES, fit_baselines
 from virchow_st.evaluation.blocks import NOBODY, Blocks, cut_blocks, shifted_places, shuffled_places
 from virchow_st.evaluation.scoreboard import Scoreboard, Slide, scale_scores
 from virchow_st.evaluation.truth import TruthScores
 from virchow_st.metrics.seams import SeamAccumulator, Seams
+from virchow_st.names import file_names
 from virchow_st.predict.load import Run, load_run
+from virchow_st.run.blocks import RUN, RunBlocks, write_blocks
 from virchow_st.run.compare import DRAWS, check_same_panel, differences, other_patches
 from virchow_st.run.lock import RESULTS_SEAL, RunLock
-from virchow_st.run.maps import SlideMaps, write_maps
+from virchow_st.run.maps import MAPS, SlideMaps, write_maps
 from virchow_st.run.overview import slide_names, write_overview
 from virchow_st.run.panel import Panel
-from virchow_st.run.results import (
-    METRICS_FORMAT,
-    RUN,
-    RunBlocks,
-    write_blocks,
-    write_metrics,
-    write_per_gene,
-)
-from virchow_st.run.split import Member
+from virchow_st.run.results import METRICS_FORMAT, write_metrics, write_per_gene
+from virchow_st.run.score_table import BASELINES
 from virchow_st.runtime.atomic import replaced_together
 from virchow_st.runtime.devices import core_count
 from virchow_st.runtime.progress import SILENT, Progress
@@ -70,7 +63,12 @@ def evaluate_run(
         lock.take(run_path)
         run = load_run(run_path, device)
         with replaced_together(run_path, RESULTS_SEAL) as folder:
-            return _evaluate(run, folder, progress, truth)
+            metrics = _evaluate(run, folder, progress, truth)
+            maps = {path.name for path in (folder / MAPS).iterdir()}
+        for path in (run_path / MAPS).glob("*.h5"):
+            if path.name not in maps:
+                path.unlink()  # under a name that an older version gave it
+        return metrics
 
 
 def _evaluate(run: Run, folder: Path, progress: Progress, truth: Path | None) -> dict[str, Any]:
@@ -92,9 +90,9 @@ def _evaluate(run: Run, folder: Path, progress: Progress, truth: Path | None) ->
     n_done = 0
     with ThreadPoolExecutor(core_count()) as pool:
         for slide, block_of_patch in zip(slides, blocks.of_patch, strict=True):
-            maps_path = folder / "maps" / f"{slide.name}.h5"
+            maps_path = folder / MAPS / f"{slide.file_name}.h5"
             placed = slide.infos, block_of_patch
-            with write_maps(maps_path, slide.store, run.panel, *placed) as maps:
+            with write_maps(maps_path, slide.store, run.panel, *placed, slide.name) as maps:
                 _predict(run, stores, slide, maps)
                 partners = shuffled_places(len(slide.infos)), shifted_places(slide.infos)
                 for place, block in enumerate(block_of_patch.tolist()):
@@ -150,11 +148,12 @@ def _open_stores(run: Run) -> list[Store]:
 
 def _test_slides(run: Run, stores: Sequence[Store]) -> list[Slide]:
     names, slides = slide_names(stores), []
+    files = file_names(names)
     for i in sorted({member.store for member in run.split.test}):
         store = stores[i]
         members = [member for member in run.split.test if member.store == i]
         infos = [store.patch_table[member.patch] for member in members]
-        slides.append(Slide(names[i], store, members, infos, run.panel.indices(store)))
+        slides.append(Slide(names[i], files[i], store, members, infos, run.panel.indices(store)))
     return slides
 
 
@@ -177,21 +176,9 @@ def _predict(run: Run, stores: Sequence[Store], slide: Slide, maps: SlideMaps) -
         rates = run.rates(batch.tokens, image)
         assert batch.image is not None
         for i, member in enumerate(batch.members):
-            _check_finite(run, slide.store, member, rates[i])
             info = slide.store.patch_table[member.patch]
             image_of = batch.image[i, inner, inner]
             maps.write(info, rates[i], batch.counts[i], batch.tissue_mask[i], image_of)
-
-
-def _check_finite(run: Run, store: Store, member: Member, rate: Float32Array) -> None:
-    """Raise if a rate (G, 128, 128) is NaN, infinite or too large for the float16 of the maps."""
-    bad = np.flatnonzero(~(np.abs(rate) <= np.finfo(np.float16).max).all(axis=(1, 2)))
-    if bad.size:
-        raise ConfigError(
-            f"{run.path}: expected rates of at most 65504 UMIs; got NaN or more for {bad.size} of "
-            f"{len(rate)} genes, {run.panel.symbols[bad[0]]} for one, in patch {member.patch} of "
-            f"{store.path}; train again with a lower --lr"
-        )
 
 
 def _rate_at(maps: SlideMaps, slide: Slide, place: int) -> Float32Array | None:

@@ -5,20 +5,20 @@ docs/training.md describes the content of ``summary.json``.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
 from virchow_st.config import TrainConfig, to_toml
-from virchow_st.errors import ConfigError
 from virchow_st.evaluation.evaluate import evaluate_run
+from virchow_st.names import file_names
 from virchow_st.run.folder import check_same_options, is_begun
 from virchow_st.run.lock import RunLock
 from virchow_st.run.panel import Panel
 from virchow_st.run.results import SCORES, read_metrics
-from virchow_st.run.split import Split, split_patients
+from virchow_st.run.split import read_split, split_patients
 from virchow_st.runtime.atomic import write_json, write_text
 from virchow_st.runtime.distributed import ALONE, Processes
 from virchow_st.runtime.progress import SILENT, Progress
@@ -57,23 +57,20 @@ def leave_one_out(
             before the first is trained, so that unusable stores are found early.
     """
     patients = processes.together(lambda: _patients(config), same=tuple)
+    folds = fold_names(patients)
     with RunLock() as lock:
         processes.from_first(lambda: _begin(run, config, resume, lock))
         for i, patient in enumerate(patients):
             progress.note(f"fold {i + 1} of {len(patients)}: {patient} is the test")
             fold_config = replace(config, leave_one_out=False, test_patient=patient)
-            _finish_fold(run / fold_name(patient), fold_config, progress, processes)
-        return processes.from_first(lambda: _write_summary(run, patients))
+            _finish_fold(run / folds[patient], fold_config, progress, processes)
+        return processes.from_first(lambda: _write_summary(run, folds))
 
 
-def fold_name(patient: str) -> str:
-    """Folder name of the run that holds out a patient.
-
-    Example:
-        >>> fold_name("P5")
-        'fold-P5'
-    """
-    return f"fold-{patient}"
+def fold_names(patients: Sequence[str]) -> dict[str, str]:
+    """Folder of the fold that tests each patient."""
+    files = file_names(patients)
+    return {patient: f"fold-{file}" for patient, file in zip(patients, files, strict=True)}
 
 
 def _finish_fold(fold: Path, config: TrainConfig, progress: Progress, processes: Processes) -> None:
@@ -92,11 +89,6 @@ def _patients(config: TrainConfig) -> list[str]:
     stores = [open_store(path) for path in config.stores]
     patients = sorted({store.patient for store in stores})
     for patient in patients:
-        if Path(fold_name(patient)).name != fold_name(patient):
-            raise ConfigError(
-                f"patient {patient!r}: expected a name that a folder can have; got one with a "
-                "slash; extract with another --patient"
-            )
         split_patients(stores, patient, config.seed)
     return patients
 
@@ -114,8 +106,8 @@ def _begin(run: Path, config: TrainConfig, resume: bool, lock: RunLock) -> None:
 # --- the summary --------------------------------------------------------------------------------
 
 
-def _write_summary(run: Path, patients: Iterable[str]) -> dict[str, Any]:
-    summary = summarise({patient: run / fold_name(patient) for patient in patients})
+def _write_summary(run: Path, folds: Mapping[str, str]) -> dict[str, Any]:
+    summary = summarise({patient: run / fold for patient, fold in folds.items()})
     write_json(run / "summary.json", summary)
     return summary
 
@@ -134,7 +126,7 @@ def summarise(folds: Mapping[str, Path]) -> dict[str, Any]:
         "folds": {
             patient: {
                 "run": fold.name,
-                "split_xxh64": Split.read_xxh64(fold / "split.json"),
+                "split_xxh64": read_split(fold / "split.json")["xxh64"],
                 **{name: metrics[patient][name] for name in ("epoch", "n_patches", "n_genes")},
             }
             for patient, fold in folds.items()

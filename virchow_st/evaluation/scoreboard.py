@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from virchow_st.evaluation.baselines import BASELINES, Baselines
+from virchow_st.evaluation.baselines import Baselines
 from virchow_st.evaluation.truth import TruthScores
 from virchow_st.metrics import BlockSums, ScaleAccumulator
+from virchow_st.run.blocks import RUN
 from virchow_st.run.compare import intervals
-from virchow_st.run.results import RUN
+from virchow_st.run.score_table import BASELINES
 from virchow_st.run.split import Member
 from virchow_st.store.format import PatchInfo
 from virchow_st.store.reader import Store
@@ -22,10 +23,10 @@ ByScale = dict[int, ScaleAccumulator]
 
 @dataclass(frozen=True)
 class Slide:
-    """A test slide and its patches."""
+    """A test slide: its name in results and in files, its store, and its patches of the split."""
 
     name: str
-    """Name of the slide in the result files."""
+    file_name: str
     store: Store
     members: Sequence[Member]
     """Test patches of the slide."""

@@ -14,6 +14,7 @@ from pathlib import Path
 from virchow_st.config import ExtractConfig
 from virchow_st.errors import ConfigError, VirchowSTError
 from virchow_st.extract.slide import OpenedSlide, open_encoder, open_slide
+from virchow_st.names import check_plain
 from virchow_st.runtime.distributed import Processes, SharedWork
 from virchow_st.runtime.lists import read_columns
 from virchow_st.runtime.prefetch import ahead
@@ -56,6 +57,8 @@ def read_cohort(path: Path) -> list[CohortSlide]:
     """
     folder, slides = path.parent, []
     for _, row in read_columns(path, "a list of slides", COLUMNS):
+        for name in COLUMNS[1:]:
+            check_plain(row[name], f"{path}: {name}")
         places = (folder / os.path.expanduser(row[name]) for name in COLUMNS[1:])
         slides.append(CohortSlide(patient_name(row["patient"]), *places))
     if not slides:

@@ -18,8 +18,10 @@ from virchow_st.models.losses import build_objective
 from virchow_st.models.losses.base import Objective
 from virchow_st.predict.array import MIN_TISSUE, ImageRates, predict_array
 from virchow_st.run.checkpoint import load_checkpoint, read_state
+from virchow_st.run.integrity import check_files
 from virchow_st.run.panel import Panel
-from virchow_st.run.split import Split
+from virchow_st.run.rates import check_rates
+from virchow_st.run.split import Split, read_split
 from virchow_st.runtime.devices import pick_device
 from virchow_st.store.context import with_margin
 from virchow_st.store.reader import Patch, Store
@@ -160,9 +162,15 @@ class Run:
         Args:
             tokens: (B, T, T, D) float16; may have the decoder's margin around them.
             image: (B, 256, 256, 3) uint8 RGB if `wants_image`, else None; with a margin likewise.
+
+        Raises:
+            ConfigError: a rate is NaN, infinite or larger than a count could be, as damaged
+                weights and runs that diverged give.
         """
         output = decode(self.decoder, tokens, image, self.device)
-        return self.objective.rate(output).cpu().numpy()
+        rates: Float32Array = self.objective.rate(output).cpu().numpy()
+        check_rates(rates, self.panel.symbols, str(self.path), "train again with a lower --lr")
+        return rates
 
     def check_store(self, store: Store) -> None:
         """Raise `ConfigError` unless the store's tokens are those the decoder was trained on."""
@@ -193,9 +201,10 @@ def load_run(path: Path | str, device: str = "auto") -> Run:
     state = read_state(best)
     config = from_toml(TrainConfig, path / "config.toml")
     panel = Panel.read(path / "panel.tsv")
-    split = Split.read(path / "split.json")
-    digest = Split.read_xxh64(path / "split.json")
-    if state.get("split_xxh64", digest) != digest:  # runs of older versions do not have it
+    saved_split = read_split(path / "split.json")
+    digest = saved_split["xxh64"]
+    check_files(path, state)
+    if state.get("split_xxh64", digest) != digest:  # all that older versions compare
         raise ConfigError(
             f"{path / 'split.json'}: is not the split that the run was trained with; train anew"
         )
@@ -211,7 +220,7 @@ def load_run(path: Path | str, device: str = "auto") -> Run:
         path=path,
         config=config,
         panel=panel,
-        split=split,
+        split=Split.of(saved_split),
         state=state,
         decoder=decoder.to(where).eval(),
         objective=objective.to(where).eval(),

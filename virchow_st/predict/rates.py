@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from virchow_st.kernels.pooling import sum_pool
-from virchow_st.output.export.bins import BinImages, channel_names
+from virchow_st.output.export.bins import BinImages
 from virchow_st.output.export.ngff import Folder
 from virchow_st.run.panel import Panel
 from virchow_st.types import CELL_BINS, BoolArray, Float32Array
@@ -27,7 +27,7 @@ class RateImages:
 
     def __init__(self, folder: Folder, panel: Panel, n_runs: int, shape: tuple[int, int]) -> None:
         self._n_runs = n_runs
-        channels = channel_names(panel)
+        channels = panel.labels
         self._rates = BinImages(folder, "rates", channels, shape)
         self._spread = BinImages(folder, "spread", channels, shape) if n_runs > 1 else None
 

@@ -1,4 +1,8 @@
-"""Checkpoints as safetensors and JSON: nothing is pickled, and a folder is there whole or not."""
+"""Checkpoints as safetensors and JSON: nothing is pickled, and a folder is there whole or not.
+
+``state.json`` holds the hash of the tensors' file, those of the run's other files
+(`virchow_st.run.integrity`), and one over all of itself.
+"""
 
 from __future__ import annotations
 
@@ -17,11 +21,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from virchow_st.errors import ConfigError
+from virchow_st.run.integrity import hash_file, hash_of
+from virchow_st.run.state import FORMAT, STATE, read_state
 from virchow_st.runtime.atomic import replaced_folder, settled
 
-FORMAT = "virchow_st.checkpoint/1"
 _TENSORS = "tensors.safetensors"
-_STATE = "state.json"
 
 
 def save_checkpoint(
@@ -94,8 +98,9 @@ def _write(folder: Path, tensors: dict[str, Tensor], state: Mapping[str, Any]) -
             save_file(tensors, aside / _TENSORS)
         except SafetensorError as e:
             raise _as_os_error(e, aside / _TENSORS) from None
-        state_text = json.dumps({"format": FORMAT, **state}, indent=1) + "\n"
-        (aside / _STATE).write_text(state_text, "utf-8")
+        content = {"format": FORMAT, **state, "tensors_xxh64": hash_file(aside / _TENSORS)}
+        content["xxh64"] = hash_of(content)
+        (aside / STATE).write_text(json.dumps(content, indent=1) + "\n", "utf-8")
 
 
 def _as_os_error(error: SafetensorError, path: Path) -> OSError:
@@ -112,10 +117,18 @@ def load_checkpoint(
 ) -> dict[str, Any]:
     """Load what `save_checkpoint` saved into modules of the same shapes; returns the state."""
     state = read_state(folder)
+    file = settled(folder) / _TENSORS
+    if not file.is_file():
+        raise ConfigError(f"{file}: cannot be read (no such file); train again")
+    if state.get("tensors_xxh64", found := hash_file(file)) != found:
+        raise ConfigError(
+            f"{file}: is damaged, its hash is {found}, expected {state['tensors_xxh64']}; copy the "
+            f"run again, or train again"
+        )
     try:
-        tensors = load_file(settled(folder) / _TENSORS)
+        tensors = load_file(file)
     except (OSError, SafetensorError) as e:
-        raise ConfigError(f"{folder / _TENSORS}: cannot be read ({e}); train again") from None
+        raise ConfigError(f"{file}: cannot be read ({e}); train again") from None
     for name, module in modules.items():
         own = {
             k.removeprefix(f"{name}."): v for k, v in tensors.items() if k.startswith(f"{name}.")
@@ -126,23 +139,11 @@ def load_checkpoint(
             reason = str(e).splitlines()[-1].strip()
             raise ConfigError(f"{folder}: does not fit the {name} ({reason})") from None
     if optimizer is not None:
-        _load_optimizer(optimizer, tensors)
+        try:
+            _load_optimizer(optimizer, tensors)
+        except (ValueError, KeyError, RuntimeError) as e:
+            raise ConfigError(f"{file}: does not fit the optimiser ({e}); train again") from None
     return state
-
-
-def read_state(folder: Path) -> dict[str, Any]:
-    """The JSON part of a checkpoint."""
-    file = settled(folder) / _STATE
-    try:
-        state = json.loads(file.read_text("utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"{folder}: no checkpoint there; run `vst train` first") from None
-    except ValueError as e:
-        raise ConfigError(f"{file}: cannot be read as JSON ({e}); train again") from None
-    actual = state.get("format") if isinstance(state, dict) else None
-    if actual != FORMAT:
-        raise ConfigError(f"{file}: expected format {FORMAT}, got {actual!r}; train again")
-    return dict(state)
 
 
 def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:

@@ -10,7 +10,8 @@ from typing import Any
 
 from virchow_st.errors import ConfigError
 from virchow_st.metrics.bootstrap import BlockSums, Score, interval, paired
-from virchow_st.run.results import INTERVALS, RUN, RunBlocks, read_blocks
+from virchow_st.run.blocks import RUN, RunBlocks, read_blocks
+from virchow_st.run.results import INTERVALS
 from virchow_st.store.genes import same_ids
 
 FORMAT = "virchow_st.comparison/1"

@@ -8,9 +8,11 @@ from pathlib import Path
 
 from virchow_st.config import TrainConfig, from_toml, to_toml
 from virchow_st.errors import ConfigError
+from virchow_st.run.integrity import check_files, file_hashes
 from virchow_st.run.lock import CHECKPOINTS, RunLock
 from virchow_st.run.panel import Panel
 from virchow_st.run.split import Split
+from virchow_st.run.state import read_state
 from virchow_st.runtime.atomic import settled, write_text
 from virchow_st.store.reader import Store
 
@@ -27,6 +29,7 @@ def check_resumable(run: Path, config: TrainConfig, split: Split) -> None:
     if not is_begun(run):
         raise nothing_to_resume(run)
     check_same_options(run, config)
+    check_files(run, read_state(run / CHECKPOINTS / "last"))
     if Split.read(run / "split.json") != split:
         raise ConfigError(f"{run}: a store was written anew since it was begun; train anew")
 
@@ -53,10 +56,12 @@ def begin(
     split: Split,
     stores: Sequence[Store],
     panel: Panel,
-    save: Callable[[Path], None],
+    save: Callable[[Path, dict[str, str]], None],
     lock: RunLock,
 ) -> None:
-    """Write all that a run begins with; ``save`` writes the first checkpoints into a folder.
+    """Write all that a run begins with.
+
+    ``save`` writes the first checkpoints into a folder, with the hashes of the run's files.
 
     Args:
         run: directory to write; it is there whole or not at all.
@@ -73,7 +78,7 @@ def begin(
             write_text(aside / "config.toml", text)
             split.write(aside / "split.json", stores)
             panel.write(aside / "panel.tsv")
-            save(aside)
+            save(aside, file_hashes(aside))
     except OSError as e:
         raise ConfigError(
             f"{run}: cannot be written ({e.strerror}); nothing was begun; make room or give "

@@ -1,4 +1,4 @@
-"""What the HDF5 files of a run share: opened and read with errors of one line; patch windows."""
+"""What the HDF5 files of a run share: how they are opened and read, and patches in arrays."""
 
 from __future__ import annotations
 
@@ -35,6 +35,11 @@ class Window:
         """(left, right, bottom, top) from the map's corner in µm, as `imshow` takes it."""
         left, top = BIN_UM * self.col, BIN_UM * self.row
         return left, left + BIN_UM * self.cols, top + BIN_UM * self.rows, top
+
+    def cut(self, values: Array, per_bin: int = 1) -> Array:
+        """The part of a map, or of an image with ``per_bin`` pixels a bin, inside the window."""
+        rows = slice(per_bin * self.row, per_bin * (self.row + self.rows))
+        return values[rows, per_bin * self.col : per_bin * (self.col + self.cols)]
 
 
 @contextmanager

@@ -8,16 +8,92 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, TypedDict
 
+from virchow_st.errors import ConfigError
+from virchow_st.run.events import Events
 from virchow_st.runtime.atomic import write_json, write_text
+from virchow_st.schema import Count, Length, read_json_lines
 
 Line = dict[str, Any]
+HISTORY = "history.jsonl"
 BEST_FORMAT = "virchow_st.best/1"
 EVENTS = "tensorboard"
 """Folder of TensorBoard's event files in a run."""
+
+
+ByScale = dict[int, float]
+"""A score for each bin side in µm; NaN where it is not defined."""
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One line of the history."""
+
+    epoch: int
+    train_loss: ByScale
+    validation_loss: ByScale  # of each scale, unweighted
+    validation_pcc: ByScale
+    weights: ByScale  # of the scales in the loss
+    best: bool  # better than every epoch before it
+
+
+_Scales = Annotated[dict[Literal["2", "4", "8", "16"], float | None], Length(1)]
+
+
+class _Train(TypedDict):
+    loss: _Scales
+
+
+class _Validation(TypedDict):
+    loss: _Scales
+    pcc: _Scales
+
+
+class _Line(TypedDict):
+    epoch: Count
+    train: _Train
+    validation: _Validation
+    weights: _Scales
+    best: bool
+
+
+def read_history(run: Path, epochs: int | None = None) -> list[Epoch]:
+    """``history.jsonl``, in order of epochs.
+
+    Args:
+        run: the run directory.
+        epochs: how many lines there have to be at least; None for one.
+
+    Raises:
+        ConfigError: it is missing or damaged, or lacks epochs.
+    """
+    path = run / HISTORY
+    remedy = "finish the run with vst train --resume" if epochs is None else "train anew"
+    lines = read_json_lines(path, _Line, remedy, missing="run `vst train` first")
+    wanted = epochs or 1
+    if [line["epoch"] for line in lines[:wanted]] != list(range(1, wanted + 1)):
+        raise ConfigError(
+            f"{path}: expected a line for each of {wanted} epochs; got {len(lines)} lines; {remedy}"
+        )
+    return [
+        Epoch(
+            epoch=line["epoch"],
+            train_loss=_by_um(line["train"]["loss"]),
+            validation_loss=_by_um(line["validation"]["loss"]),
+            validation_pcc=_by_um(line["validation"]["pcc"]),
+            weights=_by_um(line["weights"]),
+            best=line["best"],
+        )
+        for line in lines
+    ]
+
+
+def _by_um(values: Mapping[str, float | None]) -> ByScale:
+    return {int(scale): math.nan if v is None else float(v) for scale, v in values.items()}
 
 
 class History:
@@ -29,10 +105,12 @@ class History:
     """
 
     def __init__(self, run: Path, epoch: int) -> None:
-        self._path = run / "history.jsonl"
-        text = self._path.read_text("utf-8") if self._path.exists() else ""
-        self._lines = text.splitlines()[:epoch]
-        self._events = _events(run, epoch)
+        self._path = run / HISTORY
+        self._lines: list[str] = []
+        if epoch:
+            read_history(run, epoch)  # what is to be gone on from is checked as what is drawn
+            self._lines = self._path.read_text("utf-8").split("\n")[:epoch]
+        self._events = Events(run / EVENTS, epoch) if find_spec("tensorboard") else None
 
     def add(self, line: Line) -> None:
         """Write the line of the next epoch; the file is there whole at every moment."""
@@ -40,7 +118,7 @@ class History:
         write_text(self._path, "\n".join(self._lines) + "\n")
         if self._events is not None:
             for name, value in _scalars(line):
-                self._events.add_scalar(name, value, line["epoch"])
+                self._events.add(name, value, line["epoch"])
             self._events.flush()
 
     def close(self, best_epoch: int, about: Line) -> None:
@@ -78,15 +156,6 @@ def summary(line: Line, epochs: int) -> str:
 
 def _texts(values: Mapping[str, float | None]) -> str:
     return " ".join("–" if v is None else f"{v:.3f}" for v in values.values())
-
-
-def _events(run: Path, epoch: int) -> Any:
-    """TensorBoard's writer where it is installed; events of epochs to be repeated are dropped."""
-    if find_spec("tensorboard") is None:
-        return None
-    from torch.utils.tensorboard import SummaryWriter
-
-    return SummaryWriter(run / EVENTS, purge_step=epoch + 1 if epoch else None)
 
 
 def _scalars(line: Line) -> Iterable[tuple[str, float]]:

@@ -2,13 +2,15 @@
 
 ``maps/PATIENT.h5``: attributes ``format``, ``patient``, ``row0``, ``col0`` (array_row and array_col
 of the first bin) and ``bin_um``; datasets ``rate`` (G, R, C) float16, expected UMIs per 2 µm bin in
-every bin of an evaluated patch; ``counts`` (G, R, C) uint16, in tissue; ``scored_mask`` (R, C)
+every bin of an evaluated patch; ``counts`` (G, R, C) uint16, in tissue, or uint32 where a count
+needs it; ``scored_mask`` (R, C)
 bool, the tissue bins of those patches; ``image`` (2R, 2C, 3) uint8 at 1 µm/px; ``gene_id``,
 ``gene_symbol``; and of the P evaluated patches, ``patch_row0`` and ``patch_col0`` (P,) int32,
 array_row and array_col of their first bins, and ``patch_block`` (P,) int32, the spatial block of
 each, numbered through all test slides.
 
-The attribute ``store`` is the manifest of the slide's store without its list of genes, as JSON: the
+The attribute ``name`` is what the slide is called, where that is not the file's name, and the
+attribute ``store`` is the manifest of the slide's store without its list of genes, as JSON: the
 homography, the image and the encoder with its licence, for what leaves the run by ``vst export``.
 """
 
@@ -17,18 +19,21 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
-import h5py
 import numpy as np
 
 from virchow_st.errors import ConfigError
-from virchow_st.run.panel import Panel
+from virchow_st.run.hdf5 import AGAIN, Window, array, heading, open_hdf5, patch_windows, told
+from virchow_st.run.panel import Gene, Panel
+from virchow_st.run.rates import check_rates, exact_float32
 from virchow_st.runtime.atomic import written_whole
-from virchow_st.runtime.hdf5 import HELD, Hdf5Output, is_held_by_another, written_hdf5
-from virchow_st.store.format import PatchInfo
-from virchow_st.store.reader import Store
+from virchow_st.runtime.hdf5 import Hdf5Output, written_hdf5
+from virchow_st.schema import parse_json
+from virchow_st.store.manifest import check_manifest
 from virchow_st.types import (
     BIN_UM,
     PATCH_BINS,
@@ -40,10 +45,14 @@ from virchow_st.types import (
     UInt8Array,
 )
 
+if TYPE_CHECKING:
+    from virchow_st.store.format import PatchInfo
+    from virchow_st.store.reader import Store
+
 FORMAT = "virchow_st.maps/1"
-_AGAIN = "run `vst evaluate` again"
+MAPS = "maps"
+"""Folder of a run's maps, a file for each test slide."""
 _IMAGE_PX_PER_BIN = STORED_IMAGE_PX // PATCH_BINS
-_MOST_COUNTS = np.iinfo(np.uint16).max
 
 
 class SlideMaps:
@@ -56,6 +65,7 @@ class SlideMaps:
         panel: Panel,
         infos: Sequence[PatchInfo],
         blocks: Int64Array,
+        name: str,
     ) -> None:
         self.row0 = min(info.row0 for info in infos)
         self.col0 = min(info.col0 for info in infos)
@@ -67,6 +77,8 @@ class SlideMaps:
             format=FORMAT, patient=store.patient, row0=self.row0, col0=self.col0, bin_um=BIN_UM,
             store=json.dumps({k: v for k, v in store.manifest.items() if k != "genes"}),
         )  # fmt: skip
+        if name:
+            file.attrs["name"] = name
         genes = {"shape": (len(panel), rows, cols), "chunks": (1, PATCH_BINS, PATCH_BINS)}
         packed: dict[str, Any] = {"compression": "gzip", "compression_opts": 1, "shuffle": True}
         file.create_dataset("rate", dtype="f2", **genes, **packed)
@@ -94,13 +106,28 @@ class SlideMaps:
         """Put one patch in its place; (G, 128, 128) twice, (128, 128) and (256, 256, 3)."""
         rows, cols = self._place(info)
         self._file["rate"][:, rows, cols] = rate
-        self._file["counts"][:, rows, cols] = np.minimum(counts, _MOST_COUNTS) * tissue_mask
+        observed = np.where(tissue_mask, counts, 0)
+        if observed.max(initial=0) > np.iinfo(self._file["counts"].dtype).max:
+            self._widen_counts()
+        self._file["counts"][:, rows, cols] = observed
         self._file["scored_mask"][rows, cols] = tissue_mask
         side = _IMAGE_PX_PER_BIN
         self._file["image"][
             side * rows.start : side * rows.stop, side * cols.start : side * cols.stop
         ] = image
         self._output.check()
+
+    def _widen_counts(self) -> None:
+        """Hold counts as uint32 from now on: there is one that uint16 does not hold."""
+        before = self._file["counts"]
+        wider = self._file.create_dataset(
+            "wider", before.shape, "u4", chunks=before.chunks, compression=before.compression,
+            compression_opts=before.compression_opts, shuffle=before.shuffle,
+        )  # fmt: skip
+        for gene in range(before.shape[0]):
+            wider[gene] = before[gene]
+        del self._file["counts"]
+        self._file.move("wider", "counts")
 
     def read_rate(self, info: PatchInfo) -> Float32Array:
         """Rates of one patch as they were written, (G, 128, 128) float32."""
@@ -114,7 +141,12 @@ class SlideMaps:
 
 @contextmanager
 def write_maps(
-    path: Path, store: Store, panel: Panel, infos: Sequence[PatchInfo], blocks: Int64Array
+    path: Path,
+    store: Store,
+    panel: Panel,
+    infos: Sequence[PatchInfo],
+    blocks: Int64Array,
+    name: str = "",
 ) -> Iterator[SlideMaps]:
     """Write the maps of a store's slide; the file appears under its name when it is whole.
 
@@ -124,81 +156,168 @@ def write_maps(
         panel: the genes.
         infos: the patches that will be written.
         blocks: (P,) the spatial block of each.
+        name: what the slide is called, where that is not the file's name.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with written_whole(path) as aside, written_hdf5(aside) as output:
-        yield SlideMaps(output, store, panel, infos, blocks)
+        yield SlideMaps(output, store, panel, infos, blocks, "" if name == path.stem else name)
 
 
-class SavedMaps:
-    """Maps of one slide, read from their file a block at a time; made by `read_maps`.
+@dataclass(frozen=True, eq=False)
+class SlideResult:
+    """One test slide, open for reading; arrays are in bin orientation (row down = array_row up).
 
     Attributes:
-        path: the file.
+        path: of the file.
+        name: of the slide: the patient, with a number where a patient has several.
+        patient: whose slide it is.
         row0, col0: array_row and array_col of the first bin.
         panel: the genes.
-        manifest: of the slide's store, without its genes.
-        scored_mask: (R, C) bool, tissue bins of the evaluated patches.
-        written: (R, C) bool, all bins of those patches.
+        scored_mask: (R, C) bool, True for tissue bins of evaluated patches.
+        patches: (P,) where the evaluated patches lie in the arrays.
+        blocks: (P,) int64, their spatial blocks, numbered through all test slides.
     """
 
-    def __init__(self, path: Path, file: h5py.File) -> None:
-        self.path = path
-        self._file = file
-        self.row0, self.col0 = int(file.attrs["row0"]), int(file.attrs["col0"])
-        if "store" not in file.attrs:
-            raise ValueError("no attribute store: an older version wrote it")
-        self.manifest: dict[str, Any] = json.loads(file.attrs["store"])
-        ids, symbols = (file[name].asstr()[:] for name in ("gene_id", "gene_symbol"))
-        self.panel = Panel(tuple(map(str, ids)), tuple(map(str, symbols)))
-        self.scored_mask: BoolArray = file["scored_mask"][:]
-        rows, cols = self.scored_mask.shape
-        # Maps begin with a patch and patches are side by side; none is without tissue.
-        squares = (rows // PATCH_BINS, PATCH_BINS, cols // PATCH_BINS, PATCH_BINS)
-        patches = self.scored_mask.reshape(squares).any(axis=(1, 3))
-        self.written: BoolArray = patches.repeat(PATCH_BINS, 0).repeat(PATCH_BINS, 1)
+    path: Path
+    name: str
+    patient: str
+    row0: int
+    col0: int
+    panel: Panel
+    scored_mask: BoolArray
+    patches: tuple[Window, ...]
+    blocks: Int64Array
+    _file: Any
+
+    @property
+    def file_name(self) -> str:
+        """What pictures of the slide are called after."""
+        return self.path.stem
+
+    @property
+    def genes(self) -> tuple[Gene, ...]:
+        """The genes of the panel."""
+        return self.panel.genes
+
+    @property
+    def heading(self) -> str:
+        """What a title calls the slide."""
+        return heading(self.patient, self.name)
+
+    @property
+    def whole(self) -> Window:
+        """All of the slide."""
+        return Window(0, 0, *self.scored_mask.shape)
+
+    @cached_property
+    def image(self) -> UInt8Array:
+        """(2R, 2C, 3) uint8 RGB at 1 µm/px."""
+        return self.read_image(slice(0, self.scored_mask.shape[0]))
+
+    @cached_property
+    def written(self) -> BoolArray:
+        """(R, C) bool, all bins of the evaluated patches."""
+        mask = np.zeros(self.scored_mask.shape, bool)
+        for p in self.patches:
+            mask[p.row : p.row + p.rows, p.col : p.col + p.cols] = True
+        return mask
+
+    @cached_property
+    def manifest(self) -> dict[str, Any]:
+        """The manifest of the slide's store, without its genes; `ConfigError` where there is none.
+
+        Files of older versions have none.
+        """
+        with told(self.path):
+            if "store" not in self._file.attrs:
+                raise ValueError("no attribute store: an older version wrote it")
+            content = parse_json(str(self._file.attrs["store"]))
+            check_manifest(content, with_genes=False)
+        return cast("dict[str, Any]", content)
+
+    def layers(self, gene: Gene) -> tuple[Float32Array, Array]:
+        """Rate float32 and counts uint16 or uint32, both (R, C), per 2 µm bin, of one gene."""
+        if gene.id not in self.panel.ids:
+            raise ConfigError(f"{self.path}: gene {gene.id} of per_gene.csv is not in it; {AGAIN}")
+        g = self.panel.ids.index(gene.id)
+        with told(self.path):
+            rate, counts = self._file["rate"][g].astype(np.float32), self._file["counts"][g]
+        check_rates(rate[None], [gene.symbol], str(self.path), AGAIN)
+        return rate, counts
 
     def read(self, name: str, rows: slice, cols: slice, genes: Int64Array) -> Float32Array:
-        """``rate`` or ``counts`` of some genes in a block, (G, h, w); NaN outside patches."""
-        with _reading(self.path):
-            values = np.stack([self._file[name][g, rows, cols] for g in genes]).astype(np.float32)
+        """``rate`` or ``counts`` of some genes in a block, (G, h, w) float32; NaN outside patches.
+
+        Raises `ConfigError` for rates that are none, and counts that a float32 does not hold.
+        """
+        with told(self.path):
+            read = np.stack([self._file[name][g, rows, cols] for g in genes])
+        if name == "rate":
+            symbols = [self.panel.symbols[g] for g in genes]
+            check_rates(read.astype(np.float32), symbols, str(self.path), AGAIN)
+        values = exact_float32(read, str(self.path)) if name == "counts" else read
+        values = values.astype(np.float32)
         values[:, ~self.written[rows, cols]] = np.nan
         return values
 
     def read_image(self, rows: slice) -> UInt8Array:
         """H&E of some rows of bins over the whole width, (2h, 2C, 3) uint8."""
         side = _IMAGE_PX_PER_BIN
-        with _reading(self.path):
+        with told(self.path):
             image: UInt8Array = self._file["image"][side * rows.start : side * rows.stop]
         return image
 
 
+def find_maps(run: Path) -> list[Path]:
+    """The maps files of a run in order of their names; `ConfigError` if there is none."""
+    paths = sorted((run / MAPS).glob("*.h5"))
+    if not paths:
+        raise ConfigError(f"{run / MAPS}: holds no .h5 file; run `vst evaluate {run}` first")
+    return paths
+
+
 @contextmanager
-def read_maps(path: Path) -> Iterator[SavedMaps]:
-    """Open what `write_maps` wrote.
+def open_maps(path: Path) -> Iterator[SlideResult]:
+    """Open what `write_maps` wrote; masks and patches are read now, genes and image when asked for.
 
     Raises:
         ConfigError: missing, damaged, or of another version.
     """
-    with _reading(path):
-        file = h5py.File(path, "r")
-    with file:
-        if (actual := file.attrs.get("format")) != FORMAT:
-            raise ConfigError(f"{path}: expected format {FORMAT!r}; got {actual!r}; {_AGAIN}")
-        try:
-            with _reading(path):
-                maps = SavedMaps(path, file)
-        except (KeyError, ValueError) as e:
-            raise ConfigError(f"{path}: incomplete ({e}); {_AGAIN}") from None
-        yield maps
+    with open_hdf5(path, FORMAT) as file:
+        with told(path):
+            slide = _slide_result(path, file)
+        yield slide
 
 
-@contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    """Name the file and the remedy in what HDF5 raises; not around what a caller writes."""
-    try:
-        yield
-    except OSError as e:
-        if is_held_by_another(e):
-            raise ConfigError(f"{path}: {HELD}") from None
-        raise ConfigError(f"{path}: cannot be read as HDF5 ({e}); {_AGAIN}") from None
+def _slide_result(path: Path, file: Any) -> SlideResult:
+    mask = array(file, "scored_mask", "b")
+    rows, cols = mask.shape
+    ids, symbols = (tuple(map(str, file[name].asstr()[:])) for name in ("gene_id", "gene_symbol"))
+    if len(ids) != len(symbols) or len(set(ids)) < len(ids):
+        raise ValueError("gene_id: expected every gene once, and a symbol for each")
+    side = _IMAGE_PX_PER_BIN
+    expected = {
+        "rate": ((len(ids), rows, cols), "f"),
+        "counts": ((len(ids), rows, cols), "u"),
+        "image": ((side * rows, side * cols, 3), "u"),
+    }
+    for name, (shape, kind) in expected.items():
+        if file[name].shape != shape or file[name].dtype.kind != kind:
+            raise ValueError(
+                f"{name}: expected {shape} of kind {kind}; got {file[name].shape}, "
+                f"{file[name].dtype}"
+            )
+    patches, blocks = patch_windows(file, rows, cols)
+    patient = str(file.attrs["patient"])
+    return SlideResult(
+        path=path,
+        name=str(file.attrs.get("name", path.stem)),
+        patient=patient,
+        row0=int(file.attrs["row0"]),
+        col0=int(file.attrs["col0"]),
+        panel=Panel(ids, symbols),
+        scored_mask=mask,
+        patches=patches,
+        blocks=blocks,
+        _file=file,
+    )

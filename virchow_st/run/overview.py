@@ -13,21 +13,34 @@ int64, all (P,).
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import h5py
 import numpy as np
 
-from virchow_st.run.split import Member, Split
+from virchow_st.errors import ConfigError
+from virchow_st.names import file_names
+from virchow_st.run.hdf5 import Window, array, heading, open_hdf5, patch_windows, told
+from virchow_st.run.split import PARTS, Member, Split
 from virchow_st.runtime.atomic import written_whole
 from virchow_st.runtime.hdf5 import written_hdf5
-from virchow_st.store.reader import Patch, Store
-from virchow_st.types import BIN_UM, PATCH_BINS, STORED_IMAGE_PX
+from virchow_st.types import (
+    BIN_UM,
+    PATCH_BINS,
+    STORED_IMAGE_PX,
+    BoolArray,
+    Int64Array,
+    UInt8Array,
+)
+
+if TYPE_CHECKING:
+    from virchow_st.store.reader import Patch, Store
 
 FORMAT = "virchow_st.overview/1"
-PARTS = ("train", "validation", "test")
+OVERVIEW = "overview.h5"
 LONGEST_PX = 1700
 """Most pixels along a slide's longer side; a full slide of 26 patches has 1664, at 4 µm/px."""
 
@@ -35,10 +48,13 @@ LONGEST_PX = 1700
 def slide_names(stores: Sequence[Store]) -> list[str]:
     """What slides are called in result files: the patient, and the store's place if it repeats."""
     times = Counter(store.patient for store in stores)
-    return [
-        store.patient if times[store.patient] == 1 else f"{store.patient}-{i}"
-        for i, store in enumerate(stores)
-    ]
+    names: list[str] = []
+    for i, store in enumerate(stores):
+        name = store.patient
+        while times[store.patient] > 1 and (name in times or name in names):
+            name += f"-{i}"
+        names.append(name)
+    return names
 
 
 def write_overview(
@@ -95,3 +111,90 @@ def _write_slide(group: h5py.Group, patches: Sequence[Patch]) -> None:
     group["patch_row0"] = np.array([info.row0 for info in infos], np.int32)
     group["patch_col0"] = np.array([info.col0 for info in infos], np.int32)
     group["patch_total_umi"] = np.array([info.total_umi for info in infos], np.int64)
+
+
+@dataclass(frozen=True, eq=False)
+class SlideOverview:
+    """A slide of the run, small; arrays are in bin orientation.
+
+    Attributes:
+        name, file_name: of the slide, and what its pictures are called after.
+        patient: whose slide it is.
+        image: (2R, 2C, 3) / um_per_px, uint8 RGB.
+        um_per_px: of the image.
+        tissue_mask: (R, C) bool, True = tissue.
+        validity_mask: (R, C) bool, bins on the slide image; False outside of patches.
+        patches: (P,) where the patches lie in the arrays.
+        parts: (P,) int64, places in `PARTS`.
+        blocks: (P,) int64, spatial blocks of test patches, −1 for others.
+        block_um: side of a block.
+        total_umi: (P,) int64, UMIs of all genes.
+    """
+
+    name: str
+    file_name: str
+    patient: str
+    image: UInt8Array
+    um_per_px: int
+    tissue_mask: BoolArray
+    validity_mask: BoolArray
+    patches: tuple[Window, ...]
+    parts: Int64Array
+    blocks: Int64Array
+    block_um: int
+    total_umi: Int64Array
+
+    @property
+    def heading(self) -> str:
+        """What a title calls the slide."""
+        return heading(self.patient, self.name)
+
+    @property
+    def whole(self) -> Window:
+        """All of the slide."""
+        return Window(0, 0, *self.tissue_mask.shape)
+
+
+def read_overviews(run: Path) -> Iterator[SlideOverview]:
+    """The slides of ``overview.h5``, one after another, in the order of the run's stores.
+
+    Raises `ConfigError` for a file that is missing, damaged or of another format.
+    """
+    path = run / OVERVIEW
+    if not path.is_file():
+        raise ConfigError(f"{path}: not found; run `vst evaluate {run}` first")
+    with open_hdf5(path, FORMAT) as file:
+        with told(path):
+            keys = sorted(file, key=lambda name: (len(name), name))
+            files = file_names([str(file[key].attrs["name"]) for key in keys])
+        for key, file_name in zip(keys, files, strict=True):
+            with told(path):
+                slide = _read_slide(file[key], int(file.attrs["block_um"]), file_name)
+            yield slide
+
+
+def _read_slide(group: Any, block_um: int, file_name: str) -> SlideOverview:
+    tissue = array(group, "tissue_mask", "b")
+    rows, cols = tissue.shape
+    um_per_px = int(group.attrs["um_per_px"])
+    if not 1 <= um_per_px <= STORED_IMAGE_PX or block_um < 1:
+        raise ValueError(f"expected 1 to {STORED_IMAGE_PX} µm/px and blocks of 1 µm or more")
+    patches, blocks = patch_windows(group, rows, cols)
+    parts = array(group, "patch_part", "iu", blocks.shape).astype(np.int64)
+    if not ((parts >= 0) & (parts < len(PARTS))).all():
+        raise ValueError(f"patch_part: expected 0 to {len(PARTS) - 1}")
+    side = 2 * rows // um_per_px, 2 * cols // um_per_px, 3
+    return SlideOverview(
+        name=str(group.attrs["name"]),
+        file_name=file_name,
+        patient=str(group.attrs["patient"]),
+        image=array(group, "image", "u", side),
+        um_per_px=um_per_px,
+        tissue_mask=tissue,
+        validity_mask=array(group, "validity_mask", "b", (rows, cols)),
+        patches=patches,
+        parts=parts,
+        blocks=blocks,
+        block_um=block_um,
+        total_umi=array(group, "patch_total_umi", "iu", blocks.shape).astype(np.int64),
+    )

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from virchow_st.errors import ConfigError
 from virchow_st.runtime.progress import SILENT, Progress
+from virchow_st.schema import MismatchError, read_table
 from virchow_st.store.format import MAX_PANEL
 from virchow_st.store.genes import (
     core_id,
@@ -24,8 +27,10 @@ from virchow_st.store.genes import (
     places_by_symbol,
     some,
 )
-from virchow_st.store.reader import Genes, Store
 from virchow_st.types import Float64Array, Int64Array
+
+if TYPE_CHECKING:
+    from virchow_st.store.reader import Genes, Store
 
 # Releases of an annotation rename a few per cent of the symbols. If more than this share of the
 # shared ids have different symbols, the ids do not identify genes.
@@ -72,6 +77,16 @@ class Panel:
             )
         return np.array(found, np.int64)
 
+    @property
+    def genes(self) -> tuple[Gene, ...]:
+        """The genes, one by one."""
+        return tuple(map(Gene, self.ids, self.symbols))
+
+    @property
+    def labels(self) -> list[str]:
+        """What each gene is called, see `gene_labels`."""
+        return list(gene_labels(self.genes).values())
+
     def index(self, gene: str) -> int:
         """Index of a gene in the panel, by symbol or id; raises `ConfigError` if it is missing."""
         return int(find_genes([gene], self.ids, self.symbols, "panel")[0])
@@ -85,20 +100,52 @@ class Panel:
 
     @classmethod
     def read(cls, path: Path) -> Panel:
-        """Read what `write` wrote."""
-        try:
-            with open(path, newline="", encoding="utf-8") as f:
-                rows = list(csv.reader(f, delimiter="\t"))
-        except (OSError, UnicodeDecodeError, csv.Error) as e:
-            raise ConfigError(f"{path}: cannot be read as a panel ({e}); train anew") from None
-        if len(rows) < 2 or rows[0] != _COLUMNS:
-            raise ConfigError(f"{path}: expected a panel with the columns {', '.join(_COLUMNS)}")
-        if {len(row) for row in rows} != {len(_COLUMNS)}:
-            raise ConfigError(f"{path}: expected {len(_COLUMNS)} columns in every line; train anew")
-        ids, symbols, keys = zip(*rows[1:], strict=True)
+        """Read what `write` wrote; raises `ConfigError` for anything else."""
+        columns = dict.fromkeys(_COLUMNS, str)
+        rows = read_table(path, columns, "train anew", delimiter="\t", also=_check_rows)
+        ids, symbols, keys = zip(*(row.values() for row in rows), strict=True)
         return cls(ids, symbols, keys[0])
 
 
+@dataclass(frozen=True)
+class Gene:
+    """A gene of the panel; the id is unique, the symbol need not be."""
+
+    id: str
+    symbol: str
+
+
+def find_in(panel: Sequence[Gene], names: Iterable[str], source: str) -> list[Gene]:
+    """The genes of these symbols or ids, in this order; see `find_genes`."""
+    ids, symbols = [gene.id for gene in panel], [gene.symbol for gene in panel]
+    return [panel[i] for i in find_genes(names, ids, symbols, source)]
+
+
+def gene_labels(panel: Sequence[Gene]) -> dict[str, str]:
+    """What each gene is called, by id: its symbol; with the id where several have that symbol.
+
+    The id alone where there is no symbol. No two genes have one label.
+    """
+    times = Counter(gene.symbol for gene in panel)
+    found = {}
+    for gene in panel:
+        if not gene.symbol:
+            found[gene.id] = gene.id
+        else:
+            found[gene.id] = f"{gene.symbol} ({gene.id})" if times[gene.symbol] > 1 else gene.symbol
+    return found
+
+
+def _check_rows(rows: Any) -> None:
+    if not rows:
+        raise MismatchError("holds no gene")
+    if len({row["gene_id"] for row in rows}) < len(rows):
+        raise MismatchError("gene_id: expected every gene once")
+    if len({row["matched_by"] for row in rows}) > 1 or rows[0]["matched_by"] not in _KEYS:
+        raise MismatchError(f"matched_by: expected one of {', '.join(_KEYS)} in every line")
+
+
+_KEYS = ("id", "symbol")
 _COLUMNS = ["gene_id", "symbol", "matched_by"]
 
 

@@ -13,13 +13,16 @@ SCALES = ("2", "4", "8", "16")
 """Columns: bin sides in µm, as ``metrics.json`` names them."""
 NAMES = {"pcc": "PCC", "d2_poisson": "D²"}
 """Figures that have intervals and are compared, and what they are called."""
-BASELINES = {
-    "ridge": "ridge on tokens",
-    "nuclear_density": "nuclear density",
+Baseline = Literal["gene_mean", "nuclear_density", "ridge", "total_umi"]
+BASELINES: dict[Baseline, str] = {
     "gene_mean": "gene mean",
+    "nuclear_density": "nuclear density",
+    "ridge": "ridge on tokens",
     "total_umi": "total UMI",
 }
-"""What models beside the run are called."""
+"""Models beside the run, in the order of the result files, and what they are called."""
+_BASELINES: tuple[Baseline, ...] = ("ridge", "nuclear_density", "gene_mean", "total_umi")
+"""In the order of the table: the strongest first, last the one that reads the test counts."""
 _FEW_BLOCKS = 8
 
 Metrics = dict[str, Any]
@@ -111,7 +114,7 @@ def below_baselines(runs: Runs) -> list[str]:
     lines = []
     for name, metrics in runs.items():
         for figure in NAMES:
-            for key, label in BASELINES.items():
+            for key, label in ((name, BASELINES[name]) for name in _BASELINES):
                 below = [s for s in SCALES if _is_below(metrics, key, s, figure)]
                 if below and key not in metrics["oracles"]:
                     by = ", ".join(_by_how_much(metrics, key, s, figure) for s in below)
@@ -184,7 +187,7 @@ def _baselines(runs: Runs, figure: str) -> list[Row]:
     """Rows of the baselines, marked where a run is below one that is no oracle."""
     first = next(iter(runs.values()))
     rows = []
-    for key, label in BASELINES.items():
+    for key, label in ((name, BASELINES[name]) for name in _BASELINES):
         cells = _numbers(first["baselines"][key], figure)
         if key in first["oracles"]:
             rows.append(Row(f"oracle   {label}", cells, "oracle"))

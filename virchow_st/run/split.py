@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict, cast
 
 import numpy as np
 import xxhash
@@ -14,10 +14,12 @@ import xxhash
 from virchow_st.errors import ConfigError
 from virchow_st.runtime.atomic import write_json
 from virchow_st.runtime.progress import Progress
+from virchow_st.schema import Count, Length, MismatchError, Name, read_json
 from virchow_st.store.patients import alike_warnings
-from virchow_st.store.reader import Store
-from virchow_st.store.same_slide import check_different_slides
 from virchow_st.types import PATCH_BINS, Int64Array
+
+if TYPE_CHECKING:
+    from virchow_st.store.reader import Store
 
 VALIDATION_SHARE = 0.15
 _BLOCK_PATCHES = 2  # a validation block is 2×2 patches, 512 µm: wider than tissue texture repeats
@@ -61,34 +63,23 @@ class Split:
                 {"store": i, "patient": store.patient, "records_xxh64": slide}
                 for i, (store, slide) in enumerate(zip(stores, self.slides, strict=True))
             ],
-            **{name: _by_store(getattr(self, name), stores) for name in _PARTS},
+            **{name: _by_store(getattr(self, name), stores) for name in PARTS},
         }
 
     @classmethod
     def read(cls, path: Path) -> Split:
         """Read what `write` wrote; raises `ConfigError` for anything else."""
-        return cls._verified(path)[0]
+        return cls.of(read_split(path))
 
     @classmethod
-    def read_xxh64(cls, path: Path) -> str:
-        """The hash in a file of `write`, checked; raises `ConfigError` for anything else."""
-        return cls._verified(path)[1]
-
-    @classmethod
-    def _verified(cls, path: Path) -> tuple[Split, str]:
-        try:
-            content = json.loads(path.read_text("utf-8"))
-            file_format, digest = content.pop("format"), content.pop("xxh64")
-            train, validation, test = (
-                tuple(Member(s["store"], p) for s in content[name] for p in s["patches"])
-                for name in _PARTS
-            )
-            slides = tuple(slide["records_xxh64"] for slide in content["slides"])
-        except (OSError, ValueError, LookupError, TypeError, AttributeError) as e:
-            raise ConfigError(f"{path}: cannot be read as a split ({e}); train anew") from None
-        if file_format != _FORMAT or digest != _digest(content):
-            raise ConfigError(f"{path}: does not match its hash; the split was changed, train anew")
-        return cls(train, validation, test, slides), digest
+    def of(cls, content: SplitFile) -> Split:
+        """The split that `read_split` read."""
+        train, validation, test = (
+            tuple(Member(store["store"], patch) for store in part for patch in store["patches"])
+            for part in (content["train"], content["validation"], content["test"])
+        )
+        slides = tuple(slide["records_xxh64"] for slide in content["slides"])
+        return cls(train, validation, test, slides)
 
     def check_stores(self, stores: Sequence[Store]) -> None:
         """Raise `ConfigError` unless these are the stores that the split was made of."""
@@ -101,7 +92,48 @@ class Split:
 
 
 _FORMAT = "virchow_st.split/1"
-_PARTS = ("train", "validation", "test")
+
+
+class _Slide(TypedDict):
+    store: Count
+    patient: Name
+    records_xxh64: str
+
+
+class _Patches(TypedDict):
+    store: Count
+    patient: Name
+    patches: list[Count]
+
+
+class SplitFile(TypedDict):
+    """What ``split.json`` holds."""
+
+    format: Literal["virchow_st.split/1"]
+    slides: Annotated[list[_Slide], Length(1)]
+    train: list[_Patches]
+    validation: list[_Patches]
+    test: list[_Patches]
+    xxh64: str
+
+
+def read_split(path: Path) -> SplitFile:
+    """``split.json``, its hash compared; raises `ConfigError` for anything else."""
+    return cast("SplitFile", read_json(path, SplitFile, "train anew", also=_check_split))
+
+
+def _check_split(content: Any) -> None:
+    rest = {name: value for name, value in content.items() if name not in ("format", "xxh64")}
+    if content["xxh64"] != _digest(rest):
+        raise MismatchError("does not match its hash, so the split was changed")
+    n_stores = len(content["slides"])
+    for part in PARTS:
+        if any(store["store"] >= n_stores for store in content[part]):
+            raise MismatchError(f"{part}: expected stores of 0 to {n_stores - 1}")
+
+
+PARTS = ("train", "validation", "test")
+"""Parts of a split, in the order in which result files count through them."""
 
 
 def _by_store(members: Sequence[Member], stores: Sequence[Store]) -> list[dict[str, Any]]:
@@ -141,6 +173,8 @@ def split_patients(stores: Sequence[Store], test_patient: str, seed: int) -> Spl
         raise ConfigError(
             f"test patient: all stores are of {test_patient}; give those of another patient too"
         )
+    from virchow_st.store.same_slide import check_different_slides  # loads the store's libraries
+
     check_different_slides(stores)
     train: list[Member] = []
     validation: list[Member] = []

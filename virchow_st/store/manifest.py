@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, NotRequired, TypedDict, cast
 
 from virchow_st.errors import StoreError
+from virchow_st.names import is_plain
 from virchow_st.runtime.lock import holder
+from virchow_st.schema import Count, Length, MismatchError, Name, Within, check, read_json
 from virchow_st.store.format import (
     FORMAT,
     FORMAT_WIDE,
@@ -16,7 +17,6 @@ from virchow_st.store.format import (
     MAX_NARROW_GENES,
     MAX_PATCHES,
 )
-from virchow_st.store.tokens import TOKEN_DTYPES
 from virchow_st.types import PATCH_BINS
 
 MANIFEST = "store.json"
@@ -24,37 +24,76 @@ JOB = "job.json"
 DATA = "data.mdb"
 LOCK = "writer.lock"
 
-_REQUIRED = {
-    "patient": str,
-    "slide": str,
-    "n_patches": int,
-    "grid": int,
-    "dim": int,
-    "token_dtype": str,
-    "token_um": int,
-    "token_layout": list,
-    "genes": dict,
-    "homography": list,
-    "mpp": float,
-    "tissue_bins": dict,
-    "encoder": dict,
-    "job": dict,
-    "software": dict,
-    "records_xxh64": str,
-}
-_GENE_COLUMNS = ("id", "symbol", "total")
-_ENCODER = ("name", "weights", "licence")
-_TISSUE_BINS = ("slide", "patches")
-_JOB = ("options", "inputs")
-_REGISTRATION = (
-    "shift_row_um",
-    "shift_col_um",
-    "uncertainty_um",
-    "correlation",
-    "correlation_at_zero",
-    "strength",
-    "searched_um",
-)
+_U63 = Annotated[int, Within(0, (1 << 63) - 1)]
+_Row = Annotated[list[float], Length(3, 3)]
+
+
+class _Genes(TypedDict):
+    id: list[str]
+    symbol: list[str]
+    total: list[_U63]
+
+
+class _TissueBins(TypedDict):
+    slide: Count
+    patches: Count
+
+
+class _Encoder(TypedDict):
+    name: Name
+    weights: str
+    licence: str
+
+
+class _File(TypedDict):
+    name: NotRequired[str]
+    fingerprint: NotRequired[str]
+
+
+class _Inputs(TypedDict):
+    image: NotRequired[_File]
+
+
+class _Job(TypedDict):
+    options: dict[str, Any]
+    inputs: _Inputs
+
+
+class _Registration(TypedDict):
+    verdict: str
+    shift_row_um: float
+    shift_col_um: float
+    uncertainty_um: float
+    correlation: float
+    correlation_at_zero: float
+    strength: float
+    searched_um: float
+
+
+class Manifest(TypedDict):
+    """What ``store.json`` holds; docs/store-format.md says what it means."""
+
+    format: Literal["virchow_st.store/1", "virchow_st.store/2"]
+    patient: Name
+    slide: Name
+    n_patches: Annotated[int, Within(0, MAX_PATCHES)]
+    grid: Annotated[int, Within(1, PATCH_BINS)]
+    dim: Annotated[int, Within(1, MAX_DIM)]
+    token_dtype: Literal["float16", "int8"]
+    token_um: Count
+    token_layout: list[tuple[Count, Annotated[int, Within(1)]]]
+    homography: Annotated[list[_Row], Length(3, 3)]
+    mpp: float
+    tissue_bins: _TissueBins
+    encoder: _Encoder
+    job: _Job
+    software: dict[str, Any]
+    records_xxh64: str
+    registration: NotRequired[_Registration]
+
+
+class _WithGenes(Manifest):
+    genes: _Genes
 
 
 def is_finished(store: Path) -> bool:
@@ -71,80 +110,51 @@ def read_manifest(store: Path) -> dict[str, Any]:
             )
         if not is_finished(store):
             raise _unfinished(store)
-        manifest = json.loads((store / MANIFEST).read_text("utf-8"))
     except OSError as e:
         raise StoreError(f"{store}: cannot be read ({e.strerror}); look at its rights") from None
-    except (ValueError, RecursionError) as e:  # RecursionError: brackets nested too deeply
-        raise StoreError(
-            f"{store / MANIFEST}: cannot be read as JSON ({e}); copy the store or extract it again"
-        ) from None
-    actual = manifest.get("format") if isinstance(manifest, dict) else None
+    content = read_json(
+        store / MANIFEST, Any, "copy the store or extract it again", error=StoreError
+    )
+    actual = content.get("format") if isinstance(content, dict) else None
     if actual not in (FORMAT, FORMAT_WIDE):
         actual = actual if isinstance(actual, str | None) else type(actual).__name__
         raise StoreError(
             f"{store}: expected format {FORMAT} or {FORMAT_WIDE}, got {actual!r}; read it with "
             f"the version of virchow_st that wrote it, or extract the slide again"
         )
-    for name, kind in _REQUIRED.items():
-        if type(manifest.get(name)) is not kind:
-            raise StoreError(
-                f"{store / MANIFEST}: {name} is missing or not of type {kind.__name__}"
+    try:
+        check_manifest(content)
+    except ValueError as e:
+        raise StoreError(f"{store / MANIFEST}: {e}; copy the store or extract it again") from None
+    return cast("dict[str, Any]", content)
+
+
+def check_manifest(content: Any, with_genes: bool = True) -> None:
+    """Raise `ValueError` unless this is a manifest, whole or without its list of genes."""
+    check(content, _WithGenes if with_genes else Manifest)
+    if PATCH_BINS % content["grid"]:
+        raise MismatchError(f"grid: expected a divisor of {PATCH_BINS}; got {content['grid']}")
+    for start, side in content["token_layout"]:
+        if start + side**2 > content["dim"]:
+            raise MismatchError(
+                f"token_layout: expected blocks within {content['dim']} channels; got "
+                f"{[start, side]}"
             )
-    columns = [manifest["genes"].get(name) for name in _GENE_COLUMNS]
-    if not all(isinstance(c, list) and len(c) == len(columns[0]) for c in columns):
-        raise StoreError(
-            f"{store / MANIFEST}: genes: expected id, symbol and total, lists of equal length"
-        )
-    if (fault := _beyond_limits(manifest) or _wrong_lists(manifest)) is not None:
-        raise StoreError(f"{store / MANIFEST}: {fault}")
-    return dict(manifest)
+    if with_genes:
+        _check_genes(content["format"], content["genes"])
 
 
-def _beyond_limits(manifest: dict[str, Any]) -> str | None:
-    """The first number that the format does not allow; records are read by these."""
-    grid, dim, n_genes = manifest["grid"], manifest["dim"], len(manifest["genes"]["id"])
-    if grid < 1 or PATCH_BINS % grid:
-        return f"grid: expected a divisor of {PATCH_BINS}; got {grid}"
-    if not 1 <= dim <= MAX_DIM:
-        return f"dim: expected 1 to {MAX_DIM}; got {dim}"
-    if not 0 <= manifest["n_patches"] <= MAX_PATCHES:
-        return f"n_patches: expected 0 to {MAX_PATCHES}; got {manifest['n_patches']}"
-    most = MAX_GENES if manifest["format"] == FORMAT_WIDE else MAX_NARROW_GENES
-    if n_genes > most:
-        return f"genes: expected at most {most} in {manifest['format']}; got {n_genes}"
-    if manifest["token_dtype"] not in TOKEN_DTYPES:
-        return f"token_dtype: expected {' or '.join(TOKEN_DTYPES)}; got {manifest['token_dtype']!r}"
-    return None
-
-
-def _wrong_lists(manifest: dict[str, Any]) -> str | None:
-    """The first list or object whose content is not what it has to be."""
-    ids, symbols, totals = (manifest["genes"][name] for name in _GENE_COLUMNS)
-    if not all(isinstance(text, str) for text in [*ids, *symbols]) or len(set(ids)) != len(ids):
-        return "genes: expected strings, and every id once"
-    if not all(type(total) is int and 0 <= total < 1 << 63 for total in totals):
-        return f"genes: expected totals of 0 to {(1 << 63) - 1}"
-    for block in manifest["token_layout"]:
-        if not (isinstance(block, list) and [type(number) for number in block] == [int, int]):
-            return "token_layout: expected pairs of whole numbers"
-        start, side = block
-        if start < 0 or side < 1 or start + side**2 > manifest["dim"]:
-            return f"token_layout: expected blocks within {manifest['dim']} channels; got {block}"
-    if not all(isinstance(manifest["encoder"].get(name), str) for name in _ENCODER):
-        return f"encoder: expected the strings {', '.join(_ENCODER)}"
-    if not all(type(manifest["tissue_bins"].get(name)) is int for name in _TISSUE_BINS):
-        return f"tissue_bins: expected the whole numbers {', '.join(_TISSUE_BINS)}"
-    if not all(isinstance(manifest["job"].get(name), dict) for name in _JOB):
-        return f"job: expected the objects {', '.join(_JOB)}"
-    if "registration" in manifest:
-        found = manifest["registration"]
-        if not (
-            isinstance(found, dict)
-            and isinstance(found.get("verdict"), str)
-            and all(type(found.get(name)) is float for name in _REGISTRATION)
-        ):
-            return f"registration: expected a verdict and the numbers {', '.join(_REGISTRATION)}"
-    return None
+def _check_genes(file_format: str, genes: dict[str, list[Any]]) -> None:
+    ids, symbols = genes["id"], genes["symbol"]
+    if len({len(ids), len(symbols), len(genes["total"])}) > 1:
+        raise MismatchError("genes: expected id, symbol and total, lists of equal length")
+    most = MAX_GENES if file_format == FORMAT_WIDE else MAX_NARROW_GENES
+    if len(ids) > most:
+        raise MismatchError(f"genes: expected at most {most} in {file_format}; got {len(ids)}")
+    if len(set(ids)) < len(ids):
+        raise MismatchError("genes: expected every id once")
+    if not is_plain("".join([*ids, *symbols])):
+        raise MismatchError("genes: expected ids and symbols without control characters")
 
 
 def _unfinished(store: Path) -> StoreError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Iterable
 
+from virchow_st.names import check_plain
 from virchow_st.runtime.lists import strip
 
 
@@ -12,8 +13,9 @@ def patient_name(text: str) -> str:
     """The name without blanks and invisible characters at its ends, its accents composed.
 
     ``"P2 "`` and ``"P2"`` are one patient, and so are the two ways to encode an accented letter.
+    Raises `ConfigError` for one with control characters.
     """
-    return unicodedata.normalize("NFC", strip(text))
+    return check_plain(unicodedata.normalize("NFC", strip(text)), "patient")
 
 
 def alike(names: Iterable[str]) -> list[tuple[str, ...]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from virchow_st.errors import ConfigError, StoreError
 from virchow_st.runtime.atomic import remove_leftovers as remove_leftover_parts
 from virchow_st.runtime.atomic import sync_folder, write_json
 from virchow_st.runtime.lock import Lock
+from virchow_st.schema import read_json
 from virchow_st.store import format as fmt
 from virchow_st.store.datafile import DataFile
 from virchow_st.store.format import Kind, PatchInfo
@@ -74,10 +74,10 @@ def begun_job(path: Path) -> dict[str, Any] | None:
     if is_finished(path):
         return None
     try:
-        job = json.loads((path / JOB).read_text("utf-8"))
-    except (OSError, ValueError):  # `StoreWriter` says what is wrong
+        job: dict[str, Any] = read_json(path / JOB, dict[str, Any], "delete it", error=StoreError)
+    except StoreError:  # `StoreWriter` says what is wrong
         return None
-    return job if isinstance(job, dict) else None
+    return job
 
 
 def remove_leftovers(path: Path) -> None:
@@ -146,10 +146,7 @@ class StoreWriter:
         if is_finished(self.path):
             raise StoreError(f"{self.path}: is finished and never written again; delete it first")
         if job_file.is_file():
-            try:
-                begun = json.loads(job_file.read_text("utf-8"))
-            except ValueError as e:
-                raise StoreError(f"{job_file}: cannot be read as JSON ({e}); delete it") from None
+            begun = read_json(job_file, dict[str, Any], "delete it", error=StoreError)
             if begun != self.job:
                 raise StoreError(
                     f"{self.path}: was begun with other inputs or options; "

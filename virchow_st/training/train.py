@@ -24,6 +24,7 @@ from virchow_st.models.decoders import decoder_class
 from virchow_st.run.checkpoint import CheckpointWriter, save_checkpoint
 from virchow_st.run.folder import begin, check_resumable
 from virchow_st.run.history import History, by_scale, summary
+from virchow_st.run.integrity import file_hashes
 from virchow_st.run.lock import CHECKPOINTS, RunLock
 from virchow_st.run.panel import Panel, choose_panel
 from virchow_st.run.split import Split, split_patients, warn_of_alike_patients
@@ -212,6 +213,7 @@ class Trainer:
         self.best_epoch = 0
         self.best_score = math.inf
         self.first_losses: list[float] | None = None
+        self.files: dict[str, str] = {}
 
     def fit(self, run: Path, progress: Progress) -> None:
         """Train for all epochs, or until validation has not improved for ``patience`` epochs."""
@@ -337,6 +339,11 @@ class Trainer:
 
     # --- checkpoints --------------------------------------------------------------------------
 
+    def save_first(self, run: Path, files: dict[str, str]) -> None:
+        """Write the checkpoints of a run that begins; ``files`` are the hashes of its files."""
+        self.files = files
+        self.save(run, is_best=True)
+
     def save(self, run: Path, is_best: bool, writer: CheckpointWriter | None = None) -> None:
         """Write ``checkpoints/last``, and ``checkpoints/best`` if the epoch is the best so far.
 
@@ -355,6 +362,7 @@ class Trainer:
             "grid": manifest["grid"],
             "dim": manifest["dim"],
             "encoder": manifest["encoder"],
+            "files": self.files,
         }
         write = save_checkpoint if writer is None else writer.save
         if is_best:
@@ -366,10 +374,6 @@ class Trainer:
             self.learner.optimizer,
         )
 
-    def save_first(self, run: Path) -> None:
-        """Write the checkpoints of a run that begins, before the first epoch."""
-        self.save(run, is_best=True)
-
     def _split_xxh64(self) -> str:
         return self.split.xxh64(self.dataset.stores)
 
@@ -379,6 +383,13 @@ class Trainer:
         self.epoch, self.best_epoch = state["epoch"], state["best_epoch"]
         self.best_score = math.inf if state["best_score"] is None else state["best_score"]
         self.first_losses = state["first_losses"]
+        self.files = state["files"] if "files" in state else file_hashes(run)
+        n_scales = len(self.scales_um)
+        if self.first_losses is not None and len(self.first_losses) != n_scales:
+            raise ConfigError(
+                f"{run / CHECKPOINTS / 'last'}: expected first_losses of {n_scales} scales; got "
+                f"{len(self.first_losses)}; train anew"
+            )
 
 
 def _time_left(seconds: float) -> str:

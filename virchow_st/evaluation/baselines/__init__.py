@@ -4,11 +4,10 @@ A useful decoder has to score better than these. docs/metrics.md, "Baselines", d
 """
 
 from virchow_st.evaluation.baselines.fit import (
-    BASELINES,
     ORACLES,
     Baseline,
     Baselines,
     fit_baselines,
 )
 
-__all__ = ["BASELINES", "ORACLES", "Baseline", "Baselines", "fit_baselines"]
+__all__ = ["ORACLES", "Baseline", "Baselines", "fit_baselines"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 import numpy as np
 
@@ -13,13 +12,12 @@ from virchow_st.evaluation.baselines.nuclei import NuclearFit, nuclear_rates
 from virchow_st.evaluation.baselines.regression import LinearMap
 from virchow_st.evaluation.baselines.ridge import RidgeFit, token_rates
 from virchow_st.run.panel import Panel
+from virchow_st.run.score_table import Baseline
 from virchow_st.run.split import Split
 from virchow_st.runtime.progress import SILENT, Progress
 from virchow_st.store.reader import Patch, Store
 from virchow_st.types import Array, Float32Array, Float64Array, Int64Array
 
-Baseline = Literal["gene_mean", "nuclear_density", "ridge", "total_umi"]
-BASELINES: tuple[Baseline, ...] = get_args(Baseline)
 ORACLES: tuple[Baseline, ...] = ("total_umi",)
 """Baselines that read the counts of the test slide, for comparison only."""
 LEAST_RATE = 0.01

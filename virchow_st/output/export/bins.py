@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,7 +9,6 @@ import zarr
 
 from virchow_st.kernels.pooling import sum_pool
 from virchow_st.output.export.ngff import Folder
-from virchow_st.run.panel import Panel
 from virchow_st.types import BIN_UM, BLOCK_BINS, CELL_BINS, Float32Array
 
 LEVELS = 4
@@ -31,11 +29,18 @@ class BinImages:
         name: of the images, ``rates`` or ``counts``.
         channels: names of the genes, without duplicates.
         shape: rows and columns of the 2 µm grid, multiples of 8.
+        exact: values are whole numbers, as counts are, and are kept so.
     """
 
     def __init__(
-        self, folder: Folder, name: str, channels: Sequence[str], shape: tuple[int, int]
+        self,
+        folder: Folder,
+        name: str,
+        channels: Sequence[str],
+        shape: tuple[int, int],
+        exact: bool = False,
     ) -> None:
+        self._exact = exact
         self._fine = folder.add_image(
             f"{name}_2um", channels, shape, BIN_UM, LEVELS, dtype="float32",
             chunk=BLOCK_BINS, fill=np.nan, brightest=1, together=True,
@@ -59,14 +64,16 @@ class BinImages:
         for level, array in enumerate(self._fine):
             factor = 1 << level
             mean = at_2um if level == 0 else sum_pool(at_2um, factor) / factor**2
-            _put(array, row0 // factor, col0 // factor, mean)
+            at = row0 // factor, col0 // factor
+            _put(array, *at, mean if self._exact and level == 0 else rounded(mean))
         at_8um = sum_pool(at_2um, CELL_BINS) if at_8um is None else at_8um
+        at_8um = at_8um if self._exact else rounded(at_8um)
         _put(self._coarse, row0 // CELL_BINS, col0 // CELL_BINS, at_8um)
 
 
 def _put(array: zarr.Array, row: int, col: int, values: Float32Array) -> None:
     _, h, w = values.shape
-    array[:, row : row + h, col : col + w] = rounded(values)
+    array[:, row : row + h, col : col + w] = values
 
 
 def rounded(values: Float32Array) -> Float32Array:
@@ -81,16 +88,3 @@ def rounded(values: Float32Array) -> Float32Array:
     bits = np.asarray(values, np.float32).view(np.uint32)
     bits = (bits + np.uint32(1 << (dropped - 1))) & np.uint32(0xFFFFFFFF << dropped & 0xFFFFFFFF)
     return np.where(np.isnan(values), np.float32(np.nan), bits.view(np.float32))
-
-
-def channel_names(panel: Panel) -> list[str]:
-    """Gene symbols; the gene id where a symbol is missing or not unique.
-
-    >>> channel_names(Panel(("ENSG1", "ENSG2", "ENSG3"), ("EPCAM", "TBCE", "TBCE")))
-    ['EPCAM', 'ENSG2', 'ENSG3']
-    """
-    times = Counter(panel.symbols)
-    return [
-        symbol if symbol and times[symbol] == 1 else gene
-        for gene, symbol in zip(panel.ids, panel.symbols, strict=True)
-    ]

@@ -16,9 +16,11 @@ from scipy import sparse
 from virchow_st.config import TrainConfig, from_toml, to_toml
 from virchow_st.errors import ConfigError, StoreError
 from virchow_st.kernels.pooling import sum_pool
-from virchow_st.run.maps import SavedMaps, read_maps
+from virchow_st.run.maps import SlideResult, find_maps, open_maps
 from virchow_st.run.panel import Panel
+from virchow_st.run.rates import exact_float32
 from virchow_st.run.results import read_metrics
+from virchow_st.run.state import check_run
 from virchow_st.slide.geometry import Homography
 from virchow_st.store.format import SparseCounts
 from virchow_st.store.genes import find_genes, split_names
@@ -124,9 +126,9 @@ class RunSource:
 
     kinds = ("rates", "counts")
 
-    def __init__(self, run: Path, maps: SavedMaps, genes: str) -> None:
-        self._run, self._maps = run, maps
-        self.name = maps.path.stem
+    def __init__(self, run: Path, maps: SlideResult, genes: str, keep_paths: bool) -> None:
+        self._run, self._maps, self._keep_paths = run, maps, keep_paths
+        self.name = maps.name
         self.manifest = maps.manifest
         self.row0, self.col0 = maps.row0, maps.col0
         self.tissue_mask = maps.scored_mask
@@ -158,8 +160,10 @@ class RunSource:
             col.append(left + c)
             for kind in self.kinds:
                 read = self._maps.read(_DATASETS[kind], rows, cols, genes)
-                pooled = sum_pool(read, CELL_BINS)
-                values[kind].append(pooled[:, r, c].T.astype(np.float32))
+                pooled = sum_pool(read, CELL_BINS)[:, r, c]
+                if kind == "counts":
+                    exact_float32(pooled, str(self._run))
+                values[kind].append(pooled.T.astype(np.float32))
         joined = {kind: np.concatenate(parts) for kind, parts in values.items()}
         n_bins = np.full(len(joined["rates"]), CELL_BINS**2, np.uint8)
         return _part_of(every, genes), Cells(
@@ -173,7 +177,7 @@ class RunSource:
         return {
             "source": "run",
             "run": {
-                "path": str(self._run),
+                "path": _place(self._run, self._keep_paths),
                 "config": xxhash.xxh64(to_toml(config).encode()).hexdigest(),
                 **{name: metrics[name] for name in ("decoder", "loss", "epoch", "test_patients")},
             },
@@ -185,8 +189,8 @@ class StoreSource:
 
     kinds = ("counts",)
 
-    def __init__(self, store: Store, genes: str) -> None:
-        self._store = store
+    def __init__(self, store: Store, genes: str, keep_paths: bool = False) -> None:
+        self._store, self._keep_paths = store, keep_paths
         self.name = str(store.manifest["slide"])
         self.manifest = {name: of for name, of in store.manifest.items() if name != "genes"}
         infos = store.patch_table
@@ -225,7 +229,8 @@ class StoreSource:
             for col in range(cols.start, cols.stop, PATCH_BINS):
                 if (i := self._at.get((row, col))) is not None:
                     at = _square(row - rows.start), _square(col - cols.start)
-                    values[:, *at] = self._store[i].dense_counts(self._genes)
+                    counts = self._store[i].dense_counts(self._genes)
+                    values[:, *at] = exact_float32(counts, str(self._store.path))
         return values
 
     def read_image(self, rows: slice) -> UInt8Array:
@@ -249,27 +254,30 @@ class StoreSource:
             top, left = row0 // CELL_BINS, col0 // CELL_BINS
             r, c = np.nonzero(tissue_bins[top : top + _CELLS, left : left + _CELLS])
             of_patch = _pooled_counts(self._store[i].sparse_counts, n_genes)
+            exact_float32(of_patch.data, str(self._store.path))
             counts.append(of_patch[r * _CELLS + c][:, chosen])
             row.append(top + r)
             col.append(left + c)
         rows, cols = np.concatenate(row), np.concatenate(col)
-        values = {"counts": sparse.vstack(counts, format="csr")}
+        values = {"counts": sparse.vstack(counts, format="csr", dtype=np.float32)}
         return _part_of(self._every, chosen), Cells(rows, cols, values, tissue_bins[rows, cols])
 
     def about(self) -> dict[str, Any]:
         """See `Source`."""
-        return {"source": "store", "store": str(self._store.path)}
+        return {"source": "store", "store": _place(self._store.path, self._keep_paths)}
 
 
 @contextmanager
-def open_source(path: Path, genes: str = "", slide: str = "") -> Iterator[Source]:
+def open_source(
+    path: Path, genes: str = "", slide: str = "", keep_paths: bool = False
+) -> Iterator[Source]:
     """Open a store, or the maps of an evaluated run's test slide.
 
     Args:
-        path: the store or the run.
-        genes: names separated by commas, or a file of names; empty for the panel of a run, or
-            for no genes of a store.
-        slide: which of a run's test slides; empty if there is only one.
+        path: of the store or run.
+        genes: names with commas or a file of them; empty for a run's panel, or none of a store.
+        slide: which of a run's test slides; empty where there is one.
+        keep_paths: say where it was, not only what it is called.
 
     Raises:
         ConfigError, StoreError: the path is neither a store nor a run; it is unfinished, not
@@ -277,28 +285,35 @@ def open_source(path: Path, genes: str = "", slide: str = "") -> Iterator[Source
     """
     if (path / MANIFEST).is_file() or (path / JOB).is_file():
         if slide:
-            raise ConfigError(f"slide: {path} is a store, which holds one slide; leave out --slide")
-        yield StoreSource(open_store(path), genes)
+            raise ConfigError(f"slide: {path} is a store, of one slide; leave out --slide")
+        yield StoreSource(open_store(path), genes, keep_paths)
         return
     folds = sorted(fold.name for fold in path.glob("fold-*"))
     if folds or not (path / "config.toml").is_file():
         actual = f"folds, {', '.join(folds)}; give one" if folds else "neither; check the path"
         raise ConfigError(f"{path}: expected a store, or a run of `vst train`; got {actual}")
-    with read_maps(_maps_of(path, slide)) as maps:
-        yield RunSource(path, maps, genes)
+    check_run(path)
+    with open_maps(_maps_of(path, slide)) as maps:
+        yield RunSource(path, maps, genes, keep_paths)
 
 
 def _maps_of(run: Path, slide: str) -> Path:
-    """The maps of a run's test slide; `ConfigError` if there is none or more than one."""
-    found = {maps.stem: maps for maps in sorted((run / "maps").glob("*.h5"))}
-    if not found:
-        raise ConfigError(f"{run / 'maps'}: holds no maps; run `vst evaluate {run}` first")
+    """The maps of a run's test slide; `ConfigError` where there is none or more than one."""
+    found: dict[str, Path] = {}
+    for path in find_maps(run):
+        with open_maps(path) as maps:
+            found[maps.name] = path
     if not slide and len(found) == 1:
         return next(iter(found.values()))
     if slide not in found:
         names = ", ".join(found)
         raise ConfigError(f"slide: expected one of {names} of {run}; got {slide or 'none'}")
     return found[slide]
+
+
+def _place(path: Path, keep_paths: bool) -> str:
+    """What an output says of where it came from: the name alone, as it is made to be shared."""
+    return str(path) if keep_paths else path.resolve().name
 
 
 def _part_of(panel: Panel, genes: Int64Array) -> Panel:
@@ -317,10 +332,10 @@ def _tissue_bins(mask: BoolArray) -> UInt8Array:
 
 
 def _pooled_counts(stored: SparseCounts, n_genes: int) -> sparse.csr_matrix:
-    """Counts of a patch by 8 µm bin (row-major) and gene: (1024, G) float32."""
+    """A patch's counts by 8 µm bin, row-major, and gene: (1024, G) float64."""
     gene = np.repeat(stored.genes, np.diff(stored.indptr)).astype(np.int32)
     row, col = np.divmod(stored.positions.astype(np.int32), PATCH_BINS)
     cell = row // CELL_BINS * _CELLS + col // CELL_BINS
-    counts = stored.counts.astype(np.float32)
-    # Entries of one bin and gene are added up; a float32 is exact up to 2**24 UMIs.
+    counts = stored.counts.astype(np.float64)
+    # Entries of one bin and gene are added up.
     return sparse.csr_matrix((counts, (cell, gene)), shape=(_CELLS**2, n_genes))

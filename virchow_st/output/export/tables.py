@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from virchow_st.errors import ConfigError
-from virchow_st.output.export.bins import CELL_UM, channel_names
+from virchow_st.output.export.bins import CELL_UM
 from virchow_st.run.panel import Panel
 from virchow_st.types import Array, Int64Array, UInt8Array
 
@@ -86,7 +86,7 @@ def to_anndata(table: CellTable, about: dict[str, Any]) -> AnnData:
         ),
         var=pd.DataFrame(
             {"gene_id": list(table.genes.ids), "symbol": list(table.genes.symbols)},
-            index=channel_names(table.genes),
+            index=table.genes.labels,
         ),
         layers=dict(table.layers),
         obsm={"spatial": CELL_UM * (xy + 0.5) + np.asarray(table.corner_um), **table.obsm},

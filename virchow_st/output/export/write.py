@@ -11,7 +11,7 @@ import numpy as np
 from virchow_st.config import ExportConfig
 from virchow_st.errors import ConfigError
 from virchow_st.kernels.pooling import sum_pool
-from virchow_st.output.export.bins import BinImages, channel_names
+from virchow_st.output.export.bins import BinImages
 from virchow_st.output.export.he_image import add_picture
 from virchow_st.output.export.ngff import FLAVOURS, FULLRES, Folder
 from virchow_st.output.export.sources import PX_PER_BIN, Source, blocks, homography, open_source
@@ -55,7 +55,7 @@ def export_run(
             format needs is not installed, or a format without a table got no genes of a store.
     """
     check_absent(out)
-    with open_source(path, config.genes, config.slide) as source:
+    with open_source(path, config.genes, config.slide, config.keep_paths) as source:
         is_store = source.kinds == ("counts",)
         check_format(config.format, config.format == "spatialdata" and is_store)
         if not len(source.panel) and config.format in ("ome-zarr", "npz"):
@@ -105,9 +105,10 @@ def _write_folder(
 def _write_images(
     source: Source, folder: Folder, shape: tuple[int, ...], progress: Progress
 ) -> None:
-    channels = channel_names(source.panel)
+    channels = source.panel.labels
     images = {
-        kind: BinImages(folder, kind, channels, (shape[0], shape[1])) for kind in source.kinds
+        kind: BinImages(folder, kind, channels, (shape[0], shape[1]), exact=kind == "counts")
+        for kind in source.kinds
     }
     every = list(blocks(source))
     for n, (rows, cols) in enumerate(every, start=1):

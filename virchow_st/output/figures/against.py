@@ -26,9 +26,9 @@ from virchow_st.output.figures.panels import (
 )
 from virchow_st.output.figures.rasters import shared_limit, strongest_window
 from virchow_st.output.figures.reliability import Curve
-from virchow_st.output.figures.results import GeneScore
-from virchow_st.output.figures.slides import SlideResult
 from virchow_st.output.figures.style import Picture
+from virchow_st.run.maps import SlideResult
+from virchow_st.run.results import GeneScore
 from virchow_st.types import BIN_UM, SCALES_UM, Array, Float32Array
 
 COLOURS = ("#0072b2", "#d55e00")

@@ -12,8 +12,8 @@ from virchow_st.output.figures import style
 from virchow_st.output.figures.labels import label_points
 from virchow_st.output.figures.panels import decimals
 from virchow_st.output.figures.reliability import LEAST, Curve
-from virchow_st.output.figures.results import GeneScore
 from virchow_st.output.figures.style import Picture
+from virchow_st.run.results import GeneScore
 
 SCALES = (2, 8)  # µm
 RATIO_SCALE = 8

@@ -18,9 +18,9 @@ from virchow_st.output.figures.panels import (
 )
 from virchow_st.output.figures.patch_scores import score_patch
 from virchow_st.output.figures.rasters import Window, shared_limit, strongest
-from virchow_st.output.figures.results import Gene
-from virchow_st.output.figures.slides import SlideResult
 from virchow_st.output.figures.style import Picture
+from virchow_st.run.maps import SlideResult
+from virchow_st.run.panel import Gene
 from virchow_st.types import Array, Float32Array
 
 SCALES = (2, 8)  # µm

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -10,8 +12,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from virchow_st.output.figures import style
-from virchow_st.output.figures.results import ByScale, Epoch, TestMetrics
 from virchow_st.output.figures.style import Picture
+from virchow_st.run.history import ByScale, Epoch
 
 HEIGHT = 4.2  # inches
 LEFT = 0.52  # space for the tick labels and the label of an axis
@@ -19,13 +21,15 @@ TOP_B = 2.45  # of the axes in (b) and (c)
 
 
 @style.styled
-def curves_figure(history: Sequence[Epoch], metrics: TestMetrics) -> Picture:
-    """Draw (a) training and validation loss, one panel per scale; (b) PCC; (c) weights.
+def curves_figure(history: Sequence[Epoch], metrics: Mapping[str, Any]) -> Picture:
+    """Draw (a) loss of training and validation, a panel a scale; (b) PCC; (c) weights.
 
     Diamonds in (b) are the PCC on the test slides at the best epoch, whose checkpoint was tested.
     """
     figure = style.new_figure(HEIGHT)
     scales = sorted(history[0].validation_loss)
+    pccs = {scale: metrics["scales"][str(scale)]["pcc"] for scale in scales}
+    test = {scale: math.nan if v is None else float(v) for scale, v in pccs.items()}
     best = max((e.epoch for e in history if e.best), default=None)
 
     for axes, scale in zip(_row(figure, len(scales), top=0.45, height=1.2), scales, strict=True):
@@ -42,7 +46,7 @@ def curves_figure(history: Sequence[Epoch], metrics: TestMetrics) -> Picture:
         _line(weights, history, lambda e: e.weights, scale)
         if best is not None:
             pcc.plot(
-                best, metrics.pcc.get(scale, float("nan")), "D", ms=4,
+                best, test[scale], "D", ms=4,
                 mfc="white", mec=style.SCALE_COLOURS[scale], zorder=4,
             )  # fmt: skip
     pcc.set_ylabel("PCC, mean of genes")
@@ -53,8 +57,7 @@ def curves_figure(history: Sequence[Epoch], metrics: TestMetrics) -> Picture:
         left = axes.get_position().x0 * style.WIDTH_IN
         style.panel_letter(figure, left - LEFT + 0.06, TOP_B - 0.3, letter)
     _legends(figure, scales)
-    test = {str(scale): metrics.pcc.get(scale, float("nan")) for scale in scales}
-    return Picture(figure, {"best_epoch": best, "test_pcc": test})
+    return Picture(figure, {"best_epoch": best, "test_pcc": {str(s): v for s, v in test.items()}})
 
 
 def _row(figure: Figure, n: int, top: float, height: float) -> list[Axes]:

@@ -6,13 +6,14 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from virchow_st.errors import ConfigError
+from virchow_st.names import file_names
 from virchow_st.output.figures.against import Side, against_figure
 from virchow_st.output.figures.calibration import SCALES as CALIBRATION_SCALES
 from virchow_st.output.figures.calibration import calibration_figure
-from virchow_st.output.figures.choice import find_genes, stem, strongest_genes
+from virchow_st.output.figures.choice import chosen_genes, strongest_genes
 from virchow_st.output.figures.close_ups import patches_figures, strong_patches
 from virchow_st.output.figures.curves import curves_figure
 from virchow_st.output.figures.genes import MOST_BARS, genes_figure, sparsity_figure
@@ -23,21 +24,18 @@ from virchow_st.output.figures.numbers import NAME, NumbersFile
 from virchow_st.output.figures.overview import overview_figure
 from virchow_st.output.figures.rasters import strongest
 from virchow_st.output.figures.reliability import Cells, Curve, Reliability
-from virchow_st.output.figures.results import Gene, GeneScore, TestMetrics
-from virchow_st.output.figures.run import OtherRun, RunResults, read_run
-from virchow_st.output.figures.slides import (
-    SlideOverview,
-    SlideResult,
-    find_maps,
-    open_maps,
-    read_overviews,
-)
+from virchow_st.output.figures.run import OtherRun
 from virchow_st.output.figures.style import Picture, save
+from virchow_st.run.evaluated import RunResults, read_results
 from virchow_st.run.lock import RunLock
+from virchow_st.run.maps import SlideResult, open_maps
+from virchow_st.run.overview import SlideOverview, read_overviews
+from virchow_st.run.panel import Gene
+from virchow_st.run.results import GeneScore
 from virchow_st.runtime.progress import SILENT, Progress
 
 if TYPE_CHECKING:
-    from virchow_st.run.results import RunBlocks
+    from virchow_st.run.blocks import RunBlocks
 
 MOST_GENES = 200
 """Largest number of genes pooled for calibration; more genes would not change the curve."""
@@ -80,11 +78,12 @@ def draw_into(
     run: Path, genes: Sequence[str] | None, against: Path | None, progress: Progress
 ) -> list[Path]:
     """`draw_figures`, for a caller that has locked the run."""
-    results = read_run(run)
-    chosen = strongest_genes(results.scores) if genes is None else find_genes(results.panel, genes)
+    results = read_results(run)
+    _ = results.blocks  # read and checked before anything is drawn
+    chosen = strongest_genes(results) if genes is None else chosen_genes(results, genes)
     other = None if against is None else OtherRun.read(results, against)
     with ExitStack() as stack:
-        slides = [stack.enter_context(open_maps(path)) for path in find_maps(run)]
+        slides = [stack.enter_context(open_maps(path)) for path in results.maps]
         overviews = list(read_overviews(run))
         total = len(slides) * (1 + 2 * len(chosen)) + 4 + len(overviews) + (other is not None)
         written: list[Path] = []
@@ -93,7 +92,7 @@ def draw_into(
         drawn = pictures(results, chosen, slides, overviews, other)
         for n, (name, pages) in enumerate(drawn, start=1):
             for page, picture in enumerate(pages, start=1):
-                file = stem(name if page == 1 else f"{name}_{page}")
+                file = name if page == 1 else f"{name}_{page}"
                 written += save(picture.figure, folder / file)
                 numbers.add(file, picture.numbers)
             progress.step(n, total, "pictures", name)
@@ -109,17 +108,18 @@ def pictures(
 ) -> Iterator[tuple[str, list[Picture]]]:
     """Name and pages of each figure, in their order."""
     names, by_gene = results.labels, results.by_gene
+    files = dict(zip(names, file_names(list(names.values())), strict=True))
     for slide in slides:
         for gene in chosen:
             rate, counts = slide.layers(gene)
             label = names[gene.id]
             picture = multiscale_figure(slide, rate, counts, label, by_gene[gene.id])
-            yield f"multiscale_{slide.name}_{label}", [picture]
+            yield f"multiscale_{slide.file_name}_{files[gene.id]}", [picture]
             places = strongest(slide.patches, counts, MOST)
             pages = [mosaic_figure(slide, rate, counts, label, places)] if places else []
-            yield f"mosaic_{slide.name}_{label}", pages
+            yield f"mosaic_{slide.file_name}_{files[gene.id]}", pages
         patches = strong_patches(slide, [(gene, names[gene.id]) for gene in chosen])
-        yield f"patches_{slide.name}", patches_figures(slide, patches)
+        yield f"patches_{slide.file_name}", patches_figures(slide, patches)
     genes, called = list(by_gene.values()), list(names.values())
     shown = sorted(range(len(genes)), key=lambda i: -genes[i][2].mean)[:MOST_BARS]
     bars = [genes[i] for i in shown]
@@ -132,7 +132,7 @@ def pictures(
     yield "calibration", [calibration_figure(curves, len(pooled), genes, called, ids)]
     yield "training_curves", [curves_figure(results.history, results.metrics)]
     for overview in overviews:
-        yield f"overview_{overview.name}", [overview_figure(overview)]
+        yield f"overview_{overview.file_name}", [overview_figure(overview)]
     if other is not None:
         yield "against", [_against(results, other, chosen[0], slides[0], pooled, curves)]
 
@@ -140,7 +140,7 @@ def pictures(
 def _intervals(blocks: RunBlocks, ids: Sequence[str]) -> dict[tuple[str, int], tuple[float, float]]:
     """95 % interval of each gene's PCC, by id and scale; empty if there is a single block."""
     from virchow_st.metrics import BlockSums, interval
-    from virchow_st.run.results import RUN
+    from virchow_st.run.blocks import RUN
 
     found = {}
     for gene in ids:
@@ -188,13 +188,13 @@ def _against(
 ) -> Picture:
     rate, counts = slide.layers(gene)
     with ExitStack() as stack:
-        paths = find_maps(other.results.path)
+        paths = other.results.maps
         theirs = [stack.enter_context(open_maps(path)) for path in paths]
         same = {their.name: their for their in theirs}.get(slide.name)
         if same is None or same.scored_mask.shape != slide.scored_mask.shape:
             raise ConfigError(
-                f"{other.results.path / 'maps'}: expected {slide.name}.h5 for the slide of "
-                f"{slide.path}; got {', '.join(path.name for path in paths)}; train both "
+                f"{other.results.path / 'maps'}: expected {slide.file_name}.h5 of the slide that "
+                f"{slide.path} is of; got {', '.join(path.name for path in paths)}; train both "
                 f"with their stores in one order"
             )
         their_curves = _curves(theirs, pooled)
@@ -218,5 +218,5 @@ def _run_names(a: Path, b: Path) -> tuple[str, str]:
     return names if names[0] != names[1] else (str(a), str(b))
 
 
-def _detail(metrics: TestMetrics) -> str:
-    return f"decoder {metrics.decoder}, loss {metrics.loss}, epoch {metrics.epoch}"
+def _detail(metrics: Mapping[str, Any]) -> str:
+    return f"decoder {metrics['decoder']}, loss {metrics['loss']}, epoch {metrics['epoch']}"

@@ -11,8 +11,8 @@ from matplotlib.lines import Line2D
 
 from virchow_st.output.figures import style
 from virchow_st.output.figures.labels import label_points
-from virchow_st.output.figures.results import GeneScore
 from virchow_st.output.figures.style import Picture
+from virchow_st.run.results import GeneScore
 
 SCALES = (8, 2)  # µm, left and right
 MOST_BARS = 60

@@ -9,8 +9,8 @@ from virchow_st.output.figures import style
 from virchow_st.output.figures.panels import UNIT, colour_bar, decimals, draw_map, draw_stain
 from virchow_st.output.figures.patch_scores import score_patch
 from virchow_st.output.figures.rasters import Window, shared_limit
-from virchow_st.output.figures.slides import SlideResult
 from virchow_st.output.figures.style import Picture
+from virchow_st.run.maps import SlideResult
 from virchow_st.types import Array, Float32Array
 
 SCALE = 8  # µm

@@ -19,9 +19,9 @@ from virchow_st.output.figures.panels import (
     mark,
 )
 from virchow_st.output.figures.rasters import Window, shared_limit, strongest_window
-from virchow_st.output.figures.results import GeneScore
-from virchow_st.output.figures.slides import SlideResult
 from virchow_st.output.figures.style import Picture
+from virchow_st.run.maps import SlideResult
+from virchow_st.run.results import GeneScore
 from virchow_st.types import BIN_UM, Array, Float32Array
 
 SCALES = (8, 4, 2)  # µm, the columns

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypedDict
 
+from virchow_st.errors import ConfigError
 from virchow_st.runtime.atomic import write_json
+from virchow_st.schema import read_json
 
 FORMAT = "virchow_st.visualization_metrics/1"
 NAME = "visualization_metrics.json"
+
+
+class _File(TypedDict):
+    format: Literal["virchow_st.visualization_metrics/1"]
+    metrics_sha256: str
+    figures: dict[str, dict[str, Any]]
 
 
 class NumbersFile:
@@ -26,15 +33,13 @@ class NumbersFile:
         digest = hashlib.sha256((run / "metrics.json").read_bytes()).hexdigest()
         self.content: dict[str, Any] = {"format": FORMAT, "metrics_sha256": digest, "figures": {}}
         try:
-            found = json.loads(path.read_text("utf-8"))
-            if (found["format"], found["metrics_sha256"]) == (FORMAT, digest):
-                self.content["figures"] = {
-                    stem: numbers
-                    for stem, numbers in found["figures"].items()
-                    if (path.parent / f"{stem}.png").is_file()
-                }
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            pass  # there is none yet, or it has another format: it is rewritten
+            found = read_json(path, _File, "draw again")
+        except ConfigError:  # none yet, or not ours: it is written anew
+            return
+        if found["metrics_sha256"] == digest:
+            there = {file.stem for file in path.parent.glob("*.png")}
+            numbers = found["figures"]
+            self.content["figures"] = {stem: numbers[stem] for stem in numbers if stem in there}
 
     def add(self, stem: str, numbers: Mapping[str, Any]) -> None:
         """Add the numbers of a figure in the same folder."""

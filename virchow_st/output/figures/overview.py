@@ -12,10 +12,12 @@ from matplotlib.patches import Rectangle
 from virchow_st.output.figures import style
 from virchow_st.output.figures.panels import UNIT, colour_bar, frame
 from virchow_st.output.figures.rasters import UNIT_BINS, Window, shrink, sum_bins
-from virchow_st.output.figures.slides import PARTS, SlideOverview
 from virchow_st.output.figures.style import Picture
+from virchow_st.run.overview import SlideOverview
+from virchow_st.run.split import PARTS
 from virchow_st.types import BIN_UM, Float64Array, UInt8Array
 
+_PARTS = tuple({"train": "training"}.get(part, part) for part in PARTS)
 PART_COLOURS = ("#0072b2", "#e69f00", "#cc3377")
 _OUTLINE, _GRID, _OFF = "#00b3a4", "#333333", style.RC["hatch.color"]
 _LONGEST_PX = 1000
@@ -32,7 +34,7 @@ def overview_figure(slide: SlideOverview) -> Picture:
     rows, cols = slide.tissue_mask.shape
     height = PANEL * min(max(rows / cols, 0.4), 1.6)
     figure = style.new_figure(HEAD + height + FOOT)
-    part = " and ".join(name for i, name in enumerate(PARTS) if (slide.parts == i).any())
+    part = " and ".join(name for i, name in enumerate(_PARTS) if (slide.parts == i).any())
     style.title(figure, "Slide, patches and split", f"{slide.heading}, {part}", 7.0, italic=False)
     image = shrink(slide.image, _LONGEST_PX)
     heads = "H&E and tissue", "Split", "UMIs of all genes"
@@ -59,7 +61,7 @@ def overview_figure(slide: SlideOverview) -> Picture:
     panels[1].imshow(_grey(image), extent=slide.whole.extent_um)
     _colour_patches(panels[1], slide)
     handles, names = [], []
-    for i, name in enumerate(PARTS):
+    for i, name in enumerate(_PARTS):
         if n := numbers["patches"][name]:
             handles.append(Rectangle((0, 0), 1, 1, color=PART_COLOURS[i], alpha=0.6, lw=0))
             names.append(f"{name}, {n:,} patch{'es' if n > 1 else ''}")
@@ -89,7 +91,7 @@ def _numbers(slide: SlideOverview) -> dict[str, Any]:
     valid = sum(int(p.cut(slide.validity_mask).sum()) for p in slide.patches)
     tissue = int(slide.tissue_mask.sum())
     return {
-        "patches": {name: int((slide.parts == i).sum()) for i, name in enumerate(PARTS)},
+        "patches": {name: int((slide.parts == i).sum()) for i, name in enumerate(_PARTS)},
         "blocks": len(set(slide.blocks[slide.blocks >= 0].tolist())),
         "block_um": slide.block_um,
         "tissue_bins": tissue,

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
-from virchow_st.types import BIN_UM, Array, BoolArray, Float64Array, UInt8Array
+from virchow_st.run.hdf5 import Window
+from virchow_st.types import Array, BoolArray, Float64Array, UInt8Array
 
 UNIT_BINS = 16  # 2 µm bins in 64 µm²
 WINDOW_BINS = 128  # side of an enlarged square, 256 µm
@@ -53,27 +53,6 @@ def density(values: Array, mask: BoolArray, factor: int) -> np.ma.MaskedArray:
     known = sum_bins(mask, factor) == factor**2
     umis = sum_bins(np.where(mask, values, 0), factor)
     return np.ma.MaskedArray((umis * (UNIT_BINS / factor**2)).astype(np.float32), ~known)
-
-
-@dataclass(frozen=True)
-class Window:
-    """A rectangle of 2 µm bins: first row and column, and number of rows and columns."""
-
-    row: int
-    col: int
-    rows: int
-    cols: int
-
-    @property
-    def extent_um(self) -> tuple[float, float, float, float]:
-        """(left, right, bottom, top) from the map's corner in µm, as `imshow` takes it."""
-        left, top = BIN_UM * self.col, BIN_UM * self.row
-        return left, left + BIN_UM * self.cols, top + BIN_UM * self.rows, top
-
-    def cut(self, values: Array, per_bin: int = 1) -> Array:
-        """The part of a map, or of an image with ``per_bin`` pixels per bin, inside the window."""
-        rows = slice(per_bin * self.row, per_bin * (self.row + self.rows))
-        return values[rows, per_bin * self.col : per_bin * (self.col + self.cols)]
 
 
 def strongest_window(counts: Array, side: int = WINDOW_BINS) -> Window:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from virchow_st.output.figures.rasters import sum_bins
-from virchow_st.output.figures.slides import SlideResult
+from virchow_st.run.maps import SlideResult
 from virchow_st.types import BIN_UM, Array, Float32Array, Float64Array, Int64Array
 
 LEAST = 50

@@ -7,22 +7,16 @@ from importlib.resources import files
 from pathlib import Path
 from string import Template
 
-from virchow_st.errors import ConfigError
-from virchow_st.output.figures import find_genes
+from virchow_st.output.figures.choice import chosen_genes, strongest_first
 from virchow_st.output.figures.draw import draw_into
-from virchow_st.output.figures.slides import find_maps
 from virchow_st.output.report import sections
-from virchow_st.output.report.content import (
-    RunResults,
-    gene_table_data,
-    read_results,
-    strongest_first,
-)
+from virchow_st.output.report.content import gene_table_data
 from virchow_st.output.report.layers import colour_stops
 from virchow_st.output.report.markup import Markup, escaped, json_script
 from virchow_st.output.report.pictures import find_pictures, load_pictures
 from virchow_st.output.report.provenance import run_section
 from virchow_st.output.report.slides import FINE_GENES, write_slides
+from virchow_st.run.evaluated import RunResults, read_results
 from virchow_st.run.lock import RunLock
 from virchow_st.runtime.atomic import written_whole
 from virchow_st.runtime.progress import SILENT, Progress
@@ -36,7 +30,10 @@ _STALE_S = 60.0  # copying a folder may change the order of its files' dates by 
 
 
 def write_report(
-    run: Path, genes: Sequence[str] | None = None, progress: Progress = SILENT
+    run: Path,
+    genes: Sequence[str] | None = None,
+    progress: Progress = SILENT,
+    keep_paths: bool = False,
 ) -> Path:
     """Write ``run/report.html`` and return its path.
 
@@ -46,26 +43,25 @@ def write_report(
 
     Args:
         run: a run directory that ``vst evaluate`` has scored.
-        genes: symbols or ids of the panel; only these are shown on the slide, at every scale.
-        progress: receives notes, warnings and step counts.
+        genes: symbols or ids of the panel; these alone are shown on the slide, at every scale.
+        progress: who listens.
+        keep_paths: show where the stores lie, not only what they are called.
 
     Raises:
         ConfigError: a result file is missing or damaged, or a gene is not in the panel.
     """
     with RunLock() as lock:
         lock.take(run)
-        return _write(run, genes, progress)
+        return _write(run, genes, progress, keep_paths)
 
 
-def _write(run: Path, genes: Sequence[str] | None, progress: Progress) -> Path:
+def _write(run: Path, genes: Sequence[str] | None, progress: Progress, keep_paths: bool) -> Path:
     results = read_results(run)
-    maps = find_maps(run)
+    _ = results.config  # and the split, checked before anything is drawn
     order = strongest_first(results)
     shown, n_fine = order, FINE_GENES
     if genes is not None:
-        shown = find_genes(results.panel, genes)
-        if not shown:
-            raise ConfigError("--genes: expected symbols or ids separated by commas; got none")
+        shown = chosen_genes(results, genes)
         n_fine = len(shown)
         order = shown + [gene for gene in order if gene not in shown]
 
@@ -82,17 +78,19 @@ def _write(run: Path, genes: Sequence[str] | None, progress: Progress) -> Path:
 
     path = run / "report.html"
     with written_whole(path) as aside, open(aside, "w", encoding="utf-8") as page:
-        head, tail = _page(results, sections.figures_section(embedded, left_out, is_stale))
+        head, tail = _page(
+            results, sections.figures_section(embedded, left_out, is_stale), keep_paths
+        )
         page.write(head)
         page.write(json_script("gene-data", gene_table_data(results, order)))
-        slides = write_slides(page.write, maps, shown, n_fine, progress)
+        slides = write_slides(page.write, results.maps, shown, n_fine, progress)
         page.write(json_script("slide-data", slides))
         page.write(tail)
     return path
 
 
-def _page(results: RunResults, figures: Markup) -> tuple[str, str]:
-    """The parts of the page before and after the data that its scripts read."""
+def _page(results: RunResults, figures: Markup, keep_paths: bool) -> tuple[str, str]:
+    """The page before and after the data that its scripts read."""
     texts = {
         "name": escaped(results.name),
         "lead": sections.lead(results),
@@ -102,7 +100,7 @@ def _page(results: RunResults, figures: Markup) -> tuple[str, str]:
         "scores": sections.score_table(results),
         "gene_head": sections.gene_table_head(),
         "figures": figures,
-        "run": run_section(results),
+        "run": run_section(results, keep_paths),
         "colours": ",".join(colour_stops(24)),
         "viewer_licence": escaped(_asset("vendor", "openseadragon.LICENSE.txt")),
         "style": _asset("page", "page.css"),

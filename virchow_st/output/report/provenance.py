@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from virchow_st.errors import StoreError
-from virchow_st.output.report.content import RunResults
 from virchow_st.output.report.markup import Cell, Markup, facts, joined, table, tag
+from virchow_st.run.evaluated import RunResults
 from virchow_st.runtime.software import versions
 from virchow_st.store.manifest import read_manifest
 
@@ -18,15 +18,19 @@ _PACKAGES = ("virchow_st", "torch", "timm", "numpy", "numba", "h5py", "lmdb")
 _NO_RESTRICTION = "no restriction noted"
 
 
-def run_section(results: RunResults) -> Markup:
-    """The provenance of the run: model, settings, versions, stores and split."""
+def run_section(results: RunResults, keep_paths: bool) -> Markup:
+    """How the run was made: model, settings, versions, stores and split.
+
+    Of paths only the last name, unless they are to be kept: the page is made to be shared.
+    """
     metrics, encoder = results.metrics, results.metrics["encoder"]
+    n_epochs = len(results.history)
     model = facts(
         [
             ("Encoder", f"{encoder['name']}, weights {encoder['weights']}"),
             ("Encoder's licence", encoder["licence"] or _NO_RESTRICTION),
-            ("Decoder", f"{metrics['decoder']}, of epoch {metrics['epoch']} of {results.n_epochs}, "
-                        "the best on the validation patches"),
+            ("Decoder", f"{metrics['decoder']}, of epoch {metrics['epoch']} of {n_epochs}, "
+                        "the best in validation"),
             ("Loss", f"{metrics['loss']} at {', '.join(map(str, results.config.scales))} µm, "
                      f"balanced by {results.config.balance}"),
             ("Seed", results.config.seed),
@@ -35,6 +39,7 @@ def run_section(results: RunResults) -> Markup:
     )  # fmt: skip
     settings = asdict(results.config)
     settings.pop("stores")
+    settings["panel"] = _place(settings["panel"], keep_paths)
     rows = [(name, _setting(value)) for name, value in settings.items()]
     return joined(
         [
@@ -43,7 +48,7 @@ def run_section(results: RunResults) -> Markup:
             tag("h3", "Split"),
             _split(results),
             tag("h3", "Slides"),
-            _slides(results),
+            _slides(results, keep_paths),
             tag(
                 "details",
                 tag("summary", "All settings (config.toml)"),
@@ -55,10 +60,12 @@ def run_section(results: RunResults) -> Markup:
 
 def _split(results: RunResults) -> Markup:
     content = results.split
-    parts = ("train", "validation", "test")
+    parts: dict[str, list[Any]] = {
+        "train": content["train"], "validation": content["validation"], "test": content["test"],
+    }  # fmt: skip
     n_patches: Counter[tuple[str, int]] = Counter()
     for part in parts:
-        for member in content[part]:
+        for member in parts[part]:
             n_patches[part, member["store"]] += len(member["patches"])
     rows = [
         (slide["patient"], *(n_patches[part, slide["store"]] or "–" for part in parts))
@@ -75,8 +82,8 @@ def _split(results: RunResults) -> Markup:
     return joined([tag("p", rule), counts, digest])
 
 
-def _slides(results: RunResults) -> Markup:
-    """The run's slides, from the manifests of the stores that still exist."""
+def _slides(results: RunResults, keep_paths: bool) -> Markup:
+    """What the stores' manifests say of the run's slides, as far as they are still there."""
     rows, software = [], Counter[str]()
     places = zip(results.config.stores, results.split["slides"], strict=True)
     for store, slide in places:
@@ -102,8 +109,8 @@ def _slides(results: RunResults) -> Markup:
             )
         )
     heads = ("patient", "slide", "image and its fingerprint", "µm/px", "patches",
-             "tissue in patches", "registration", "hash of the store's records")  # fmt: skip
-    paths = (joined([store, tag("br")]) for store in results.config.stores)
+             "of the tissue", "registration", "hash of the store's records")  # fmt: skip
+    paths = (joined([_place(store, keep_paths), tag("br")]) for store in results.config.stores)
     made: list[tuple[str, Cell]] = [("Stores", joined(paths))]
     made += [("Extracted with", text) for text in software]
     return joined([table(heads, rows), facts(made)])
@@ -124,6 +131,10 @@ def _versions() -> str:
     installed = versions(_PACKAGES)
     lines = [f"Python {platform.python_version()}", *(f"{n} {v}" for n, v in installed.items())]
     return ", ".join(lines)
+
+
+def _place(path: str, keep_paths: bool) -> str:
+    return path if keep_paths else Path(path).name
 
 
 def _setting(value: Any) -> str:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from virchow_st.output.report.content import COLUMNS, RunResults
+from virchow_st.output.report.content import COLUMNS, run_label
 from virchow_st.output.report.markup import Markup, joined, scrolling, tag
 from virchow_st.output.report.pictures import Picture
+from virchow_st.run.evaluated import RunResults
 from virchow_st.run.score_table import (
     BASELINES,
     SCALES,
@@ -89,8 +90,8 @@ def _mark(kind: str, start: float | None, end: float | None) -> Markup:
 
 
 def warnings(results: RunResults) -> Markup:
-    """A warning for each baseline that scores above the run."""
-    lines = below_baselines({results.label: results.metrics})
+    """What a reader must not overlook: a baseline that is better than the run."""
+    lines = below_baselines({run_label(results): results.metrics})
     if not lines:
         return Markup("")
     items = tag("ul", *(tag("li", line) for line in lines))
@@ -100,7 +101,7 @@ def warnings(results: RunResults) -> Markup:
 def score_table(results: RunResults) -> Markup:
     """The table that ``vst evaluate`` prints."""
     bodies: list[list[Markup]] = []
-    for row in score_rows({results.label: results.metrics}):
+    for row in score_rows({run_label(results): results.metrics}):
         if row.kind == "head":
             head = tag("th", row.label, colspan=1 + len(SCALES), scope="rowgroup")
             bodies.append([tag("tr", head, class_="head")])

@@ -12,8 +12,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from virchow_st.output.figures.results import Gene
-from virchow_st.output.figures.slides import SlideResult, open_maps
 from virchow_st.output.report.layers import (
     TILE_PX,
     gene_maps,
@@ -22,6 +20,8 @@ from virchow_st.output.report.layers import (
     padded_shape,
 )
 from virchow_st.output.report.markup import data_script
+from virchow_st.run.maps import SlideResult, open_maps
+from virchow_st.run.panel import Gene
 from virchow_st.runtime.progress import Progress
 from virchow_st.types import BIN_UM
 
@@ -55,7 +55,7 @@ def write_slides(
     for s, path in enumerate(maps):
         with open_maps(path) as slide:
             rows, cols = padded_shape(slide.scored_mask)
-            index: Index = {"name": path.stem, "width": cols, "height": rows, "tile": TILE_PX}
+            index: Index = {"name": slide.name, "width": cols, "height": rows, "tile": TILE_PX}
             index |= {"binUm": BIN_UM, "row0": slide.row0, "col0": slide.col0}
             index |= _write_image(write, s, slide, IMAGE_BYTES // len(maps))
             room = MAPS_BYTES // len(maps)

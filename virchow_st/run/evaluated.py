@@ -1,0 +1,117 @@
+"""An evaluated run as its files tell it: each read once, checked, and compared with the others."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from virchow_st.config import TrainConfig, from_toml
+from virchow_st.errors import ConfigError
+from virchow_st.run.history import Epoch, read_history
+from virchow_st.run.integrity import CONFIG, SPLIT
+from virchow_st.run.maps import find_maps
+from virchow_st.run.panel import Gene, gene_labels
+from virchow_st.run.results import PER_GENE_FILE, GeneScore, read_metrics, read_per_gene
+from virchow_st.run.split import SplitFile, read_split
+from virchow_st.run.state import check_run
+
+if TYPE_CHECKING:
+    from virchow_st.run.blocks import RunBlocks
+
+
+@dataclass(frozen=True)
+class RunResults:
+    """What a run left, read by `read_results`.
+
+    Attributes:
+        path: the run directory.
+        metrics: content of ``metrics.json``.
+        scores: lines of ``per_gene.csv``, in its order.
+        history: one for each epoch.
+        maps: files of the test slides' maps, in order of their names.
+    """
+
+    path: Path
+    metrics: dict[str, Any]
+    scores: list[GeneScore]
+    history: list[Epoch]
+    maps: list[Path]
+
+    @property
+    def name(self) -> str:
+        """What the run is called: its folder's name."""
+        return self.path.resolve().name
+
+    @cached_property
+    def panel(self) -> list[Gene]:
+        """Its genes, in the panel's order."""
+        return list(self._by_gene)
+
+    @cached_property
+    def labels(self) -> dict[str, str]:
+        """What to call each gene, by id."""
+        return gene_labels(self.panel)
+
+    @cached_property
+    def _by_gene(self) -> dict[Gene, dict[int, GeneScore]]:
+        found: dict[Gene, dict[int, GeneScore]] = {}
+        for score in self.scores:
+            found.setdefault(score.gene, {})[score.scale_um] = score
+        return found
+
+    @property
+    def by_gene(self) -> dict[str, dict[int, GeneScore]]:
+        """Scores by gene id and scale in µm, in the panel's order."""
+        return {gene.id: scores for gene, scores in self._by_gene.items()}
+
+    @cached_property
+    def blocks(self) -> RunBlocks:
+        """Sums of each spatial block; raises `ConfigError` where they are not of these genes."""
+        from virchow_st.run.blocks import read_blocks  # loads numba
+
+        blocks = read_blocks(self.path)
+        if list(blocks.gene_ids) != [gene.id for gene in self.panel]:
+            raise self._again("blocks.npz", f"the {len(self.panel)} genes of {PER_GENE_FILE}")
+        return blocks
+
+    @cached_property
+    def config(self) -> TrainConfig:
+        """What it was trained as; raises `ConfigError` where its stores are not the split's."""
+        config = from_toml(TrainConfig, self.path / CONFIG)
+        if len(config.stores) != (n_stores := len(self.split["slides"])):
+            raise ConfigError(
+                f"{self.path / CONFIG}: expected the {n_stores} stores of {SPLIT}; got "
+                f"{len(config.stores)}; put the run's own file back"
+            )
+        return config
+
+    @cached_property
+    def split(self) -> SplitFile:
+        """Which patches train, validate and test."""
+        return read_split(self.path / SPLIT)
+
+    def _again(self, name: str, expected: str) -> ConfigError:
+        return ConfigError(
+            f"{self.path / name}: expected {expected}; got others; run `vst evaluate {self.path}` "
+            f"again"
+        )
+
+
+def read_results(run: Path) -> RunResults:
+    """Read a run that ``vst evaluate`` has scored.
+
+    Raises:
+        ConfigError: a file is missing or damaged, they do not fit together, or configuration, panel
+            or split are not those that the run was trained with.
+    """
+    if not run.is_dir():
+        raise ConfigError(f"{run}: no such folder; give the folder that vst train wrote")
+    maps = find_maps(run)  # the first thing that a run which was not evaluated lacks
+    metrics = read_metrics(run)
+    check_run(run)
+    results = RunResults(run, metrics, read_per_gene(run), read_history(run), maps)
+    if len(results.panel) != metrics["n_genes"]:
+        raise results._again(PER_GENE_FILE, f"the {metrics['n_genes']} genes of metrics.json")
+    return results

@@ -1,0 +1,76 @@
+"""``state.json`` of a checkpoint: what a decoder is, where training stood, and the run's hashes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, NotRequired, TypedDict, cast
+
+from virchow_st.errors import ConfigError
+from virchow_st.run.integrity import FILES, check_files, hash_of
+from virchow_st.run.lock import CHECKPOINTS
+from virchow_st.runtime.atomic import settled
+from virchow_st.schema import Count, Length, MismatchError, Name, Within, read_json
+from virchow_st.store.format import MAX_DIM
+from virchow_st.types import PATCH_BINS, SCALES_UM
+
+FORMAT = "virchow_st.checkpoint/1"
+STATE = "state.json"
+
+
+class Encoder(TypedDict):
+    """What made the tokens that a decoder was trained on."""
+
+    name: Name
+    weights: str
+    licence: str
+
+
+class State(TypedDict):
+    """What ``state.json`` holds; the hashes are missing in runs of older versions."""
+
+    format: Literal["virchow_st.checkpoint/1"]
+    epoch: Count
+    best_epoch: Count
+    best_score: float | None
+    first_losses: Annotated[list[float], Length(1, len(SCALES_UM))] | None
+    grid: Annotated[int, Within(1, PATCH_BINS)]
+    dim: Annotated[int, Within(1, MAX_DIM)]
+    encoder: Encoder
+    split_xxh64: NotRequired[str]
+    files: NotRequired[dict[str, str]]
+    tensors_xxh64: NotRequired[str]
+    xxh64: NotRequired[str]
+
+
+def _check_state(state: Any) -> None:
+    """Raise `MismatchError` for what a type cannot say."""
+    if PATCH_BINS % state["grid"]:
+        raise MismatchError(f"grid: expected a divisor of {PATCH_BINS}; got {state['grid']}")
+    if state["best_epoch"] > state["epoch"]:
+        raise MismatchError(
+            f"best_epoch: expected at most {state['epoch']}; got {state['best_epoch']}"
+        )
+    if "files" in state and sorted(state["files"]) != sorted(FILES):
+        raise MismatchError(f"files: expected the hashes of {', '.join(FILES)}")
+    rest = {name: value for name, value in state.items() if name != "xxh64"}
+    if state.get("xxh64", expected := hash_of(rest)) != expected:
+        raise MismatchError("does not match its own hash, so it was changed")
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """The JSON part of a checkpoint, `State`; raises `ConfigError` for anything else."""
+    file = settled(folder) / STATE
+    if not file.is_file():
+        raise ConfigError(f"{folder}: no checkpoint there; run `vst train` first")
+    state = read_json(file, State, "copy the run again, or train again", also=_check_state)
+    return cast("dict[str, Any]", state)
+
+
+def check_run(run: Path) -> None:
+    """Raise `ConfigError` unless configuration, panel and split are those the run was trained with.
+
+    A folder of results alone, without checkpoints, passes.
+    """
+    best = run / CHECKPOINTS / "best"
+    if (settled(best) / STATE).is_file():
+        check_files(run, read_state(best))
