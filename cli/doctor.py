@@ -5,20 +5,25 @@ from __future__ import annotations
 import platform
 import re
 from importlib.metadata import PackageNotFoundError, requires, version
+from pathlib import Path
 from typing import Any
 
 import click
 
 from virchow_st.bench.tables import machine
+from virchow_st.errors import ConfigError
 from virchow_st.runtime.memory import free_ram
 from virchow_st_cli.console import Console
+from virchow_st_cli.images import doctor_pair
 from virchow_st_cli.options import with_console
 
 _VIRCHOW2 = "paige-ai/Virchow2"
 _EXTRAS = ("spatial", "tracking")  # those that add commands or options; dev and docs do not
 
 
-@click.command(short_help="Show versions, devices and model access.")
+@click.command(short_help="Check the installation, or whether an image fits its counts.")
+@click.argument("image", type=click.Path(path_type=Path), required=False)
+@click.argument("outs", type=click.Path(path_type=Path), required=False)
 @click.option(
     "--json",
     "as_json",
@@ -26,8 +31,19 @@ _EXTRAS = ("spatial", "tracking")  # those that add commands or options; dev and
     help="print the same as JSON without any path, for programs and issues",
 )
 @with_console
-def doctor(console: Console, as_json: bool) -> int:
-    """Show versions, devices and access to the gated model; exit code 1 if a package is missing."""
+def doctor(console: Console, image: Path | None, outs: Path | None, as_json: bool) -> int:
+    """Show versions, devices and access to the gated model; exit code 1 if a package is missing.
+
+    With IMAGE and OUTS it says in seconds whether the image is the one that the counts lie on:
+    size, scale, orientation, stain and registration; exit code 1 if not.
+    """
+    if image is not None:
+        if outs is None:
+            raise ConfigError(
+                f"expected OUTS beside {image}; give Space Ranger's outs, or ask "
+                f"`vst inspect {image}` of the image alone"
+            )
+        return doctor_pair(console, image, outs, as_json)
     found = _found()
     if as_json:
         console.json(found)

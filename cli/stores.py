@@ -8,11 +8,14 @@ from typing import Any
 import click
 
 from virchow_st_cli.console import Console
+from virchow_st_cli.images import inspect_images, is_image
 from virchow_st_cli.options import with_console
 
 
-@click.command(short_help="Show the content of stores.")
-@click.argument("stores", type=click.Path(path_type=Path), nargs=-1, required=True)
+@click.command(short_help="Show the content of stores or images.")
+@click.argument(
+    "stores", metavar="STORES|IMAGES", type=click.Path(path_type=Path), nargs=-1, required=True
+)
 @click.option(
     "--json",
     "as_json",
@@ -22,7 +25,13 @@ from virchow_st_cli.options import with_console
 )
 @with_console
 def inspect(console: Console, stores: tuple[Path, ...], as_json: bool) -> None:
-    """Show the content and origin of stores, one column per store."""
+    """Show the content and origin of stores, one column per store.
+
+    For images: what would be read of each, its µm per pixel, and whether it can be H&E.
+    """
+    if any(is_image(path) for path in stores):
+        inspect_images(console, stores, as_json)
+        return
     from virchow_st.store.reader import open_store
     from virchow_st.store.summary import summarise
 

@@ -8,7 +8,7 @@ import os
 # networks of the tests many times slower than one thread.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -113,3 +113,19 @@ def evaluated_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     train(folder / "run", config)
     evaluate_run(folder / "run", "cpu")
     return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def markers_for_tissue() -> Iterator[None]:
+    """Lets slides through whose pictures are markers and whose counts are random.
+
+    Tests of geometry need them; whether a picture can be H&E and belongs to its counts is tested in
+    tests/slide/test_stain_check.py and tests/extract/test_fit.py.
+    """
+    from virchow_st.slide.stain_check import StainCheck
+
+    with pytest.MonkeyPatch.context() as patched:
+        room = "virchow_st.extract.slide"
+        patched.setattr(f"{room}.stain_of", lambda *_: StainCheck(1.0, ""))
+        patched.setattr(f"{room}.check_without_pictures", lambda *_: None)
+        yield

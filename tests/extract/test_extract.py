@@ -20,6 +20,8 @@ from virchow_st.extract.slide import extract_slide
 from virchow_st.store.reader import Store, open_store, verify
 from virchow_st.types import PATCH_BINS
 
+pytestmark = pytest.mark.usefixtures("markers_for_tissue")
+
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "slides"
 STAIN = ExtractConfig(encoder="stain", device="cpu")
 SQUARE = Path("binned_outputs") / "square_002um"

@@ -21,6 +21,8 @@ from virchow_st.models.encoders.base import Encoder
 from virchow_st.models.encoders.quarters import Quartered
 from virchow_st.store.reader import Store, open_store
 
+pytestmark = pytest.mark.usefixtures("markers_for_tissue")
+
 # Training a step is tested for all in test_decoders; whole runs of all but one take minutes.
 DECODERS = [
     "linear",

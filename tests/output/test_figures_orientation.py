@@ -22,6 +22,8 @@ from virchow_st.run.panel import Panel
 from virchow_st.run.split import Member, Split
 from virchow_st.store.reader import Store
 
+pytestmark = pytest.mark.usefixtures("markers_for_tissue")
+
 ROWS, COLS = 128, 256  # two patches side by side
 MARKER = (37, 181)
 SIDE = 11  # bins

@@ -91,9 +91,14 @@ def predicted(runs: list[Path], image: Path, tmp_path_factory: pytest.TempPathFa
 
 def test_rates_are_those_of_evaluation(runs: list[Path], image: Path, tmp_path: Path) -> None:
     """On a slide whose bins are a pure scaling of the image, on the same lattice."""
-    slide = TinySlide(rows=BINS, cols=BINS, n_genes=8)
+    scale = {"bin_size_um": 2.0, "tissue_hires_scalef": 0.25}
+    slide = TinySlide(rows=BINS, cols=BINS, n_genes=8, scalefactors=scale)
     slide.homography = scaling(MPP)
     outs = slide.write(tmp_path / "outs")
+    # Counts at random lie on no image: that it is the right one has to be told by its size.
+    hires = cv2.resize(cv2.imread(str(image)), None, fx=0.25, fy=0.25)
+    spatial = outs / "binned_outputs" / "square_002um" / "spatial"
+    cv2.imwrite(str(spatial / "tissue_hires_image.png"), hires)
     store = extract_slide(outs, image, tmp_path / "slide.vst", "P9", STAIN)
     expected = list(virchow_st.load_run(runs[0], "cpu").predict_store(store))
     config = PredictConfig(overlap_um=0, min_tissue=0.0, device="cpu")

@@ -2,7 +2,6 @@
 
 import json
 
-import cv2
 import numpy as np
 import pytest
 import tifffile
@@ -17,46 +16,8 @@ from virchow_st.predict.rates import RateImages
 from virchow_st.predict.stitch import Stitcher
 from virchow_st.run.panel import Panel
 from virchow_st.slide.image import SlideImage
-from virchow_st.slide.mpp import slide_mpp
 from virchow_st.slide.patches import lay_patches
 from virchow_st.types import BLOCK_BINS
-
-# --- resolution ---------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("tiled", [True, False])
-@pytest.mark.parametrize(("unit", "per_unit"), [("CENTIMETER", 20_000), ("INCH", 50_800)])
-def test_resolution_of_a_tiff(tmp_path, tiled, unit, per_unit):
-    path = tmp_path / "a.tif"
-    how = {"tile": (64, 64)} if tiled else {"rowsperstrip": 16}
-    tifffile.imwrite(
-        path, np.full((128, 128, 3), 200, np.uint8), photometric="rgb",
-        resolution=(per_unit, per_unit), resolutionunit=unit, **how,
-    )  # fmt: skip
-    assert slide_mpp(path) == pytest.approx(0.5)
-    assert slide_mpp(path, 0.25) == 0.25
-
-
-@pytest.mark.parametrize("how", ["tif without", "tif at 72 dpi", "png", "jpg"])
-def test_an_image_that_says_none(tmp_path, how):
-    path = tmp_path / f"a.{how[:3]}"
-    pixels = np.full((128, 128, 3), 200, np.uint8)
-    if path.suffix == ".tif":
-        more = {"resolution": (72, 72), "resolutionunit": "INCH"} if "72" in how else {}
-        tifffile.imwrite(path, pixels, photometric="rgb", tile=(64, 64), **more)
-    else:
-        cv2.imwrite(str(path), pixels)
-    with pytest.raises(SlideError, match=r"expected its µm per pixel in the file.*--mpp") as caught:
-        slide_mpp(path)
-    assert str(path) in str(caught.value)
-    assert slide_mpp(path, 0.5) == 0.5
-
-
-@pytest.mark.parametrize("mpp", [0.01, 1.5, 40])
-def test_a_resolution_no_microscope_has(tmp_path, mpp):
-    with pytest.raises(SlideError, match=f"got {mpp:g}"):
-        slide_mpp(tmp_path / "a.tif", mpp)
-
 
 # --- lattice ------------------------------------------------------------------------------------
 

@@ -386,6 +386,21 @@ def test_check_image(tmp_path):
         check(drawn[:, :-20])
 
 
+def test_tissue_beside_an_image_of_the_right_size_is_refused(tmp_path):
+    """It was extracted, as patches without a pixel of the slide."""
+    truth = TinySlide(scalefactors={"bin_size_um": 2.0, "tissue_hires_scalef": 0.25})
+    image_size = truth.image_size
+    beside = np.array([[1.0, 0, 5000], [0, 1, 5000], [0, 0, 1]])
+    truth.homography = type(truth.homography)(beside @ truth.homography.matrix)
+    outs = truth.write(tmp_path / "outs")
+    pixels = draw_markers(truth.homography, image_size, [])
+    write_image(square(outs) / "spatial" / "tissue_hires_image.tif", pixels[::4, ::4], "png")
+    path = tmp_path / "image.tif"
+    tifffile.imwrite(path, pixels, photometric="rgb")
+    with SlideImage.open(path) as image, pytest.raises(SlideError, match="on the image; 0% do"):
+        VisiumHDSlide.open(outs).check_image(image)
+
+
 def test_coarse_scan_is_refused(tmp_path):
     truth = TinySlide(rows=140, cols=140)
     matrix = truth.homography.matrix.copy()

@@ -39,13 +39,15 @@ def job_of(
         "encoder": _encoder_id(encoder),
         "inputs": {
             "matrix": {"name": slide.matrix_path.name, "fingerprint": slide.fingerprint()},
-            "image": {"name": image.path.name, "fingerprint": image.fingerprint()},
+            "image": {
+                "name": image.path.name, "fingerprint": image.fingerprint(), **image.provenance(),
+            },
             "homography": slide.homography.matrix.tolist(),
             "tissue_mask": xxhash.xxh64(np.packbits(slide.tissue_mask).data).hexdigest(),
             "lattice": list(patches.offset),
             "n_patches": len(patches),
         },
-    }
+    }  # fmt: skip
 
 
 def _encoder_id(encoder: Encoder) -> dict[str, str]:

@@ -14,6 +14,12 @@ import numpy as np
 
 from virchow_st.config import ExtractConfig
 from virchow_st.errors import ConfigError, StoreError
+from virchow_st.extract.fit import (
+    check_without_pictures,
+    choose_orientation,
+    images_that_fit,
+    stain_of,
+)
 from virchow_st.extract.pipeline import encoding_for, write_patches
 from virchow_st.extract.provenance import check_same_job, job_of, manifest_of
 from virchow_st.extract.registration import RegistrationCheck, describe
@@ -81,7 +87,8 @@ class OpenedSlide:
         store_path: folder to write.
         job: what decides the bytes of the records; a store is resumed only under the same.
         patient, config, encoder: as given.
-        slide, image, patches: what was opened.
+        slide, image, patches: what was opened; the image as it is seen, turned if need be.
+        opened: the image's file, closed at the end.
         counts: of the patches, or None where the store is finished already.
     """
 
@@ -92,6 +99,7 @@ class OpenedSlide:
     encoder: Encoder
     slide: VisiumHDSlide
     image: SlideImage
+    opened: SlideImage
     patches: PatchTable
     counts: PatchCounts | None
 
@@ -99,7 +107,7 @@ class OpenedSlide:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.image.close()
+        self.opened.close()
 
     def extract(self, progress: Progress = SILENT) -> Store:
         """Write the store, or open the finished one."""
@@ -119,6 +127,8 @@ class OpenedSlide:
             )  # fmt: skip
             make_record = partial(_record, slide, patches, counts)
             write_patches(writer, rendered, len(patches), encoder, make_record, progress)
+            for warning in self.image.read_warnings():
+                progress.warn(warning)
             n_tissue = int(slide.tissue_mask.sum())
             n_covered = n_tissue - leftover_tissue_bins(slide.tissue_mask, patches)
             manifest = manifest_of(slide, patches, counts, encoder, n_tissue, n_covered)
@@ -152,11 +162,17 @@ def open_slide(
         raise ConfigError("patient: expected a name; give --patient")
     slide = VisiumHDSlide.open(outs, config.matrix)
     with ExitStack() as stack:
-        image = stack.enter_context(SlideImage.open(image_path))
-        slide.check_image(image)
+        opened = stack.enter_context(SlideImage.open(image_path))
+        for warning in opened.choice.warnings:
+            progress.warn(f"{opened.path}: {warning}")
+        size, faults = slide.expected_size()
+        for fault in faults:
+            progress.warn(fault)
+        ways = images_that_fit(opened, slide)
         patches = lay_patches(slide.tissue_mask, config.min_tissue, config.lattice)
         leftover = leftover_tissue_bins(slide.tissue_mask, patches)
         n_tissue = int(slide.tissue_mask.sum())
+        progress.note(f"{opened.path}: {opened.describe()}")
         progress.note(
             f"{slide.folder}: {slide.grid_shape[0]}×{slide.grid_shape[1]} bins, "
             f"{slide.mpp:.3f} µm/px, homography within {slide.homography.residual_px:.1e} px"
@@ -166,19 +182,43 @@ def open_slide(
             f"{1 - leftover / n_tissue:.1%} of {n_tissue:,} tissue bins; {leftover:,} at the "
             f"border or in thin tissue are left out"
         )
+        finished, begun, counts = finished_job(store_path), None, None
+        if finished is None:
+            begun = begun_job(store_path)
+        image = _way_before(ways, finished or begun)
+        if image is None:
+            counts = slide.read_counts(patches)
+            image = choose_orientation(ways, slide, patches, counts, progress)
+        if finished is None and begun is None:
+            stain_of(image, slide, patches).raise_for(opened.path)
         if encoder is None:
             encoder = open_encoder(config, progress)
         job = job_of(slide, image, patches, patient, encoder, config)
-        counts = None
-        if (finished := finished_job(store_path)) is not None:
+        if finished is not None:
             check_same_job(store_path, "is finished, but was made from", finished, job)
+            counts = None
         else:
-            if (begun := begun_job(store_path)) is not None:
+            if begun is not None:
                 check_same_job(store_path, "was begun with", begun, job)
             job["encoding"] = encoding_for(encoder, store_path, begun)
-            counts = slide.read_counts(patches)  # a bad matrix leaves no store behind
+            if counts is None:
+                counts = slide.read_counts(patches)  # a bad matrix leaves no store behind
+            if size is None:
+                check_without_pictures(image, slide, patches, counts, progress)
         stack.pop_all()
-    return OpenedSlide(store_path, job, patient, config, encoder, slide, image, patches, counts)
+    return OpenedSlide(
+        store_path, job, patient, config, encoder, slide, image, opened, patches, counts
+    )
+
+
+def _way_before(ways: list[SlideImage], job: dict[str, Any] | None) -> SlideImage | None:
+    """The only way to see the image, or the one that a store was begun with; None if undecided."""
+    if ways[0].choice.orientation == 1:
+        return ways[0]
+    if job is None:
+        return None
+    before = job["inputs"]["image"].get("orientation", 1)
+    return next((way for way in ways if way.orientation == before), None)
 
 
 def open_encoder(config: ExtractConfig, progress: Progress) -> Encoder:

@@ -12,6 +12,7 @@ from virchow_st.models.encoders import load_encoder
 from virchow_st.predict.image import (
     OVERVIEW_LEVEL,
     TrainedRun,
+    check_tissue,
     grid_shape,
     on_cells,
     open_encoder,
@@ -87,7 +88,8 @@ def predict_array(
 
     Raises:
         ValueError: the array is not an RGB image.
-        SlideError: the pixels are too coarse to show nuclei, or there is no tissue.
+        SlideError: the pixels are too coarse to show nuclei, there is no tissue, or the
+            picture cannot be H&E.
         ConfigError: the encoder's weights cannot be loaded, or differ from the run's.
     """
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or not pixels.size:
@@ -100,6 +102,7 @@ def predict_array(
     shape = grid_shape(image, mpp)
     cells = on_cells(find_tissue(overview, scale * mpp).mask, scale * mpp, shape)
     patches = lay_over(cells, min_tissue, OVERLAP_UM // BIN_UM)
+    check_tissue(image, mpp, patches, cells, "image")
     rates = np.full((len(panel), *shape), np.nan, np.float32)
 
     def write(row0: int, col0: int, block: Float32Array, _: BoolArray) -> None:

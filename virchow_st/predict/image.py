@@ -18,10 +18,12 @@ from virchow_st.runtime.progress import Progress
 from virchow_st.slide.geometry import Homography
 from virchow_st.slide.image import SlideImage
 from virchow_st.slide.patches import PatchTable, render_patch
+from virchow_st.slide.stain_check import check_patches
 from virchow_st.store.format import pack_image, unpack_image
 from virchow_st.types import (
     BIN_UM,
     CELL_BINS,
+    PATCH_BINS,
     PATCH_UM,
     STORED_IMAGE_PX,
     Array,
@@ -96,6 +98,31 @@ def on_cells(mask: BoolArray, um_per_px: float, shape: tuple[int, int]) -> BoolA
     inside = np.outer(row < mask.shape[0], col < mask.shape[1])
     row, col = np.minimum(row, mask.shape[0] - 1), np.minimum(col, mask.shape[1] - 1)
     return mask[np.ix_(row, col)] & inside
+
+
+def check_tissue(
+    image: SlideImage, mpp: float, patches: PatchTable, cells: BoolArray, name: object
+) -> None:
+    """Refuse a slide whose tissue can be no H&E, before it is encoded.
+
+    Args:
+        image, mpp: the slide and its µm per pixel.
+        patches: those to predict.
+        cells: (R, C) bool, tissue on cells of 8 µm.
+        name: of the slide, for the error.
+
+    Raises:
+        SlideError: white, of one colour or stain, or no bright-field picture.
+    """
+    side = PATCH_BINS // CELL_BINS
+    padded = np.pad(cells, (0, side))  # the last patches may reach over the grid
+
+    def tissue_of(row0: int, col0: int) -> BoolArray:
+        row, col = row0 // CELL_BINS, col0 // CELL_BINS
+        of_patch = padded[row : row + side, col : col + side]
+        return of_patch.repeat(CELL_BINS, axis=0).repeat(CELL_BINS, axis=1)
+
+    check_patches(image, scaling(mpp), patches, tissue_of).raise_for(name)
 
 
 def open_encoder(

@@ -21,6 +21,7 @@ from virchow_st.output.export.tables import check_format
 from virchow_st.predict.convert import convert
 from virchow_st.predict.image import (
     OVERVIEW_LEVEL,
+    check_tissue,
     grid_shape,
     named,
     on_cells,
@@ -36,8 +37,9 @@ from virchow_st.predict.trained_on import check_not_trained_on
 from virchow_st.runtime.atomic import check_absent, new_output, remove, written_whole
 from virchow_st.runtime.progress import SILENT, Progress
 from virchow_st.runtime.software import versions
+from virchow_st.slide.choice import ORIENTATIONS
 from virchow_st.slide.image import SlideImage
-from virchow_st.slide.mpp import slide_mpp
+from virchow_st.slide.mpp import describe_mpp, mpp_warning, slide_mpp
 from virchow_st.slide.patches import PatchTable
 from virchow_st.slide.tissue import Tissue, find_tissue
 from virchow_st.store.genes import same_ids
@@ -86,11 +88,16 @@ def predict_slide(
     _check_alike(runs)
     with SlideImage.open(image_path) as image:
         check_not_trained_on(runs, image, progress)
-        mpp = slide_mpp(image_path, config.mpp)
+        places = image.choice.mpp_places
+        mpp = slide_mpp(image_path, places, config.mpp)
+        for warning in (*image.choice.warnings, *_remarks(image, config.mpp)):
+            progress.warn(f"{image_path}: {warning}")
         encoder = open_encoder(runs[0], config.weights, config.device)
         if encoder.licence:
             progress.warn(f"{encoder.name}: {encoder.licence}")
-        progress.note(f"{image_path}: {image.width}×{image.height} px, {mpp:.4g} µm/px")
+        progress.note(
+            f"{image_path}: {image.describe()}; {mpp:.4g} µm/px {describe_mpp(places, config.mpp)}"
+        )
         picture = tissue_picture(out)
         with new_output(out) as aside, _restored_on_failure(picture):
             flavour = config.format if config.format in FLAVOURS else FLAVOURS[0]
@@ -103,6 +110,7 @@ def predict_slide(
             cells = on_cells(tissue.mask, um_per_px, shape)
             patches = lay_over(cells, config.min_tissue, config.overlap_um // BIN_UM)
             _draw(picture, pyramid, tissue, patches)
+            check_tissue(image, mpp, patches, cells, image_path)
             share = covered(cells, patches)
             progress.note(
                 f"{cells.mean():.1%} of the slide is tissue, {share:.1%} of that in "
@@ -112,11 +120,26 @@ def predict_slide(
             written = RateImages(folder, runs[0].panel, len(runs), shape)
             stitcher = Stitcher(patches, config.overlap_um // BIN_UM, shape, written.write)
             predict_patches(runs, encoder, image, mpp, patches, stitcher, progress)
+            for warning in image.read_warnings():
+                progress.warn(warning)
             folder.finish(
                 virchow_st=_provenance(runs, encoder, image, mpp, config, tissue, patches, share)
             )
             convert(zarr_path, aside / "result", config.format, runs[0].panel, pyramid)
     return Prediction(out, picture, len(patches), share, stitcher.most_open)
+
+
+def _remarks(image: SlideImage, given_mpp: float) -> list[str]:
+    """Lines about what the file says and the prediction does not follow."""
+    remarks = []
+    if (mpp := mpp_warning(image.choice.mpp_places, given_mpp)) is not None:
+        remarks.append(mpp)
+    if (tag := image.choice.orientation) != 1:
+        remarks.append(
+            f"its Orientation tag asks for the picture {ORIENTATIONS[tag]}; it is read as stored, "
+            "and the coordinates of the prediction are those of the stored pixels"
+        )
+    return remarks
 
 
 def _check_alike(runs: Sequence[Run]) -> None:
@@ -180,6 +203,7 @@ def _provenance(
             "fingerprint": image.fingerprint(),
             "size_px": [image.width, image.height],
             "mpp": mpp,
+            **image.provenance(),
         },
         "tissue": {"saturation_threshold": tissue.threshold, "covered": share},
         "n_patches": len(patches),

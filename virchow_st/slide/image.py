@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from threading import Lock
 from types import TracebackType
+from typing import Any
 
 import cv2
 import numpy as np
 
-from virchow_st.slide.backends import Pixels, open_pixels, pixels_of
+from virchow_st.errors import SlideError
+from virchow_st.slide.backends import ArrayPixels, Pixels, Samples
+from virchow_st.slide.choice import ImageChoice
+from virchow_st.slide.choose import image_of_array, open_image, slide_file
+from virchow_st.slide.orientation import OrientedPixels
 from virchow_st.slide.space_ranger import fingerprint
 from virchow_st.types import BoolArray, UInt8Array
 
@@ -23,31 +29,79 @@ class SlideImage:
     Attributes:
         path: the file.
         width, height: of the finest level, px.
-        backend: ``"openslide"``, ``"tifffile"`` or ``"opencv"``, whichever reads it, or
-            ``"array"`` for an image in memory.
+        choice: what was chosen of the file: reader, series, plane, colour samples, bits.
+        orientation: value of the Orientation tag that the pixels are seen by; 1 is as stored.
     """
 
-    def __init__(self, path: Path, pixels: Pixels) -> None:
+    def __init__(
+        self, path: Path, pixels: Pixels, choice: ImageChoice, orientation: int = 1
+    ) -> None:
         self.path = path
-        self.backend = pixels.name
+        self.choice = choice
+        self.orientation = orientation
         self.width, self.height = pixels.level_sizes[0]
         self._pixels = pixels
         self._level_of_factor = _exact_levels(pixels.level_sizes)
+        self._damaged: dict[int, str] = {}  # reduced level → what was wrong with it
+        self._lock = Lock()
 
     @classmethod
     def open(cls, path: str | Path) -> SlideImage:
         """Open a TIFF (tiled or striped, pyramid or not), a vendor's format, a PNG or a JPEG.
 
+        Its pixels are those stored, whatever its Orientation tag says: see `oriented`.
+
+        Args:
+            path: the file, or a folder with the ``.dcm`` files of one DICOM slide.
+
         Raises:
-            SlideError: missing, damaged, of an unknown format, or not 8-bit RGB.
+            SlideError: missing, damaged, of an unknown format, or no RGB image.
         """
-        path = Path(path)
-        return cls(path, open_pixels(path))
+        path = slide_file(Path(path))
+        return cls(path, *open_image(path))
 
     @classmethod
     def of_array(cls, pixels: UInt8Array) -> SlideImage:
         """An image that lies in memory, (H, W, 3) uint8 RGB; it has no file."""
-        return cls(Path("image"), pixels_of(pixels))
+        return cls(Path("image"), ArrayPixels("array", pixels, Samples()), image_of_array(pixels))
+
+    def oriented(self) -> SlideImage:
+        """The same pixels, turned or mirrored as the file's Orientation tag says.
+
+        It shares the file of this image; close this one alone.
+        """
+        orientation = self.choice.orientation
+        return SlideImage(
+            self.path, OrientedPixels(self._pixels, orientation), self.choice, orientation
+        )
+
+    @property
+    def backend(self) -> str:
+        """``"openslide"``, ``"tifffile"`` or ``"opencv"``, or ``"array"`` for one in memory."""
+        return self.choice.reader
+
+    def describe(self) -> str:
+        """Size and what was chosen of the file, in one line."""
+        return f"{self.width}×{self.height} px; {self.choice.describe()}"
+
+    def provenance(self) -> dict[str, Any]:
+        """What of the choice is not the plain case, for a store's job and a prediction.
+
+        Of a plain image (one 8-bit RGB image without an Orientation tag) it is empty.
+        """
+        found = self.choice.provenance()
+        if self.choice.orientation != 1:
+            found["orientation"] = self.orientation
+        return found
+
+    def read_warnings(self) -> list[str]:
+        """One line for each reduced level that turned out damaged while it was read."""
+        return [
+            f"{self.path}: the reduced level of {w}×{h} px is damaged ({fault}); where it is, a "
+            "finer level was read instead"
+            for level, fault in sorted(self._damaged.items())
+            for w, h in [self._pixels.level_sizes[level]]
+        ]
 
     def close(self) -> None:
         """Close the file."""
@@ -67,6 +121,10 @@ class SlideImage:
     def fingerprint(self) -> str:
         """Fingerprint of the file: see `virchow_st.slide.space_ranger.fingerprint`."""
         return fingerprint(self.path)
+
+    def level_factors(self) -> list[int]:
+        """Full-resolution px a side of a pixel in each level that is used, rising from 1."""
+        return sorted(self._level_of_factor)
 
     def level_factor(self, downsample: float) -> int:
         """Full-resolution px a side of a pixel in the coarsest level not beyond ``downsample``.
@@ -103,21 +161,43 @@ class SlideImage:
         """
         if width < 1 or height < 1 or downsample < 1:
             raise ValueError(f"expected a region and downsample >= 1; got {width}×{height}")
-        factor = max(
+        factors = [
             k for k in self._level_of_factor if k <= downsample and x0 % k == 0 and y0 % k == 0
-        )
-        block = int(downsample / factor)
-        scale = factor * block
+        ]
+        scale = max(factors) * int(downsample / max(factors))
+        factors = sorted((k for k in factors if scale % k == 0), reverse=True)
         w, h = -(-width // scale), -(-height // scale)
         rgb = np.empty((h, w, 3), np.uint8)
         there = np.empty((h, w), bool)
+        block = scale // factors[0]
         band = max(1, _BAND_PX // (w * block * block))
         for top in range(0, h, band):
             rows = slice(top, min(top + band, h))
-            corner = x0 // factor, y0 // factor + top * block
-            rgb[rows], there[rows] = self._read_averaged(factor, *corner, w, rows.stop - top, block)
+            rgb[rows], there[rows] = self._read_band(
+                factors, scale, x0, y0 + top * scale, w, rows.stop - top
+            )
         on_x, on_y = _wholly_on(x0, w, scale, self.width), _wholly_on(y0, h, scale, self.height)
         return rgb, there & on_y[:, None] & on_x, float(scale)
+
+    def _read_band(
+        self, factors: list[int], scale: int, x0: int, y0: int, w: int, h: int
+    ) -> tuple[UInt8Array, BoolArray]:
+        """(h, w) averages over squares of ``scale`` px, from the coarsest sound level there.
+
+        Which level that is depends on the band alone, so that any order of reading gives the same.
+        """
+        for factor in factors:
+            try:
+                return self._read_averaged(
+                    factor, x0 // factor, y0 // factor, w, h, scale // factor
+                )
+            except SlideError as e:
+                if factor == 1:
+                    raise
+                with self._lock:
+                    fault = " ".join(str(e.__cause__ or e).split())[:100]
+                    self._damaged.setdefault(self._level_of_factor[factor], fault)
+        raise AssertionError("every image has its finest level")
 
     def _read_averaged(
         self, factor: int, x: int, y: int, w: int, h: int, block: int

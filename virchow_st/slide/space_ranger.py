@@ -41,7 +41,7 @@ _DAMAGE = (
 
 @dataclass(frozen=True)
 class SlideFiles:
-    """Where the parts of one 2 µm folder lie; ``hires_png`` is None where there is none.
+    """Where the parts of one 2 µm folder lie.
 
     ``is_filtered`` tells whether ``matrix`` is the filtered one, whose columns are tissue bins.
     """
@@ -51,7 +51,6 @@ class SlideFiles:
     is_filtered: bool
     positions: Path
     scalefactors: Path
-    hires_png: Path | None
 
 
 def find_files(outs: Path, matrix: str) -> SlideFiles:
@@ -69,14 +68,12 @@ def find_files(outs: Path, matrix: str) -> SlideFiles:
     folder = _bin_folder(outs)
     matrix_path = _the_one(folder, f"*{matrix}_feature_bc_matrix.h5", "the count matrix")
     spatial = _the_one(folder, "*spatial", "the folder with bin positions")
-    hires = _visible(spatial, "*tissue_hires_image.png")
     return SlideFiles(
         folder=folder,
         matrix=matrix_path,
         is_filtered=matrix == "filtered",
         positions=_the_one(spatial, f"*{POSITIONS[0]}", "the bin positions", *_LATER_POSITIONS),
         scalefactors=_the_one(spatial, "*scalefactors_json.json", "the scale factors"),
-        hires_png=hires[0] if hires else None,
     )
 
 
@@ -193,20 +190,3 @@ def _visible(folder: Path, pattern: str) -> list[Path]:
         for path in folder.glob(pattern)
         if not any(part.startswith(".") for part in path.relative_to(folder).parts)
     )
-
-
-def read_png_size(path: Path) -> tuple[int, int]:
-    """Width and height of a PNG from its header (PNG specification, chunk IHDR).
-
-    Raises:
-        SlideError: not a PNG.
-    """
-    try:
-        with path.open("rb") as file:
-            head = file.read(24)
-    except OSError as e:
-        raise _damaged(path, "a PNG image", e) from None
-    width, height = int.from_bytes(head[16:20], "big"), int.from_bytes(head[20:24], "big")
-    if head[:8] != b"\x89PNG\r\n\x1a\n" or head[12:16] != b"IHDR" or not width or not height:
-        raise _damaged(path, "a PNG image", ValueError("its first bytes are not a PNG's"))
-    return width, height

@@ -13,37 +13,50 @@ import numpy as np
 
 from virchow_st.types import Array
 
-# Decoded. Strips as wide as the image are needed again by every patch beside: a row of patches
-# takes some 250 MiB of a slide 20 mm wide. Of tiles only those at a patch's border are.
+# Bounds on decoded bytes that are kept. Strips as wide as the image are needed again by every
+# patch beside: a row of patches takes some 250 MiB of a slide 20 mm wide. Of tiles only those at a
+# patch's border are.
 _KEPT_STRIPS_BYTES = 512 << 20
 _KEPT_TILES_BYTES = 128 << 20
 _JPEG = (6, 7, 34892, 33007)  # compressions whose segments may need the file's common tables
 
 
 class TiffTiles:
-    """The pixels of a TIFF level, sliced like an array (height, width, samples).
+    """The pixels of a TIFF page, sliced like an array (height, width, samples).
 
     Several threads may slice at once: each decodes its own tiles or strips, and one that another
     is decoding already is waited for. Those decoded last are kept, within bounds. Where some have
-    no bytes in the file, a fourth sample says where there are pixels.
+    no bytes in the file, a last sample more says where there are pixels: the largest value of the
+    type there, 0 elsewhere.
 
     Args:
         path: the file.
-        level: of tifffile, samples together; its file may be closed afterwards.
+        page: of tifffile; its file may be closed afterwards.
+        sample: the one to read of a page that stores its samples apart; None where they lie
+            together.
     """
 
-    def __init__(self, path: Path, level: Any) -> None:
-        page, place = level.keyframe, level.pages[0]
-        self.shape: tuple[int, int, int] = page.shape
-        self.is_strips: bool = not page.is_tiled
-        self._size: tuple[int, int] = page.chunks[:2]  # rows and columns of a segment
+    def __init__(self, path: Path, page: Any, sample: int | None = None) -> None:
+        key = page.keyframe
+        n_samples = 1 if sample is not None else key.samplesperpixel
+        self.shape: tuple[int, int, int] = (key.imagelength, key.imagewidth, n_samples)
+        self.dtype: np.dtype[Any] = key.dtype.newbyteorder("=")
+        self.is_strips: bool = not key.is_tiled
+        self._size = segment_size(key)
         self._across = -(-self.shape[1] // self._size[1])
-        self._offsets, self._bytes = place.dataoffsets, place.databytecounts
-        self._samples = 4 if 0 in self._bytes else self.shape[2]
-        self._decoder = page.decode
+        n_segments = self._across * -(-self.shape[0] // self._size[0])
+        self._first = (sample or 0) * n_segments
+        of_sample = slice(self._first, self._first + n_segments)
+        self._offsets = page.dataoffsets[of_sample]
+        self._bytes = page.databytecounts[of_sample]
+        if min(len(self._offsets), len(self._bytes)) < n_segments:
+            raise ValueError(f"it lists {len(self._offsets)} of {n_segments} tiles or strips")
+        self.has_holes: bool = 0 in self._bytes
+        self._samples = n_samples + self.has_holes
+        self._decoder = key.decode
         self._arguments: dict[str, Any] = {}
-        if page.compression in _JPEG:
-            self._arguments = {"jpegtables": place.jpegtables, "jpegheader": page.jpegheader}
+        if key.compression in _JPEG:
+            self._arguments = {"jpegtables": page.jpegtables, "jpegheader": key.jpegheader}
         self._file = os.open(path, os.O_RDONLY)
         self._lock = Lock()
         self._kept: OrderedDict[int, Future[Array]] = OrderedDict()
@@ -56,7 +69,8 @@ class TiffTiles:
     def __getitem__(self, place: tuple[slice, slice]) -> Array:
         rows, cols = place
         height, width = self._size
-        out = np.empty((rows.stop - rows.start, cols.stop - cols.start, self._samples), np.uint8)
+        shape = (rows.stop - rows.start, cols.stop - cols.start, self._samples)
+        out = np.empty(shape, self.dtype)
         for row in range(rows.start // height, -(-rows.stop // height)):
             for col in range(cols.start // width, -(-cols.stop // width)):
                 segment = self._segment(row * self._across + col)
@@ -99,14 +113,21 @@ class TiffTiles:
             self._kept_bytes -= self._kept.pop(index).result().nbytes
 
     def _decode(self, index: int) -> Array:
-        """(rows, columns, samples) uint8 of a segment; at the image's edge it may be smaller."""
+        """(rows, columns, samples) of a segment; at the image's edge it may be smaller."""
         n_bytes = self._bytes[index]
         encoded = os.pread(self._file, n_bytes, self._offsets[index]) if n_bytes else None
-        pixels, _, shape = self._decoder(encoded, index, **self._arguments)
+        pixels, _, shape = self._decoder(encoded, self._first + index, **self._arguments)
         if pixels is None:
-            return np.zeros((*shape[1:3], self._samples), np.uint8)
-        pixels = pixels.reshape(shape)[0]
+            return np.zeros((*shape[1:3], self._samples), self.dtype)
+        pixels = pixels.reshape(shape)[0].astype(self.dtype, copy=False)
         if pixels.shape[2] < self._samples:
-            opaque = np.full((*pixels.shape[:2], 1), 255, np.uint8)
-            pixels = np.concatenate([pixels, opaque], axis=2)
+            there = np.full((*pixels.shape[:2], 1), np.iinfo(self.dtype).max, self.dtype)
+            pixels = np.concatenate([pixels, there], axis=2)
         return pixels
+
+
+def segment_size(key: Any) -> tuple[int, int]:
+    """Rows and columns of a tile or strip of a tifffile page."""
+    if key.is_tiled:
+        return key.tilelength, key.tilewidth
+    return min(key.rowsperstrip, key.imagelength), key.imagewidth

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
+from skimage.filters import threshold_otsu
 
 from virchow_st.errors import SlideError
 from virchow_st.types import BoolArray, Float64Array, Int64Array, UInt8Array
@@ -55,7 +56,9 @@ def find_tissue(overview: UInt8Array, um_per_px: float, name: str = "image") -> 
     """
     saturation = smooth_saturation(overview, um_per_px)
     histogram = np.bincount(saturation.ravel(), minlength=256)
-    threshold = int(np.clip(otsu(histogram), *LIMITS))
+    values = np.flatnonzero(histogram)
+    otsu = threshold_otsu(hist=(histogram, np.arange(256))) if len(values) > 1 else values[0]
+    threshold = int(np.clip(otsu, *LIMITS))
     area_um2 = um_per_px**2
     mask = _without_small(saturation > threshold, _SMALLEST_PIECE_UM2 / area_um2)
     mask = ~_without_small(~mask, _LARGEST_HOLE_UM2 / area_um2)
@@ -93,19 +96,6 @@ def white_point(overview: UInt8Array) -> Float64Array:
     if not len(scanned):
         return np.full(3, 255.0)
     return np.maximum(np.percentile(scanned, _WHITE_PERCENTILE, axis=0), _DARKEST_WHITE)
-
-
-def otsu(histogram: Int64Array) -> int:
-    """The last value of the lower class, where the classes' means differ most (Otsu 1979)."""
-    value = np.arange(len(histogram))
-    total, total_sum = histogram.sum(), (histogram * value).sum()
-    below, below_sum = np.cumsum(histogram), np.cumsum(histogram * value)
-    # Variance between the classes, times total²: (total·below_sum − below·total_sum)² / (w0·w1).
-    weights = below.astype(np.float64) * (total - below)
-    between = (float(total) * below_sum - below * float(total_sum)) ** 2
-    spread = np.divide(between, weights, out=np.zeros_like(between), where=weights > 0)
-    best = np.flatnonzero(spread == spread.max())
-    return int((best[0] + best[-1]) // 2)  # an empty stretch between the classes: its middle
 
 
 def _without_small(mask: BoolArray, smallest_px: float) -> BoolArray:

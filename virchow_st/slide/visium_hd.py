@@ -13,12 +13,12 @@ from virchow_st.slide.image import SlideImage
 from virchow_st.slide.matrix import CountMatrix, GeneTable
 from virchow_st.slide.patch_counts import PatchCounts, read_patch_counts
 from virchow_st.slide.patches import PatchTable
+from virchow_st.slide.pictures import ExpectedSize, expected_size
 from virchow_st.slide.positions import BinPositions, read_positions
 from virchow_st.slide.space_ranger import (
     SlideFiles,
     find_files,
     fingerprint,
-    read_png_size,
     read_scalefactors,
 )
 from virchow_st.types import BoolArray, Mpp
@@ -114,38 +114,41 @@ class VisiumHDSlide:
         """
         return read_patch_counts(self.matrix, self.bins, patches, self.files.is_filtered)
 
+    def expected_size(self) -> tuple[ExpectedSize | None, list[str]]:
+        """Size of the full-resolution image by Space Ranger's pictures, and faults of those."""
+        return expected_size(self.folder, self.scalefactors)
+
     def check_image(self, image: SlideImage) -> None:
         """Refuse an image that is not the one the bins' pixel positions refer to.
+
+        Its size has to be that which one of Space Ranger's pictures tells, where one does, and half
+        of the tissue bins have to lie on it.
 
         Raises:
             SlideError: another image by its size, the CytAssist image, an image that the tissue
                 does not lie on, or one coarser than 1 µm/px.
         """
-        if (hires := self.files.hires_png) and (
-            scale := self.scalefactors.get("tissue_hires_scalef")
-        ):
-            width, height = (side / scale for side in read_png_size(hires))
-            self._check_size(image, width, height)
-        else:
-            self._check_inside(image)
+        size, _ = self.expected_size()
+        if size is not None:
+            self._check_size(image, size)
+        self._check_inside(image)
         if self.mpp > _COARSEST_MPP:
             raise SlideError(
                 f"{image.path}: expected {_COARSEST_MPP:g} µm/px or finer; the bins lie "
                 f"{self.mpp:.2f} µm/px apart on it; run Space Ranger with a scan at 20x or 40x"
             )
 
-    def _check_size(self, image: SlideImage, width: float, height: float) -> None:
+    def _check_size(self, image: SlideImage, size: ExpectedSize) -> None:
+        width, height = size.width, size.height
         if _near(image.width, width) and _near(image.height, height):
             return
-        actual = f"{image.path}: expected about {width:.0f}×{height:.0f} px, the size of "
-        actual += f"{self.files.hires_png} at full resolution; got {image.width}×{image.height} px"
+        found = f"{image.path}: expected about {width:.0f}×{height:.0f} px, the size of "
+        found += f"{size.picture} at full resolution; got {image.width}×{image.height} px"
         if _near(image.width, height) and _near(image.height, width):
-            raise SlideError(
-                f"{actual}, a quarter turn of it; give the image that Space Ranger got"
-            )
+            raise SlideError(f"{found}, a quarter turn of it; give the image that Space Ranger got")
         if max(image.width, image.height) < min(_CYTASSIST_PX, max(width, height)):
-            actual += ", as small as a CytAssist or thumbnail image"
-        raise SlideError(f"{actual}; {_GIVE_THE_MICROSCOPE_IMAGE}")
+            found += ", as small as a CytAssist or thumbnail image"
+        raise SlideError(f"{found}; {_GIVE_THE_MICROSCOPE_IMAGE}")
 
     def _check_inside(self, image: SlideImage) -> None:
         row, col = np.nonzero(self.tissue_mask)

@@ -1,0 +1,240 @@
+"""The levels of a TIFF pyramid: which are whole, and how their samples become RGB."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from virchow_st.slide.backends import Plain, TiffLevel
+from virchow_st.slide.deep import alpha_says_nothing, used_bits
+from virchow_st.slide.tiff_choice import TiffChoice, channel_step, strips_refusal
+from virchow_st.slide.tiff_tiles import TiffTiles, segment_size
+from virchow_st.types import Array, BoolArray
+
+_LARGEST_CHUNK_BYTES = 256 << 20  # of a strip or tile, decoded for every region
+_LOOKED_AT = 64  # tiles or strips that are decoded to learn bits and transparency
+_LOOKED_AT_FOR_BLANKS = 128  # the smallest tiles of a reduced level
+_LARGEST_OFF = 24  # grey levels between the mean of a blank tile and of what lies under it
+_LOOKED_AT_PX = 256  # rows and columns of a window, where pixels lie plainly
+
+
+def whole_levels(path: Path, choice: TiffChoice) -> tuple[list[Any], tuple[str, ...]]:
+    """The finest level, and those reduced ones that are whole; a warning for each left out.
+
+    Raises:
+        SlideError, ValueError: the finest level is damaged, or stored so that it cannot be read
+            piece by piece.
+    """
+    finest, *reduced = choice.series.levels
+    if (fault := _fault(path, finest, choice)) is not None:
+        raise ValueError(fault)
+    if (chunk := _chunk_bytes(finest)) > _LARGEST_CHUNK_BYTES and not _is_plain(finest, choice):
+        raise strips_refusal(path, chunk >> 20, _LARGEST_CHUNK_BYTES >> 20)
+    kept, warnings = [finest], []
+    listed = len(getattr(finest.pages[0], "subifds", None) or ())
+    if listed > len(reduced):  # tifffile drops those whose tags it cannot read
+        warnings.append(
+            f"{listed - len(reduced)} of {listed} reduced levels are damaged (no tags); a finer "
+            "one is read instead, which takes longer"
+        )
+    for level in reduced:
+        try:
+            fault = _fault(path, level, choice) or _empty(level, finest, choice)
+            fault = fault or _blank(path, level, kept[-1], choice)
+            if fault is None and _chunk_bytes(level) > _LARGEST_CHUNK_BYTES:
+                fault = "its tiles or strips are too large"
+        except Exception as e:  # whatever decoders raise on damaged tiles
+            fault = " ".join(str(e).split())[:100] or type(e).__name__
+        if fault is None:
+            kept.append(level)
+        else:
+            height, width = level.keyframe.imagelength, level.keyframe.imagewidth
+            warnings.append(
+                f"the reduced level of {width}×{height} px is damaged ({fault}); a finer one is "
+                "read instead, which takes longer"
+            )
+    return kept, tuple(warnings)
+
+
+def level_sources(path: Path, level: Any, choice: TiffChoice) -> list[TiffTiles | Plain]:
+    """What a level's samples are read from: one source, or one for each sample."""
+    key = level.keyframe
+    if choice.apart == "page":
+        page = level.pages[choice.page]
+        return [TiffTiles(path, page, sample) for sample in range(key.samplesperpixel)]
+    if _is_plain(level, choice):
+        shape = (key.imagelength, key.imagewidth, key.samplesperpixel)
+        dtype = key.dtype.newbyteorder(key.parent.byteorder)
+        n_bytes = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+        if level.dataoffset is not None:
+            first = level.dataoffset
+            return [Plain(path, first + n * n_bytes, shape, dtype) for n in _pages(level, choice)]
+        pages = [level.pages[n] for n in _pages(level, choice)]
+        return [Plain(path, page.dataoffsets[0], shape, dtype) for page in pages]
+    return [TiffTiles(path, level.pages[n]) for n in _pages(level, choice)]
+
+
+def levels_with_samples(
+    sources: list[list[TiffTiles | Plain]], choice: TiffChoice
+) -> tuple[list[TiffLevel], int, str | None, tuple[str, ...]]:
+    """Settle bits and transparency by the pixels, and make the levels.
+
+    Returns:
+        The levels; bits that the pixels use; how the colours were taken, where that differs from
+        the choice; warnings.
+    """
+    samples, colour = choice.samples, None
+    warnings: tuple[str, ...] = ()
+    finest = TiffLevel(sources[0], samples)
+    deep = choice.series.keyframe.dtype != np.uint8
+    bits = 8
+    if deep or samples.alpha is not None:
+        seen = _some_pixels(finest, choice.series.keyframe)
+        if samples.alpha is not None:
+            reason = alpha_says_nothing(seen[:, samples.alpha])
+            if reason is not None:
+                samples = replace(samples, alpha=None, premultiplied=False)
+                colour, warnings = "RGB, transparency left out", (reason,)
+        if deep:
+            bits = used_bits(int(seen[:, list(samples.colours)].max()))
+            samples = replace(samples, largest=(1 << bits) - 1)
+    return [TiffLevel(of_level, samples) for of_level in sources], bits, colour, warnings
+
+
+def _pages(level: Any, choice: TiffChoice) -> list[int]:
+    if choice.apart != "pages":
+        return [choice.page]
+    step = channel_step(choice.series)
+    n = choice.series.shape[choice.series.axes.index("C")]
+    return [choice.page + channel * step for channel in range(n)]
+
+
+def _fault(path: Path, level: Any, choice: TiffChoice) -> str | None:
+    """What is wrong with a level by its tags alone, in words."""
+    key = level.keyframe
+    if 0 in level.shape or not key.imagelength or not key.imagewidth:
+        return f"a level of it has the shape {level.shape}"
+    if key.dtype != choice.series.keyframe.dtype:
+        return f"its pixels are {key.dtype}"
+    if key.samplesperpixel != choice.series.keyframe.samplesperpixel:
+        return f"it has {key.samplesperpixel} samples"
+    size = key.parent.filehandle.size
+    if level.dataoffset is not None:
+        n_bytes = int(np.prod(level.shape, dtype=np.float64)) * key.dtype.itemsize
+        end = level.dataoffset + n_bytes
+        return f"its pixels end at byte {end} of {size}" if end > size else None
+    for n in _pages(level, choice):
+        page = level.pages[n]
+        if page is None or page.parent is not key.parent:
+            return "its pixels lie in another file"
+        ends = (o + n for o, n in zip(page.dataoffsets, page.databytecounts, strict=True))
+        if (end := max(ends, default=0)) > size:
+            return f"its pixels end at byte {end} of {size}"
+    return None
+
+
+def _chunk_bytes(level: Any) -> int:
+    key = level.keyframe
+    rows, cols = segment_size(key)
+    return rows * cols * key.samplesperpixel * key.dtype.itemsize
+
+
+def _is_plain(level: Any, choice: TiffChoice) -> bool:
+    """Whether the pixels lie in the file as they are, in one piece."""
+    if choice.apart == "page":
+        return False
+    if level.dataoffset is not None:
+        return True
+    return all(
+        level.pages[n] is not None and level.pages[n].is_final for n in _pages(level, choice)
+    )
+
+
+def _some_pixels(level: TiffLevel, key: Any) -> Array:
+    """Pixels (N, S) as stored, of tiles, strips or windows spread evenly over a level."""
+    width, height = level.size
+    rows, cols = (min(n, _LOOKED_AT_PX) for n in segment_size(key))
+    cols = min(cols, width)
+    down, across = -(-height // rows), -(-width // cols)
+    places = np.unique(np.linspace(0, down * across - 1, _LOOKED_AT).round().astype(int))
+    seen = []
+    for place in places:
+        top, left = (int(place) // across) * rows, (int(place) % across) * cols
+        right, bottom = min(left + cols, width), min(top + rows, height)
+        pixels, there = level.raw(slice(top, bottom), slice(left, right))
+        seen.append(pixels[there > 0] if there is not None else pixels.reshape(-1, pixels.shape[2]))
+    return np.concatenate(seen)
+
+
+def _empty(level: Any, finest: Any, choice: TiffChoice) -> str | None:
+    """A tile of a reduced level without bytes where the finest level has some, in words."""
+    page = level.pages[_pages(level, choice)[0]]
+    if 0 not in page.databytecounts:
+        return None
+    full = finest.pages[_pages(finest, choice)[0]]
+    if 0 not in full.databytecounts:
+        return "tiles without bytes"
+    there, below = _occupied(page), _occupied(full)
+    # The finest's tiles under each of the level's: by their centres, in shares of the image.
+    row, col = np.nonzero(below)
+    down, across = segment_size(full.keyframe), segment_size(page.keyframe)
+    y = (row + 0.5) * down[0] / full.keyframe.imagelength * page.keyframe.imagelength
+    x = (col + 0.5) * down[1] / full.keyframe.imagewidth * page.keyframe.imagewidth
+    at = np.minimum((y // across[0]).astype(int), there.shape[0] - 1)
+    left = np.minimum((x // across[1]).astype(int), there.shape[1] - 1)
+    return None if there[at, left].all() else "tiles without bytes"
+
+
+def _occupied(page: Any) -> BoolArray:
+    """(rows, cols) bool of a page's tiles or strips: True where it has bytes."""
+    rows, cols = segment_size(page.keyframe)
+    down, across = -(-page.keyframe.imagelength // rows), -(-page.keyframe.imagewidth // cols)
+    return np.array(page.databytecounts[: down * across]).reshape(down, across) > 0
+
+
+def _blank(path: Path, level: Any, finer: Any, choice: TiffChoice) -> str | None:
+    """A tile of one colour in a reduced level where the finer level shows another, in words.
+
+    Some scanners leave such tiles. Of a level those with the fewest bytes are looked at, as a
+    blank tile has next to none.
+    """
+    if choice.apart or _is_plain(level, choice) or _is_plain(finer, choice):
+        return None
+    page = level.pages[choice.page]
+    rows, cols = segment_size(page.keyframe)
+    across = -(-page.keyframe.imagewidth // cols)
+    order = np.argsort(page.databytecounts, kind="stable")
+    few = order[: max(_LOOKED_AT_FOR_BLANKS, 1)]
+    own, below = TiffTiles(path, page), TiffTiles(path, finer.pages[choice.page])
+    try:
+        for index in map(int, few):
+            top, left = index // across * rows, index % across * cols
+            pixels = _whole(own, top, left, top + rows, left + cols)
+            if pixels is None or np.ptp(pixels.reshape(-1, pixels.shape[2]), axis=0).max() > 1:
+                continue
+            down, right = (b / a for a, b in zip(own.shape[:2], below.shape[:2], strict=True))
+            under = _whole(
+                below, round(top * down), round(left * right),
+                round((top + rows) * down), round((left + cols) * right),
+            )  # fmt: skip
+            if under is None:
+                continue
+            off = np.abs(under.mean(axis=(0, 1)) - pixels.mean(axis=(0, 1))).max()
+            if off > _LARGEST_OFF * np.iinfo(own.dtype).max / 255:
+                return "blank tiles"
+    finally:
+        own.close()
+        below.close()
+    return None
+
+
+def _whole(source: TiffTiles, top: int, left: int, bottom: int, right: int) -> Array | None:
+    """Pixels of a window, cut at the image's edge; None where some are missing in the file."""
+    height, width, _ = source.shape
+    pixels = source[top : min(bottom, height), left : min(right, width)]
+    if source.has_holes and not pixels[..., -1].all():
+        return None
+    return pixels[..., : source.shape[2]] if pixels.size else None
