@@ -88,7 +88,7 @@ def write_patches(
         n_patches: of the whole store.
         encoder: the encoder.
         make_record: from a patch's index, its images, its batch's tokens and its place among them.
-        progress: who listens.
+        progress: receives notes, warnings and step counts.
 
     Raises:
         KeyboardInterrupt: Ctrl-C or SIGTERM, after the batches under way have been committed.

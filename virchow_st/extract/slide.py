@@ -64,7 +64,7 @@ def extract_slide(
         store_path: folder to write.
         patient: whose slide it is.
         config: encoder and options.
-        progress: who listens.
+        progress: receives notes, warnings and step counts.
         encoder: the loaded encoder of ``config``, for several slides in one go.
 
     Returns:

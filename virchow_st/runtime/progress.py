@@ -1,4 +1,4 @@
-"""How long jobs tell how far they are, without knowing who listens."""
+"""Progress reporting for long jobs, independent of how it is displayed."""
 
 from __future__ import annotations
 

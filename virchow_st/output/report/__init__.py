@@ -44,7 +44,7 @@ def write_report(
     Args:
         run: a run directory that ``vst evaluate`` has scored.
         genes: symbols or ids of the panel; these alone are shown on the slide, at every scale.
-        progress: who listens.
+        progress: receives notes, warnings and step counts.
         keep_paths: show where the stores lie, not only what they are called.
 
     Raises:
