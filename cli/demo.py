@@ -112,14 +112,17 @@ def _train_and_evaluate(
 ) -> dict[str, Any]:
     """Train and evaluate a run unless its results exist; returns the content of metrics.json."""
     from virchow_st.evaluation.evaluate import evaluate_run
+    from virchow_st.run.folder import is_begun
+    from virchow_st.run.lock import RunLock
     from virchow_st.run.results import read_metrics
     from virchow_st.training.train import train
 
+    with RunLock() as lock:
+        lock.take(run)  # tidies up what a demo that was killed left in it
     if not (run / "best_metrics.json").is_file():
-        is_begun = (run / "checkpoints" / "last").is_dir()
-        if run.exists() and not is_begun:
+        if run.exists() and not is_begun(run):
             shutil.rmtree(run)
-        train(run, config, resume=is_begun, progress=console)
+        train(run, config, resume=is_begun(run), progress=console)
     if not (run / "metrics.json").is_file():
         evaluate_run(run, config.device, console, truth)
     return read_metrics(run)

@@ -13,6 +13,7 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import virchow_st
@@ -220,26 +221,31 @@ def test_two_runs_side_by_side(vst, runs: dict[str, Path], tmp_path: Path) -> No
     assert len(refused.err.splitlines()) == 1
 
 
-def test_a_decoder_that_predicts_nan_is_refused_and_leaves_no_metrics(
-    vst, runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("evaluated", [True, False])
+def test_a_decoder_that_predicts_nan_is_refused_and_changes_no_results(
+    vst, runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, evaluated: bool
 ) -> None:
-    from virchow_st.predict.load import Run
+    from virchow_st.predict import load
 
-    run, rates = _copy(runs["linear"], tmp_path / "run"), Run.rates
+    run, decode = tmp_path / "run", load.decode
+    shutil.copytree(runs["linear"], run)
+    if not evaluated:
+        for name in ("metrics.json", "per_gene.csv", "blocks.npz", "overview.h5"):
+            (run / name).unlink()
+        shutil.rmtree(run / "maps")
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
 
-    def broken(self: Run, *arguments: Any) -> np.ndarray:
-        predicted = rates(self, *arguments)
-        predicted[-1, 3, 7, 9] = np.nan
-        return predicted
+    def broken(*arguments: Any) -> torch.Tensor:
+        output = decode(*arguments)
+        output[-1, 3, 7, 9] = np.nan
+        return output
 
-    monkeypatch.setattr(Run, "rates", broken)
+    monkeypatch.setattr(load, "decode", broken)
     answer = vst("evaluate", run, "--device", "cpu", "--quiet")
     assert answer.code == 2
     symbol = (run / "panel.tsv").read_text().splitlines()[4].split("\t")[1]
-    assert f"NaN or more for 1 of 20 genes, {symbol} for one, in patch 7 of" in answer.err
-    names = {path.name for path in run.iterdir()}
-    assert not names & {"metrics.json", "per_gene.csv", "blocks.npz"}
-    assert not list((run / "maps").iterdir())
+    assert f"got nan for {symbol}, and such rates for 1 of 20 genes" in answer.err
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
 
 
 def _copy(run: Path, to: Path) -> Path:

@@ -1,6 +1,7 @@
 import errno
 import json
 import os
+import shutil
 
 import pytest
 import torch
@@ -9,6 +10,8 @@ from torch import nn
 from virchow_st.errors import ConfigError
 from virchow_st.run import checkpoint
 from virchow_st.run.checkpoint import CheckpointWriter, load_checkpoint, read_state, save_checkpoint
+from virchow_st.run.lock import RunLock
+from virchow_st.runtime.lock import lock_beside
 
 
 def state(epoch=1, **more):
@@ -132,6 +135,24 @@ def test_death_between_the_renames_leaves_the_old_one_in_use(tmp_path, monkeypat
     assert not save_and_die(monkeypatch, folder, 2, 3)  # save_file, old away, | new in place
     assert not folder.exists()
     assert read_state(folder)["epoch"] == 1
+
+
+def test_a_run_has_nothing_left_of_a_writer_killed_after_its_last_checkpoint(tmp_path):
+    """Training that is resumed after its last epoch saves no more checkpoints that would tidy."""
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.toml").write_text("")
+    lock_beside(run).write_text("process 1 on a machine\n")  # of the writer that began it
+    folders = [run / "checkpoints" / name for name in ("last", "best")]
+    for folder in folders:
+        save_checkpoint(folder, make()[0], state(2))
+        shutil.copytree(folder, folder.with_name(f".{folder.name}.old"))
+    folders[1].rename(tmp_path / "gone")  # it died between the renames of this one
+    with RunLock() as lock:
+        lock.take(run)
+        assert sorted((run / "checkpoints").iterdir()) == sorted(folders)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["gone", "run"]
+    assert all(read_state(folder)["epoch"] == 2 for folder in folders)
 
 
 def test_foreign_and_damaged_checkpoints_are_refused(tmp_path):

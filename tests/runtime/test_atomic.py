@@ -83,6 +83,29 @@ def test_results_are_the_old_or_the_new_ones_and_never_both(tmp_path, monkeypatc
         assert content(run) == new
 
 
+def save(folder: Path, what: str) -> None:
+    with atomic.replaced_folder(folder) as aside:
+        (aside / "state.json").write_text(what)
+
+
+@pytest.mark.parametrize("n", range(1, 20))
+def test_a_replaced_folder_is_the_old_or_the_new_one_and_nothing_is_left(tmp_path, monkeypatch, n):
+    folder = tmp_path / "last"
+    save(folder, "old")
+    with monkeypatch.context() as patch:
+        die_at(patch, n)
+        try:
+            save(folder, "new")
+            died = False
+        except Killed:
+            died = True
+    found = (atomic.settled(folder) / "state.json").read_text()
+    assert found in (("old", "new") if died else ("new",))
+    atomic.settle(folder)
+    atomic.remove_leftovers(tmp_path)
+    assert content(tmp_path) == {"last/state.json": found}
+
+
 def test_an_error_leaves_the_old_results(tmp_path):
     evaluate(tmp_path, "old")
     before = content(tmp_path)

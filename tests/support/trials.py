@@ -29,14 +29,18 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 KINDS = ("killed", "twice", "disk", "read-only")
 IS_ROOT = os.geteuid() == 0
+EPOCHS = 3
+GENE = "EPCAM"  # drawing all would take most of the time
+PEEK = os.WEXITED | os.WNOHANG | os.WNOWAIT  # whether it has ended, which stays to be asked
 SIMULATE = ("--bins", "384", "--genes", "120")
-TRAIN = ("--test-patient", "P5", "--panel", "top:6", "--decoder", "linear", "--epochs", "3",
+TRAIN = ("--test-patient", "P5", "--panel", "top:6", "--decoder", "linear", "--epochs", str(EPOCHS),
          "--batch-size", "4", "--accumulate", "1", "--device", "cpu", "-q")  # fmt: skip
 _LOADED = (
     "torch", "numba", "h5py", "zarr", "matplotlib.pyplot", "tifffile", "torch_geometric.nn", "timm",
@@ -62,6 +66,22 @@ class World:
         return [str(self.cohort / f"{patient}.vst") for patient in ("P1", "P2", "P5")]
 
     def make(self) -> None:
+        self._make_run()
+        self._make_begun()
+
+    def _make_begun(self) -> None:
+        """A run whose training was killed after its first epoch, for ``train --resume``."""
+        begun, run = self.folder / "begun", self.folder / "being_begun"
+        while not begun.is_dir():
+            shutil.rmtree(run, ignore_errors=True)
+            running = start(["train", *self.stores(), "--run", run, *TRAIN], self.folder)
+            while n_epochs(run) < 1 and os.waitid(os.P_PID, running.process, PEEK) is None:
+                time.sleep(0.001)
+            ended(running, kill_after=0)
+            if n_epochs(run) < EPOCHS:  # else it was over before it was killed
+                run.rename(begun)
+
+    def _make_run(self) -> None:
         run = self.folder / "run"
         if (run / "metrics.json").is_file():
             return
@@ -84,7 +104,6 @@ class Command:
     again: Callable[[World], list[object]] | None = None  # what is typed after a disturbance
     finds: Callable[[World], None] = lambda world: None
     before: Callable[[], None] = lambda: None  # in the process, before the command
-    slow: bool = False
 
 
 def copied_run(world: World) -> None:
@@ -98,6 +117,15 @@ def trained_run(world: World) -> None:
     shutil.rmtree(world.work / "run" / "maps")
 
 
+def begun_run(world: World) -> None:
+    shutil.copytree(world.folder / "begun", world.work / "run")
+
+
+def n_epochs(run: Path) -> int:
+    history = run / "history.jsonl"
+    return len(history.read_bytes().splitlines()) if history.exists() else 0
+
+
 def smaller_demo() -> None:
     demo = importlib.import_module("virchow_st_cli.demo")
     config = importlib.import_module("virchow_st.config")
@@ -106,6 +134,8 @@ def smaller_demo() -> None:
         test_patient="P5", decoder="linear", batch_size=4, accumulate=1, device="cpu", epochs=2,
         panel="top:6",
     )  # fmt: skip
+    figures = importlib.import_module("virchow_st.output.figures")
+    figures.draw_figures = partial(figures.draw_figures, genes=[GENE])  # type: ignore[attr-defined]
 
 
 def train_again(world: World) -> list[object]:
@@ -128,13 +158,18 @@ COMMANDS = {
     "train": Command(
         lambda w: ["train", *w.stores(), "--run", w.work / "run", *TRAIN], again=train_again
     ),
+    "train --resume": Command(
+        lambda w: ["train", "--run", w.work / "run", "--resume", "-q"], finds=begun_run
+    ),
     "evaluate": Command(
         lambda w: ["evaluate", w.work / "run", "--device", "cpu"], finds=copied_run
     ),
     "evaluate, first": Command(
         lambda w: ["evaluate", w.work / "run", "--device", "cpu"], finds=trained_run
     ),
-    "figures": Command(lambda w: ["figures", w.work / "run"], finds=copied_run),
+    "figures": Command(
+        lambda w: ["figures", w.work / "run", "--genes", GENE], finds=copied_run
+    ),
     "report": Command(lambda w: ["report", w.work / "run"], finds=copied_run),
     "predict": Command(
         lambda w: ["predict", w.folder / "run", w.cohort / "P5/tissue_image.tif", "--mpp", "0.5",
@@ -144,7 +179,7 @@ COMMANDS = {
     "export h5ad": Command(
         lambda w: ["export", w.folder / "run", "--out", w.work / "e.h5ad", "--format", "h5ad"]
     ),
-    "demo": Command(lambda w: ["demo", w.work / "demo"], before=smaller_demo, slow=True),
+    "demo": Command(lambda w: ["demo", w.work / "demo"], before=smaller_demo),
 }  # fmt: skip
 
 

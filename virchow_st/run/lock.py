@@ -7,8 +7,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from virchow_st.errors import ConfigError
-from virchow_st.runtime.atomic import finish_replacing, remove_leftovers, whole_folder
-from virchow_st.runtime.lock import LOCK_NAME, Lock, locked
+from virchow_st.runtime.atomic import finish_replacing, remove_leftovers, settle, whole_folder
+from virchow_st.runtime.lock import LOCK_NAME, Lock, locked, remove_dead_lock
 
 CHECKPOINTS = "checkpoints"
 RESULTS_SEAL = "metrics.json"
@@ -42,6 +42,9 @@ class RunLock(ExitStack):
         finish_replacing(run, RESULTS_SEAL)
         for folder in (run, run / "maps", run / "figures", run / CHECKPOINTS):
             remove_leftovers(folder)
+        for name in ("last", "best"):  # after the last epoch, no later checkpoint would do it
+            settle(run / CHECKPOINTS / name)
+        remove_dead_lock(run)  # of the process that began it
 
     def take_new(self, run: Path) -> None:
         """Lock the name of a run that is not there yet, for `new_run`.

@@ -118,11 +118,8 @@ def check_absent(out: Path) -> None:
 @contextmanager
 def replaced_folder(folder: Path) -> Iterator[Path]:
     """As `whole_folder`, in the place of one that is there; `settled` finds it at any moment."""
-    old = _old(folder)
-    if settled(folder) == old:  # an earlier writer died between its renames: this is all there is
-        os.replace(old, folder)
-    remove(old)
-    aside = aside_of(folder)
+    old, aside = _old(folder), aside_of(folder)
+    settle(folder)
     with _naming(folder, aside):
         remove(aside)
         aside.mkdir(parents=True)
@@ -143,6 +140,18 @@ def settled(folder: Path) -> Path:
     """The folder, or its predecessor if its writer died between the two renames."""
     old = _old(folder)
     return old if not folder.exists() and old.exists() else folder
+
+
+def settle(folder: Path) -> None:
+    """Finish or undo what a writer in `replaced_folder` left when it died; the caller has the lock.
+
+    If it died between the two renames, the predecessor is all there is and gets its name back; if
+    it died after them, the predecessor is removed.
+    """
+    old = _old(folder)
+    if settled(folder) == old:
+        os.replace(old, folder)
+    remove(old)
 
 
 def _old(folder: Path) -> Path:
