@@ -104,6 +104,7 @@ class Command:
     again: Callable[[World], list[object]] | None = None  # what is typed after a disturbance
     finds: Callable[[World], None] = lambda world: None
     before: Callable[[], None] = lambda: None  # in the process, before the command
+    goes_on: bool = False  # what it has finished stays when it fails
 
 
 def copied_run(world: World) -> None:
@@ -148,18 +149,22 @@ def train_again(world: World) -> list[object]:
 COMMANDS = {
     "simulate": Command(
         lambda w: ["simulate", w.work / "sim", "--bins", "256", "--genes", "60", "--patients",
-                   "P1,P2"]
+                   "P1,P2"],
+        goes_on=True,
     ),
     "extract": Command(
         lambda w: ["extract", w.cohort / "P1/outs", "--image", w.cohort / "P1/tissue_image.tif",
                    "--store", w.work / "P1.vst", "--patient", "P1", "--encoder", "stain",
-                   "--device", "cpu"]
+                   "--device", "cpu"],
+        goes_on=True,
     ),
     "train": Command(
-        lambda w: ["train", *w.stores(), "--run", w.work / "run", *TRAIN], again=train_again
+        lambda w: ["train", *w.stores(), "--run", w.work / "run", *TRAIN], again=train_again,
+        goes_on=True,
     ),
     "train --resume": Command(
-        lambda w: ["train", "--run", w.work / "run", "--resume", "-q"], finds=begun_run
+        lambda w: ["train", "--run", w.work / "run", "--resume", "-q"], finds=begun_run,
+        goes_on=True,
     ),
     "evaluate": Command(
         lambda w: ["evaluate", w.work / "run", "--device", "cpu"], finds=copied_run
@@ -179,7 +184,7 @@ COMMANDS = {
     "export h5ad": Command(
         lambda w: ["export", w.folder / "run", "--out", w.work / "e.h5ad", "--format", "h5ad"]
     ),
-    "demo": Command(lambda w: ["demo", w.work / "demo"], before=smaller_demo),
+    "demo": Command(lambda w: ["demo", w.work / "demo"], before=smaller_demo, goes_on=True),
 }  # fmt: skip
 
 
@@ -391,16 +396,20 @@ class Trials:
         if code != 0:  # 0: it was enough
             check_refusal(code, err, problems)
             left = digest(self.world.work)
-            if self.name in ("evaluate", "figures", "report", "predict", "export", "export h5ad"):
-                # figures are drawn one by one; each is whole
-                if self.name != "figures" and (found := difference(before, left)):
-                    problems.append(f"left: {found}")
-            elif hidden := [name for name in left if Path(name).name.startswith(".")]:
-                problems.append(f"left: {hidden[:3]}")
+            if self.command.goes_on:
+                if hidden := [name for name in left if Path(name).name.startswith(".")]:
+                    problems.append(f"left: {hidden[:3]}")
+            elif (found := difference(before, left)) and not self._has_drawn(before, left):
+                problems.append(f"left: {found}")
         if IS_ROOT:
             _mount(self.world.work, "remount,size=4g")
         self.repeat(problems)
         return problems
+
+    def _has_drawn(self, before: dict[str, str], left: dict[str, str]) -> bool:
+        """Whether a report has drawn all of the figures that it lacked, and nothing else."""
+        figures = {name: found for name, found in self.result.items() if "/figures" in name}
+        return self.name == "report" and left == before | figures
 
     def read_only(self) -> list[str]:
         problems: list[str] = []
