@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 import shutil
@@ -23,6 +24,7 @@ from virchow_st.output.figures.choice import chosen_genes, strongest_genes
 from virchow_st.output.figures.numbers import NumbersFile
 from virchow_st.output.figures.style import Picture, new_figure, styled
 from virchow_st.run.evaluated import read_results
+from virchow_st.run.lock import RunLock
 from virchow_st.run.maps import open_maps
 from virchow_st.run.results import read_per_gene
 
@@ -70,6 +72,47 @@ def test_pages_become_files_with_their_numbers_beside_them(broken: Path) -> None
 
 
 @pytest.mark.usefixtures("three_pages")
+@pytest.mark.parametrize("drawn_before", [False, True])
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(errno.ENOSPC, "No space left")])
+def test_figures_come_together_or_not_at_all(
+    broken: Path, monkeypatch: pytest.MonkeyPatch, drawn_before: bool, error: BaseException
+) -> None:
+    """A report embeds what it finds: half of a set would be taken for all of it."""
+    if drawn_before:
+        draw_figures(broken)
+        (broken / "figures" / f"{FILES[0]}.png").write_bytes(b"an earlier one")
+    before = {path: path.read_bytes() for path in broken.rglob("*") if path.is_file()}
+    savefig, calls = Figure.savefig, []
+
+    def fail(self: Figure, path: Path, **options: Any) -> None:
+        calls.append(path)
+        if len(calls) == 4:  # the PDF of the second picture, half written
+            Path(path).write_bytes(b"%PDF-1.4 half")
+            raise error
+        savefig(self, path, **options)
+
+    monkeypatch.setattr(Figure, "savefig", fail)
+    with pytest.raises(type(error)):
+        draw_figures(broken)
+    assert {path: path.read_bytes() for path in broken.rglob("*") if path.is_file()} == before
+    assert (broken / "figures").exists() == drawn_before
+
+
+@pytest.mark.usefixtures("three_pages")
+def test_figures_of_a_process_killed_between_renames_are_put_in_place(broken: Path) -> None:
+    paths = draw_figures(broken)
+    folder = broken / "figures"
+    ready = folder / ".results.ready"
+    ready.mkdir()
+    for name in (paths[-1].name, "visualization_metrics.json"):  # the last of the renames
+        (folder / name).rename(ready / name)
+    with RunLock() as lock:
+        lock.take(broken)
+        assert all(path.is_file() for path in paths)
+        assert not ready.exists()
+
+
+@pytest.mark.usefixtures("three_pages")
 def test_numbers_stay_until_their_picture_goes_or_the_run_is_evaluated_anew(broken: Path) -> None:
     draw_figures(broken)
     path = broken / "figures" / "visualization_metrics.json"
@@ -81,29 +124,6 @@ def test_numbers_stay_until_their_picture_goes_or_the_run_is_evaluated_anew(brok
     assert NumbersFile(path, broken).content["figures"] == {}
     path.write_text("[1")  # not ours
     assert NumbersFile(path, broken).content["figures"] == {}
-
-
-@pytest.mark.usefixtures("three_pages")
-def test_an_interrupted_drawing_leaves_whole_pictures_and_their_numbers(
-    broken: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    savefig, calls = Figure.savefig, []
-
-    def interrupted(self: Figure, path: Path, **options: Any) -> None:
-        calls.append(path)
-        if len(calls) == 4:  # the PDF of the second picture, half written
-            Path(path).write_bytes(b"%PDF-1.4 half")
-            raise KeyboardInterrupt
-        savefig(self, path, **options)
-
-    monkeypatch.setattr(Figure, "savefig", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        draw_figures(broken)
-    assert {path.name for path in (broken / "figures").iterdir()} == {
-        f"{FILES[0]}.png", f"{FILES[0]}.pdf", f"{FILES[1]}.png", "visualization_metrics.json",
-    }  # fmt: skip
-    numbers = json.loads((broken / "figures" / "visualization_metrics.json").read_text())
-    assert list(numbers["figures"]) == [FILES[0]]
 
 
 # --- what is printed -------------------------------------------------------------------------

@@ -46,8 +46,8 @@ def runs(stores: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> l
     for seed, path in enumerate(made):
         arguments = [
             "train", *stores.values(), "--run", path, "--test-patient", "P5", "--panel", panel,
-            "--decoder", "linear", "--epochs", 1, "--lr", "2e-3", "--batch-size", 4,
-            "--accumulate", 1, "--device", "cpu", "--seed", seed,
+            "--decoder", "linear", "--optimizer", "adamw", "--epochs", 1, "--lr", "5e-4",
+            "--batch-size", 4, "--accumulate", 1, "--device", "cpu", "--seed", seed,
         ]  # fmt: skip
         assert vst([str(a) for a in arguments]) == 0
     return made

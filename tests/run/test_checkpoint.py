@@ -11,6 +11,7 @@ from virchow_st.errors import ConfigError
 from virchow_st.run import checkpoint
 from virchow_st.run.checkpoint import CheckpointWriter, load_checkpoint, read_state, save_checkpoint
 from virchow_st.run.lock import RunLock
+from virchow_st.runtime.lock import lock_beside
 
 
 def state(epoch=1, **more):
@@ -138,15 +139,19 @@ def test_death_between_the_renames_leaves_the_old_one_in_use(tmp_path, monkeypat
 
 def test_a_run_has_nothing_left_of_a_writer_killed_after_its_last_checkpoint(tmp_path):
     """Training that is resumed after its last epoch saves no more checkpoints that would tidy."""
-    (tmp_path / "config.toml").write_text("")
-    folders = [tmp_path / "checkpoints" / name for name in ("last", "best")]
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.toml").write_text("")
+    lock_beside(run).write_text("process 1 on a machine\n")  # of the writer that began it
+    folders = [run / "checkpoints" / name for name in ("last", "best")]
     for folder in folders:
         save_checkpoint(folder, make()[0], state(2))
         shutil.copytree(folder, folder.with_name(f".{folder.name}.old"))
     folders[1].rename(tmp_path / "gone")  # it died between the renames of this one
     with RunLock() as lock:
-        lock.take(tmp_path)
-        assert sorted((tmp_path / "checkpoints").iterdir()) == sorted(folders)
+        lock.take(run)
+        assert sorted((run / "checkpoints").iterdir()) == sorted(folders)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["gone", "run"]
     assert all(read_state(folder)["epoch"] == 2 for folder in folders)
 
 

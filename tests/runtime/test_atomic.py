@@ -120,6 +120,17 @@ def test_an_error_leaves_the_old_results(tmp_path):
     assert content(tmp_path) == before
 
 
+def test_a_folder_that_was_not_there_is_not_left_empty(tmp_path):
+    def fail() -> None:
+        with atomic.replaced_together(tmp_path / "figures", "numbers.json") as folder:
+            (folder / "genes.png").write_text("drawn")
+            raise ValueError("broken")
+
+    with pytest.raises(ValueError, match="broken"):
+        fail()
+    assert list(tmp_path.iterdir()) == []
+
+
 def write_big(path: Path) -> None:
     with atomic.written_whole(path) as aside, open(aside, "wb") as file:
         file.write(bytes(1_000_000))

@@ -8,11 +8,13 @@ from pathlib import Path
 
 from virchow_st.errors import ConfigError
 from virchow_st.runtime.atomic import finish_replacing, remove_leftovers, settle, whole_folder
-from virchow_st.runtime.lock import LOCK_NAME, Lock, locked
+from virchow_st.runtime.lock import LOCK_NAME, Lock, locked, remove_dead_lock
 
-CHECKPOINTS = "checkpoints"
+CHECKPOINTS, FIGURES = "checkpoints", "figures"
 RESULTS_SEAL = "metrics.json"
 """Of the files that an evaluation leaves, the one without which the others are not read."""
+FIGURES_SEAL = "visualization_metrics.json"
+"""The file of all numbers printed in the figures, which belongs to them."""
 
 
 def check_new(run: Path) -> None:
@@ -40,10 +42,12 @@ class RunLock(ExitStack):
         if not any((run / name).is_file() for name in ("config.toml", RESULTS_SEAL)):
             return  # of someone else
         finish_replacing(run, RESULTS_SEAL)
-        for folder in (run, run / "maps", run / "figures", run / CHECKPOINTS):
+        finish_replacing(run / FIGURES, FIGURES_SEAL)
+        for folder in (run, run / "maps", run / FIGURES, run / CHECKPOINTS):
             remove_leftovers(folder)
         for name in ("last", "best"):  # after the last epoch, no later checkpoint would do it
             settle(run / CHECKPOINTS / name)
+        remove_dead_lock(run)  # of the process that began it
 
     def take_new(self, run: Path) -> None:
         """Lock the name of a run that is not there yet, for `new_run`.

@@ -167,19 +167,23 @@ def replaced_together(folder: Path, seal: str) -> Iterator[Path]:
     process dies meanwhile.
 
     Args:
-        folder: locked by the caller.
+        folder: locked by the caller; it is made if it is not there.
         seal: name of the file without which the others are not read.
     """
-    aside = folder / f".results{_PART}"
+    aside, is_new = folder / f".results{_PART}", not folder.exists()
     with _naming(folder, aside):
-        remove(aside)
-        aside.mkdir()
+        folder.mkdir(exist_ok=True)
         try:
+            remove(aside)
+            aside.mkdir()
             yield aside
             _sync_below(aside)
             os.rename(aside, folder / _READY)
         except BaseException:
             remove(aside)
+            if is_new:
+                with contextlib.suppress(OSError):
+                    folder.rmdir()
             raise
         sync_folder(folder)
         finish_replacing(folder, seal)

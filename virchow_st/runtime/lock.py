@@ -169,6 +169,14 @@ def locked(output: Path, file: Path | None = None) -> Iterator[Lock]:
         lock.release()
 
 
+def remove_dead_lock(output: Path) -> None:
+    """Remove a lock's file that a process which was killed left beside an output, if it did."""
+    file = lock_beside(output)
+    if file.exists() or _exclusive(file).exists():
+        with contextlib.suppress(ConfigError), locked(output):
+            pass
+
+
 # --- lock files without flock -------------------------------------------------------------------
 
 _SUFFIX = ".host"

@@ -20,18 +20,19 @@ from virchow_st.output.figures.genes import MOST_BARS, genes_figure, sparsity_fi
 from virchow_st.output.figures.genes import SCALES as BAR_SCALES
 from virchow_st.output.figures.mosaic import MOST, mosaic_figure
 from virchow_st.output.figures.multiscale import multiscale_figure
-from virchow_st.output.figures.numbers import NAME, NumbersFile
+from virchow_st.output.figures.numbers import NumbersFile
 from virchow_st.output.figures.overview import overview_figure
 from virchow_st.output.figures.rasters import strongest
 from virchow_st.output.figures.reliability import Cells, Curve, Reliability
 from virchow_st.output.figures.run import OtherRun
 from virchow_st.output.figures.style import Picture, save
 from virchow_st.run.evaluated import RunResults, read_results
-from virchow_st.run.lock import RunLock
+from virchow_st.run.lock import FIGURES, FIGURES_SEAL, RunLock
 from virchow_st.run.maps import SlideResult, open_maps
 from virchow_st.run.overview import SlideOverview, read_overviews
 from virchow_st.run.panel import Gene
 from virchow_st.run.results import GeneScore
+from virchow_st.runtime.atomic import replaced_together
 from virchow_st.runtime.progress import SILENT, Progress
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ def draw_figures(
     - ``against``: if another run is given
 
     ``visualization_metrics.json`` in the same folder holds every number printed in a figure.
+    The files appear together when all figures are drawn; until then, earlier ones stay.
 
     Args:
         run: a run directory.
@@ -87,16 +89,18 @@ def draw_into(
         overviews = list(read_overviews(run))
         total = len(slides) * (1 + 2 * len(chosen)) + 4 + len(overviews) + (other is not None)
         written: list[Path] = []
-        folder = run / "figures"
-        numbers = NumbersFile(folder / NAME, run)
+        numbers = NumbersFile(run / FIGURES / FIGURES_SEAL, run)
         drawn = pictures(results, chosen, slides, overviews, other)
-        for n, (name, pages) in enumerate(drawn, start=1):
-            for page, picture in enumerate(pages, start=1):
-                file = name if page == 1 else f"{name}_{page}"
-                written += save(picture.figure, folder / file)
-                numbers.add(file, picture.numbers)
-            progress.step(n, total, "pictures", name)
-    return written
+        # All or none: a report embeds the figures that it finds, and must not find some of them.
+        with replaced_together(run / FIGURES, FIGURES_SEAL) as folder:
+            for n, (name, pages) in enumerate(drawn, start=1):
+                for page, picture in enumerate(pages, start=1):
+                    file = name if page == 1 else f"{name}_{page}"
+                    written += save(picture.figure, folder / file)
+                    numbers.add(file, picture.numbers)
+                progress.step(n, total, "pictures", name)
+            numbers.write(folder / FIGURES_SEAL)
+    return [run / FIGURES / path.name for path in written]
 
 
 def pictures(

@@ -13,7 +13,6 @@ from virchow_st.runtime.atomic import write_json
 from virchow_st.schema import read_json
 
 FORMAT = "virchow_st.visualization_metrics/1"
-NAME = "visualization_metrics.json"
 
 
 class _File(TypedDict):
@@ -23,13 +22,12 @@ class _File(TypedDict):
 
 
 class NumbersFile:
-    """``visualization_metrics.json``: rewritten with every figure, so that both agree.
+    """``visualization_metrics.json``, written with the figures, so that both agree.
 
     The entries of figures from earlier calls are kept until the run is evaluated again.
     """
 
     def __init__(self, path: Path, run: Path) -> None:
-        self._path = path
         digest = hashlib.sha256((run / "metrics.json").read_bytes()).hexdigest()
         self.content: dict[str, Any] = {"format": FORMAT, "metrics_sha256": digest, "figures": {}}
         try:
@@ -42,9 +40,12 @@ class NumbersFile:
             self.content["figures"] = {stem: numbers[stem] for stem in numbers if stem in there}
 
     def add(self, stem: str, numbers: Mapping[str, Any]) -> None:
-        """Add the numbers of a figure in the same folder."""
+        """Add the numbers of a figure that is going to lie in the same folder."""
         self.content["figures"][stem] = _plain(numbers)
-        write_json(self._path, self.content)
+
+    def write(self, path: Path) -> None:
+        """Write the file."""
+        write_json(path, self.content)
 
 
 def _plain(value: Any) -> Any:

@@ -17,7 +17,7 @@ from virchow_st.output.report.pictures import find_pictures, load_pictures
 from virchow_st.output.report.provenance import run_section
 from virchow_st.output.report.slides import FINE_GENES, write_slides
 from virchow_st.run.evaluated import RunResults, read_results
-from virchow_st.run.lock import RunLock
+from virchow_st.run.lock import FIGURES, RunLock
 from virchow_st.runtime.atomic import written_whole
 from virchow_st.runtime.progress import SILENT, Progress
 
@@ -65,10 +65,10 @@ def _write(run: Path, genes: Sequence[str] | None, progress: Progress, keep_path
         n_fine = len(shown)
         order = shown + [gene for gene in order if gene not in shown]
 
-    if not (pictures := find_pictures(run / "figures")):
+    if not (pictures := find_pictures(run / FIGURES)):
         progress.note("the run has no figures yet; drawing them")
         draw_into(run, genes, None, progress)
-        pictures = find_pictures(run / "figures")
+        pictures = find_pictures(run / FIGURES)
     is_stale = any(
         p.stat().st_mtime + _STALE_S < (run / "metrics.json").stat().st_mtime for p in pictures
     )
