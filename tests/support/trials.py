@@ -175,7 +175,9 @@ COMMANDS = {
     "figures": Command(
         lambda w: ["figures", w.work / "run", "--genes", GENE], finds=copied_run
     ),
-    "report": Command(lambda w: ["report", w.work / "run"], finds=copied_run),
+    "report": Command(
+        lambda w: ["report", w.work / "run", "--genes", GENE], finds=copied_run
+    ),
     "predict": Command(
         lambda w: ["predict", w.folder / "run", w.cohort / "P5/tissue_image.tif", "--mpp", "0.5",
                    "--out", w.work / "p.zarr", "--device", "cpu"]
