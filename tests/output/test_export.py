@@ -214,7 +214,9 @@ MARKER = 150, 60  # row, column
 
 @pytest.fixture(scope="module", params=["turn 1 mirror perspective", "turn 2", "mirror"])
 def marked(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
+    markers_for_tissue: None,
 ) -> tuple[Path, Homography, np.ndarray]:
     """Store of a slide that lies askew, whose only counts and only dark spot are at one bin."""
     folder = tmp_path_factory.mktemp("marked")

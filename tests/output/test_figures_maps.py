@@ -271,9 +271,9 @@ def test_patches_outside_of_the_arrays_are_refused(drawn_run: Path, tmp_path: Pa
         with h5py.File(run / name, "a") as f:
             f[f"{where}patch_row0"][0] = 100_000
     with (
-        pytest.raises(ConfigError, match=r"P5.h5: expected patches inside of 384 × 384 bins"),
+        pytest.raises(ConfigError, match=r"P5.h5: .*expected patches inside of 384 × 384 bins"),
         open_maps(run / "maps" / "P5.h5"),
     ):
         pass
-    with pytest.raises(ConfigError, match=r"overview.h5: expected patches inside"):
+    with pytest.raises(ConfigError, match=r"overview.h5: .*expected patches inside"):
         list(read_overviews(run))

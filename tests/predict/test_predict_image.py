@@ -23,6 +23,8 @@ from virchow_st.errors import ConfigError, SlideError
 from virchow_st.extract.slide import extract_slide
 from virchow_st.predict.image import scaling
 from virchow_st.predict.slide import predict_slide
+from virchow_st.run.checkpoint import read_state
+from virchow_st.run.integrity import file_hashes, hash_of
 from virchow_st.slide.geometry import Homography
 
 PITCH = 6  # px a bin
@@ -44,8 +46,8 @@ def runs(stores: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> l
     for seed, path in enumerate(made):
         arguments = [
             "train", *stores.values(), "--run", path, "--test-patient", "P5", "--panel", panel,
-            "--decoder", "linear", "--epochs", 1, "--lr", "1e-2", "--batch-size", 4,
-            "--accumulate", 1, "--device", "cpu", "--seed", seed,
+            "--decoder", "linear", "--optimizer", "adamw", "--epochs", 1, "--lr", "5e-4",
+            "--batch-size", 4, "--accumulate", 1, "--device", "cpu", "--seed", seed,
         ]  # fmt: skip
         assert vst([str(a) for a in arguments]) == 0
     return made
@@ -129,7 +131,7 @@ def test_what_a_prediction_holds(predicted: Path, runs: list[Path], image: Path)
     assert set(root["images"]) == {"he", "rates_2um", "rates_8um", "spread_2um", "spread_8um"}
     about = root.attrs["virchow_st"]
     assert about["format"] == "virchow_st.prediction/1"
-    assert [run["path"] for run in about["runs"]] == [str(run) for run in runs]
+    assert [run["path"] for run in about["runs"]] == [run.name for run in runs]
     assert len({run["config"] for run in about["runs"]}) == 2
     assert about["encoder"]["name"] == "stain"
     assert about["image"]["name"] == image.name
@@ -325,15 +327,21 @@ def test_refusals_leave_nothing(
     assert not list(outputs.iterdir())
 
 
+def write_state(checkpoint: Path, state: dict[str, Any]) -> None:
+    """As a run that was trained so would have it, with its hash."""
+    content = {key: value for key, value in state.items() if key != "xxh64"}
+    content["xxh64"] = hash_of(content)
+    (checkpoint / "state.json").write_text(json.dumps(content))
+
+
 def test_a_run_of_another_encoder(
     vst: Callable[..., Any], runs: list[Path], image: Path, tmp_path: Path
 ) -> None:
     other = tmp_path / "other"
     shutil.copytree(runs[0], other)
-    state_path = other / "checkpoints" / "best" / "state.json"
-    state = json.loads(state_path.read_text())
-    state["encoder"]["weights"] = "stain/0"
-    state_path.write_text(json.dumps(state))
+    best = other / "checkpoints" / "best"
+    state = read_state(best)
+    write_state(best, state | {"encoder": state["encoder"] | {"weights": "stain/0"}})
     out = tmp_path / "out.zarr"
     refused(vst("predict", other, image, "--out", out), "stain/0", "stain/1", str(other))
     refused(vst("predict", runs[0], image, "--out", out, "--also", other), "one encoder")
@@ -341,6 +349,7 @@ def test_a_run_of_another_encoder(
     shutil.copytree(runs[0], other)
     first, *genes = (other / "panel.tsv").read_text().splitlines(keepends=True)
     (other / "panel.tsv").write_text("".join([first, *genes[::-1]]))
+    write_state(best, state | {"files": file_hashes(other)})
     refused(vst("predict", runs[0], image, "--out", out, "--also", other), "--panel", str(other))
     assert {p.name for p in tmp_path.iterdir()} == {"other"}
 

@@ -132,7 +132,7 @@ def test_rounding():
 
 def test_channels_have_names_of_their_own():
     panel = Panel(("E1", "E2", "E3", "E4"), ("A", "B", "A", ""))
-    assert panel.labels == ["E1", "B", "E3", "E4"]
+    assert panel.labels == ["A (E1)", "B", "A (E3)", "E4"]
 
 
 def test_rates_at_both_scales_and_their_spread(tmp_path):

@@ -165,9 +165,9 @@ def edit_manifest(path, **changes):
         ),
         ({"format": None}, "or virchow_st.store/2, got None"),
         ({"n_patches": 4}, "expected 28 records, found 21"),
-        ({"genes": {"id": []}}, "expected id, symbol and total"),
+        ({"genes": {"id": []}}, r"genes\.symbol is missing"),
         ({"genes": {"id": ["a"], "symbol": [], "total": []}}, "lists of equal length"),
-        ({"grid": "16"}, "grid is missing or not of type int"),
+        ({"grid": "16"}, "grid: expected a whole number; got '16'"),
     ],
 )
 def test_manifests_that_do_not_fit_are_refused(store, changes, reason):

@@ -337,7 +337,11 @@ def test_manifest_with_any_value_anywhere(folder, data):
 
 
 @pytest.mark.parametrize(
-    "content", [b"[" * 200_000, b'{"format":' * 100_000, b"9" * 10_000, b"\xff\xfe", b"\x00"]
+    "content", [b"[" * 200_000, b'{"format":' * 100_000, b"9" * 10_000, b"\x00"]
 )
 def test_manifest_that_exhausts_a_parser(folder, content):
     assert "cannot be read as JSON" in opened_or_refused(folder[0], content)
+
+
+def test_manifest_that_is_not_text(folder):
+    assert "cannot be read as text" in opened_or_refused(folder[0], b"\xff\xfe")

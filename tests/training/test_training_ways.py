@@ -249,7 +249,7 @@ def test_a_split_of_another_run_is_refused(config, tmp_path):
     train(tmp_path / "a", replace(config, epochs=1))
     train(tmp_path / "b", replace(config, epochs=1, test_patient="P1"))
     (tmp_path / "b" / "split.json").replace(tmp_path / "a" / "split.json")
-    with pytest.raises(ConfigError, match=r"a/split\.json: is not the split that the run was"):
+    with pytest.raises(ConfigError, match=r"a/split\.json: is not the file that the run was"):
         load_run(tmp_path / "a", "cpu")
 
 

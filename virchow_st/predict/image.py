@@ -36,6 +36,16 @@ OVERVIEW_LEVEL = 3
 """Pyramid level on which tissue is found, 4 to 10 µm/px; level 0 is the finest."""
 _FINEST_UM = 1.05  # not 1: 40x scans have 0.25 µm/px within a few per cent
 _BATCH_PATCHES = 16
+_DECODED_MAPS = 800  # of one patch and gene, 64 KiB each: a batch of 16 patches of 50 genes
+
+
+def decoded_together(n_genes: int) -> int:
+    """Patches to decode at once, so that their rates take about 50 MB with many genes too.
+
+    >>> decoded_together(50), decoded_together(200), decoded_together(5000)
+    (16, 4, 1)
+    """
+    return max(1, _DECODED_MAPS // n_genes)
 
 
 class TrainedRun(Protocol):
@@ -48,6 +58,10 @@ class TrainedRun(Protocol):
     @property
     def state(self) -> dict[str, Any]:
         """``encoder``, ``grid`` and ``dim`` of the tokens, from the checkpoint."""
+
+    @property
+    def n_genes(self) -> int:
+        """Genes that `rates` predicts, G."""
 
     @property
     def wants_image(self) -> bool:
@@ -171,7 +185,8 @@ def predict_patches(
 ) -> None:
     """Render, encode and decode every patch, and stitch the rates (runs × genes, 128, 128).
 
-    One batch is rendered while another is encoded and decoded.
+    One batch is rendered while another is encoded and decoded. With many genes a batch is decoded
+    in parts, because its rates would take more memory than all else.
     """
     homography = scaling(mpp)
     wants_image = any(run.wants_image for run in runs)
@@ -186,17 +201,21 @@ def predict_patches(
 
     n = len(patches)
     size = min(_BATCH_PATCHES, encoder.batch)  # small on a GPU with little memory
+    together = decoded_together(runs[0].n_genes)  # several runs are of one panel
     batches = [range(s, min(s + size, n)) for s in range(0, n, size)]
     with ThreadPoolExecutor(1) as renderer:  # one thread: an image handle belongs to one thread
         for batch, images in ahead(renderer, batches, render):
             # Rounded as in a store, so that the decoder gets inputs like those of its training.
             tokens = encoder.encode(images[0]).tokens.astype(np.float16)
-            stored = None
-            if wants_image:
-                stored = np.stack([unpack_image(memoryview(pack_image(i))) for i in images[1]])
-            rates = np.concatenate(
-                [run.rates(tokens, stored if run.wants_image else None) for run in runs], axis=1
-            )
-            for i, of_patch in zip(batch, rates, strict=True):
-                stitcher.add(int(patches.row0[i]), int(patches.col0[i]), of_patch)
+            stored = [unpack_image(memoryview(pack_image(i))) for px in images[1:] for i in px]
+            for start in range(0, len(batch), together):
+                part = slice(start, start + together)
+                image_px = np.stack(stored[part]) if stored else None
+                by_run = [
+                    run.rates(tokens[part], image_px if run.wants_image else None) for run in runs
+                ]
+                for i, *of_patch in zip(batch[part], *by_run, strict=True):
+                    rates = of_patch[0] if len(runs) == 1 else np.concatenate(of_patch)
+                    stitcher.add(int(patches.row0[i]), int(patches.col0[i]), rates)
+                del by_run, of_patch, rates  # before the next are made
             progress.step(batch.stop, n, "patches")

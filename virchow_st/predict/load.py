@@ -17,6 +17,7 @@ from virchow_st.models.decoders.base import Decoder
 from virchow_st.models.losses import build_objective
 from virchow_st.models.losses.base import Objective
 from virchow_st.predict.array import MIN_TISSUE, ImageRates, predict_array
+from virchow_st.predict.image import decoded_together
 from virchow_st.run.checkpoint import load_checkpoint, read_state
 from virchow_st.run.integrity import check_files
 from virchow_st.run.panel import Panel
@@ -54,6 +55,11 @@ class Run:
     def train_rate(self) -> Float64Array:
         """(G,) mean UMIs per 2 µm tissue bin of the training patients: the gene-mean baseline."""
         return self.objective.train_rate.double().cpu().numpy()
+
+    @property
+    def n_genes(self) -> int:
+        """Number of genes, G."""
+        return len(self.panel)
 
     @property
     def wants_image(self) -> bool:
@@ -141,8 +147,9 @@ class Run:
         )
 
     def _each(self, store: Store) -> Iterator[Float32Array]:
-        for start in range(0, len(store), _BATCH_PATCHES):
-            stop = min(start + _BATCH_PATCHES, len(store))
+        size = min(_BATCH_PATCHES, decoded_together(self.n_genes))
+        for start in range(0, len(store), size):
+            stop = min(start + size, len(store))
             yield from self._rates([store[i] for i in range(start, stop)])
 
     def _rates(self, patches: list[Patch]) -> Float32Array:

@@ -39,8 +39,10 @@ class RateImages:
             rates: (runs × genes, h, w) expected UMIs per 2 µm bin, NaN where not ``there``.
             there: (h, w) bool, True inside patches.
         """
+        if self._spread is None:
+            self._rates.write(row0, col0, rates)
+            return
         by_run = rates.reshape(self._n_runs, -1, *there.shape)
         at_8um = np.stack([sum_pool(run, CELL_BINS) for run in by_run])
         self._rates.write(row0, col0, by_run.mean(axis=0), at_8um.mean(axis=0))
-        if self._spread is not None:
-            self._spread.write(row0, col0, by_run.std(axis=0, ddof=1), at_8um.std(axis=0, ddof=1))
+        self._spread.write(row0, col0, by_run.std(axis=0, ddof=1), at_8um.std(axis=0, ddof=1))

@@ -121,15 +121,18 @@ class History:
                 self._events.add(name, value, line["epoch"])
             self._events.flush()
 
-    def close(self, best_epoch: int, about: Line) -> None:
+    def close(self) -> None:
+        """Close TensorBoard's file; the lines are on disk already."""
+        if self._events is not None:
+            self._events.close()
+
+    def finish(self, best_epoch: int, about: Line) -> None:
         """Write ``best_metrics.json``, which says that the run is finished.
 
         Args:
-            best_epoch: whose validation figures they are.
+            best_epoch: epoch whose validation scores are written.
             about: what else to write.
         """
-        if self._events is not None:
-            self._events.close()
         best = json.loads(self._lines[best_epoch - 1])["validation"]
         write_json(
             self._path.with_name("best_metrics.json"),

@@ -7,7 +7,7 @@ pixels: `virchow_st.slide.stain_check`.
 from __future__ import annotations
 
 import logging
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -170,8 +170,8 @@ def _mpp_places(
 ) -> tuple[MppPlace, ...]:
     places = ome_place(image)
     if vendor is not None:
-        with openslide.OpenSlide(str(path)) as slide:
-            places += openslide_place(slide.properties)
+        with closing(OpenSlidePixels(path)) as pixels:
+            places += openslide_place(pixels.properties)
     imagej = (tiff.imagej_metadata or {}) if tiff.is_imagej else None
     return (*places, *tiff_places(tiff.pages.first.tags, imagej))
 

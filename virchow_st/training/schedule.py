@@ -23,11 +23,12 @@ class Schedule:
         total: Steps of the whole run.
 
     Example:
-        >>> schedule = Schedule.of(TrainConfig(epochs=30, warmup_epochs=2), n_patches=320)
+        >>> config = TrainConfig(batch_size=8, accumulate=4, epochs=30, warmup_epochs=2)
+        >>> schedule = Schedule.of(config, n_patches=640)
         >>> schedule.steps_per_epoch, schedule.total
-        (10, 300)
-        >>> [round(schedule.share(step), 3) for step in (0, 19, 160, 299)]
-        [0.05, 1.0, 0.5, 0.0]
+        (20, 600)
+        >>> [round(schedule.share(step), 3) for step in (0, 39, 320, 599)]
+        [0.025, 1.0, 0.5, 0.0]
     """
 
     passes: int

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterable, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import numpy as np
@@ -220,7 +220,10 @@ class Trainer:
         if self.first_losses is None:
             self.first_losses = self.validate()[0].tolist()
         history = History(run, self.epoch) if self.processes.is_first else None
-        with closing(CheckpointWriter()) as writer:
+        with ExitStack() as opened:
+            writer = opened.enter_context(closing(CheckpointWriter()))
+            if history is not None:
+                opened.enter_context(closing(history))
             began, first_epoch, seen = time.perf_counter(), self.epoch, ""
             while self.epoch < self.config.epochs and not self._out_of_patience():
                 self.epoch += 1
@@ -254,7 +257,7 @@ class Trainer:
                 left = an_epoch * (self.config.epochs - self.epoch)
                 progress.note(f"{summary(line, self.config.epochs)}{_time_left(left)}")
         if history is not None:
-            history.close(self.best_epoch, {"split_xxh64": self._split_xxh64()})
+            history.finish(self.best_epoch, {"split_xxh64": self._split_xxh64()})
 
     def train_epoch(self, progress: Progress = SILENT, seen: str = "") -> Tensor:
         """Run the optimiser steps of one epoch; returns the mean loss at each scale, (S,).

@@ -86,5 +86,8 @@ def rounded(values: Float32Array) -> Float32Array:
     """
     dropped = 23 - _KEPT_BITS
     bits = np.asarray(values, np.float32).view(np.uint32)
-    bits = (bits + np.uint32(1 << (dropped - 1))) & np.uint32(0xFFFFFFFF << dropped & 0xFFFFFFFF)
-    return np.where(np.isnan(values), np.float32(np.nan), bits.view(np.float32))
+    bits = bits + np.uint32(1 << (dropped - 1))
+    bits &= np.uint32(0xFFFFFFFF << dropped & 0xFFFFFFFF)
+    found = bits.view(np.float32)
+    found[np.isnan(values)] = np.nan
+    return found

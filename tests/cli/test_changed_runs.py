@@ -1,0 +1,142 @@
+"""A run whose files are not those that it was trained as is refused by every command."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from cli_place import Answer
+from safetensors.torch import load_file, save_file
+
+from virchow_st.run.integrity import hash_file, hash_of
+
+Vst = Callable[..., Answer]
+WEIGHTS = "tensors.safetensors"
+
+
+@pytest.fixture(scope="module")
+def trained(stores: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An evaluated run of the stain encoder, which can predict an image."""
+    from virchow_st_cli.main import run as vst
+
+    run = tmp_path_factory.mktemp("trained") / "run"
+    arguments = [
+        "train", *stores.values(), "--run", run, "--test-patient", "P5", "--panel", "top:6",
+        "--decoder", "linear", "--epochs", 1, "--device", "cpu",
+    ]  # fmt: skip
+    for command in arguments, ["evaluate", run, "--device", "cpu"]:
+        assert vst([str(a) for a in command]) == 0
+    return run
+
+
+@pytest.fixture
+def run(trained: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(trained, tmp_path / "run"))
+
+
+def commands(run: Path, image: Path) -> dict[str, list[object]]:
+    """Every command that takes a run."""
+    cpu = ["--device", "cpu"]
+    return {
+        "evaluate": ["evaluate", run, *cpu],
+        "predict": ["predict", run, image, "--out", run.parent / "out.zarr", *cpu],
+        "resume": ["train", "--run", run, "--resume", *cpu],
+        "figures": ["figures", run],
+        "report": ["report", run],
+        "export": ["export", run, "--out", run.parent / "out.zarr"],
+    }
+
+
+def refused(vst: Vst, folder: Path, arguments: list[object]) -> str:
+    """The line; nothing is changed by it."""
+    before = listing(folder)
+    answer = vst(*arguments)
+    assert answer.code == 2, answer
+    assert "Traceback" not in answer.err
+    (line,) = [line for line in answer.err.splitlines() if line.startswith("error: ")]
+    assert listing(folder) == before
+    return line
+
+
+def listing(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def sort_panel(run: Path) -> str:
+    path = run / "panel.tsv"
+    first, *genes = path.read_text().splitlines(keepends=True)
+    assert genes != sorted(genes)
+    path.write_text("".join([first, *sorted(genes)]))
+    return "panel.tsv"
+
+
+def change_split(run: Path) -> str:
+    path = run / "split.json"
+    path.write_text(path.read_text().replace('"P5"', '"P1"', 1))
+    return "split.json"
+
+
+def change_setting(run: Path) -> str:
+    path = run / "config.toml"
+    path.write_text(path.read_text().replace("seed = 0", "seed = 1"))
+    return "config.toml"
+
+
+def change_state(run: Path) -> str:
+    for path in run.glob("checkpoints/*/state.json"):
+        state = json.loads(path.read_text())
+        path.write_text(json.dumps(state | {"epoch": state["epoch"] + 1}))
+    return "state.json"
+
+
+def flip_bit(run: Path) -> str:
+    for path in run.glob(f"checkpoints/*/{WEIGHTS}"):
+        content = bytearray(path.read_bytes())
+        content[-1000] ^= 1
+        path.write_bytes(content)
+    return WEIGHTS
+
+
+LOADERS = ("evaluate", "predict", "resume")
+
+
+@pytest.mark.parametrize("command", [*LOADERS, "figures", "report", "export"])
+@pytest.mark.parametrize("change", [sort_panel, change_split, change_setting, change_state])
+def test_changed_files(
+    vst: Vst, run: Path, simulated: Path, command: str, change: Callable[[Path], str]
+) -> None:
+    name = change(run)
+    line = refused(vst, run.parent, commands(run, simulated / "P5" / "tissue_image.tif")[command])
+    assert name in line
+
+
+@pytest.mark.parametrize("command", LOADERS)
+def test_a_bit_of_the_weights(vst: Vst, run: Path, simulated: Path, command: str) -> None:
+    """By the commands that load them; the others read results that were written before."""
+    name = flip_bit(run)
+    line = refused(vst, run.parent, commands(run, simulated / "P5" / "tissue_image.tif")[command])
+    assert name in line
+
+
+@pytest.mark.parametrize("bias", [50.0, float("nan")])
+@pytest.mark.parametrize("command", ["evaluate", "predict"])
+def test_rates_that_cannot_be(
+    vst: Vst, run: Path, simulated: Path, command: str, bias: float
+) -> None:
+    """Weights whose hashes are right, of a run that diverged."""
+    best = run / "checkpoints" / "best"
+    tensors = load_file(best / WEIGHTS)
+    (name,) = [name for name in tensors if name.endswith("head.bias")]
+    tensors[name][2] = bias
+    save_file(tensors, best / WEIGHTS)
+    state = json.loads((best / "state.json").read_text())
+    del state["xxh64"]
+    state["tensors_xxh64"] = hash_file(best / WEIGHTS)
+    state["xxh64"] = hash_of(state)
+    (best / "state.json").write_text(json.dumps(state))
+    line = refused(vst, run.parent, commands(run, simulated / "P5" / "tissue_image.tif")[command])
+    assert "at most 65504 UMIs per 2 µm bin" in line
+    assert "1 of 6 genes" in line
