@@ -312,7 +312,7 @@ def _maps_of(run: Path, slide: str) -> Path:
 
 
 def _place(path: Path, keep_paths: bool) -> str:
-    """What an output says of where it came from: the name alone, as it is made to be shared."""
+    """The origin that an output states: the name alone, since outputs are made to be shared."""
     return str(path) if keep_paths else path.resolve().name
 
 
