@@ -17,6 +17,7 @@ from virchow_st.runtime.atomic import remove_leftovers, whole_folder, written_wh
 from virchow_st.runtime.lock import LOCK_NAME, locked
 from virchow_st.schema import Name, check, read_table
 from virchow_st.simulate.frame import draw_frame
+from virchow_st.simulate.hidden import HiddenVariation
 from virchow_st.simulate.morphology import grow_tissue
 from virchow_st.simulate.programmes import (
     PROGRAMMES,
@@ -35,7 +36,7 @@ from virchow_st.simulate.spaceranger import (
     write_spatial_images,
 )
 from virchow_st.simulate.stain import draw_laboratory, photograph, stain_density
-from virchow_st.simulate.truth import Truth, read_origin, write_truth
+from virchow_st.simulate.truth import Origin, Truth, read_origin, write_truth
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 _MANIFEST_COLUMNS = ("patient", "outs", "image", "store")
@@ -49,8 +50,8 @@ def simulate_cohort(
     ``out/PATIENT/`` contains ``outs/`` in the layout of Space Ranger 3.x, ``tissue_image.tif`` and
     ``truth.h5`` (see `true_rate`). ``out/slides.csv`` lists the slides for ``vst extract``, in
     addition to those that it listed before. A slide depends only on the seed, the name of the
-    patient, ``bins`` and ``genes``. A folder is created complete or not at all; a folder that
-    already contains the same slide is kept.
+    patient, ``bins``, ``genes`` and ``hidden_variation``; its image, on the first three. A folder
+    is created complete or not at all; a folder that already contains the same slide is kept.
 
     Args:
         out: Folder of the cohort; created if it does not exist.
@@ -86,18 +87,13 @@ def simulate_cohort(
 
 
 def _write_slide(
-    folder: Path,
-    patient: str,
-    config: SimulateConfig,
-    genes: Genes,
-    origin: dict[str, str | int],
+    folder: Path, patient: str, config: SimulateConfig, genes: Genes, origin: Origin
 ) -> None:
     """Draw one patient's slide and write its files."""
     name = crc32(patient.encode())
     # One generator per part, so that a change in one part does not change the others.
-    grow, stain, camera, pose, loading, deep, draw, order = (
-        np.random.default_rng(s) for s in np.random.SeedSequence([config.seed, name]).spawn(8)
-    )
+    *seeds, key = np.random.SeedSequence([config.seed, name]).spawn(9)
+    grow, stain, camera, pose, loading, deep, draw, order = map(np.random.default_rng, seeds)
     tissue = grow_tissue(grow, config.bins)
     frame = draw_frame(pose, config.bins, mirrored=name % 2 == 0, overhang=name % 3 == 0)
     laboratory = draw_laboratory(stain)
@@ -106,7 +102,10 @@ def _write_slide(
     programmes, mask = programme_maps(tissue), tissue_map(tissue)
     loadings = patient_loadings(loading, genes).astype(np.float32)
     depth = draw_depth(deep, programmes, loadings, mask)
-    counts = draw_counts(draw, programmes, loadings, depth)
+    hidden = None
+    if config.hidden_variation > 0:
+        hidden = HiddenVariation(config.hidden_variation, int(key.generate_state(1, np.uint64)[0]))
+    counts = draw_counts(draw, programmes, loadings, depth, hidden)
 
     square = folder / "outs" / "binned_outputs" / "square_002um"
     (square / "spatial").mkdir(parents=True)
@@ -127,24 +126,29 @@ def _write_slide(
         gene_ids=genes.ids,
         gene_symbols=genes.symbols,
         programme_names=PROGRAMMES,
+        hidden=hidden,
     )
     write_truth(folder / "truth.h5", truth, origin)
 
 
-def _origin(patient: str, config: SimulateConfig) -> dict[str, str | int]:
+def _origin(patient: str, config: SimulateConfig) -> Origin:
     """Parameters that determine a slide."""
-    return {"patient": patient, "seed": config.seed, "bins": config.bins, "genes": config.genes}
+    origin: Origin = {"patient": patient, "seed": config.seed}
+    origin |= {"bins": config.bins, "genes": config.genes}
+    # Left out at 0, as in files from before there was hidden variation.
+    return origin | ({"hidden_variation": x} if (x := config.hidden_variation) else {})
 
 
-def _stands(folder: Path, origin: dict[str, str | int]) -> bool:
+def _stands(folder: Path, origin: Origin) -> bool:
     """Whether the folder contains this slide; raises if it contains anything else."""
     if not folder.exists():
         return False
     found = read_origin(folder / "truth.h5")
     if found == origin:
         return True
-    actual = ", ".join(f"{k}={found.get(k)}" for k in origin) if found else "no simulated slide"
-    want = ", ".join(f"{k}={v}" for k, v in origin.items())
+    names = origin | found  # only hidden_variation is left out where it is 0
+    actual = ", ".join(f"{k}={found.get(k, 0)}" for k in names) if found else "no simulated slide"
+    want = ", ".join(f"{k}={origin.get(k, 0)}" for k in names)
     raise ConfigError(
         f"{folder}: expected to be absent or to hold {want}; it holds {actual}; "
         "remove it or choose another output folder"
