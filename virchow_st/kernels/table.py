@@ -10,7 +10,11 @@ import numpy as np
 
 from virchow_st.kernels import (
     factorise,
+    factorise_cases,
     factorise_reference,
+    factors,
+    factors_cases,
+    factors_reference,
     joint,
     moments,
     neighbours,
@@ -248,26 +252,6 @@ def _token_inputs(rng: np.random.Generator) -> tuple[Any, ...]:
     return codes, rng.lognormal(-6.0, 3.0, 1280).astype(np.float32).clip(0, 500)
 
 
-def _factor_inputs(rng: np.random.Generator) -> tuple[Any, ...]:
-    """Counts of 400 rows of 5,000 genes, one row empty, as CSR, and weights of 12 factors."""
-    share = rng.lognormal(0.0, 2.0, 5_000)
-    counts = rng.poisson(500 * share / share.sum(), (400, 5_000))
-    counts[7] = 0
-    row, gene = np.nonzero(counts)
-    start = np.searchsorted(row, np.arange(len(counts) + 1))
-    weights = rng.gamma(1.0, size=(400, 12)), rng.gamma(1.0, size=(5_000, 12))
-    return start, gene.astype(np.int32), counts[row, gene].astype(np.float32), *weights
-
-
-def _expected_umis(kernel: Callable[..., None]) -> Callable[..., tuple[Float64Array, ...]]:
-    def of_all(start: Array, *inputs: Array) -> tuple[Float64Array, ...]:
-        out, log_sums = np.full_like(inputs[2], np.nan), np.full(len(start) - 1, np.nan)
-        kernel(start, *inputs, 0, len(log_sums), out, log_sums)
-        return out, log_sums
-
-    return of_all
-
-
 TABLE: tuple[Pair, ...] = (
     Pair("dequantise", tokens.dequantise, reference.dequantise, _token_inputs, 0.0),
     Pair("sum_pool", pooling.sum_pool, reference.sum_pool, _pool_inputs, 0.0),
@@ -344,10 +328,38 @@ TABLE: tuple[Pair, ...] = (
         2e-6,
     ),
     Pair(
+        "factor_levels",
+        factors_cases.levels_by(factors.factor_levels),
+        factors_cases.levels_by(factors_reference.factor_levels),
+        factors_cases.level_inputs,
+        1e-6,
+    ),
+    Pair(
+        "factor_half_deviances",
+        factors_cases.deviances_by(factors.factor_half_deviances),
+        factors_cases.deviances_by(factors_reference.factor_half_deviances),
+        factors_cases.deviance_inputs,
+        5e-6,
+    ),
+    Pair(
+        "log_factor_gradient",
+        factors_cases.log_factor_gradients_by(factors.log_factor_gradient),
+        factors_cases.log_factor_gradients_by(factors_reference.log_factor_gradient),
+        factors_cases.log_factor_inputs,
+        2e-4,
+    ),
+    Pair(
+        "loading_gradient",
+        factors_cases.loading_gradients_by(factors.loading_gradient),
+        factors_cases.loading_gradients_by(factors_reference.loading_gradient),
+        factors_cases.loading_inputs,
+        5e-6,
+    ),
+    Pair(
         "expected_umis",
-        _expected_umis(factorise.expected_umis),
-        _expected_umis(factorise_reference.expected_umis),
-        _factor_inputs,
+        factorise_cases.expected_umis_by(factorise.expected_umis),
+        factorise_cases.expected_umis_by(factorise_reference.expected_umis),
+        factorise_cases.row_inputs,
         1e-12,
     ),
 )
