@@ -17,6 +17,7 @@ from skimage.color import rgb2hed
 
 from virchow_st.config import SimulateConfig
 from virchow_st.errors import ConfigError, SlideError
+from virchow_st.extract.cohort import read_cohort
 from virchow_st.simulate import simulate_cohort, true_rate
 from virchow_st.simulate.frame import draw_frame
 from virchow_st.simulate.morphology import MARGIN_BINS, PX_PER_BIN
@@ -331,12 +332,31 @@ def test_standing_slides_are_kept_and_others_refused(tmp_path):
     ]
     with pytest.raises(ConfigError, match="holds patient=A, seed=0"):
         simulate_cohort(tmp_path, SimulateConfig(patients=("A",), bins=128, genes=60, seed=1))
-    (tmp_path / "slides.csv").write_text("name,path\n")
-    with pytest.raises(ConfigError, match="columns patient,outs,image,store"):
-        simulate_cohort(tmp_path, small)
+    for other, message in [
+        ("name,path\n", "column 'patient' is missing"),
+        ("patient,outs,image,store,note\n", "expected the columns patient,outs,image,store; got"),
+        ("patient,outs,image,store\nB,o\n", "line 2: expected 4 fields; got 2"),
+        ('patient,outs,image,store\n"B\r",o,i,s\n', r"line \d: expected a name without control"),
+    ]:
+        (tmp_path / "slides.csv").write_text(other)
+        with pytest.raises(ConfigError, match=rf"slides\.csv: {message}"):
+            simulate_cohort(tmp_path, SimulateConfig(patients=("D",), bins=128, genes=60))
+        assert not (tmp_path / "D").exists(), "refused before it is made"
+        assert (tmp_path / "slides.csv").read_bytes().decode() == other
     (tmp_path / "C").mkdir()
     with pytest.raises(ConfigError, match="no simulated slide"):
         simulate_cohort(tmp_path, SimulateConfig(patients=("C",), bins=128, genes=60))
+
+
+def test_rows_of_others_in_the_list_of_slides_come_back(tmp_path):
+    """Their names too that a spreadsheet would compute."""
+    listed = "patient,outs,image,store\n'=cmd,'-o,'@i,'+s.vst\n\"a, b\",o,i,s.vst\n"
+    (tmp_path / "slides.csv").write_text(listed)
+    simulate_cohort(tmp_path, SimulateConfig(patients=("A",), bins=128, genes=60))
+    row = "A,A/outs,A/tissue_image.tif,A.vst\n"
+    assert (tmp_path / "slides.csv").read_text() == listed + row
+    patients = [(slide.patient, slide.outs.name) for slide in read_cohort(tmp_path / "slides.csv")]
+    assert patients == [("=cmd", "-o"), ("a, b", "o"), ("A", "outs")]
 
 
 def test_an_interrupted_slide_leaves_nothing(tmp_path, monkeypatch):

@@ -12,9 +12,10 @@ import numpy as np
 
 from virchow_st.config import SimulateConfig
 from virchow_st.errors import ConfigError
+from virchow_st.names import csv_name, csv_text
 from virchow_st.runtime.atomic import remove_leftovers, whole_folder, written_whole
-from virchow_st.runtime.lists import read_rows
 from virchow_st.runtime.lock import LOCK_NAME, locked
+from virchow_st.schema import Name, check, read_table
 from virchow_st.simulate.exposure import draw_depth, draw_exposure
 from virchow_st.simulate.frame import draw_frame
 from virchow_st.simulate.hidden import HiddenVariation
@@ -72,6 +73,7 @@ def simulate_cohort(
     origins = [_origin(patient, config) for patient in config.patients]
     for folder, origin in zip(folders, origins, strict=True):
         _stands(folder, origin)  # refused before anything is made
+    _read_list(out / "slides.csv")
     out.mkdir(parents=True, exist_ok=True)
     with locked(out, out / LOCK_NAME):
         remove_leftovers(out)
@@ -174,20 +176,25 @@ def _check_patients(patients: Sequence[str]) -> None:
         raise ConfigError(f"patients: expected different names; got {', '.join(patients)}")
 
 
+def _read_list(path: Path) -> dict[str, dict[str, str]]:
+    """Rows of ``slides.csv`` by patient; none where there is no such file."""
+    if not path.exists():
+        return {}
+    columns = dict.fromkeys(_MANIFEST_COLUMNS, lambda text: check(csv_name(text), Name))
+    rows = read_table(path, columns, "remove it or choose another folder", only=True)
+    return {row["patient"]: row for row in rows}
+
+
 def _list_slide(path: Path, patient: str) -> None:
-    """Add a patient to ``slides.csv``, with relative paths; existing rows are kept."""
-    rows = {}
-    if path.exists():
-        head, *listed = [row.cells for row in read_rows(path, "a list of slides")] or [()]
-        if head != _MANIFEST_COLUMNS or any(len(cells) != len(head) for cells in listed):
-            raise ConfigError(
-                f"{path}: expected the columns {','.join(_MANIFEST_COLUMNS)}; "
-                f"got {','.join(map(ascii, head))}; remove it or choose another folder"
-            )
-        rows = {cells[0]: dict(zip(head, cells, strict=True)) for cells in listed}
+    """Add a patient to ``slides.csv``, with relative paths; existing rows are kept.
+
+    Names that a spreadsheet would compute begin with ``'`` in it, see `csv_text`.
+    """
+    rows = _read_list(path)
     values = (patient, f"{patient}/outs", f"{patient}/tissue_image.tif", f"{patient}.vst")
     rows[patient] = dict(zip(_MANIFEST_COLUMNS, values, strict=True))
     with written_whole(path) as aside, aside.open("w", newline="", encoding="utf-8") as f:
-        writer = csv.DictWriter(f, _MANIFEST_COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows.values())
+        writer = csv.writer(f, lineterminator="\n")
+        writer.writerow(_MANIFEST_COLUMNS)
+        for row in rows.values():
+            writer.writerow([csv_text(row[name]) for name in _MANIFEST_COLUMNS])
