@@ -14,11 +14,12 @@ from pathlib import Path
 from virchow_st.config import ExtractConfig
 from virchow_st.errors import ConfigError, VirchowSTError
 from virchow_st.extract.slide import OpenedSlide, open_encoder, open_slide
-from virchow_st.names import check_plain
+from virchow_st.names import csv_name
 from virchow_st.runtime.distributed import Processes, SharedWork
 from virchow_st.runtime.lists import read_columns
 from virchow_st.runtime.prefetch import ahead
 from virchow_st.runtime.progress import SILENT, Progress
+from virchow_st.schema import MismatchError, Name, check
 from virchow_st.store.patients import alike_warnings, patient_name
 
 COLUMNS = ("patient", "outs", "image", "store")
@@ -63,7 +64,8 @@ def read_cohort(path: Path) -> list[CohortSlide]:
 
     Args:
         path: text separated by commas, semicolons or tabs (see `virchow_st.runtime.lists`). Spaces
-            around values are stripped; paths are relative to the file's folder, and ``~`` is the
+            around values are stripped, and so is the ``'`` that protects a value from being
+            computed by a spreadsheet; paths are relative to the file's folder, and ``~`` is the
             user's home folder.
 
     Raises:
@@ -71,9 +73,12 @@ def read_cohort(path: Path) -> list[CohortSlide]:
             or two slides have the same store.
     """
     folder, slides = path.parent, []
-    for _, row in read_columns(path, "a list of slides", COLUMNS):
-        for name in COLUMNS[1:]:
-            check_plain(row[name], f"{path}: {name}")
+    for number, values in read_columns(path, "a list of slides", COLUMNS):
+        row = {name: csv_name(value) for name, value in values.items()}
+        try:
+            check(row, dict[str, Name])
+        except MismatchError as e:
+            raise ConfigError(f"{path}: line {number}: {e}; give another name") from None
         places = (folder / os.path.expanduser(row[name]) for name in COLUMNS[1:])
         slides.append(CohortSlide(patient_name(row["patient"]), *places))
     if not slides:
