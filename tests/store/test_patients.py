@@ -49,7 +49,9 @@ def test_a_store_of_old_with_a_blank_is_the_same_patients(tmp_path):
     listener = Listener()
     warn_of_alike_patients(stores, listener)
     (warning,) = listener.warnings
-    assert warning.startswith("patients 'P2' and 'p2' differ by upper and lower case or blanks")
+    assert warning.startswith(
+        "patients 'P2' and 'p2' differ only in upper and lower case or spaces"
+    )
 
 
 HEAD = "patient,outs,image,store\n"
