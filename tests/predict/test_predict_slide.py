@@ -8,8 +8,8 @@ import tifffile
 import zarr
 
 from virchow_st.errors import SlideError
-from virchow_st.output.export.bins import rounded
-from virchow_st.output.export.ngff import Folder
+from virchow_st.field.bins import rounded
+from virchow_st.field.ngff import Folder
 from virchow_st.predict.lattice import covered, lay_over, window
 from virchow_st.predict.overview import write_picture
 from virchow_st.predict.rates import RateImages

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from virchow_st.field.bins import BinImages
+from virchow_st.field.ngff import Folder
 from virchow_st.kernels.pooling import sum_pool
-from virchow_st.output.export.bins import BinImages
-from virchow_st.output.export.ngff import Folder
 from virchow_st.run.panel import Panel
 from virchow_st.types import CELL_BINS, BoolArray, Float32Array
 

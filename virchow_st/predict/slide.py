@@ -13,10 +13,10 @@ import xxhash
 
 from virchow_st.config import PredictConfig, to_toml
 from virchow_st.errors import ConfigError
+from virchow_st.field.bins import LEVELS
+from virchow_st.field.he_image import Picture
+from virchow_st.field.ngff import FLAVOURS, Folder
 from virchow_st.models.encoders.base import Encoder
-from virchow_st.output.export.bins import LEVELS
-from virchow_st.output.export.he_image import Picture
-from virchow_st.output.export.ngff import FLAVOURS, Folder
 from virchow_st.output.export.tables import check_format
 from virchow_st.predict.convert import convert
 from virchow_st.predict.image import (
