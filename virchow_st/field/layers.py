@@ -95,7 +95,7 @@ def open_layers(path: Path) -> Layers:
         maps = {um: _finest(root, f"images/{name}_{um}um")[0] for um in (BIN_UM, _CELL_UM)}
         _check_maps(maps)
         _, rows, cols = maps[BIN_UM].shape
-        to_um = _to_um(root, f"images/{name}_{BIN_UM}um", 3)
+        to_um = _to_um(root, f"images/{name}_{BIN_UM}um")
         channels = _channels(root, f"images/{name}_{BIN_UM}um", maps[BIN_UM].shape[0])
     cells = rows // CELL_BINS, cols // CELL_BINS
     with unpacked(path, "labels"):
@@ -110,7 +110,7 @@ def open_layers(path: Path) -> Layers:
     picture = None
     if _PICTURE in root:
         with unpacked(path, _PICTURE):
-            picture = _finest(root, _PICTURE), _to_um(root, _PICTURE, 3)[0]
+            picture = _finest(root, _PICTURE), _to_um(root, _PICTURE)[0]
     provenance = root.attrs.get(PROVENANCE)
     return Layers(
         path=path,
@@ -229,19 +229,24 @@ def _channels(root: zarr.Group, name: str, n: int) -> tuple[str, ...]:
     return names
 
 
-def _to_um(root: zarr.Group, name: str, n_axes: int) -> tuple[float, float, float]:
-    """µm per pixel of the finest level, and ``x`` and ``y`` of the corner in µm."""
+def _to_um(root: zarr.Group, name: str) -> tuple[float, float, float]:
+    """µm per pixel of the finest level, and ``x`` and ``y`` of the corner in µm.
+
+    SpatialData has both in the image's transformation to ``global``, OME-Zarr in the level's.
+    """
     (scales,) = _group(root, name).attrs["ome"]["multiscales"]
-    for step in scales["coordinateTransformations"]:
-        if step["output"]["name"] == "global":
-            return _step_to_um(step, n_axes)
-    raise MismatchError("expected a transformation to the coordinate system 'global'; found none")
-
-
-def _step_to_um(step: dict[str, Any], n_axes: int) -> tuple[float, float, float]:
+    steps = {step["output"]["name"]: step for step in scales.get("coordinateTransformations", ())}
+    if not steps:
+        of_level = scales["datasets"][0]["coordinateTransformations"]
+        by_type = {step["type"]: step for step in of_level}
+        _, y, x = by_type["translation"]["translation"] if "translation" in by_type else (0, 0, 0)
+        return float(by_type["scale"]["scale"][-1]), float(x), float(y)
+    if "global" not in steps:
+        raise MismatchError("expected a transformation to 'global'; found none")
+    step = steps["global"]
     if step["type"] == "scale":
         return float(step["scale"][-1]), 0.0, 0.0
     if step["type"] != "affine":
         raise MismatchError(f"expected a scale or an affine to 'global'; got {step['type']!r:.60}")
-    of_y, of_x = step["affine"][n_axes - 2 : n_axes]
-    return float(of_x[n_axes - 1]), float(of_x[n_axes]), float(of_y[n_axes])
+    _, of_y, of_x = step["affine"][:3]
+    return float(of_x[2]), float(of_x[3]), float(of_y[3])

@@ -162,7 +162,7 @@ class Field:
         found = np.full((len(index), height, width), np.nan, np.float32)
         for at_row, at_col, maps in self._pieces(factors, row, col, height, width, scale_um):
             _, h, w = maps.shape
-            product = maps if weights is None else np.tensordot(weights, maps, 1)
+            product = maps if weights is None else _product(weights, maps)
             found[:, at_row - row : at_row - row + h, at_col - col : at_col - col + w] = product
         return found
 
@@ -369,6 +369,13 @@ def _channels(array: zarr.Array, channels: Int64Array, rows: slice, cols: slice)
     if len(channels) and (len(channels) == 1 or array.chunks[0] == 1):
         return np.stack([np.asarray(array[int(k), rows, cols]) for k in channels])
     return np.asarray(array[:, rows, cols])[channels]
+
+
+def _product(weights: Float32Array, maps: Float32Array) -> Float32Array:
+    """(n, k) loadings times (k, h, w) maps; NaN where the maps are, also for loadings of 0."""
+    product: Float32Array = np.tensordot(weights, maps, 1)
+    np.copyto(product, np.nan, where=np.isnan(maps[0]))  # BLAS may take 0 · NaN for 0
+    return product
 
 
 def _add_up(sums: Float64Array, labels: Array, maps: Float32Array) -> None:

@@ -81,6 +81,7 @@ def _write_frame(
             shape=(len(texts),),
             dtype="string",
             chunks=(max(len(texts), 1),),
+            compressors=PACKED,
             attributes=_encoded("string-array", "0.2.0"),
         )
         array[:] = np.array(texts, dtype=np.dtypes.StringDType())

@@ -36,7 +36,7 @@ class FieldMaps:
     Only the block that is being written is held in memory, and one byte per 8 µm bin.
 
     Args:
-        folder: the Zarr folder to write to, of the flavour ``"spatialdata"``.
+        folder: the Zarr folder to write to.
         loadings: of the genes on the K maps.
         shape: rows and columns of the 2 µm grid, multiples of 8.
     """
