@@ -31,7 +31,7 @@ class Loadings:
         >>> genes = Panel(("E1", "E2", "E3"), ("EPCAM", "PIGR", "ACTB"))
         >>> W = np.array([[2, 0], [0.5, 4], [9, 9]], np.float32)
         >>> Loadings(genes, W).factor_names
-        ('1: EPCAM', '2: PIGR, ACTB')
+        ('1: EPCAM, ACTB, PIGR', '2: PIGR, ACTB')
         >>> Loadings(genes).factor_names
         ('EPCAM', 'PIGR', 'ACTB')
     """

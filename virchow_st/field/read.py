@@ -78,6 +78,11 @@ class Field:
         return self._layers.channels
 
     @property
+    def leading_genes(self) -> list[list[str]]:
+        """Labels of up to ten genes that distinguish each factor, see docs/field-format.md."""
+        return self._loadings.leading
+
+    @property
     def loadings(self) -> Float32Array:
         """(G, K) float32 loadings W; the identity where `is_direct`."""
         values = self._loadings.values
