@@ -178,28 +178,24 @@ def test_what_cannot_be_asked(field: virchow_st.Field) -> None:
 
 def test_blocks_that_are_no_part_of_a_field(tmp_path: Path) -> None:
     tiny = TinyField()
-    block = next(tiny.blocks())
+    _, _, maps = next(tiny.blocks())
 
-    def write(maps: np.ndarray, there: np.ndarray, **other: Loadings) -> None:
-        loadings = other.get("loadings", tiny.loadings)
-        write_field(tmp_path / "a.zarr", [(0, 0, maps, there)], loadings, tiny.tissue, {})
+    def write(maps: np.ndarray) -> None:
+        write_field(tmp_path / "a.zarr", [(0, 0, maps)], tiny.loadings, tiny.tissue, {})
 
-    maps, there = block[2].copy(), block[3].copy()
-    row, col = np.argwhere(there)[0]
-    for value, error in ((np.nan, FieldError), (np.inf, FieldError), (-0.1, FieldError)):
-        maps[1, row, col] = value
-        with pytest.raises(error, match=r"^2: .*: expected .*; got"):
-            write(maps, there)
-        maps[1, row, col] = 1
-    with pytest.raises(ValueError, match="expected maps of shape"):
-        write(maps[:3], there)
-    row, col = np.argwhere(~there)[0]
-    maps[0, row, col] = 1
-    with pytest.raises(ValueError, match="expected NaN where nothing is there"):
-        write(maps, there)
-    there[row, col] = True
-    with pytest.raises(ValueError, match="whole 8 µm bins"):
-        write(maps, there)
+    row, col = np.argwhere(tiny.covered)[0]
+    for value in (np.nan, np.inf, -0.1):
+        wrong = maps.copy()
+        wrong[1, row, col] = value
+        with pytest.raises(FieldError, match=r"^2: .*: expected .*; got"):
+            write(wrong)
+    row, col = np.argwhere(~tiny.covered)[0]
+    wrong = maps.copy()
+    wrong[1, row, col] = 1
+    with pytest.raises(FieldError, match=r"^2: .*: expected NaN in the bins where another map is"):
+        write(wrong)
+    with pytest.raises(ValueError, match="expected 4 maps; got 3"):
+        write(maps[:3])
     assert not list(tmp_path.iterdir())
 
 

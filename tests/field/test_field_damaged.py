@@ -103,7 +103,7 @@ def test_shapes_that_do_not_fit(path: Path) -> None:
         "images/factors_2um/s0": ([4, 260, 520], [5, 264, 520], [4, 264], [4, 1 << 24, 520],
                                   [0, 264, 520]),
         "images/factors_8um/s0": ([4, 66, 131], [3, 66, 130]),
-        "labels/covered/s0": ([66, 131], [264, 520]),
+        "labels/covered/s0": ([264, 521], [66, 130]),
         "labels/tissue/s0": ([265, 520],),
         "tables/loadings/X": ([30, 5], [29, 4], [30], [30, 1 << 30]),
         "tables/loadings/obs/symbol": ([29], [1 << 40]),

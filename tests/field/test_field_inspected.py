@@ -6,7 +6,6 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 from cli_place import Answer
 from tiny_field import PROVENANCE, TinyField
@@ -20,18 +19,20 @@ def test_a_field_is_described(vst: Vst, tmp_path: Path) -> None:
     answer = vst("inspect", path, "--json")
     assert answer.code == 0, answer.err
     found = json.loads(answer.out)
-    rates = np.nansum(tiny.rates)
+    cells = tiny.covered.reshape(66, 4, 130, 4).all(axis=(1, 3))
+    maps = tiny.maps[:, cells.repeat(4, 0).repeat(4, 1)].sum(axis=1, dtype=float)
+    rates = (tiny.weights @ maps).sum()
     assert (found["n_genes"], found["n_factors"], found["held"]) == (30, 4, "factors")
     assert found["bins"] == [264, 520]
     assert found["umi"] == pytest.approx(rates, rel=5e-4)
-    assert found["umi_per_bin"] == pytest.approx(rates / tiny.covered.sum(), rel=5e-4)
-    assert found["covered_mm2"] == pytest.approx(tiny.covered.sum() * 4e-6)
+    assert found["umi_per_bin"] == pytest.approx(rates / (16 * cells.sum()), rel=5e-4)
+    assert found["covered_mm2"] == pytest.approx(cells.sum() * 64e-6)
     assert found["tissue_mm2"] == pytest.approx(tiny.tissue.sum() * 4e-6)
     assert found["provenance"] == PROVENANCE
-    shares = [
-        tiny.weights[:, k].sum() * np.nansum(tiny.maps[k].astype(float)) / rates for k in range(4)
-    ]
-    assert [factor["share"] for factor in found["factors"]] == pytest.approx(shares, rel=1e-3)
+    shares = tiny.weights.sum(axis=0) * maps / rates
+    assert [factor["share"] for factor in found["factors"]] == pytest.approx(
+        shares.tolist(), rel=1e-3
+    )
     assert [factor["name"] for factor in found["factors"]] == list(tiny.loadings.factor_names)
     answer = vst("inspect", path)
     assert answer.code == 0, answer.err

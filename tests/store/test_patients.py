@@ -96,6 +96,8 @@ def test_home_is_known_in_a_list_of_slides(tmp_path):
         (HEAD + "P1,o,i,s.vst\nP2,o2,i2,./x/../s.vst\n", "s.vst is named twice"),
         (HEAD + "P1,o,i\n", "line 2: expected a value in every column; store is empty"),
         (HEAD + " ,o,i,s\n", "line 2: .* patient is empty"),
+        (HEAD + "P1,o\x1b[31m,i,s\n", "line 2: outs: expected a name without control characters"),
+        (HEAD + "P\x001,o,i,s\n", "is a binary file"),
         ("patient,outs,image\nP1,o,i\n", "store is missing; found 'patient', 'outs', 'image'"),
     ],
 )

@@ -21,7 +21,7 @@ CORNER_UM = 40.0, 16.0
 
 @dataclass
 class TinyField:
-    """K factors on R × C bins, some 8 µm bins of which have no values."""
+    """K factors on R × C bins, some of which have no values: whole 8 µm bins, and single ones."""
 
     shape: tuple[int, int] = (264, 520)
     n_genes: int = 30
@@ -35,8 +35,8 @@ class TinyField:
         # Few binary digits, so that nothing is lost where they are rounded.
         n = self.n_genes if self.direct else self.n_factors
         maps = rng.integers(0, 32, (n, rows, cols)) / 16
-        self.cells = rng.random((rows // 4, cols // 4)) < 0.7
-        self.covered = self.cells.repeat(4, 0).repeat(4, 1)
+        cells = rng.random((rows // 4, cols // 4)) < 0.7
+        self.covered = cells.repeat(4, 0).repeat(4, 1) & (rng.random(self.shape) < 0.995)
         self.tissue = self.covered & (rng.random(self.shape) < 0.5)
         self.maps = np.where(self.covered, maps, np.nan).astype(np.float32)
         weights = rng.gamma(0.3, 1, (self.n_genes, self.n_factors)).astype(np.float32)
@@ -61,7 +61,7 @@ class TinyField:
             for col in range(0, self.shape[1], BLOCK_BINS):
                 at = slice(row, row + BLOCK_BINS), slice(col, col + BLOCK_BINS)
                 if self.covered[at].any():
-                    yield row, col, self.maps[:, *at], self.covered[at]
+                    yield row, col, self.maps[:, *at]
 
     def write(self, path: Path, picture: bool = True) -> Path:
         """Write the field."""

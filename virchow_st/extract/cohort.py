@@ -14,11 +14,12 @@ from pathlib import Path
 from virchow_st.config import ExtractConfig
 from virchow_st.errors import ConfigError, VirchowSTError
 from virchow_st.extract.slide import OpenedSlide, open_encoder, open_slide
-from virchow_st.names import check_plain
+from virchow_st.names import csv_name
 from virchow_st.runtime.distributed import Processes, SharedWork
 from virchow_st.runtime.lists import read_columns
 from virchow_st.runtime.prefetch import ahead
 from virchow_st.runtime.progress import SILENT, Progress
+from virchow_st.schema import MismatchError, Name, check
 from virchow_st.store.patients import alike_warnings, patient_name
 
 COLUMNS = ("patient", "outs", "image", "store")
@@ -49,16 +50,20 @@ def read_cohort(path: Path) -> list[CohortSlide]:
 
     Args:
         path: text with commas, semicolons or tabs (see `virchow_st.runtime.lists`). Blanks around
-            values are left out; paths are relative to the file's folder, and ``~`` is the home.
+            values are left out, and so is the ``'`` before what a spreadsheet would compute; paths
+            are relative to the file's folder, and ``~`` is the home.
 
     Raises:
         ConfigError: it cannot be read, a column or a value is missing, it lists no slide, or two
             slides have one store.
     """
     folder, slides = path.parent, []
-    for _, row in read_columns(path, "a list of slides", COLUMNS):
-        for name in COLUMNS[1:]:
-            check_plain(row[name], f"{path}: {name}")
+    for number, values in read_columns(path, "a list of slides", COLUMNS):
+        row = {name: csv_name(value) for name, value in values.items()}
+        try:
+            check(row, dict[str, Name])
+        except MismatchError as e:
+            raise ConfigError(f"{path}: line {number}: {e}; give another name") from None
         places = (folder / os.path.expanduser(row[name]) for name in COLUMNS[1:])
         slides.append(CohortSlide(patient_name(row["patient"]), *places))
     if not slides:

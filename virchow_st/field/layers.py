@@ -41,7 +41,7 @@ class Layers:
         maps: (K, R, C) float32 at 2 µm and (K, R / 4, C / 4) at 8 µm, by µm.
         channels: names of the K factors.
         loadings: of the genes.
-        covered: (R / 4, C / 4) integers, not 0 where there are values.
+        covered: (R, C) integers, not 0 where there are values.
         tissue: (R / 4, C / 4) or (R, C) integers, not 0 in tissue.
         picture: levels (3, H, W) uint8, finest first, and the finest one's µm per pixel.
         corner_um: ``(x, y)`` of the top left corner.
@@ -65,10 +65,12 @@ class Layers:
         _, rows, cols = self.maps[BIN_UM].shape
         return rows, cols
 
-    def read_labels(self, labels: zarr.Array) -> BoolArray:
-        """A mask of the shape of the labels."""
+    def read_labels(
+        self, labels: zarr.Array, rows: slice = slice(None), cols: slice = slice(None)
+    ) -> BoolArray:
+        """Where labels are not 0, in some rows and columns or everywhere."""
         with unpacked(self.path, labels.path):
-            mask: BoolArray = np.asarray(labels[:]) != 0
+            mask: BoolArray = np.asarray(labels[rows, cols]) != 0
         return mask
 
     def read_picture(self, longest_px: int) -> tuple[UInt8Array, float] | None:
@@ -99,8 +101,8 @@ def open_layers(path: Path) -> Layers:
         channels = _channels(root, f"images/{name}_{BIN_UM}um", maps[BIN_UM].shape[0])
     cells = rows // CELL_BINS, cols // CELL_BINS
     with unpacked(path, "labels"):
-        covered = _labels(root, COVERED, (cells,))
-        tissue = _labels(root, TISSUE, (cells, (rows, cols)))
+        covered = _labels(root, COVERED, ((rows, cols),))
+        tissue = _labels(root, TISSUE, ((rows, cols), cells))
     with unpacked(path, f"tables/{NAME}"):
         loadings = read_loadings(_group(root, f"tables/{NAME}"), name == MAPS[1])
         if loadings.n_factors != maps[BIN_UM].shape[0]:

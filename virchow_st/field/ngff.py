@@ -119,7 +119,12 @@ class Folder:
         return arrays
 
     def add_labels(
-        self, name: str, shape: tuple[int, int], um_per_px: float, dtype: str = "uint8"
+        self,
+        name: str,
+        shape: tuple[int, int],
+        um_per_px: float,
+        dtype: str = "uint8",
+        chunk: int = 512,
     ) -> zarr.Array:
         """Add labels of one level, (H, W) integers; 0 where nothing is written."""
         group = self._add(f"labels/{name}", "yx", um_per_px, 1)
@@ -130,7 +135,7 @@ class Folder:
             "s0",
             shape=shape,
             dtype=dtype,
-            chunks=(512, 512),
+            chunks=(chunk, chunk),
             compressors=PACKED,
             dimension_names=("y", "x"),
         )

@@ -13,7 +13,7 @@ import zarr
 from virchow_st.errors import ConfigError, FieldError
 from virchow_st.field.layers import Layers, open_layers, unpacked
 from virchow_st.field.loadings import Loadings
-from virchow_st.kernels.pooling import sum_pool
+from virchow_st.kernels.pooling import pool_mask, sum_pool
 from virchow_st.store.genes import find_named, named_places
 from virchow_st.types import (
     BIN_UM,
@@ -96,12 +96,14 @@ class Field:
     @cached_property
     def tissue_mask(self) -> BoolArray:
         """(R, C) bool, True = tissue."""
-        return self._on_bins(self._layers.read_labels(self._layers.tissue))
+        mask = self._layers.read_labels(self._layers.tissue)
+        factor = self.shape[0] // mask.shape[0]
+        return mask.repeat(factor, axis=0).repeat(factor, axis=1)
 
     @cached_property
     def covered(self) -> BoolArray:
         """(R, C) bool, True where the field has values."""
-        return self._on_bins(self._cells)
+        return self._layers.read_labels(self._layers.covered)
 
     def __repr__(self) -> str:
         rows, cols = self.shape
@@ -261,13 +263,16 @@ class Field:
         return named_places(self.genes, self.symbols)
 
     @cached_property
-    def _cells(self) -> BoolArray:
-        """(R / 4, C / 4) bool, the 8 µm bins with values."""
-        return self._layers.read_labels(self._layers.covered)
-
-    def _on_bins(self, mask: BoolArray) -> BoolArray:
-        factor = self.shape[0] // mask.shape[0]
-        return mask.repeat(factor, axis=0).repeat(factor, axis=1)
+    def _covered_cells(self) -> BoolArray:
+        """(R / 4, C / 4) bool, the 8 µm bins whose 2 µm bins all have values."""
+        layers = self._layers
+        bands = _cuts(0, self.shape[0], layers.covered.chunks[0] * CELL_BINS)
+        return np.concatenate(
+            [
+                pool_mask(layers.read_labels(layers.covered, slice(start, stop)), CELL_BINS)
+                for start, stop in bands
+            ]
+        )
 
     def _size(self, scale_um: int) -> tuple[int, int]:
         if scale_um not in SCALES_UM:
@@ -301,11 +306,10 @@ class Field:
         """Maps (k, h, w) float32, checked against the covered area."""
         with unpacked(self.path, f"{self._layers.name}_{source_um}um"):
             maps: Float32Array = _channels(array, factors, rows, cols)
-        side = _CELL_UM // source_um
-        cell_rows, cell_cols = (slice(s.start // side, -(-s.stop // side)) for s in (rows, cols))
-        there = self._cells[cell_rows, cell_cols].repeat(side, axis=0).repeat(side, axis=1)
-        top, left = rows.start % side, cols.start % side
-        there = there[top : top + maps.shape[1], left : left + maps.shape[2]]
+        if source_um == BIN_UM:
+            there = self._layers.read_labels(self._layers.covered, rows, cols)
+        else:
+            there = self._covered_cells[rows, cols]
         if not np.array_equal(np.isfinite(maps.sum(axis=0)), there):
             raise FieldError(
                 f"{self.path}: {self._layers.name}_{source_um}um: expected finite values in the "

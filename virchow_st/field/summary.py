@@ -8,6 +8,7 @@ import numpy as np
 
 from virchow_st.field.bins import CELL_UM
 from virchow_st.field.read import Field
+from virchow_st.kernels.pooling import pool_mask
 from virchow_st.types import BIN_UM, CELL_BINS
 
 
@@ -18,7 +19,7 @@ def summarise_field(field: Field) -> dict[str, Any]:
         - ``n_genes``, ``n_factors``; ``held``: ``"factors"``, or ``"rates"`` where genes are held
           directly;
         - ``bins``: rows and columns of 2 µm bins; ``corner_um``;
-        - ``covered_mm2``, ``tissue_mm2``: the area with values, and that of tissue;
+        - ``covered_mm2``, ``tissue_mm2``: the area with values in 8 µm bins, and that of tissue;
         - ``umi``: expected UMIs of all genes over the covered area, and ``umi_per_bin``, of a 2 µm
           bin on average;
         - ``factors``: of each its ``name``, ``leading_genes`` and ``share`` of the UMIs;
@@ -28,7 +29,7 @@ def summarise_field(field: Field) -> dict[str, Any]:
     Raises:
         FieldError: the field is damaged.
     """
-    cells = field.covered[::CELL_BINS, ::CELL_BINS]
+    cells = pool_mask(field.covered, CELL_BINS)
     sums = field.factor_sums(cells.astype(np.uint8)).sum(axis=0)
     umi_of_factor = sums * field.loadings.sum(axis=0, dtype=np.float64)
     umi = float(umi_of_factor.sum())

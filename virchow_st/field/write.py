@@ -9,14 +9,20 @@ from typing import Any
 import numpy as np
 
 from virchow_st.errors import FieldError
-from virchow_st.field.bins import CELL_UM, KEPT_BITS, BinImages
+from virchow_st.field.bins import KEPT_BITS, BinImages
 from virchow_st.field.he_image import add_picture
 from virchow_st.field.loadings import Loadings
 from virchow_st.field.ngff import Folder
 from virchow_st.field.table import write_loadings
-from virchow_st.kernels.pooling import pool_mask
 from virchow_st.runtime.atomic import check_absent, new_output
-from virchow_st.types import BIN_UM, CELL_BINS, BoolArray, Float32Array, Float64Array, UInt8Array
+from virchow_st.types import (
+    BIN_UM,
+    BLOCK_BINS,
+    BoolArray,
+    Float32Array,
+    Float64Array,
+    UInt8Array,
+)
 
 FORMAT = "virchow_st.field/1"
 ABOUT, PROVENANCE, COVERED, TISSUE = "virchow_st_field", "virchow_st", "covered", "tissue"
@@ -26,14 +32,14 @@ MAPS = "factors", "rates"
 FACTOR_BITS = 10
 """Binary digits of factors, of the 23 of a float32's mantissa."""
 
-Block = tuple[int, int, Float32Array, BoolArray]
-"""First row and column of a block, its maps (K, h, w), and the bins with values (h, w) bool."""
+Block = tuple[int, int, Float32Array]
+"""First row and column of a block, and its maps (K, h, w)."""
 
 
 class FieldMaps:
     """The maps, the loadings and the covered area of a field that is being written.
 
-    Only the block that is being written is held in memory, and one byte per 8 µm bin.
+    Only the block that is being written is held in memory.
 
     Args:
         folder: the Zarr folder to write to.
@@ -49,53 +55,44 @@ class FieldMaps:
             folder, self._maps, loadings.factor_names, shape, bits=bits,
             by_channel=loadings.is_direct,
         )  # fmt: skip
-        self._covered: UInt8Array = np.zeros([n // CELL_BINS for n in shape], np.uint8)
+        self._covered = folder.add_labels(COVERED, shape, BIN_UM, chunk=BLOCK_BINS)
 
     def write(
-        self,
-        row0: int,
-        col0: int,
-        maps: Float32Array,
-        there: BoolArray,
-        at_8um: Float32Array | None = None,
+        self, row0: int, col0: int, maps: Float32Array, at_8um: Float32Array | None = None
     ) -> None:
         """Write a block that begins at bin (row0, col0), preferably one of `BLOCK_BINS`.
 
         Args:
             row0, col0: multiples of 8, counted from the field's corner.
-            maps: (K, h, w) float32, UMIs per 2 µm bin; NaN where not ``there``.
-            there: (h, w) bool, whole 8 µm bins.
+            maps: (K, h, w) float32, UMIs per 2 µm bin; NaN in all maps where the field has no
+                value.
             at_8um: (K, h / 4, w / 4); the sums of ``maps`` if None.
 
         Raises:
-            FieldError: a factor is negative, or a value that is there is not finite.
-            ValueError: the block has another shape, or cuts an 8 µm bin.
+            FieldError: a factor is negative, a value infinite, or a bin NaN in some maps alone.
+            ValueError: the block has another number of maps.
         """
-        expected = self._loadings.n_factors, *there.shape
-        if maps.shape != expected:
-            raise ValueError(f"block: expected maps of shape {expected}; got {maps.shape}")
-        cells = pool_mask(there, CELL_BINS)
-        if there.sum() != cells.sum() * CELL_BINS**2:
-            raise ValueError("block: expected whole 8 µm bins; got parts of some")
-        if not np.isnan(maps[:, ~there]).all():
-            raise ValueError("block: expected NaN where nothing is there; got values")
-        self._check(maps, there)
+        if len(maps) != self._loadings.n_factors:
+            raise ValueError(f"block: expected {self._loadings.n_factors} maps; got {len(maps)}")
+        covered = ~np.isnan(maps[0])
+        self._check(maps, covered)
         self._images.write(row0, col0, maps, at_8um)
-        row, col = row0 // CELL_BINS, col0 // CELL_BINS
-        self._covered[row : row + cells.shape[0], col : col + cells.shape[1]] = cells
+        rows, cols = covered.shape
+        self._covered[row0 : row0 + rows, col0 : col0 + cols] = covered
 
-    def _check(self, maps: Float32Array, there: BoolArray) -> None:
+    def _check(self, maps: Float32Array, covered: BoolArray) -> None:
         for name, values in zip(self._loadings.factor_names, maps, strict=True):
-            low, high = (f(values, where=there, initial=0) for f in (np.min, np.max))
+            there = values[covered]
+            low, high = (there.min(), there.max()) if there.size else (0.0, 0.0)
             if not (np.isfinite(low) and np.isfinite(high)):
                 raise FieldError(f"{name}: expected finite values; got {low:.4g} to {high:.4g}")
             if low < 0 and not self._loadings.is_direct:
                 raise FieldError(f"{name}: expected a factor of at least 0; got {low:.4g}")
+            if there.size + np.isnan(values).sum() != values.size:
+                raise FieldError(f"{name}: expected NaN in the bins where another map is NaN")
 
     def finish(self, provenance: dict[str, Any]) -> None:
-        """Write the covered area, the loadings and the attributes, which make it a field."""
-        covered = self._folder.add_labels(COVERED, self._covered.shape, CELL_UM)
-        covered[:] = self._covered
+        """Write the loadings and the attributes, which make it a field."""
         write_loadings(self._folder.root, self._loadings)
         about = {"format": FORMAT, "maps": self._maps, "bin_um": BIN_UM}
         self._folder.finish(**{PROVENANCE: provenance, ABOUT: about})

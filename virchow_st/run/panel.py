@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from virchow_st.errors import ConfigError
+from virchow_st.names import csv_name, csv_text
 from virchow_st.runtime.progress import SILENT, Progress
 from virchow_st.schema import MismatchError, read_table
 from virchow_st.store.format import MAX_PANEL
@@ -92,16 +93,20 @@ class Panel:
         return int(find_genes([gene], self.ids, self.symbols, "panel")[0])
 
     def write(self, path: Path) -> None:
-        """Write as a table of gene_id, symbol and key, tab-separated."""
+        """Write as a table of gene_id, symbol and key, tab-separated.
+
+        Names that a spreadsheet would compute begin with ``'`` in it, see `csv_text`.
+        """
         with open(path, "w", newline="", encoding="utf-8") as f:
             rows = csv.writer(f, delimiter="\t", lineterminator="\n")
             rows.writerow(_COLUMNS)
-            rows.writerows((*gene, self.key) for gene in zip(self.ids, self.symbols, strict=True))
+            for gene in zip(self.ids, self.symbols, strict=True):
+                rows.writerow([*map(csv_text, gene), self.key])
 
     @classmethod
     def read(cls, path: Path) -> Panel:
         """Read what `write` wrote; raises `ConfigError` for anything else."""
-        columns = dict.fromkeys(_COLUMNS, str)
+        columns = dict.fromkeys(_COLUMNS, csv_name)
         rows = read_table(path, columns, "train anew", delimiter="\t", also=_check_rows)
         ids, symbols, keys = zip(*(row.values() for row in rows), strict=True)
         return cls(ids, symbols, keys[0])

@@ -88,7 +88,12 @@ def score_rows(runs: Runs) -> list[Row]:
 def table_title(metrics: Metrics) -> str:
     """Who was tested, on how much."""
     patients = ", ".join(metrics["test_patients"])
-    return f"Test patient {patients}: {metrics['n_patches']} patches, {metrics['n_genes']} genes"
+    n_left_out = metrics.get("left_out_bins", 0)
+    without = f", {n_left_out} bins left out" if n_left_out else ""
+    return (
+        f"Test patient {patients}: {metrics['n_patches']} patches, {metrics['n_genes']} genes"
+        f"{without}"
+    )
 
 
 def table_caption(metrics: Metrics) -> str:

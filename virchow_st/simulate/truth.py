@@ -11,9 +11,12 @@ import numpy as np
 
 from virchow_st.errors import SlideError
 from virchow_st.runtime.hdf5 import written_hdf5
+from virchow_st.simulate.hidden import HiddenVariation
 from virchow_st.types import Array, Float32Array, Float64Array
 
-TRUTH_FORMAT = "virchow_st.truth/1"
+PLAIN_FORMAT, HIDDEN_FORMAT = "virchow_st.truth/1", "virchow_st.truth/2"
+"""Formats of files without and with hidden variation; programs for the former refuse the latter."""
+Origin = dict[str, str | int | float]
 
 
 @dataclass(frozen=True)
@@ -23,7 +26,7 @@ class Truth:
     ``programmes`` (K, R, C) float32, diffused; ``loadings`` (G, K) float32; ``depth`` (R, C)
     float32; ``nuclei`` (R, C) float32, share of the bin that is nucleus; ``homography`` (3, 3)
     float64, (col, row, 1) to full-res px; ``gene_ids``, ``gene_symbols`` (G,);
-    ``programme_names`` (K,).
+    ``programme_names`` (K,); ``hidden`` the hidden variation, or None for none.
     """
 
     programmes: Float32Array
@@ -34,15 +37,19 @@ class Truth:
     gene_ids: Sequence[str]
     gene_symbols: Sequence[str]
     programme_names: Sequence[str]
+    hidden: HiddenVariation | None = None
 
 
-def write_truth(path: Path, truth: Truth, origin: dict[str, str | int]) -> None:
-    """Write ``truth.h5``; ``origin`` (patient, seed ...) becomes attributes of the file."""
+def write_truth(path: Path, truth: Truth, origin: Origin) -> None:
+    """Write ``truth.h5``; ``origin`` (patient, seed ...) becomes attributes of the file.
+
+    Of hidden variation the file holds what its fields are computed from, in the group ``hidden``.
+    """
     side = min(128, *truth.depth.shape)
     maps = {"compression": "gzip", "compression_opts": 1, "shuffle": True}
     with written_hdf5(path) as output:
         f = output.file
-        f.attrs["format"] = TRUTH_FORMAT
+        f.attrs["format"] = PLAIN_FORMAT if truth.hidden is None else HIDDEN_FORMAT
         for name, value in origin.items():
             f.attrs[name] = value
         f.create_dataset("programmes", data=truth.programmes, chunks=(1, side, side), **maps)
@@ -53,24 +60,32 @@ def write_truth(path: Path, truth: Truth, origin: dict[str, str | int]) -> None:
         for name in ("gene_ids", "gene_symbols", "programme_names"):
             strings = np.array(getattr(truth, name), dtype=object)
             f.create_dataset(name.removesuffix("s"), data=strings, dtype=h5py.string_dtype())
+        if truth.hidden is not None:
+            group = f.create_group("hidden")
+            group["sd"] = truth.hidden.sd
+            group["key"] = np.uint64(truth.hidden.key)
+            group["knot_bins"] = truth.hidden.knot_bins
 
 
-def read_origin(path: Path) -> dict[str, str | int]:
+def read_origin(path: Path) -> Origin:
     """Read the origin given to `write_truth`; empty if the file is absent or of another format."""
     try:
         with h5py.File(path, "r") as f:
             attrs = dict(f.attrs)
     except OSError:
         return {}
-    if attrs.pop("format", None) != TRUTH_FORMAT:
+    if attrs.pop("format", None) not in (PLAIN_FORMAT, HIDDEN_FORMAT):
         return {}
-    return {k: v if isinstance(v, str) else int(v) for k, v in attrs.items()}
+    return {k: v if isinstance(v, str) else v.item() for k, v in attrs.items()}
 
 
 def true_rate(
     truth_path: Path, gene_ids: Sequence[str], row0: int, col0: int, n_rows: int, n_cols: int
 ) -> Float32Array:
     """True rates from which the counts of a simulated slide were drawn, in a window of bins.
+
+    The rate of a gene is the depth times its loadings times the programmes, times its factor of
+    hidden variation where the slide has any.
 
     Args:
         truth_path: ``truth.h5`` of the slide.
@@ -92,10 +107,10 @@ def true_rate(
             f"{truth_path}: expected the truth.h5 of a simulated slide; {e}; run vst simulate"
         ) from None
     with f:
-        if f.attrs.get("format") != TRUTH_FORMAT:
-            got = f.attrs.get("format")
+        if (got := f.attrs.get("format")) not in (PLAIN_FORMAT, HIDDEN_FORMAT):
             raise SlideError(
-                f"{truth_path}: expected format {TRUTH_FORMAT}; got {got}; run vst simulate anew"
+                f"{truth_path}: expected format {PLAIN_FORMAT} or {HIDDEN_FORMAT}; got {got}; run "
+                "vst simulate anew"
             )
         known = {gene: i for i, gene in enumerate(f["gene_id"].asstr()[:])}
         if missing := [gene for gene in gene_ids if gene not in known]:
@@ -111,7 +126,19 @@ def true_rate(
                 f"got rows {row0}-{row0 + n_rows}, columns {col0}-{col0 + n_cols}"
             )
         rows, cols = slice(row0, row0 + n_rows), slice(col0, col0 + n_cols)
-        loadings = f["loadings"][:][[known[gene] for gene in gene_ids]]
+        index = [known[gene] for gene in gene_ids]
+        loadings = f["loadings"][:][index]
         rate: Float32Array = np.tensordot(loadings, f["programmes"][:, rows, cols], axes=1)
         rate *= f["depth"][rows, cols]
+        if hidden := _read_hidden(f):
+            for i, gene in enumerate(index):  # one at a time, to save memory
+                rate[i] *= hidden.factors(gene, row0, col0, n_rows, n_cols)
     return rate
+
+
+def _read_hidden(f: h5py.File) -> HiddenVariation | None:
+    """Hidden variation of an open file, or None where it has none."""
+    if "hidden" not in f:
+        return None
+    sd, key, knot_bins = (f["hidden"][name][()].item() for name in ("sd", "key", "knot_bins"))
+    return HiddenVariation(sd, key, knot_bins)

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import NotRequired, TypedDict
 
 import xxhash
 
 from virchow_st.errors import SlideError
 from virchow_st.runtime.hdf5 import HELD, is_held_by_another
+from virchow_st.schema import read_json
 from virchow_st.types import BIN_UM
 
 POSITIONS = ("tissue_positions.parquet", "tissue_positions.csv", "tissue_positions_list.csv")
@@ -37,6 +36,20 @@ _DAMAGE = (
     AttributeError,
     ArithmeticError,
 )
+
+
+_SCALES_REMEDY = (
+    "give the square_002um folder of a Visium HD slide, not segmented_outputs or a Visium v1 "
+    "slide; if it is that folder, copy the file again from the Space Ranger output"
+)
+
+
+class _ScaleFactors(TypedDict):
+    """``scalefactors_json.json``, as far as it is used."""
+
+    bin_size_um: float
+    tissue_hires_scalef: NotRequired[float]
+    tissue_lowres_scalef: NotRequired[float]
 
 
 @dataclass(frozen=True)
@@ -81,28 +94,17 @@ def read_scalefactors(path: Path) -> dict[str, float]:
     """Read ``scalefactors_json.json``; its numbers, by name.
 
     Raises:
-        SlideError: not JSON, no ``bin_size_um``, or bins that are not 2 µm.
+        SlideError: not JSON, no ``bin_size_um``, a number that is none, or bins that are not 2 µm.
     """
-    try:
-        values: Any = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as e:
-        raise _damaged(path, "JSON scale factors", e) from None
-    if not isinstance(values, dict) or not isinstance(values.get("bin_size_um"), int | float):
-        raise SlideError(
-            f"{path}: expected bin_size_um among the scale factors, as Visium HD bins have; give "
-            "the square_002um folder, not segmented_outputs or a Visium v1 slide"
-        )
+    values = read_json(path, _ScaleFactors, _SCALES_REMEDY, error=SlideError)
     if values["bin_size_um"] != BIN_UM:
         folder = path.parent.parent
         raise SlideError(
             f"{path}: expected bins of {BIN_UM} µm; got {values['bin_size_um']:g} µm; give "
             f"{folder.parent / 'square_002um'} instead of {folder.name}"
         )
-    return {
-        name: float(value)
-        for name, value in values.items()
-        if isinstance(value, int | float) and math.isfinite(value)
-    }
+    # type() and not isinstance: in Python, true is a whole number.
+    return {name: float(v) for name, v in values.items() if type(v) in (int, float)}
 
 
 def fingerprint(path: Path) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from virchow_st.errors import ConfigError
+from virchow_st.names import csv_name
 from virchow_st.runtime.lists import Row, read_rows, strip
 from virchow_st.types import Int64Array
 
@@ -49,13 +50,13 @@ def names_in_file(path: Path) -> list[str]:
     Of a file with column names it is the column of gene ids, else that of symbols, else the row
     names; of a file without, the first value of each line that is no number, so that row numbers
     are passed over. In a probe set of 10x Genomics, probes that are not ``included``
-    are left out.
+    are left out. A ``'`` before what a spreadsheet would compute is no part of a name.
 
     Raises:
         ConfigError: it cannot be read, or names nothing.
     """
     rows = read_rows(path, "a list of genes")
-    names = list(dict.fromkeys(name for name in _gene_column(rows) if name))
+    names = list(dict.fromkeys(csv_name(name) for name in _gene_column(rows) if name))
     if not names:
         raise ConfigError(f"{path}: expected a gene id or symbol per line; the file names none")
     return names
