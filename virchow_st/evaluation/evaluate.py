@@ -23,6 +23,7 @@ from virchow_st.run.lock import RESULTS_SEAL, RunLock
 from virchow_st.run.maps import MAPS, SlideMaps, write_maps
 from virchow_st.run.overview import slide_names, write_overview
 from virchow_st.run.panel import Panel
+from virchow_st.run.rates import check_left_out, left_out, left_out_warning
 from virchow_st.run.results import METRICS_FORMAT, write_metrics, write_per_gene
 from virchow_st.run.score_table import BASELINES
 from virchow_st.runtime.atomic import replaced_together
@@ -55,7 +56,8 @@ def evaluate_run(
         files do.
 
     Raises:
-        ConfigError: The run cannot be used, stores do not match it, or a prediction is not finite.
+        ConfigError: The run cannot be used, stores do not match it, or a prediction is
+            not finite or impossible in more than 1 % of the bins.
         StoreError: A store is missing, damaged or not finished.
         SlideError: ``truth`` does not belong to the test slide.
     """
@@ -87,13 +89,15 @@ def _evaluate(run: Run, folder: Path, progress: Progress, truth: Path | None) ->
     board = Scoreboard(run.train_rate, baselines, blocks.n_blocks, slides, truth_scores)
 
     seams = SeamAccumulator(len(run.panel), PATCH_BINS // run.state["grid"])
-    n_done = 0
+    n_done = n_left_out = 0
+    n_bins = len(run.split.test) * PATCH_BINS**2
     with ThreadPoolExecutor(core_count()) as pool:
         for slide, block_of_patch in zip(slides, blocks.of_patch, strict=True):
             maps_path = folder / MAPS / f"{slide.file_name}.h5"
             placed = slide.infos, block_of_patch
             with write_maps(maps_path, slide.store, run.panel, *placed, slide.name) as maps:
-                _predict(run, stores, slide, maps)
+                n_left_out += _predict(run, stores, slide, maps)
+                check_left_out(n_left_out, n_bins, str(run.path))
                 partners = shuffled_places(len(slide.infos)), shifted_places(slide.infos)
                 for place, block in enumerate(block_of_patch.tolist()):
                     at = (place, *(int(places[place]) for places in partners))
@@ -105,10 +109,13 @@ def _evaluate(run: Run, folder: Path, progress: Progress, truth: Path | None) ->
                     progress.step(n_done, len(run.split.test), "patches", slide.store.patient)
                 _add_seams(seams, slide, maps)
 
+    if n_left_out:
+        progress.warn(left_out_warning(n_left_out, n_bins, str(run.path)))
     computed = {scale: accumulator.compute() for scale, accumulator in board.models[RUN].items()}
     write_per_gene(folder, run.panel, computed)
     write_blocks(folder, RunBlocks(run.panel.ids, board.block_sums()))
     metrics = _metrics(run, slides, blocks, board, baselines.ridge_penalty, seams.compute())
+    metrics["left_out_bins"] = n_left_out
     write_metrics(folder, metrics)
     return metrics
 
@@ -166,8 +173,13 @@ def _truth_scores(truth: Path, slides: Sequence[Slide], panel: Panel) -> TruthSc
     return TruthScores(truth, slides[0].store, panel)
 
 
-def _predict(run: Run, stores: Sequence[Store], slide: Slide, maps: SlideMaps) -> None:
-    """Predict every patch and write the rates to the maps, from which all scores are computed."""
+def _predict(run: Run, stores: Sequence[Store], slide: Slide, maps: SlideMaps) -> int:
+    """Predict every patch and write the rates to the maps, from which all scores are computed.
+
+    Returns:
+        The number of bins left out.
+    """
+    n_left_out = 0
     margin = run.decoder.margin_um
     dataset = PatchDataset(stores, run.panel, wants_image=True, margin_um=margin)
     inner = slice(margin, margin + STORED_IMAGE_PX)
@@ -179,6 +191,8 @@ def _predict(run: Run, stores: Sequence[Store], slide: Slide, maps: SlideMaps) -
             info = slide.store.patch_table[member.patch]
             image_of = batch.image[i, inner, inner]
             maps.write(info, rates[i], batch.counts[i], batch.tissue_mask[i], image_of)
+        n_left_out += int(left_out(rates).sum())
+    return n_left_out
 
 
 def _rate_at(maps: SlideMaps, slide: Slide, place: int) -> Float32Array | None:
@@ -191,8 +205,8 @@ def _add_seams(seams: SeamAccumulator, slide: Slide, maps: SlideMaps) -> None:
     places = {(info.row0, info.col0): place for place, info in enumerate(slide.infos)}
 
     def patch(place: int) -> tuple[Float32Array, BoolArray]:
-        mask = slide.store[slide.members[place].patch].tissue_mask
-        return maps.read_rate(slide.infos[place]), mask
+        rate = maps.read_rate(slide.infos[place])
+        return rate, slide.store[slide.members[place].patch].tissue_mask & ~left_out(rate)
 
     for (row0, col0), place in places.items():
         this = patch(place)

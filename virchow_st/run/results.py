@@ -105,6 +105,7 @@ class _Metrics(TypedDict):
     slides: NotRequired[dict[str, dict[str, dict[str, Any]]]]
     truth: NotRequired[dict[str, dict[str, Any]]]
     seams: NotRequired[dict[str, float | None]]
+    left_out_bins: NotRequired[Count]
 
 
 def check_metrics(content: Any) -> None:
