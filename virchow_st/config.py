@@ -84,6 +84,12 @@ class SimulateConfig(_Checked):
         at_least=0.0,
         at_most=2.0,
     )
+    depth: float = setting(
+        0.0, "sd of a further log-normal factor of every slide's depth", at_least=0.0, at_most=1.0
+    )
+    stripes: float = setting(
+        0.0, "sd of further log-normal factors of rows and columns", at_least=0.0, at_most=1.0
+    )
 
 
 @dataclass(frozen=True)
