@@ -159,7 +159,7 @@ def test_genes_held_directly(tmp_path: Path) -> None:
 def test_what_cannot_be_asked(field: virchow_st.Field) -> None:
     with pytest.raises(ConfigError, match=r"tiny.zarr: has no gene 'GENE77'; did you mean"):
         field.gene("GENE77")
-    with pytest.raises(ConfigError, match="symbol 'GENE0' stands for ENSG00000, ENSG00029"):
+    with pytest.raises(ConfigError, match="symbol 'GENE0' belongs to ENSG00000, ENSG00029"):
         field.gene("GENE0")
     with pytest.raises(ConfigError, match=r"expected a list of names; .*write \['GENE1'\]"):
         field.window(0, 0, 1, 1, "GENE1")
