@@ -103,7 +103,7 @@ def test_windows(
 def test_pieces_do_not_matter(
     tiny: TinyField, field: virchow_st.Field, monkeypatch: pytest.MonkeyPatch, bytes_held: int
 ) -> None:
-    monkeypatch.setattr("virchow_st.field.read._READ_BYTES", bytes_held)
+    monkeypatch.setattr("virchow_st.field.pieces._READ_BYTES", bytes_held)
     np.testing.assert_allclose(field.gene("GENE7"), tiny.rates[7], rtol=1e-6)
 
 
@@ -159,7 +159,7 @@ def test_genes_held_directly(tmp_path: Path) -> None:
 def test_what_cannot_be_asked(field: virchow_st.Field) -> None:
     with pytest.raises(ConfigError, match=r"tiny.zarr: has no gene 'GENE77'; did you mean"):
         field.gene("GENE77")
-    with pytest.raises(ConfigError, match="symbol 'GENE0' stands for ENSG00000, ENSG00029"):
+    with pytest.raises(ConfigError, match="symbol 'GENE0' belongs to ENSG00000, ENSG00029"):
         field.gene("GENE0")
     with pytest.raises(ConfigError, match=r"expected a list of names; .*write \['GENE1'\]"):
         field.window(0, 0, 1, 1, "GENE1")
