@@ -103,7 +103,7 @@ def test_windows(
 def test_pieces_do_not_matter(
     tiny: TinyField, field: virchow_st.Field, monkeypatch: pytest.MonkeyPatch, bytes_held: int
 ) -> None:
-    monkeypatch.setattr("virchow_st.field.read._READ_BYTES", bytes_held)
+    monkeypatch.setattr("virchow_st.field.pieces._READ_BYTES", bytes_held)
     np.testing.assert_allclose(field.gene("GENE7"), tiny.rates[7], rtol=1e-6)
 
 

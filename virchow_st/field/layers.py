@@ -5,19 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
 import numpy as np
 import zarr
 
-from virchow_st.errors import FieldError
+from virchow_st.errors import ConfigError, FieldError
 from virchow_st.field.bins import LEVELS
 from virchow_st.field.loadings import Loadings
+from virchow_st.field.ngff import FULLRES
 from virchow_st.field.table import NAME, read_loadings
 from virchow_st.field.write import ABOUT, COVERED, FORMAT, MAPS, PROVENANCE, TISSUE
+from virchow_st.kernels.pooling import pool_mask
 from virchow_st.schema import MismatchError, check
-from virchow_st.types import BIN_UM, CELL_BINS, BoolArray, UInt8Array
+from virchow_st.types import BIN_UM, CELL_BINS, SCALES_UM, BoolArray, Float64Array, UInt8Array
 
 _CELL_UM = BIN_UM * CELL_BINS
 _MOST_BINS = 1 << 20
@@ -45,6 +48,8 @@ class Layers:
         tissue: (R / 4, C / 4) or (R, C) integers, not 0 in tissue.
         picture: levels (3, H, W) uint8, finest first, and the finest one's µm per pixel.
         corner_um: ``(x, y)`` of the top left corner.
+        um_to_px: (2, 3) affine from ``(x, y, 1)`` in µm to px of the original image, if it is
+            known.
         provenance: as the writer recorded it.
     """
 
@@ -57,6 +62,7 @@ class Layers:
     tissue: zarr.Array
     picture: tuple[list[zarr.Array], float] | None
     corner_um: tuple[float, float]
+    um_to_px: Float64Array | None
     provenance: dict[str, Any]
 
     @property
@@ -64,6 +70,22 @@ class Layers:
         """(R, C)."""
         _, rows, cols = self.maps[BIN_UM].shape
         return rows, cols
+
+    def size(self, scale_um: int) -> tuple[int, int]:
+        """Rows and columns of bins of ``scale_um``; `ConfigError` for a scale that there is not."""
+        if scale_um not in SCALES_UM:
+            raise ConfigError(f"scale_um: expected one of {SCALES_UM}; got {scale_um}")
+        rows, cols = (n * BIN_UM // scale_um for n in self.shape)
+        return rows, cols
+
+    @cached_property
+    def covered_cells(self) -> BoolArray:
+        """(R / 4, C / 4) bool, the 8 µm bins whose 2 µm bins all have values."""
+        step = self.covered.chunks[0] * CELL_BINS
+        bands = (slice(top, top + step) for top in range(0, self.shape[0], step))
+        return np.concatenate(
+            [pool_mask(self.read_labels(self.covered, rows), CELL_BINS) for rows in bands]
+        )
 
     def read_labels(
         self, labels: zarr.Array, rows: slice = slice(None), cols: slice = slice(None)
@@ -73,6 +95,13 @@ class Layers:
             mask: BoolArray = np.asarray(labels[rows, cols]) != 0
         return mask
 
+    def read_pixels(self, level: int, rows: slice = slice(None)) -> UInt8Array:
+        """Rows of a level of the picture, (h, W, 3) uint8 RGB."""
+        assert self.picture is not None
+        with unpacked(self.path, _PICTURE):
+            pixels = np.asarray(self.picture[0][level][:, rows])
+        return np.ascontiguousarray(np.moveaxis(pixels, 0, 2))
+
     def read_picture(self, longest_px: int) -> tuple[UInt8Array, float] | None:
         """See `virchow_st.field.read.Field.picture`."""
         if self.picture is None:
@@ -80,9 +109,7 @@ class Layers:
         levels, um_per_px = self.picture
         sides = [max(level.shape[1:]) for level in levels]
         level = next((i for i, side in enumerate(sides) if side <= longest_px), len(sides) - 1)
-        with unpacked(self.path, _PICTURE):
-            pixels = np.asarray(levels[level][:])
-        return np.ascontiguousarray(np.moveaxis(pixels, 0, 2)), um_per_px * (1 << level)
+        return self.read_pixels(level), um_per_px * (1 << level)
 
 
 def open_layers(path: Path) -> Layers:
@@ -97,7 +124,8 @@ def open_layers(path: Path) -> Layers:
         maps = {um: _finest(root, f"images/{name}_{um}um")[0] for um in (BIN_UM, _CELL_UM)}
         _check_maps(maps)
         _, rows, cols = maps[BIN_UM].shape
-        to_um = _to_um(root, f"images/{name}_{BIN_UM}um")
+        frames = _frames(root, f"images/{name}_{BIN_UM}um")
+        um_to_px = _um_to_px(frames)
         channels = _channels(root, f"images/{name}_{BIN_UM}um", maps[BIN_UM].shape[0])
     cells = rows // CELL_BINS, cols // CELL_BINS
     with unpacked(path, "labels"):
@@ -112,7 +140,8 @@ def open_layers(path: Path) -> Layers:
     picture = None
     if _PICTURE in root:
         with unpacked(path, _PICTURE):
-            picture = _finest(root, _PICTURE), _to_um(root, _PICTURE)[0]
+            um_per_px = float(_frames(root, _PICTURE)["global"][0, 0])
+            picture = _finest(root, _PICTURE), um_per_px
     provenance = root.attrs.get(PROVENANCE)
     return Layers(
         path=path,
@@ -123,7 +152,8 @@ def open_layers(path: Path) -> Layers:
         covered=covered,
         tissue=tissue,
         picture=picture,
-        corner_um=to_um[1:],
+        corner_um=(float(frames["global"][0, 2]), float(frames["global"][1, 2])),
+        um_to_px=um_to_px,
         provenance=provenance if isinstance(provenance, dict) else {},
     )
 
@@ -231,24 +261,39 @@ def _channels(root: zarr.Group, name: str, n: int) -> tuple[str, ...]:
     return names
 
 
-def _to_um(root: zarr.Group, name: str) -> tuple[float, float, float]:
-    """µm per pixel of the finest level, and ``x`` and ``y`` of the corner in µm.
+def _frames(root: zarr.Group, name: str) -> dict[str, Float64Array]:
+    """(2, 3) affines from ``(x, y, 1)`` in pixels of the finest level, by coordinate system.
 
-    SpatialData has both in the image's transformation to ``global``, OME-Zarr in the level's.
+    SpatialData has them in the image's transformations, OME-Zarr the one to µm in the level's.
     """
     (scales,) = _group(root, name).attrs["ome"]["multiscales"]
-    steps = {step["output"]["name"]: step for step in scales.get("coordinateTransformations", ())}
+    steps = scales.get("coordinateTransformations", ())
+    frames = {step["output"]["name"]: _affine(step) for step in steps}
     if not steps:
         of_level = scales["datasets"][0]["coordinateTransformations"]
         by_type = {step["type"]: step for step in of_level}
-        _, y, x = by_type["translation"]["translation"] if "translation" in by_type else (0, 0, 0)
-        return float(by_type["scale"]["scale"][-1]), float(x), float(y)
-    if "global" not in steps:
-        raise MismatchError("expected a transformation to 'global'; found none")
-    step = steps["global"]
+        frames["global"] = _affine(by_type["scale"])
+        if "translation" in by_type:
+            frames["global"][:, 2] = by_type["translation"]["translation"][:0:-1]
+    if "global" not in frames or not all(np.isfinite(affine).all() for affine in frames.values()):
+        raise MismatchError("expected finite transformations, one of them to 'global'")
+    return frames
+
+
+def _affine(step: dict[str, Any]) -> Float64Array:
     if step["type"] == "scale":
-        return float(step["scale"][-1]), 0.0, 0.0
+        _, y, x = step["scale"]
+        return np.array([[x, 0, 0], [0, y, 0]], np.float64)
     if step["type"] != "affine":
-        raise MismatchError(f"expected a scale or an affine to 'global'; got {step['type']!r:.60}")
-    _, of_y, of_x = step["affine"][:3]
-    return float(of_x[2]), float(of_x[3]), float(of_y[3])
+        raise MismatchError(f"expected a scale or an affine; got {step['type']!r:.60}")
+    _, (_, d, c, y), (_, b, a, x) = step["affine"][:3]
+    return np.array([[a, b, x], [c, d, y]], np.float64)
+
+
+def _um_to_px(frames: dict[str, Float64Array]) -> Float64Array | None:
+    """From µm to px of the original image, by way of the pixels of the image that knows both."""
+    if FULLRES not in frames:
+        return None
+    to_um = np.vstack([frames["global"], [0, 0, 1]])
+    affine: Float64Array = frames[FULLRES] @ np.linalg.inv(to_um)
+    return affine

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import zarr
 
-from virchow_st.errors import ConfigError, FieldError
-from virchow_st.field.layers import Layers, open_layers, unpacked
+from virchow_st.errors import ConfigError
+from virchow_st.field.layers import Layers, open_layers
 from virchow_st.field.loadings import Loadings
-from virchow_st.kernels.pooling import pool_mask, sum_pool
+from virchow_st.field.pieces import cuts, pieces
 from virchow_st.store.genes import find_named, named_places
 from virchow_st.types import (
     BIN_UM,
     CELL_BINS,
-    SCALES_UM,
     Array,
     BoolArray,
     Float32Array,
@@ -28,7 +26,6 @@ from virchow_st.types import (
 )
 
 _CELL_UM = BIN_UM * CELL_BINS
-_READ_BYTES = 64 << 20  # maps that are held at once
 
 
 class Field:
@@ -44,6 +41,7 @@ class Field:
         bin_um: side of a bin, 2 µm.
         corner_um: ``(x, y)`` of the field's top left corner, in the coordinate system ``global``.
         provenance: what the field was made from, as the writer recorded it.
+        layers: the arrays on disk, for the package's own use.
     """
 
     bin_um = BIN_UM
@@ -53,7 +51,7 @@ class Field:
         self.shape = layers.shape
         self.corner_um = layers.corner_um
         self.provenance: dict[str, Any] = layers.provenance
-        self._layers = layers
+        self.layers = layers
 
     # --- what it holds ------------------------------------------------------------------------
 
@@ -75,7 +73,7 @@ class Field:
     @property
     def factor_names(self) -> tuple[str, ...]:
         """Names of the K factors: number and leading genes, or the gene where `is_direct`."""
-        return self._layers.channels
+        return self.layers.channels
 
     @property
     def leading_genes(self) -> list[list[str]]:
@@ -96,14 +94,14 @@ class Field:
     @cached_property
     def tissue_mask(self) -> BoolArray:
         """(R, C) bool, True = tissue."""
-        mask = self._layers.read_labels(self._layers.tissue)
+        mask = self.layers.read_labels(self.layers.tissue)
         factor = self.shape[0] // mask.shape[0]
         return mask.repeat(factor, axis=0).repeat(factor, axis=1)
 
     @cached_property
     def covered(self) -> BoolArray:
         """(R, C) bool, True where the field has values."""
-        return self._layers.read_labels(self._layers.covered)
+        return self.layers.read_labels(self.layers.covered)
 
     def __repr__(self) -> str:
         rows, cols = self.shape
@@ -131,7 +129,7 @@ class Field:
             >>> open_field("slide.zarr").gene("PIGR", scale_um=8).shape  # doctest: +SKIP
             (837, 837)
         """
-        rows, cols = self._size(scale_um)
+        rows, cols = self.layers.size(scale_um)
         return self.window(0, 0, rows, cols, [name], scale_um)[0]
 
     def window(
@@ -167,7 +165,9 @@ class Field:
         index = self.index(genes)
         factors, weights = self._loadings.of(index)
         found = np.full((len(index), height, width), np.nan, np.float32)
-        for at_row, at_col, maps in self._pieces(factors, row, col, height, width, scale_um):
+        for at_row, at_col, maps in pieces(
+            self.layers, factors, (row, col, height, width), scale_um
+        ):
             _, h, w = maps.shape
             product = maps if weights is None else _product(weights, maps)
             found[:, at_row - row : at_row - row + h, at_col - col : at_col - col + w] = product
@@ -190,12 +190,13 @@ class Field:
             (K, height, width) float32, in UMIs per bin of ``scale_um``; NaN where the field has no
             values and beyond it.
         """
-        rows, cols = self._size(scale_um)
+        rows, cols = self.layers.size(scale_um)
         height = rows - row if height is None else height
         width = cols - col if width is None else width
         every = np.arange(len(self.factor_names))
         found = np.full((len(every), height, width), np.nan, np.float32)
-        for at_row, at_col, maps in self._pieces(every, row, col, height, width, scale_um):
+        area = row, col, height, width
+        for at_row, at_col, maps in pieces(self.layers, every, area, scale_um):
             _, h, w = maps.shape
             found[:, at_row - row : at_row - row + h, at_col - col : at_col - col + w] = maps
         return found
@@ -238,7 +239,7 @@ class Field:
             (H, W, 3) uint8 RGB from the field's corner on, and its µm per pixel; None if the field
             has no picture.
         """
-        return self._layers.read_picture(longest_px)
+        return self.layers.read_picture(longest_px)
 
     def index(self, genes: Sequence[str] | None = None) -> Int64Array:
         """Indices of genes by symbol or id, (n,); all of them if None.
@@ -256,70 +257,14 @@ class Field:
 
     @property
     def _loadings(self) -> Loadings:
-        return self._layers.loadings
+        return self.layers.loadings
 
     @cached_property
     def _places(self) -> Mapping[str, list[int]]:
         return named_places(self.genes, self.symbols)
 
-    @cached_property
-    def _covered_cells(self) -> BoolArray:
-        """(R / 4, C / 4) bool, the 8 µm bins whose 2 µm bins all have values."""
-        layers = self._layers
-        bands = _cuts(0, self.shape[0], layers.covered.chunks[0] * CELL_BINS)
-        return np.concatenate(
-            [
-                pool_mask(layers.read_labels(layers.covered, slice(start, stop)), CELL_BINS)
-                for start, stop in bands
-            ]
-        )
-
-    def _size(self, scale_um: int) -> tuple[int, int]:
-        if scale_um not in SCALES_UM:
-            raise ConfigError(f"scale_um: expected one of {SCALES_UM}; got {scale_um}")
-        return self.shape[0] * BIN_UM // scale_um, self.shape[1] * BIN_UM // scale_um
-
-    def _pieces(
-        self, factors: Int64Array, row: int, col: int, height: int, width: int, scale_um: int
-    ) -> Iterator[tuple[int, int, Float32Array]]:
-        """Maps (k, h, w) of the part of a window that lies in the field, and where each begins."""
-        rows, cols = self._size(scale_um)
-        source_um = BIN_UM if scale_um < _CELL_UM else _CELL_UM
-        factor = scale_um // source_um
-        array = self._layers.maps[source_um]
-        held = array.shape[0] if array.chunks[0] > 1 else len(factors)
-        down = max(1, array.chunks[1] // factor)
-        across = max(1, _READ_BYTES // (4 * held * down * factor**2))
-        chunk = max(1, array.chunks[2] // factor)
-        across = max(chunk, across // chunk * chunk)
-        for r0, r1 in _cuts(max(row, 0), min(row + height, rows), down):
-            for c0, c1 in _cuts(max(col, 0), min(col + width, cols), across):
-                at = slice(r0 * factor, r1 * factor), slice(c0 * factor, c1 * factor)
-                maps = self._read(array, source_um, factors, *at)
-                if factor > 1:
-                    maps = sum_pool(maps, factor).astype(np.float32)
-                yield r0, c0, maps
-
-    def _read(
-        self, array: zarr.Array, source_um: int, factors: Int64Array, rows: slice, cols: slice
-    ) -> Float32Array:
-        """Maps (k, h, w) float32, checked against the covered area."""
-        with unpacked(self.path, f"{self._layers.name}_{source_um}um"):
-            maps: Float32Array = _channels(array, factors, rows, cols)
-        if source_um == BIN_UM:
-            there = self._layers.read_labels(self._layers.covered, rows, cols)
-        else:
-            there = self._covered_cells[rows, cols]
-        if not np.array_equal(np.isfinite(maps.sum(axis=0)), there):
-            raise FieldError(
-                f"{self.path}: {self._layers.name}_{source_um}um: expected finite values in the "
-                f"covered area and none elsewhere; a piece at row {rows.start}, column "
-                f"{cols.start} has others; copy or predict the field again"
-            )
-        return maps
-
     def _label_sums(self, labels: Any, factors: Int64Array) -> Float64Array:
-        sizes = {self._size(um): um for um in (BIN_UM, _CELL_UM)}
+        sizes = {self.layers.size(um): um for um in (BIN_UM, _CELL_UM)}
         shape = tuple(labels.shape)
         if shape not in sizes or np.dtype(labels.dtype).kind not in "iu":
             expected = " or ".join(f"{rows}×{cols} ({um} µm)" for (rows, cols), um in sizes.items())
@@ -327,7 +272,7 @@ class Field:
                 f"labels: expected integers on {expected} bins; got {labels.dtype} {shape}"
             )
         rows, cols = shape
-        bands = list(_cuts(0, rows, self._layers.maps[BIN_UM].chunks[1]))
+        bands = list(cuts(0, rows, self.layers.maps[BIN_UM].chunks[1]))
         low, high = 0, 0
         for start, stop in bands:
             band = np.asarray(labels[start:stop])
@@ -339,8 +284,8 @@ class Field:
             band = np.asarray(labels[start:stop])
             if not band.any():
                 continue
-            pieces = self._pieces(factors, start, 0, stop - start, cols, sizes[rows, cols])
-            for row, col, maps in pieces:
+            window = start, 0, stop - start, cols
+            for row, col, maps in pieces(self.layers, factors, window, sizes[rows, cols]):
                 _, h, w = maps.shape
                 _add_up(sums, band[row - start : row - start + h, col : col + w], maps)
         return sums
@@ -362,22 +307,6 @@ def open_field(path: Path | str) -> Field:
     """
     path = Path(path)
     return Field(path, open_layers(path))
-
-
-def _cuts(start: int, stop: int, step: int) -> Iterator[tuple[int, int]]:
-    """Consecutive ranges from ``start`` to ``stop``, cut at multiples of ``step``."""
-    while start < stop:
-        end = min((start // step + 1) * step, stop)
-        yield start, end
-        start = end
-
-
-def _channels(array: zarr.Array, channels: Int64Array, rows: slice, cols: slice) -> Float32Array:
-    if np.array_equal(channels, np.arange(array.shape[0])):
-        return np.asarray(array[:, rows, cols])
-    if len(channels) and (len(channels) == 1 or array.chunks[0] == 1):
-        return np.stack([np.asarray(array[int(k), rows, cols]) for k in channels])
-    return np.asarray(array[:, rows, cols])[channels]
 
 
 def _product(weights: Float32Array, maps: Float32Array) -> Float32Array:

@@ -18,8 +18,8 @@ from virchow_st.field.he_image import Picture
 from virchow_st.field.loadings import Loadings
 from virchow_st.field.ngff import FLAVOURS, Folder
 from virchow_st.models.encoders.base import Encoder
+from virchow_st.output.export.convert import convert
 from virchow_st.output.export.tables import check_format
-from virchow_st.predict.convert import convert
 from virchow_st.predict.image import (
     OVERVIEW_LEVEL,
     check_tissue,
@@ -130,7 +130,8 @@ def predict_slide(
                 _provenance(runs, encoder, image, mpp, config, tissue, patches, share)
                 | {"left_out_bins": stitcher.n_left_out}
             )
-            convert(zarr_path, aside / "result", config.format, runs[0].panel, pyramid)
+            name = image.path.name
+            convert(zarr_path, aside / "result", config.format, runs[0].panel, pyramid, name)
     return Prediction(out, picture, len(patches), share, stitcher.most_open)
 
 
