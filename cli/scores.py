@@ -21,8 +21,8 @@ from virchow_st.run.score_table import (
 from virchow_st_cli.console import Console
 
 _STYLES = {
-    "head": "bold", "figure": "bold cyan", "run": "cyan", "detail": "", "null": "dim",
-    "target": "green", "baseline": "dim", "oracle": "dim",
+    "head": "bold", "main": "bold cyan", "run": "cyan", "detail": "", "null": "dim",
+    "ceiling": "green", "baseline": "dim", "oracle": "dim",
 }  # fmt: skip
 _COLUMNS = ["", *(f"{scale} µm" for scale in SCALES)]
 
@@ -86,7 +86,8 @@ def print_comparison(console: Console, comparison: dict[str, Any], names: dict[s
             _COLUMNS,
             rows,
             (2,),
-            "Both on the same drawn blocks of the slide; unclear: the interval holds 0.",
+            "Intervals by bootstrap over blocks of the slide, the same for both; unclear: the "
+            "interval contains 0.",
             styles={0: "cyan", 3: "cyan"},
         )
 
