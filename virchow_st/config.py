@@ -257,8 +257,9 @@ class ExportConfig(_Checked):
     )
     genes: str = setting(
         "",
-        "gene symbols or ids separated by commas, or a file of them: for a run the genes to export "
-        "(default all), for a store the genes to write images of",
+        "gene symbols or ids separated by commas, or a file of them: for a run or a field the "
+        "genes to export (default all, but of a field by factors), for a store the genes to write "
+        "images of",
     )
     slide: str = setting("", "test slide to export, if the run has several")
     keep_paths: bool = setting(False, KEEP_PATHS)
