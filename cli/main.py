@@ -24,6 +24,7 @@ from virchow_st.runtime.interrupt import Terminated, exit_code, raise_on_sigterm
 from virchow_st_cli.bench import bench
 from virchow_st_cli.console import Console, print_anything
 from virchow_st_cli.demo import demo
+from virchow_st_cli.denoise import denoise
 from virchow_st_cli.doctor import doctor
 from virchow_st_cli.evaluate import evaluate
 from virchow_st_cli.export import export
@@ -64,6 +65,7 @@ for _command in (
     figures,
     report,
     predict,
+    denoise,
     export,
     demo,
     bench,

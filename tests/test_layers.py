@@ -33,6 +33,8 @@ ROOMS: dict[str, set[str]] = {
     "output": {"runtime", "kernels", "slide", "store", "metrics", "run", "field"},
     "predict": {"runtime", "kernels", "slide", "store", "models", "run", "field", "output"},
     "extract": {"runtime", "kernels", "slide", "store", "models", "output"},
+    # Its factorisation is that of training: a slide is described by factors as a cohort is.
+    "denoise": {"runtime", "kernels", "store", "metrics", "run", "field", "training", "output"},
     "plot": {"kernels", "store", "field", "output", "predict"},
     "evaluation": {"runtime", "kernels", "store", "models", "metrics", "simulate", "run",
                    "training", "predict"},
@@ -44,6 +46,16 @@ ROOMS: dict[str, set[str]] = {
 NARROW = {
     ("output", "slide"): {"virchow_st.slide.geometry"},
     ("extract", "output"): {"virchow_st.output.figures.registration_check"},
+    ("denoise", "training"): {
+        "virchow_st.training.choose_factors",
+        "virchow_st.training.factorise",
+        "virchow_st.training.rows",
+    },
+    # Where the bins of a store lie on its image, and its H&E picture.
+    ("denoise", "output"): {
+        "virchow_st.output.export.sources",
+        "virchow_st.output.export.write",
+    },
     # How token channels turn with the patch; a stain baseline.
     ("training", "models.encoders"): {"virchow_st.models.encoders.base"},
     ("models.losses", "models.decoders"): set(),
@@ -71,6 +83,7 @@ OUTSIDE = {
     "models.losses": {"numpy", "torch"},
     "metrics": {"numpy", "scipy"},
     "field": {"numpy", "zarr", "cv2", "anndata"},
+    "denoise": {"numpy", "scipy", "cv2"},
     "output.figures": {"numpy", "h5py", "matplotlib"},
     "output.report": {"numpy", "cv2"},
 }  # fmt: skip
@@ -204,6 +217,7 @@ def test_importing_the_package_is_light() -> None:
         "figures",
         "report",
         "predict",
+        "denoise",
         "export",
         "demo",
     ],

@@ -13,12 +13,14 @@ from virchow_st.runtime.caches import place_caches
 
 if TYPE_CHECKING:
     from virchow_st.config import (
+        DenoiseConfig,
         ExportConfig,
         ExtractConfig,
         PredictConfig,
         SimulateConfig,
         TrainConfig,
     )
+    from virchow_st.denoise.store import denoise_store
     from virchow_st.errors import VirchowSTError
     from virchow_st.evaluation.evaluate import evaluate_run
     from virchow_st.evaluation.leave_one_out import leave_one_out
@@ -44,6 +46,7 @@ place_caches()  # before numba, torch and Matplotlib are loaded by whatever foll
 __version__ = "0.1.0"
 
 _HOMES = {
+    "DenoiseConfig": "virchow_st.config",
     "ExportConfig": "virchow_st.config",
     "ExtractConfig": "virchow_st.config",
     "Field": "virchow_st.field.read",
@@ -58,6 +61,7 @@ _HOMES = {
     "TrainConfig": "virchow_st.config",
     "VirchowSTError": "virchow_st.errors",
     "compare_runs": "virchow_st.run.compare",
+    "denoise_store": "virchow_st.denoise.store",
     "draw_figures": "virchow_st.output.figures",
     "evaluate_run": "virchow_st.evaluation.evaluate",
     "export_run": "virchow_st.output.export.write",
@@ -75,6 +79,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "DenoiseConfig",
     "ExportConfig",
     "ExtractConfig",
     "Field",
@@ -90,6 +95,7 @@ __all__ = [
     "VirchowSTError",
     "__version__",
     "compare_runs",
+    "denoise_store",
     "draw_figures",
     "evaluate_run",
     "export_run",

@@ -265,6 +265,21 @@ class PredictConfig(_Checked):
 
 
 @dataclass(frozen=True)
+class DenoiseConfig(_Checked):
+    """Settings of ``vst denoise``."""
+
+    factors: int = setting(
+        0,
+        "number of factors that all genes share; 0 for the number that fits held-out counts best",
+        at_least=0,
+        at_most=256,
+    )
+    seed: int = setting(
+        0, "seed of the counts that are held out and of the factorisation", at_least=0
+    )
+
+
+@dataclass(frozen=True)
 class ExportConfig(_Checked):
     """Settings of ``vst export``."""
 

@@ -91,7 +91,7 @@ def _write_folder(
     """Write images, labels and, from a store, the table of all genes, block by block."""
     shape = source.tissue_mask.shape
     corner_um = float(BIN_UM * source.col0), float(BIN_UM * source.row0)
-    folder = Folder(path, flavour, {}, corner_um, _um_to_px(source))
+    folder = Folder(path, flavour, {}, corner_um, um_to_px(source))
     picture = add_picture(folder, PX_PER_BIN * shape[0], PX_PER_BIN * shape[1], BIN_UM / PX_PER_BIN)
     for row in range(0, shape[0], BLOCK_BINS):
         rows = slice(row, min(row + BLOCK_BINS, shape[0]))
@@ -211,7 +211,7 @@ def _write_npz(source: Source, out: Path, about: dict[str, Any], progress: Progr
     return f"{len(source.panel)} genes × {rows}×{cols} bins of 8 µm"
 
 
-def _um_to_px(source: Source) -> Float64Array:
+def um_to_px(source: Source) -> Float64Array:
     """(2, 3) affine from µm on the lattice to full-resolution px, fitted over the source's area."""
     xy_um, px = _pairs(source)
     middle = xy_um.mean(axis=0)  # keeps the design well conditioned
@@ -240,7 +240,7 @@ def _pairs(source: Source) -> tuple[Float64Array, Float64Array]:
 def _provenance(source: Source, config: ExportConfig) -> dict[str, Any]:
     manifest = source.manifest
     xy_um, px = _pairs(source)
-    affine = _um_to_px(source)
+    affine = um_to_px(source)
     error = px - (xy_um @ affine[:, :2].T + affine[:, 2])
     units = {"rates": "expected UMIs a bin", "counts": "UMIs a bin"}
     return {

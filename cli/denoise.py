@@ -1,0 +1,123 @@
+"""``vst denoise``: the rates of a measured slide, from its counts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from virchow_st.config import DenoiseConfig
+from virchow_st.errors import ConfigError
+from virchow_st.runtime.interrupt import exit_code
+from virchow_st_cli.console import Console
+from virchow_st_cli.options import build_config, config_options, with_console
+
+_METHODS = {
+    "raw": "raw counts",
+    "total": "smoothed total UMIs × gene mean",
+    "gaussian": "best Gaussian per gene",
+    "denoised": "denoised",
+}
+_SCORES = {"d2_poisson": "D²", "pcc": "PCC", "calibration": "Level: 1 right"}
+
+
+@click.command(short_help="Estimate the rates of a measured slide from its counts.")
+@click.argument("store", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), help="field to write, NAME.zarr")
+@click.option(
+    "--score",
+    is_flag=True,
+    help="denoise one half of the UMIs and score it on the other half, beside simpler ways",
+)
+@click.option(
+    "--json",
+    "json_file",
+    type=click.Path(path_type=Path),
+    help="file to write the scores to",
+)
+@config_options(DenoiseConfig)
+@with_console
+def denoise(
+    console: Console,
+    store: Path,
+    out: Path | None,
+    score: bool,
+    json_file: Path | None,
+    **options: Any,
+) -> int:
+    """Estimate the rates of all genes of STORE at 2 µm from its counts, without Poisson noise.
+
+    All genes share a few factors, so that weak genes borrow from strong ones. The image is not
+    used. The output is a rate field; docs/denoise.md says what to do with it and what not.
+    """
+    if json_file is not None and not score:
+        raise ConfigError("--json: expected --score, whose result it writes; give both")
+    if json_file is not None and not json_file.parent.is_dir():
+        raise ConfigError(f"--json: {json_file.parent} is not a folder; create it first")
+    config = build_config(DenoiseConfig, options)
+    from virchow_st.denoise.store import denoise_store
+    from virchow_st.runtime.atomic import write_json
+    from virchow_st.runtime.lock import locked
+
+    try:
+        done = denoise_store(store, out, config, score, console)
+    except KeyboardInterrupt as e:
+        console.error("stopped; nothing was kept, the same command starts again")
+        return exit_code(e)
+    if done.scores is not None:
+        _print_scores(console, store, done.scores)
+        if json_file is not None:
+            with locked(json_file):
+                write_json(json_file, done.scores)
+    if done.path is not None:
+        console.result(
+            f"{done.path}: {done.n_genes} genes, {done.n_factors} factors; next: vst inspect "
+            f"{done.path}"
+        )
+    return 0
+
+
+def _print_scores(console: Console, store: Path, scores: dict[str, Any]) -> None:
+    scales = list(scores["scales"])
+    rows, rules, styles = [], [], {}
+    for score, title in _SCORES.items():
+        rows.append([title, *[""] * len(scales)])
+        styles[len(rows) - 1] = "bold"
+        for method, name in _METHODS.items():
+            found = [scores["scales"][scale][method][score] for scale in scales]
+            rows.append([f"  {name}", *map(_text, found)])
+            styles[len(rows) - 1] = "cyan" if method == "denoised" else ""
+        rules.append(len(rows) - 1)
+    console.table(
+        f"{store.name}: one half of the UMIs, scored on the other half",
+        ["", *(f"{scale} µm" for scale in scales)],
+        rows,
+        tuple(rules[:-1]),
+        f"Means over the {len(scores['panel'])} most variable genes. {scores['n_factors']} "
+        f"factors, Gaussian of {scores['width_um']:g} µm at the end.",
+        styles=styles,
+    )
+    for scale in (scales[0], scales[-2]):
+        deciles = scores["by_abundance"][scale]
+        console.table(
+            f"D² at {scale} µm by abundance, tenths of the genes",
+            ["UMIs per 2 µm bin", "genes", *_METHODS.values()],
+            [
+                [
+                    _small(d["umis_per_bin"]),
+                    str(d["n_genes"]),
+                    *(_text(d[method]["d2_poisson"]) for method in _METHODS),
+                ]
+                for d in deciles
+            ],
+            styles={},
+        )
+
+
+def _text(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
+
+
+def _small(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2g}"

@@ -1,0 +1,1 @@
+"""The rate field of a slide whose counts were measured: its counts without their Poisson noise."""
