@@ -40,12 +40,13 @@ PLACES: dict[str, tuple[float, int, str, str]] = {
     "predict": (5.0, 5, STEP, "H&E slide → rates"),
     "bench": (0.5, 6, BESIDE, "speed against limits"),
     "evaluation": (2.75, 6, STEP, "scores, ceilings, baselines"),
+    "denoise": (6.8, 6, STEP, "measured counts → rates"),
     "plot": (5.0, 6, BESIDE, "one gene, in a notebook"),
 }
 LEGEND = ((STEP, "a step of the pipeline"), (WORKS_ON, "what the steps work on"),
           (BESIDE, "beside the pipeline"))  # fmt: skip
 WIDTH, HEIGHT, LAYER, BAR = 1.56, 0.5, 0.98, 0.4
-LEFT, RIGHT = -1.25, 5.85
+LEFT, RIGHT = -1.25, 7.65
 
 
 def ground() -> list[str]:

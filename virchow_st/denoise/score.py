@@ -128,7 +128,8 @@ class _Half:
             gene_columns(x, self.genes) for x in (self.kept, self.held_out)
         )
         self._masks = {f: pool_mask(self.slide.tissue, f) for f in _factors()}
-        n, self.width_um = len(self.kept), {}
+        n = len(self.kept)
+        self.width_um: dict[int, float] = {}
         self._mean = np.asarray(self._kept.sum(axis=0), np.float64).ravel() / n
         totals = self.kept.totals.astype(np.float32)
         self._total = self._smoother.smoothed(totals, self._best_width(totals, self.seed))
@@ -176,7 +177,9 @@ class _Half:
             if not total[0]:
                 continue  # nothing was held out: no score
             sums = poisson_sums(rates, counts, mask)
-            null = constant_deviance(sums, total, np.float64(n), self._mean[i : i + 1] * f * f)
+            null = constant_deviance(
+                sums, total, np.array([float(n)]), self._mean[i : i + 1] * f * f
+            )
             found[0, j] = deviance_explained(poisson_deviance(sums, total), null)[0]
             found[1, j] = pearson_from_moments(moments(rates, counts, mask))[0]
             found[2, j] = calibration(rates[:, mask].sum(axis=1), total)[0]

@@ -81,7 +81,7 @@ class SlideCounts:
             indptr=summed.indptr.astype(np.int64),
             gene=summed.indices.astype(np.int32),
             count=summed.data.astype(np.float32),
-            exposure=np.bincount(number[cell[bins]], fine.exposure, len(chosen)),
+            exposure=np.bincount(number[cell[bins]], fine.exposure, len(chosen)).astype(np.float64),
             n_genes=fine.n_genes,
         )
 
