@@ -96,7 +96,9 @@ def score_slide(
         "width_um": found.width_um,
         "panel": [slide.panel.symbols[g] or slide.panel.ids[g] for g in panel],
         "gaussian_um": {
-            "panel_median": float(np.median([half.width_um[i] for i in np.flatnonzero(in_panel)]))
+            "panel_median": float(
+                np.median([half.width_um[i] for i in np.flatnonzero(in_panel).tolist()])
+            )
         },
         "scales": {
             str(scale): {
