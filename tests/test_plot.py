@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tiny_field import TinyField
 
 import virchow_st
 from virchow_st.errors import ConfigError
@@ -85,6 +86,28 @@ def test_rates_of_a_picture(tmp_path: Path) -> None:
         _ = result["C"]
 
 
+@pytest.mark.parametrize("scale_um", [2, 8])
+def test_a_field_is_drawn_as_predicted(tmp_path: Path, scale_um: int) -> None:
+    tiny = TinyField()
+    tiny.tissue = tiny.covered.copy()
+    tiny.tissue[:100] = False
+    path = tiny.write(tmp_path / "a.zarr")
+    drawn = panels(virchow_st.plot_gene(path, "GENE5", scale_um))
+    assert list(drawn) == ["H&E", "predicted"]
+    values = np.ma.masked_array(drawn["predicted"].images[0].get_array())
+    field = virchow_st.open_field(path)
+    expected = field.gene("GENE5", scale_um)
+    side = scale_um // 2
+    whole = tiny.tissue.reshape(264 // side, side, 520 // side, side).all(axis=(1, 3))
+    np.testing.assert_array_equal(values.mask, ~whole)
+    np.testing.assert_array_equal(values[whole], expected[whole])
+    (picture,) = drawn["H&E"].images
+    assert tuple(picture.get_extent()) == (0, 1040, 528, 0)
+    assert picture.get_array().shape == (528, 1040, 3)
+    again = panels(virchow_st.plot_gene(field, "GENE5", scale_um))
+    np.testing.assert_array_equal(again["predicted"].images[0].get_array(), values)
+
+
 def test_what_cannot_be_drawn(tiny_run: Path) -> None:
     with pytest.raises(ConfigError, match="scale_um: expected one of"):
         virchow_st.plot_gene(tiny_run, "GENE1", 3)
@@ -97,10 +120,10 @@ def test_what_cannot_be_drawn(tiny_run: Path) -> None:
 def test_genes_by_symbol_or_id(tiny_run: Path) -> None:
     genes = virchow_st.open_store(tiny_run.parent / "T.vst").genes
     assert genes.indices("GENE3", "ENSG00001").tolist() == [3, 1]
-    with pytest.raises(ConfigError, match="is asked for twice"):
+    with pytest.raises(ConfigError, match="is given twice"):
         genes.indices("GENE3", "ENSG00003")
     twins = Panel(("E1", "E2", "E3"), ("A", "A", "E3"))
     assert twins.index("E2") == 1
     assert twins.index("E3") == 2
-    with pytest.raises(ConfigError, match="symbol 'A' stands for E1, E2; give one of these"):
+    with pytest.raises(ConfigError, match="symbol 'A' belongs to E1, E2; give one of these"):
         twins.index("A")

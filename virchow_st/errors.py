@@ -8,8 +8,8 @@ from __future__ import annotations
 import errno
 
 _TO_WRITE = {
-    errno.ENOSPC: "make room",
-    errno.EDQUOT: "make room",
+    errno.ENOSPC: "free disk space",
+    errno.EDQUOT: "free disk space",
     errno.EFBIG: "raise the largest size of a file (ulimit -f)",
     errno.EACCES: "get the rights to it",
     errno.EPERM: "get the rights to it",
@@ -29,6 +29,10 @@ class StoreError(VirchowSTError):
     """A store is missing, unfinished, damaged, of another format, or incompatible with others."""
 
 
+class FieldError(VirchowSTError):
+    """A rate field is missing, damaged or of another format."""
+
+
 class ConfigError(VirchowSTError):
     """An option or a configuration file has a value that cannot be used."""
 
@@ -42,7 +46,7 @@ def to_write(error: OSError) -> str:
     return _TO_WRITE.get(error.errno or 0, "")
 
 
-def to_write_or(error: OSError, otherwise: str = "give another place") -> str:
+def to_write_or(error: OSError, otherwise: str = "give another path") -> str:
     """`to_write`, or what to do otherwise."""
     return f"{step} or {otherwise}" if (step := to_write(error)) else otherwise
 

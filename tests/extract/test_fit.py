@@ -14,28 +14,12 @@ from conftest import STAIN
 from virchow_st.errors import SlideError
 from virchow_st.extract.pair_report import report_on_pair
 from virchow_st.extract.slide import extract_slide as extract
+from virchow_st.runtime.progress import Recording
 from virchow_st.store.reader import open_store
 
 SPATIAL = Path("binned_outputs/square_002um/spatial")
 HIRES = "tissue_hires_image.png"
 RGB = {"photometric": "rgb", "tile": (256, 256), "compression": "lzw"}
-
-
-class Listener:
-    """Keeps the lines of a job."""
-
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-        self.warnings: list[str] = []
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)
-
-    def warn(self, text: str) -> None:
-        self.warnings.append(text)
-
-    def step(self, done: int, total: int, unit: str, detail: str = "") -> None:
-        pass
 
 
 @pytest.fixture(scope="module")
@@ -70,14 +54,14 @@ def test_the_way_that_lies_on_the_counts_is_read(
     stored = np.rot90(pixels, {3: 2, 6: 1}[tag]).copy() if is_true else pixels
     path = tmp_path / "a.tif"
     tifffile.imwrite(path, stored, extratags=[(274, "H", 1, tag, True)], **RGB)
-    said = Listener()
+    said = Recording()
     store = extract(simulated / "P1" / "outs", path, tmp_path / "a.vst", "P1", STAIN, said)
     assert store.manifest["registration"]["verdict"] == "aligned"
     assert store.manifest["job"]["inputs"]["image"]["orientation"] == (tag if is_true else 1)
     assert mean_off(store.path, stores["P1"]) < 3
     (warning,) = said.warnings
     assert "Orientation tag" in warning
-    again = Listener()
+    again = Recording()
     extract(simulated / "P1" / "outs", path, tmp_path / "a.vst", "P1", STAIN, again)
     assert any("already complete" in note for note in again.notes)
 
@@ -91,7 +75,7 @@ def test_without_a_measurable_registration_pixels_are_read_as_stored(
     )
     mixed = pixels.copy()
     mixed[: len(blocks) * 64] = blocks.reshape(-1, *pixels.shape[1:])
-    path, said = tmp_path / "a.tif", Listener()
+    path, said = tmp_path / "a.tif", Recording()
     tifffile.imwrite(path, mixed, extratags=[(274, "H", 1, 3, True)], **RGB)
     store = extract(simulated / "P1" / "outs", path, tmp_path / "a.vst", "P1", STAIN, said)
     assert store.manifest["job"]["inputs"]["image"]["orientation"] == 1
@@ -123,12 +107,12 @@ def test_the_right_image_is_taken_and_a_scaled_one_refused(
     simulated: Path, stores, pixels: np.ndarray, outs: Path, tmp_path: Path, how: str
 ) -> None:
     hide(outs, how)
-    said, image = Listener(), simulated / "P1" / "tissue_image.tif"
+    said, image = Recording(), simulated / "P1" / "tissue_image.tif"
     store = extract(outs, image, tmp_path / "a.vst", "P1", STAIN, said)
     assert mean_off(store.path, stores["P1"]) == 0
     spoiled = how in ("dangling", "stub", "cut")
     assert len(said.warnings) == spoiled, said.warnings
-    assert any("so it is the right one" in note for note in said.notes) == (
+    assert any("so it is the right image" in note for note in said.notes) == (
         spoiled or how == "none"
     )
     scaled = tmp_path / "scaled.tif"
@@ -151,7 +135,7 @@ def test_a_scale_that_the_file_tells_speaks_against_it(
     path = tmp_path / "a.tif"
     per_cm = 1e4 / 0.64
     tifffile.imwrite(path, padded, resolution=(per_cm, per_cm), resolutionunit="CENTIMETER", **RGB)
-    with pytest.raises(SlideError, match=r"µm per pixel are \+2\d% off"):
+    with pytest.raises(SlideError, match=r"µm per pixel deviate by \+2\d%"):
         extract(outs, path, tmp_path / "a.vst", "P1", STAIN)
 
 
@@ -186,7 +170,7 @@ def test_doctor_reports_what_extraction_would_do(
     report = report_on_pair(image, outs)
     assert report.faults == ()
     assert report.rows["registration"].startswith("aligned")
-    assert report.rows["scale of the file"].endswith("0.0% off that of the bins")
+    assert report.rows["scale of the file"].endswith("0.0% from that of the bins")
     before = sorted(tmp_path.rglob("*"))
     assert vst("doctor", image, outs).code == 0
     assert vst("inspect", image).code == 0

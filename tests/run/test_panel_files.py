@@ -96,7 +96,7 @@ def test_a_missing_list_is_no_gene(tmp_path):
 
 def test_names_on_the_command_line():
     assert split_names(" PIGR,EPCAM\u200b,") == ["PIGR", "EPCAM"]
-    with pytest.raises(ConfigError, match="expected symbols or ids with commas, or a file"):
+    with pytest.raises(ConfigError, match="expected symbols or ids separated by commas, or a file"):
         split_names(" , ")
 
 

@@ -119,8 +119,8 @@ def test_fabricated_slide(tmp_path, kind, which, variant):
 
 def test_blocks_do_not_show(tiny, monkeypatch):
     whole = open_and_read(tiny)
-    monkeypatch.setattr("virchow_st.slide.matrix._ENTRIES_A_BLOCK", 997)
-    monkeypatch.setattr("virchow_st.slide.matrix._BARCODES_A_BLOCK", 1013)
+    monkeypatch.setattr("virchow_st.slide.matrix._ENTRIES_PER_BLOCK", 997)
+    monkeypatch.setattr("virchow_st.slide.matrix._BARCODES_PER_BLOCK", 1013)
     blocks = open_and_read(tiny)
     assert_equal_counts(whole, blocks)
 
@@ -325,7 +325,7 @@ def test_bent_and_repeated_positions_are_refused(tmp_path):
     path = next(square(outs).glob("spatial/*.parquet"))
     bins = np.argwhere(np.ones((20, 20)))
     truth.write_positions(path, np.concatenate([bins, bins[:3]]))
-    with pytest.raises(SlideError, match="every bin once; 3 come again"):
+    with pytest.raises(SlideError, match="every bin once; 3 are repeated"):
         VisiumHDSlide.open(outs)
     truth.write_positions(path, bins[:20])
     with pytest.raises(SlideError, match="lie on a line"):
@@ -380,7 +380,7 @@ def test_check_image(tmp_path):
     slide = VisiumHDSlide.open(outs)
     check(drawn)
     check(drawn[:-5])  # within 1 %
-    with pytest.raises(SlideError, match="quarter turn"):
+    with pytest.raises(SlideError, match="rotated by 90°"):
         check(np.rot90(drawn))
     with pytest.raises(SlideError, match=r"size of .*tissue_hires_image\.png"):
         check(drawn[:, :-20])

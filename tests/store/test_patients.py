@@ -12,6 +12,7 @@ from tiny_store import write_store
 from virchow_st.errors import ConfigError
 from virchow_st.extract.cohort import doubtful, read_cohort
 from virchow_st.run.split import split_patients, warn_of_alike_patients
+from virchow_st.runtime.progress import Recording
 from virchow_st.store.patients import alike, patient_name
 from virchow_st.store.reader import open_store
 
@@ -30,14 +31,6 @@ def test_alike_are_names_that_differ_by_case_or_blanks_alone():
     assert alike(["P1", "P2", "P10", "P-1"]) == []
 
 
-class Listener:
-    def __init__(self):
-        self.warnings = []
-
-    def warn(self, text):
-        self.warnings.append(text)
-
-
 def test_a_store_of_old_with_a_blank_is_the_same_patients(tmp_path):
     stores = [
         write_store(tmp_path / f"{i}.vst", patient, 4, seed=i)
@@ -46,10 +39,12 @@ def test_a_store_of_old_with_a_blank_is_the_same_patients(tmp_path):
     assert [store.patient for store in stores] == ["P1", "P2", "P2", "p2"]
     split = split_patients(stores, "P2", 0)
     assert {member.store for member in split.test} == {1, 2}
-    listener = Listener()
+    listener = Recording()
     warn_of_alike_patients(stores, listener)
     (warning,) = listener.warnings
-    assert warning.startswith("patients 'P2' and 'p2' differ by upper and lower case or blanks")
+    assert warning.startswith(
+        "patients 'P2' and 'p2' differ only in upper and lower case or spaces"
+    )
 
 
 HEAD = "patient,outs,image,store\n"
@@ -62,7 +57,7 @@ def test_blanks_in_a_list_of_slides_are_no_part_of_paths_and_names(tmp_path):
     assert (one.patient, one.outs, one.image) == (two.patient, two.outs, two.image)
     assert two.store == tmp_path / "m2.vst"
     (warning,) = doubtful(path, [one, two])
-    assert "outs is listed twice, of P1; vst train refuses the two stores together" in warning
+    assert "outs is listed twice, for P1; vst train refuses to use both stores together" in warning
 
 
 @pytest.mark.parametrize(
@@ -113,7 +108,7 @@ def test_two_patients_of_one_folder_and_names_alike_are_doubted(tmp_path):
     path.write_text(HEAD + "P1,o,i,a.vst\np1,./o,i,b.vst\n", "utf-8")
     alike_line, twice = doubtful(path, read_cohort(path))
     assert "'P1' and 'p1' differ" in alike_line
-    assert "is listed twice, of P1 and p1" in twice
+    assert "is listed twice, for P1 and p1" in twice
 
 
 def test_manifest_of_a_store_keeps_the_name(tmp_path):

@@ -1,4 +1,4 @@
-"""``vst extract --manifest``: a list of slides, one store each."""
+"""``vst extract --manifest``: a list of slides → one store per slide."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from virchow_st.names import csv_name
 from virchow_st.runtime.distributed import Processes, SharedWork
 from virchow_st.runtime.lists import read_columns
 from virchow_st.runtime.prefetch import ahead
-from virchow_st.runtime.progress import SILENT, Progress
+from virchow_st.runtime.progress import SILENT, Progress, Recording
 from virchow_st.schema import MismatchError, Name, check
 from virchow_st.store.patients import alike_warnings, patient_name
 
@@ -27,7 +27,14 @@ COLUMNS = ("patient", "outs", "image", "store")
 
 @dataclass(frozen=True)
 class CohortSlide:
-    """A line of the list; paths are relative to the list's folder."""
+    """A line of the list of slides.
+
+    Attributes:
+        patient: the patient's name.
+        outs: Space Ranger's folder.
+        image: the microscope image.
+        store: the folder to write.
+    """
 
     patient: str
     outs: Path
@@ -37,7 +44,14 @@ class CohortSlide:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a slide: its number of patches, or None and the reason."""
+    """The outcome of one slide.
+
+    Attributes:
+        patient: the patient's name.
+        store: the folder of the store.
+        n_patches: number of patches, or None if the slide failed.
+        text: ``"complete"``, ``"was complete"``, or the error.
+    """
 
     patient: str
     store: Path
@@ -46,16 +60,17 @@ class Outcome:
 
 
 def read_cohort(path: Path) -> list[CohortSlide]:
-    """Slides of a table with the columns patient, outs, image and store.
+    """Read a list of slides: a table with the columns patient, outs, image and store.
 
     Args:
-        path: text with commas, semicolons or tabs (see `virchow_st.runtime.lists`). Blanks around
-            values are left out, and so is the ``'`` before what a spreadsheet would compute; paths
-            are relative to the file's folder, and ``~`` is the home.
+        path: text separated by commas, semicolons or tabs (see `virchow_st.runtime.lists`). Spaces
+            around values are stripped, and so is the ``'`` that protects a value from being
+            computed by a spreadsheet; paths are relative to the file's folder, and ``~`` is the
+            user's home folder.
 
     Raises:
-        ConfigError: it cannot be read, a column or a value is missing, it lists no slide, or two
-            slides have one store.
+        ConfigError: the file cannot be read, a column or a value is missing, it lists no slides,
+            or two slides have the same store.
     """
     folder, slides = path.parent, []
     for number, values in read_columns(path, "a list of slides", COLUMNS):
@@ -75,7 +90,12 @@ def read_cohort(path: Path) -> list[CohortSlide]:
 
 
 def doubtful(path: Path, slides: Sequence[CohortSlide]) -> list[str]:
-    """What is probably a slip in a list of slides, a line each."""
+    """Warnings about probable mistakes in a list of slides, one line each.
+
+    Args:
+        path: the list, for the messages.
+        slides: its slides.
+    """
     warnings = alike_warnings(slide.patient for slide in slides)
     first: dict[str, CohortSlide] = {}
     for slide in slides:
@@ -83,20 +103,32 @@ def doubtful(path: Path, slides: Sequence[CohortSlide]) -> list[str]:
         if other is not slide:
             whose = " and ".join(dict.fromkeys((other.patient, slide.patient)))
             warnings.append(
-                f"{path}: {slide.outs} is listed twice, of {whose}; vst train refuses the two "
+                f"{path}: {slide.outs} is listed twice, for {whose}; vst train refuses to use both "
                 f"stores together"
             )
     return warnings
 
 
 def extract_cohort(path: Path, config: ExtractConfig, progress: Progress = SILENT) -> list[Outcome]:
-    """Extract every slide of the list; one that fails is reported and the others go on.
+    """Extract every slide of a list; a slide that fails is reported and the others continue.
 
     While a slide is encoded, the next one is opened and its counts are read. Under torchrun the
-    ranks take slides from one list, the largest image first, each when it is ready for another.
+    ranks share the list: each takes the next slide when it has finished one, the largest image
+    first.
+
+    Args:
+        path: the list, as for `read_cohort`.
+        config: encoder and options.
+        progress: receives notes, warnings and step counts.
 
     Returns:
-        What became of each slide, in the list's order; of a rank but the first, nothing.
+        The outcome of each slide, in the list's order; on ranks other than 0, an empty list.
+
+    Raises:
+        ConfigError: the list cannot be read, or the encoder is not available.
+
+    Example:
+        >>> outcomes = extract_cohort(Path("slides.csv"), ExtractConfig())  # doctest: +SKIP
     """
     slides, processes = read_cohort(path), Processes.here()
     if processes.rank == 0:
@@ -106,27 +138,27 @@ def extract_cohort(path: Path, config: ExtractConfig, progress: Progress = SILEN
     if processes.size > 1:
         order.sort(key=lambda i: _file_size(slides[i].image), reverse=True)
         config = replace(config, device=processes.device(config.device))
-    # The licence is shown once, by the first.
+    # The licence is shown by the first rank only.
     encoder = open_encoder(config, progress if processes.rank == 0 else SILENT)
     if processes.size > 1:
         progress = _OneOfMany(progress, processes)
     work = SharedWork(processes)
 
     def prepare(item: int) -> _Prepared:
-        slide, said = slides[order[item]], _Later()
+        slide, recording = slides[order[item]], Recording()
         try:
             opened = open_slide(
-                slide.outs, slide.image, slide.store, slide.patient, config, said, encoder
+                slide.outs, slide.image, slide.store, slide.patient, config, recording, encoder
             )
         except Exception as e:
-            return _Prepared(said, e)
-        return _Prepared(said, opened)
+            return _Prepared(recording, e)
+        return _Prepared(recording, opened)
 
     with ThreadPoolExecutor(1, "next-slide") as pool:
         for item, prepared in ahead(pool, work.take(len(slides)), prepare):
             slide = slides[order[item]]
             progress.note(f"{slide.patient}: {slide.outs}")
-            prepared.said.repeat(progress)
+            prepared.messages.repeat(progress)
             n_patches, text = _finish(prepared.slide, progress)
             if n_patches is None:
                 progress.warn(text)
@@ -142,36 +174,16 @@ def extract_cohort(path: Path, config: ExtractConfig, progress: Progress = SILEN
     ]
 
 
-class _Later:
-    """Keeps what a job says until it may be heard."""
-
-    def __init__(self) -> None:
-        self._said: list[tuple[bool, str]] = []
-
-    def note(self, text: str) -> None:
-        self._said.append((False, text))
-
-    def warn(self, text: str) -> None:
-        self._said.append((True, text))
-
-    def step(self, done: int, total: int, unit: str, detail: str = "") -> None:
-        pass
-
-    def repeat(self, progress: Progress) -> None:
-        for is_warning, text in self._said:
-            (progress.warn if is_warning else progress.note)(text)
-
-
 @dataclass(frozen=True)
 class _Prepared:
-    """What was said while a slide was opened, and the slide, or why it cannot be had."""
+    """The messages collected while a slide was opened, and the slide or the error."""
 
-    said: _Later
+    messages: Recording
     slide: OpenedSlide | Exception
 
 
 def _finish(slide: OpenedSlide | Exception, progress: Progress) -> tuple[int | None, str]:
-    """Number of patches and what became of the slide; None where it failed."""
+    """Extract an opened slide; returns the number of patches (None if it failed) and a text."""
     try:
         if isinstance(slide, Exception):
             raise slide
@@ -180,7 +192,7 @@ def _finish(slide: OpenedSlide | Exception, progress: Progress) -> tuple[int | N
             return len(slide.extract(progress)), text
     except VirchowSTError as e:
         return None, str(e)
-    except Exception as e:  # a fault met in one slide must not cost the others their night
+    except Exception as e:  # an unexpected error in one slide must not end the whole job
         return None, f"{type(e).__name__}: {e}; extract the slide alone with --debug to see where"
 
 
@@ -188,7 +200,7 @@ _LINE_EVERY_S = 30.0
 
 
 class _OneOfMany:
-    """Plain lines that say which rank they are of, as several write to one terminal."""
+    """Prefixes messages with the rank, because several ranks write to one terminal."""
 
     def __init__(self, progress: Progress, processes: Processes) -> None:
         self._progress, self._name = progress, f"rank {processes.rank}"
@@ -207,7 +219,7 @@ class _OneOfMany:
 
 
 def _file_size(path: Path) -> int:
-    """Bytes; 0 for a file that is not there, which is found out in its turn."""
+    """Size in bytes; 0 for a missing file, which is reported when its slide is opened."""
     try:
         return path.stat().st_size
     except OSError:

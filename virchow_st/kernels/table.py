@@ -9,6 +9,11 @@ from typing import Any
 import numpy as np
 
 from virchow_st.kernels import (
+    factor_cases,
+    factor_moments,
+    factor_moments_reference,
+    factorise,
+    factorise_reference,
     factors,
     factors_cases,
     factors_reference,
@@ -351,5 +356,19 @@ TABLE: tuple[Pair, ...] = (
         factors_cases.loading_gradients_by(factors_reference.loading_gradient),
         factors_cases.loading_inputs,
         5e-6,
+    ),
+    Pair(
+        "expected_umis",
+        factor_cases.expected_umis_by(factorise.expected_umis),
+        factor_cases.expected_umis_by(factorise_reference.expected_umis),
+        factor_cases.row_inputs,
+        1e-12,
+    ),
+    Pair(
+        "factor_moments",
+        factor_cases.factor_moments_by(factor_moments.factor_moments),
+        factor_cases.factor_moments_by(factor_moments_reference.factor_moments),
+        factor_cases.patch_inputs,
+        1e-12,
     ),
 )

@@ -17,6 +17,7 @@ from virchow_st.names import csv_name, csv_text
 from virchow_st.runtime.atomic import remove_leftovers, whole_folder, written_whole
 from virchow_st.runtime.lock import LOCK_NAME, locked
 from virchow_st.schema import Name, check, read_table
+from virchow_st.simulate.exposure import draw_depth, draw_exposure
 from virchow_st.simulate.frame import draw_frame
 from virchow_st.simulate.hidden import HiddenVariation
 from virchow_st.simulate.morphology import grow_tissue
@@ -29,7 +30,7 @@ from virchow_st.simulate.programmes import (
     programme_maps,
     tissue_map,
 )
-from virchow_st.simulate.sequencing import draw_counts, draw_depth
+from virchow_st.simulate.sequencing import draw_counts
 from virchow_st.simulate.spaceranger import (
     write_matrix,
     write_positions,
@@ -40,6 +41,7 @@ from virchow_st.simulate.stain import draw_laboratory, photograph, stain_density
 from virchow_st.simulate.truth import Origin, Truth, read_origin, write_truth
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+_LATER = ("hidden_variation", "depth", "stripes")
 _MANIFEST_COLUMNS = ("patient", "outs", "image", "store")
 
 
@@ -51,8 +53,9 @@ def simulate_cohort(
     ``out/PATIENT/`` contains ``outs/`` in the layout of Space Ranger 3.x, ``tissue_image.tif`` and
     ``truth.h5`` (see `true_rate`). ``out/slides.csv`` lists the slides for ``vst extract``, in
     addition to those that it listed before. A slide depends only on the seed, the name of the
-    patient, ``bins``, ``genes`` and ``hidden_variation``; its image, on the first three. A folder
-    is created complete or not at all; a folder that already contains the same slide is kept.
+    patient and the settings other than ``patients``; its image, on the seed, the name and
+    ``bins``. A folder is created complete or not at all; a folder that already contains the same
+    slide is kept.
 
     Args:
         out: Folder of the cohort; created if it does not exist.
@@ -107,7 +110,7 @@ def _write_slide(
     """Draw one patient's slide and write its files."""
     name = crc32(patient.encode())
     # One generator per part, so that a change in one part does not change the others.
-    *seeds, key = np.random.SeedSequence([config.seed, name]).spawn(9)
+    *seeds, key, further = np.random.SeedSequence([config.seed, name]).spawn(10)
     grow, stain, camera, pose, loading, deep, draw, order = map(np.random.default_rng, seeds)
     tissue = grow_tissue(grow, config.bins)
     frame = draw_frame(pose, config.bins, mirrored=name % 2 == 0, overhang=name % 3 == 0)
@@ -116,7 +119,12 @@ def _write_slide(
 
     programmes, mask = programme_maps(tissue), tissue_map(tissue)
     loadings = patient_loadings(loading, genes).astype(np.float32)
-    depth = draw_depth(deep, programmes, loadings, mask)
+    depth, exposure = draw_depth(deep, programmes, loadings, mask)
+    if given := config.depth > 0 or config.stripes > 0:
+        rng = np.random.default_rng(further)
+        more = draw_exposure(rng, config.bins, config.bins, config.depth, config.stripes)
+        exposure *= more
+        depth = (depth * more.map()).astype(np.float32)
     hidden = None
     if config.hidden_variation > 0:
         hidden = HiddenVariation(config.hidden_variation, int(key.generate_state(1, np.uint64)[0]))
@@ -142,6 +150,7 @@ def _write_slide(
         gene_symbols=genes.symbols,
         programme_names=PROGRAMMES,
         hidden=hidden,
+        exposure=exposure if given else None,
     )
     write_truth(folder / "truth.h5", truth, origin)
 
@@ -150,8 +159,8 @@ def _origin(patient: str, config: SimulateConfig) -> Origin:
     """Parameters that determine a slide."""
     origin: Origin = {"patient": patient, "seed": config.seed}
     origin |= {"bins": config.bins, "genes": config.genes}
-    # Left out at 0, as in files from before there was hidden variation.
-    return origin | ({"hidden_variation": x} if (x := config.hidden_variation) else {})
+    # Left out at 0, as in files from before there were these settings.
+    return origin | {name: x for name in _LATER if (x := getattr(config, name)) > 0}
 
 
 def _stands(folder: Path, origin: Origin) -> bool:
@@ -161,7 +170,7 @@ def _stands(folder: Path, origin: Origin) -> bool:
     found = read_origin(folder / "truth.h5")
     if found == origin:
         return True
-    names = origin | found  # only hidden_variation is left out where it is 0
+    names = origin | found  # where a name is left out, it is 0
     actual = ", ".join(f"{k}={found.get(k, 0)}" for k in names) if found else "no simulated slide"
     want = ", ".join(f"{k}={origin.get(k, 0)}" for k in names)
     raise ConfigError(

@@ -1,4 +1,4 @@
-"""Sequencing depth and Poisson-distributed UMI counts of a simulated slide."""
+"""Poisson-distributed UMI counts of a simulated slide."""
 
 from __future__ import annotations
 
@@ -6,14 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from virchow_st.simulate.fields import smooth_noise
 from virchow_st.simulate.hidden import HiddenVariation
-from virchow_st.types import BIN_UM, Array, BoolArray, Float32Array, Float64Array, Int64Array
-
-TOP_GENES = 50
-_TOP_UMI = 2.5
-_STRIPE_SD = 0.1
-_LOCAL_SD, _LOCAL_UM = 0.1, 60.0
+from virchow_st.types import Array, Float32Array, Float64Array, Int64Array
 
 
 @dataclass(frozen=True)
@@ -34,26 +28,6 @@ class SlideCounts:
         indptr = np.concatenate([[0], np.cumsum(lengths)])
         source = np.repeat(self.indptr[order] - indptr[:-1], lengths) + np.arange(indptr[-1])
         return SlideCounts(indptr, self.gene[source], self.count[source])
-
-
-def draw_depth(
-    rng: np.random.Generator, programmes: Float32Array, loadings: Float32Array, tissue: BoolArray
-) -> Float32Array:
-    """Draw the sequencing depth (R, C) float32 with row and column stripes and smooth local drift.
-
-    It is scaled so that the `TOP_GENES` most abundant genes together have `_TOP_UMI` UMIs in an
-    average tissue bin, so that 3-6 % of their counts are non-zero, and then by a factor of 0.79 to
-    1.27 per patient.
-    """
-    rows, cols = tissue.shape
-    patient = np.exp(rng.choice([-1, 1]) * rng.uniform(0.08, 0.24))
-    stripes = np.exp(rng.normal(0, _STRIPE_SD, (rows, 1)) + rng.normal(0, _STRIPE_SD, (1, cols)))
-    local = np.exp(_LOCAL_SD * smooth_noise(rng, max(rows, cols), _LOCAL_UM / BIN_UM))
-    depth = stripes * local[:rows, :cols]
-    weighted = (programmes[:, tissue] * depth[tissue]).astype(np.float64).mean(axis=1)
-    means = np.sort(loadings @ weighted)[-TOP_GENES:]
-    scaled: Float32Array = (depth * (patient * _TOP_UMI / means.sum())).astype(np.float32)
-    return scaled
 
 
 def draw_counts(

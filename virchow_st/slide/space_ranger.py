@@ -1,4 +1,4 @@
-"""Finds the files of a Space Ranger folder, reads its scale factors, takes fingerprints."""
+"""Finds the files of a Space Ranger folder, reads its scale factors, and fingerprints files."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from virchow_st.schema import read_json
 from virchow_st.types import BIN_UM
 
 POSITIONS = ("tissue_positions.parquet", "tissue_positions.csv", "tissue_positions_list.csv")
-"""What the table of bins is called: by Space Ranger 3 and 4, by other tools, and by old ones."""
+"""Names of the table of bins: that of Space Ranger 3 and 4, and two of other and older tools."""
 
 _LATER_POSITIONS = tuple(f"*{name}" for name in POSITIONS[1:])
-# Where the folder of 2 µm bins lies below what a user gives: outs, binned_outputs or the folder
-# that holds outs; downloads have their names' prefixes before either.
+# Where the folder of 2 µm bins may lie below the given folder, which is outs, binned_outputs or the
+# folder that holds outs. In public downloads each of these names may have a prefix.
 _PLACES = ("", "*binned_outputs/", "*outs/", "*outs/*binned_outputs/", "*/", "*/*binned_outputs/")
 _FINGERPRINT_BLOCK = 1 << 20
 _FINGERPRINT_BLOCKS = 16
 
-# What the HDF5, Parquet, TIFF and image libraries raise on files that are cut off or damaged.
+# Exceptions that the HDF5, Parquet, TIFF and image libraries raise on truncated or damaged files.
 _DAMAGE = (
     OSError,
     RuntimeError,
@@ -56,9 +56,14 @@ class _ScaleFactors(TypedDict):
 
 @dataclass(frozen=True)
 class SlideFiles:
-    """Where the parts of one 2 µm folder lie.
+    """Paths of the files in one folder of 2 µm bins.
 
-    ``is_filtered`` tells whether ``matrix`` is the filtered one, whose columns are tissue bins.
+    Attributes:
+        folder: the ``square_002um`` folder.
+        matrix: the count matrix.
+        is_filtered: whether that is the filtered matrix, whose columns are the tissue bins.
+        positions: the table of bins.
+        scalefactors: ``scalefactors_json.json``.
     """
 
     folder: Path
@@ -69,14 +74,15 @@ class SlideFiles:
 
 
 def find_files(outs: Path, matrix: str) -> SlideFiles:
-    """Find the 2 µm folder in ``outs`` and the files in it, prefixed or not.
+    """Find the folder of 2 µm bins below ``outs``, and its files, with prefixed names or not.
 
     Args:
         outs: ``outs/``, the folder that holds it, ``binned_outputs/``, or ``square_002um/`` itself.
         matrix: ``"filtered"`` or ``"raw"``.
 
     Raises:
-        SlideError: not a folder, no or several 2 µm folders, or a file missing from it.
+        SlideError: ``outs`` is not a folder, holds no or several folders of 2 µm bins, or a file
+            is missing.
     """
     if not outs.is_dir():
         raise SlideError(f"{outs}: expected a folder; give Space Ranger's outs or square_002um")
@@ -93,10 +99,14 @@ def find_files(outs: Path, matrix: str) -> SlideFiles:
 
 
 def read_scalefactors(path: Path) -> dict[str, float]:
-    """Read ``scalefactors_json.json``; its numbers, by name.
+    """Read ``scalefactors_json.json``.
+
+    Returns:
+        The file's finite numbers, by name.
 
     Raises:
-        SlideError: not JSON, no ``bin_size_um``, a number that is none, or bins that are not 2 µm.
+        SlideError: the file is not JSON, lacks ``bin_size_um``, holds something else in place of a
+            number, or its bins are not 2 µm.
     """
     values = read_json(path, _ScaleFactors, _SCALES_REMEDY, error=SlideError)
     if values["bin_size_um"] != BIN_UM:
@@ -110,11 +120,14 @@ def read_scalefactors(path: Path) -> dict[str, float]:
 
 
 def fingerprint(path: Path) -> str:
-    """A quick fingerprint that tells a changed file from the same one.
+    """A fast fingerprint of a file, for recognising the same file again.
 
     Returns:
         16 hex digits: xxHash64 of the file's size and of sixteen evenly spaced blocks of 1 MiB,
-        the first and the last included (of every byte where the file is no larger than that).
+        including the first and the last (which cover every byte of files up to 16 MiB).
+
+    Raises:
+        SlideError: the file cannot be read.
     """
     digest = xxhash.xxh64()
     try:
@@ -132,7 +145,12 @@ def fingerprint(path: Path) -> str:
 
 @contextmanager
 def reading(path: Path, expected: str) -> Iterator[None]:
-    """Turn whatever a library raises on a damaged file into one line that names the file."""
+    """Turn exceptions that libraries raise on a damaged file into a `SlideError` that names it.
+
+    Args:
+        path: the file that is read meanwhile.
+        expected: what it should be, for the message.
+    """
     try:
         yield
     except _DAMAGE as e:
@@ -155,7 +173,7 @@ def _damaged(path: Path, expected: str, error: Exception) -> SlideError:
 
 
 def _bin_folder(outs: Path) -> Path:
-    """The folder of 2 µm bins: ``outs`` itself, or in one of the places where it may lie."""
+    """The folder of 2 µm bins: ``outs`` itself, or one below it."""
     if _visible(outs, "*_feature_bc_matrix.h5") and _visible(outs, "*spatial"):
         return outs
     for place in _PLACES:
@@ -165,7 +183,7 @@ def _bin_folder(outs: Path) -> Path:
         if found:
             names = ", ".join(str(path) for path in found)
             raise SlideError(f"{outs}: expected one square_002um; found {names}; give one of them")
-    # In these places alone: what was given may be a disk with a million files.
+    # Do not search the whole tree: the given folder may be a disk with a million files.
     other = {path.name for place in _PLACES for path in _visible(outs, f"{place}*square_0*um")}
     actual = f"only {', '.join(sorted(other))}" if other else "no binned output"
     for path in (outs, *_visible(outs, "*binned_outputs"), *_visible(outs, "*outs")):
@@ -178,7 +196,7 @@ def _bin_folder(outs: Path) -> Path:
 
 
 def _the_one(folder: Path, pattern: str, what: str, *others: str) -> Path:
-    """The file of a pattern, or of the first of the other patterns that there is a file of."""
+    """The only file that matches the pattern or, failing that, the first other one with a match."""
     for wanted in (pattern, *others):
         found = _visible(folder, wanted)
         if len(found) == 1:
@@ -193,9 +211,9 @@ def _the_one(folder: Path, pattern: str, what: str, *others: str) -> Path:
 
 
 def _visible(folder: Path, pattern: str) -> list[Path]:
-    """What matches in a folder, sorted, without hidden files.
+    """Sorted matches of a pattern in a folder, without hidden files.
 
-    macOS leaves ``._NAME`` beside every NAME on disks of other systems.
+    macOS writes a hidden ``._NAME`` beside every NAME on disks of other systems.
     """
     return sorted(
         path
