@@ -121,7 +121,16 @@ class TrainConfig(_Checked):
     )
     panel: str = setting(
         "top50",
-        "genes to predict: top50, top:N (the N most variable), or a file of gene ids or symbols",
+        "genes to predict, score and draw: top50, top:N (the N most variable), or a file of gene "
+        "ids or symbols; all, all:top:N or all:FILE to predict every gene besides, as factors "
+        "(docs/transcriptome.md)",
+    )
+    factors: int = setting(
+        0,
+        "number of factors that --panel all predicts every gene from; 0 for the number that fits "
+        "held-out training counts best",
+        at_least=0,
+        at_most=256,
     )
     decoder: str = setting(
         "fusion",
@@ -195,6 +204,27 @@ class TrainConfig(_Checked):
                 "leave_one_out: expected it without a test patient, since every patient is the "
                 f"test once; got test_patient {self.test_patient!r}; leave one of the two out"
             )
+        if wants_all_genes(self.panel):
+            if self.loss != "poisson":
+                raise ConfigError(
+                    f"loss: expected poisson with --panel {self.panel}, since every gene is "
+                    f"predicted as a sum of factors; got {self.loss}"
+                )
+        elif self.factors:
+            raise ConfigError(
+                f"factors: expected 0 with --panel {self.panel}, whose genes are predicted "
+                f"directly; got {self.factors}; ask for --panel all, or all:{self.panel}"
+            )
+
+
+def wants_all_genes(panel: str) -> bool:
+    """Whether a panel as ``--panel`` takes it asks for every gene.
+
+    Example:
+        >>> wants_all_genes("all"), wants_all_genes("all:top:100"), wants_all_genes("top50")
+        (True, True, False)
+    """
+    return panel == "all" or panel.startswith("all:")
 
 
 KEEP_PATHS = "say where files lie, not only what they are called; the output is made to be shared"
