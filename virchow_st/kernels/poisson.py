@@ -18,6 +18,7 @@ import numpy as np
 from numba import njit
 
 from virchow_st.kernels.elementary import OPTIONS, exp, log
+from virchow_st.kernels.levels import log2
 from virchow_st.types import Array, BoolArray, Float32Array, Float64Array, Int64Array
 
 # exp(12) UMIs per 2 µm bin is beyond any real slide; the clamp only keeps a diverging run finite.
@@ -141,7 +142,7 @@ def _sum_counts(position: Array, count: Float32Array, tissue: BoolArray, out: li
     first[:] = 0
     tissue_flat, sums_flat = tissue.reshape(R * C), first.reshape(first.size)
     # Unsigned throughout: numba tests a signed index for being negative at every access.
-    one, shift, low = np.uint32(1), np.uint32(_log2(C)), np.uint32(C - 1)
+    one, shift, low = np.uint32(1), np.uint32(log2(C)), np.uint32(C - 1)
     n_umi = 0.0
     for i in range(len(position)):
         p = np.uint32(position[i])
@@ -236,12 +237,3 @@ def _subtract_counts(
         p = position[i]
         if tissue_flat[p]:
             out_flat[p] -= weight * count[i]
-
-
-@njit(cache=True, nogil=True)
-def _log2(n: int) -> int:
-    """Base-2 logarithm of a power of two; positions are split by shifts, cheaper than division."""
-    shift = 0
-    while 1 << shift < n:
-        shift += 1
-    return shift

@@ -9,6 +9,9 @@ from typing import Any
 import numpy as np
 
 from virchow_st.kernels import (
+    factors,
+    factors_cases,
+    factors_reference,
     joint,
     moments,
     neighbours,
@@ -320,5 +323,33 @@ TABLE: tuple[Pair, ...] = (
         _half_deviance_gradient(poisson_reference.half_deviance_gradient),
         _deviance_inputs,
         2e-6,
+    ),
+    Pair(
+        "factor_levels",
+        factors_cases.levels_by(factors.factor_levels),
+        factors_cases.levels_by(factors_reference.factor_levels),
+        factors_cases.level_inputs,
+        1e-6,
+    ),
+    Pair(
+        "factor_half_deviances",
+        factors_cases.deviances_by(factors.factor_half_deviances),
+        factors_cases.deviances_by(factors_reference.factor_half_deviances),
+        factors_cases.deviance_inputs,
+        5e-6,
+    ),
+    Pair(
+        "log_factor_gradient",
+        factors_cases.log_factor_gradients_by(factors.log_factor_gradient),
+        factors_cases.log_factor_gradients_by(factors_reference.log_factor_gradient),
+        factors_cases.log_factor_inputs,
+        2e-4,
+    ),
+    Pair(
+        "loading_gradient",
+        factors_cases.loading_gradients_by(factors.loading_gradient),
+        factors_cases.loading_gradients_by(factors_reference.loading_gradient),
+        factors_cases.loading_inputs,
+        5e-6,
     ),
 )

@@ -66,7 +66,7 @@ class _Fused(torch.autograd.Function):
         ctx.levels = [scale.bit_length() - 2 for scale in scales_um]  # 2 µm is level 0
         inputs = _inputs(output_BGRC, mask_BRC, counts)
         sums_ML = np.empty((len(inputs[0]), ctx.levels[-1] + 1))
-        _side_by_side(
+        side_by_side(
             lambda first, last: kernels.half_deviances(*inputs, first, last, sums_ML), len(sums_ML)
         )
         sums_S = torch.from_numpy(sums_ML.sum(0)[ctx.levels])
@@ -80,7 +80,7 @@ class _Fused(torch.autograd.Function):
         weights_L = np.zeros(ctx.levels[-1] + 1, inputs[0].dtype)
         weights_L[ctx.levels] = (grad_S / n_bins_S).numpy()
         out_MRC = np.empty_like(inputs[0])
-        _side_by_side(
+        side_by_side(
             lambda first, last: kernels.half_deviance_gradient(
                 *inputs, weights_L, first, last, out_MRC
             ),
@@ -95,8 +95,13 @@ def _inputs(output_BGRC: Tensor, mask_BRC: Tensor, counts: BatchCounts) -> tuple
     return maps_MRC, mask_BRC.contiguous().numpy(), counts.start, counts.position, counts.count
 
 
-def _side_by_side(call: Callable[[int, int], None], n_maps: int) -> None:
-    """Divide the maps among as many threads as torch uses; the result does not depend on it."""
+def side_by_side(call: Callable[[int, int], None], n_maps: int) -> None:
+    """Divide maps, or other independent parts, among as many threads as torch uses.
+
+    Args:
+        call: Computes the half-open range of parts that it is given; releases the GIL.
+        n_maps: Number of parts.
+    """
     n_threads = min(torch.get_num_threads(), n_maps)
     if n_threads <= 1:
         call(0, n_maps)
