@@ -21,8 +21,8 @@ from virchow_st.run.score_table import (
 from virchow_st_cli.console import Console
 
 _STYLES = {
-    "head": "bold", "figure": "bold cyan", "run": "cyan", "detail": "", "null": "dim",
-    "target": "green", "baseline": "dim", "oracle": "dim",
+    "head": "bold", "main": "bold cyan", "run": "cyan", "detail": "", "null": "dim",
+    "ceiling": "green", "baseline": "dim", "oracle": "dim",
 }  # fmt: skip
 _COLUMNS = ["", *(f"{scale} µm" for scale in SCALES)]
 

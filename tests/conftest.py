@@ -45,6 +45,21 @@ def stores(simulated: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
     return {outcome.patient: outcome.store for outcome in outcomes}
 
 
+@pytest.fixture(scope="session")
+def stain_run(stores: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An evaluated run of the stain encoder, which can predict an image; read only."""
+    from virchow_st_cli.main import run as vst
+
+    run = tmp_path_factory.mktemp("stain") / "run"
+    arguments = [
+        "train", *stores.values(), "--run", run, "--test-patient", "P5", "--panel", "top:6",
+        "--decoder", "linear", "--epochs", 1, "--device", "cpu",
+    ]  # fmt: skip
+    for command in arguments, ["evaluate", run, "--device", "cpu"]:
+        assert vst([str(a) for a in command]) == 0
+    return run
+
+
 @pytest.fixture
 def place(tmp_path: Path, simulated: Path, stores: dict[str, Path]) -> Place:
     """An empty folder to make a mistake in."""

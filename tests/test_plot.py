@@ -97,10 +97,10 @@ def test_what_cannot_be_drawn(tiny_run: Path) -> None:
 def test_genes_by_symbol_or_id(tiny_run: Path) -> None:
     genes = virchow_st.open_store(tiny_run.parent / "T.vst").genes
     assert genes.indices("GENE3", "ENSG00001").tolist() == [3, 1]
-    with pytest.raises(ConfigError, match="is asked for twice"):
+    with pytest.raises(ConfigError, match="is given twice"):
         genes.indices("GENE3", "ENSG00003")
     twins = Panel(("E1", "E2", "E3"), ("A", "A", "E3"))
     assert twins.index("E2") == 1
     assert twins.index("E3") == 2
-    with pytest.raises(ConfigError, match="symbol 'A' stands for E1, E2; give one of these"):
+    with pytest.raises(ConfigError, match="symbol 'A' belongs to E1, E2; give one of these"):
         twins.index("A")

@@ -71,8 +71,25 @@ class SimulateConfig(_Checked):
 
     patients: tuple[str, ...] = setting(("P1", "P2", "P5"), "patients to simulate, one slide each")
     bins: int = setting(640, "side of the capture area in 2 µm bins", at_least=128, at_most=3350)
-    genes: int = setting(1000, "number of genes", at_least=60, at_most=40_000)
+    genes: int = setting(
+        1000,
+        "number of genes; more than 1000 have the abundances of a whole transcriptome of 18000",
+        at_least=60,
+        at_most=40_000,
+    )
     seed: int = setting(0, "seed of the random numbers", at_least=0)
+    hidden_variation: float = setting(
+        0.0,
+        "sd of the log rate in which every gene varies by itself over about 40 µm, not seen in H&E",
+        at_least=0.0,
+        at_most=2.0,
+    )
+    depth: float = setting(
+        0.0, "sd of a further log-normal factor of every slide's depth", at_least=0.0, at_most=1.0
+    )
+    stripes: float = setting(
+        0.0, "sd of further log-normal factors of rows and columns", at_least=0.0, at_most=1.0
+    )
 
 
 @dataclass(frozen=True)

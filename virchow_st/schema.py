@@ -302,6 +302,7 @@ def read_table(
     delimiter: str = ",",
     missing: str | None = None,
     also: Also | None = None,
+    only: bool = False,
 ) -> list[dict[str, Any]]:
     """What a table with a head holds, a line each, by column.
 
@@ -310,14 +311,15 @@ def read_table(
         columns: name → what makes a value of its text; raises `ValueError` for a text that is none.
         remedy, missing, also: see `read_json`; ``also`` gets all lines.
         delimiter: between fields.
+        only: these columns in this order and no others, for a table that will be written again.
 
     Raises:
-        ConfigError: a column is missing, a line has too few or too many fields, or a field is not
-            what its column holds.
+        ConfigError: a column is missing or not expected, a line has too few or too many fields, or
+            a field is not what its column holds.
     """
     text = read_text(path, remedy, missing=missing)
     try:
-        rows = list(_rows(text, columns, delimiter))
+        rows = list(_rows(text, columns, delimiter, only))
         if also is not None:
             also(rows)
     except (ValueError, csv.Error) as e:
@@ -326,7 +328,7 @@ def read_table(
 
 
 def _rows(
-    text: str, columns: Mapping[str, Callable[[str], Any]], delimiter: str
+    text: str, columns: Mapping[str, Callable[[str], Any]], delimiter: str, only: bool
 ) -> Iterator[dict[str, Any]]:
     lines = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     head = next(lines, [])
@@ -334,6 +336,8 @@ def _rows(
         raise MismatchError(f"column {lacking[0]!r} is missing")
     if len(set(head)) < len(head):
         raise MismatchError("a column comes twice")
+    if only and head != list(columns):
+        raise MismatchError(f"expected the columns {','.join(columns)}; got {','.join(head)!a:.80}")
     for fields in lines:
         if len(fields) != len(head):
             raise MismatchError(

@@ -128,7 +128,7 @@ def test_the_right_image_is_taken_and_a_scaled_one_refused(
     assert mean_off(store.path, stores["P1"]) == 0
     spoiled = how in ("dangling", "stub", "cut")
     assert len(said.warnings) == spoiled, said.warnings
-    assert any("so it is the right one" in note for note in said.notes) == (
+    assert any("so it is the right image" in note for note in said.notes) == (
         spoiled or how == "none"
     )
     scaled = tmp_path / "scaled.tif"
@@ -151,7 +151,7 @@ def test_a_scale_that_the_file_tells_speaks_against_it(
     path = tmp_path / "a.tif"
     per_cm = 1e4 / 0.64
     tifffile.imwrite(path, padded, resolution=(per_cm, per_cm), resolutionunit="CENTIMETER", **RGB)
-    with pytest.raises(SlideError, match=r"µm per pixel are \+2\d% off"):
+    with pytest.raises(SlideError, match=r"µm per pixel deviate by \+2\d%"):
         extract(outs, path, tmp_path / "a.vst", "P1", STAIN)
 
 
@@ -186,7 +186,7 @@ def test_doctor_reports_what_extraction_would_do(
     report = report_on_pair(image, outs)
     assert report.faults == ()
     assert report.rows["registration"].startswith("aligned")
-    assert report.rows["scale of the file"].endswith("0.0% off that of the bins")
+    assert report.rows["scale of the file"].endswith("0.0% from that of the bins")
     before = sorted(tmp_path.rglob("*"))
     assert vst("doctor", image, outs).code == 0
     assert vst("inspect", image).code == 0

@@ -180,8 +180,8 @@ def test_memory_that_runs_out_halves_the_batch_and_is_recorded(
     assert encoder.sizes == [2, 2, 2, 2, 1]
     assert batches_of(store.path) == [[0, 2]]
     assert [t for t in told if t.startswith("out of memory")] == [
-        "out of memory at 8 patches a batch; going on with 4 from patch 0 on",
-        "out of memory at 4 patches a batch; going on with 2 from patch 0 on",
+        "out of memory at 8 patches per batch; continuing with 4 from patch 0 on",
+        "out of memory at 4 patches per batch; continuing with 2 from patch 0 on",
     ]
     assert verify(store) == []
 
@@ -211,7 +211,7 @@ def test_a_batch_halved_on_the_way_resumes_to_the_same_bytes(
 
 
 def test_a_patch_that_does_not_fit_is_told_in_a_line(simulated: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"fake: a single patch does not fit the memory") as e:
+    with pytest.raises(ConfigError, match="single patch does not fit the free memory") as e:
         run(simulated, tmp_path / "P1.vst", Fake(room=0))
     assert "\n" not in str(e.value)
 
@@ -260,10 +260,8 @@ def test_ctrl_c_finishes_the_batch_and_says_how_to_resume(simulated: Path, tmp_p
     with pytest.raises(KeyboardInterrupt):
         run(simulated, store, encoder, told)
     assert encoder.sizes == [2, 2]
-    assert any("stopping when this batch is done; Ctrl-C again" in t for t in told)
-    assert told[-1] == (
-        f"{store}: stopped after 4 of 9 patches; the same command goes on from there"
-    )
+    assert any("stopping after this batch; press Ctrl-C again" in t for t in told)
+    assert told[-1] == (f"{store}: stopped after 4 of 9 patches; the same command resumes there")
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     assert not any(t.name.startswith("render") for t in threading.enumerate())
     other = Fake()

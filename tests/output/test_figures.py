@@ -249,9 +249,9 @@ def test_without_names_the_strongest_genes_are_drawn(drawn_run: Path) -> None:
     [
         ("epcam", r"--genes: the run's panel: has no gene 'epcam'; did you mean EPCAM"),
         ("EPCAN", r"did you mean EPCAM"),
-        ("XYZ", r"look at its list of genes"),
-        ("SAA2", r"'SAA2' stands for ENSG0003, ENSG0004; give one of these"),
-        ("PIGR", r"'PIGR' is asked for twice"),
+        ("XYZ", r"check the spelling in its gene list"),
+        ("SAA2", r"'SAA2' belongs to ENSG0003, ENSG0004; give one of these"),
+        ("PIGR", r"'PIGR' is given twice"),
     ],
 )
 def test_genes_that_cannot_be_drawn_are_refused(drawn_run: Path, name: str, message: str) -> None:

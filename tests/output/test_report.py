@@ -412,7 +412,7 @@ def test_a_missing_file_is_named(run: Path, file: str, message: str) -> None:
         (r"(?s)(,8,[^,]*),.*", r"\1", "line 4: expected 24 fields; got 4"),
         (r"(,16,)[^,]*", r"\1nan", "expected numbers; got nan"),
         (r"(,16,)[^,]*", r"\1many", "could not convert"),
-        (r"(?s)\n.*", "\n", "holds no gene"),
+        (r"(?s)\n.*", "\n", "expected at least one gene"),
     ],
 )
 def test_a_damaged_table_of_genes_is_refused(run: Path, old: str, new: str, message: str) -> None:
@@ -460,7 +460,7 @@ def test_the_command_says_where_it_is_and_refuses_in_one_line(run: Path, vst: An
     assert re.search(r"error: --genes: the run's panel: has no gene 'GENE99'; did you", answer.err)
     answer = vst("report", run, "--genes", ",")
     assert (answer.code, answer.out) == (2, "")
-    assert "genes: expected symbols or ids with commas, or a file; got" in answer.err
+    assert "genes: expected symbols or ids separated by commas, or a file; got" in answer.err
     answer = vst("report", run / "nothing")
     assert answer.code == 2
     assert "nothing: no such folder; give the folder that vst train wrote" in answer.err

@@ -100,6 +100,18 @@ def test_stitching_is_the_weighted_mean(overlap):
         stitcher.add(r, c, rate)
     np.testing.assert_array_equal(np.isnan(actual[0]), ~there)
     np.testing.assert_allclose(actual[:, there], expected[:, there], rtol=2e-6)
+    assert (stitcher.n_bins, stitcher.n_left_out) == (there.sum(), 0)
+    # A bin that one of the patches over it lacks is left out, and counted once.
+    rates[:, :, 3, 100] = np.nan
+    lost = np.zeros_like(there)
+    for r, c in zip(table.row0, table.col0, strict=True):
+        lost[r + 3 : r + 4, c + 100 : c + 101] = True
+    written.clear()
+    stitcher = Stitcher(table, overlap, shape, write)
+    for r, c, rate in zip(table.row0.tolist(), table.col0.tolist(), rates, strict=True):
+        stitcher.add(r, c, rate)
+    np.testing.assert_array_equal(np.isnan(actual[0]), ~there | lost)
+    assert (stitcher.n_bins, stitcher.n_left_out) == (there.sum(), lost.sum())
 
 
 @pytest.mark.parametrize(("overlap", "bound"), [(0, 1), (16, 20 + 4)])

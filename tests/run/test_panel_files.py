@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import csv
+
 import numpy as np
 import pytest
 from tiny_store import write_store
 
 from virchow_st.errors import ConfigError
-from virchow_st.run.panel import choose_panel
+from virchow_st.run.panel import Panel, choose_panel
 from virchow_st.store.genes import names_in_file, split_names
 
 
@@ -94,7 +96,7 @@ def test_a_missing_list_is_no_gene(tmp_path):
 
 def test_names_on_the_command_line():
     assert split_names(" PIGR,EPCAM\u200b,") == ["PIGR", "EPCAM"]
-    with pytest.raises(ConfigError, match="expected symbols or ids with commas, or a file"):
+    with pytest.raises(ConfigError, match="expected symbols or ids separated by commas, or a file"):
         split_names(" , ")
 
 
@@ -103,3 +105,15 @@ def test_more_genes_than_a_read_can_number_are_refused(tmp_path, monkeypatch, st
     (tmp_path / "panel.txt").write_text("PIGR\nEPCAM\nG2\nG3\n", "utf-8")
     with pytest.raises(ConfigError, match="panel: expected at most 3 genes; got 4"):
         choose_panel(str(tmp_path / "panel.txt"), [store])
+
+
+def test_no_field_of_a_panel_is_a_formula_and_every_name_comes_back(tmp_path):
+    names = ("=cmd|' /C calc'!A0", "+1", "-x", "@SUM", "'=quoted", "\ttab", "CD74")
+    panel = Panel(names, names[::-1])
+    panel.write(tmp_path / "panel.tsv")
+    with open(tmp_path / "panel.tsv", newline="", encoding="utf-8") as file:
+        fields = [field for row in csv.reader(file, delimiter="\t") for field in row]
+    assert not [field for field in fields if field[0] in "=+-@\t\r"]
+    assert Panel.read(tmp_path / "panel.tsv") == panel
+    # As a list of genes for another run:
+    assert names_in_file(tmp_path / "panel.tsv") == list(panel.ids)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-from pathlib import Path
-from typing import NamedTuple
 
 import cv2
 import h5py
@@ -13,59 +11,19 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import tifffile
-from scipy import ndimage, stats
+from scipy import ndimage
+from simulated_slide import Slide, assert_poisson
 from skimage.color import rgb2hed
 
 from virchow_st.config import SimulateConfig
 from virchow_st.errors import ConfigError, SlideError
+from virchow_st.extract.cohort import read_cohort
 from virchow_st.simulate import simulate_cohort, true_rate
 from virchow_st.simulate.frame import draw_frame
 from virchow_st.simulate.morphology import MARGIN_BINS, PX_PER_BIN
 
 BINS = 250  # no multiple of 128
 CONFIG = SimulateConfig(patients=("P1", "P5"), bins=BINS, genes=120, seed=3)
-
-
-class Slide(NamedTuple):
-    folder: Path
-
-    @property
-    def square(self) -> Path:
-        return self.folder / "outs" / "binned_outputs" / "square_002um"
-
-    @property
-    def image(self) -> np.ndarray:
-        return tifffile.imread(self.folder / "tissue_image.tif")
-
-    @property
-    def homography(self) -> np.ndarray:
-        with h5py.File(self.folder / "truth.h5") as f:
-            return f["homography"][:]
-
-    def truth(self, name: str) -> np.ndarray:
-        with h5py.File(self.folder / "truth.h5") as f:
-            return f[name].asstr()[:] if f[name].dtype.kind == "O" else f[name][:]
-
-    def positions(self):
-        return pq.read_table(self.square / "spatial" / "tissue_positions.parquet")
-
-    def tissue(self) -> np.ndarray:
-        table = self.positions()
-        mask = np.zeros((BINS, BINS), bool)
-        mask[table["array_row"], table["array_col"]] = table["in_tissue"].to_numpy() == 1
-        return mask
-
-    def counts(self, which: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Dense counts (G, BINS, BINS), and array_row and array_col of the columns."""
-        with h5py.File(self.square / f"{which}_feature_bc_matrix.h5") as f:
-            m = f["matrix"]
-            rows, cols = np.array(
-                [[int(b[8:13]), int(b[14:19])] for b in m["barcodes"][:].astype(str)]
-            ).T
-            column = np.repeat(np.arange(rows.size), np.diff(m["indptr"][:]))
-            dense = np.zeros((m["shape"][0], BINS, BINS), np.int32)
-            np.add.at(dense, (m["indices"][:], rows[column], cols[column]), m["data"][:])
-        return dense, rows, cols
 
 
 @pytest.fixture(scope="module")
@@ -295,33 +253,11 @@ def test_nuclei_in_the_image_lie_on_the_true_nuclei(cohort):
 
 
 def test_counts_follow_the_rates(cohort):
-    """Pearson's chi-square of the Poisson law, over single bins, genes and rate classes."""
     slide = cohort[0]
     tissue = slide.tissue()
     ids = slide.truth("gene_id")
     rate = true_rate(slide.folder / "truth.h5", ids, 0, 0, BINS, BINS)[:, tissue].astype(float)
-    count = slide.counts("raw")[0][:, tissue]
-    z = (count - rate) / np.sqrt(rate)
-    n = z.size
-    # E z² = 1 and var z² = 2 + 1/λ for Poisson counts: mean and variance of the law at once.
-    assert abs(z.mean()) < 4 / np.sqrt(n)
-    assert abs((z**2).mean() - 1) < 4 * np.sqrt((2 + 1 / rate).mean() / n)
-    # Genes and bins on their own: sums of Poisson counts are Poisson.
-    for axis in (0, 1):
-        total, expected = count.sum(axis), rate.sum(axis)
-        p = stats.chi2.sf(((total - expected) ** 2 / expected).sum(), total.size)
-        assert 1e-4 < p < 1 - 1e-4
-    # The full law within classes of equal rate: frequencies of 0, 1, 2 and more.
-    order = np.argsort(rate.ravel())
-    for part in np.array_split(order, 8)[2:]:
-        lam, k = rate.ravel()[part], count.ravel()[part]
-        observed = np.array([(k == 0).sum(), (k == 1).sum(), (k >= 2).sum()])
-        p0, p1 = stats.poisson.pmf(0, lam), stats.poisson.pmf(1, lam)
-        expected = np.array([p0.sum(), p1.sum(), (1 - p0 - p1).sum()])
-        assert stats.chi2.sf(((observed - expected) ** 2 / expected).sum(), 2) > 1e-4
-    # Neighbouring genes and bins are independent given the rates.
-    assert abs((z[:-1] * z[1:]).mean()) < 4 / np.sqrt(n)
-    assert abs((z[:, :-1] * z[:, 1:]).mean()) < 4 / np.sqrt(n)
+    assert_poisson(slide.counts("raw")[0][:, tissue], rate)
 
 
 def test_non_zero_share_of_the_top_genes(cohort):
@@ -396,12 +332,31 @@ def test_standing_slides_are_kept_and_others_refused(tmp_path):
     ]
     with pytest.raises(ConfigError, match="holds patient=A, seed=0"):
         simulate_cohort(tmp_path, SimulateConfig(patients=("A",), bins=128, genes=60, seed=1))
-    (tmp_path / "slides.csv").write_text("name,path\n")
-    with pytest.raises(ConfigError, match="columns patient,outs,image,store"):
-        simulate_cohort(tmp_path, small)
+    for other, message in [
+        ("name,path\n", "column 'patient' is missing"),
+        ("patient,outs,image,store,note\n", "expected the columns patient,outs,image,store; got"),
+        ("patient,outs,image,store\nB,o\n", "line 2: expected 4 fields; got 2"),
+        ('patient,outs,image,store\n"B\r",o,i,s\n', r"line \d: expected a name without control"),
+    ]:
+        (tmp_path / "slides.csv").write_text(other)
+        with pytest.raises(ConfigError, match=rf"slides\.csv: {message}"):
+            simulate_cohort(tmp_path, SimulateConfig(patients=("D",), bins=128, genes=60))
+        assert not (tmp_path / "D").exists(), "refused before it is made"
+        assert (tmp_path / "slides.csv").read_bytes().decode() == other
     (tmp_path / "C").mkdir()
     with pytest.raises(ConfigError, match="no simulated slide"):
         simulate_cohort(tmp_path, SimulateConfig(patients=("C",), bins=128, genes=60))
+
+
+def test_rows_of_others_in_the_list_of_slides_come_back(tmp_path):
+    """Their names too that a spreadsheet would compute."""
+    listed = "patient,outs,image,store\n'=cmd,'-o,'@i,'+s.vst\n\"a, b\",o,i,s.vst\n"
+    (tmp_path / "slides.csv").write_text(listed)
+    simulate_cohort(tmp_path, SimulateConfig(patients=("A",), bins=128, genes=60))
+    row = "A,A/outs,A/tissue_image.tif,A.vst\n"
+    assert (tmp_path / "slides.csv").read_text() == listed + row
+    patients = [(slide.patient, slide.outs.name) for slide in read_cohort(tmp_path / "slides.csv")]
+    assert patients == [("=cmd", "-o"), ("a, b", "o"), ("A", "outs")]
 
 
 def test_an_interrupted_slide_leaves_nothing(tmp_path, monkeypatch):

@@ -408,7 +408,7 @@ def test_filtered_matrix_of_another_slide_is_refused(tmp_path: Path) -> None:
     outs = TinySlide(rows=130, cols=130, n_genes=6, seed=1).write(tmp_path / "a")
     other = TinySlide(rows=130, cols=130, n_genes=6, seed=2).write(tmp_path / "b")
     shutil.copy(matrix_path(other), matrix_path(outs))
-    with pytest.raises(SlideError, match="are missing, and .* off the tissue are there") as e:
+    with pytest.raises(SlideError, match="are missing, and .* outside tissue are present") as e:
         read_all(outs)
     assert "\n" not in str(e.value)
     assert "same slide" in str(e.value)

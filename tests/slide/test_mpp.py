@@ -98,15 +98,15 @@ def test_a_pngs_resolution(tmp_path: Path) -> None:
 def test_nonsense_is_refused_and_shown(x: float, y: float) -> None:
     place = MppPlace("OME-XML", x, y)
     assert place.mpp is None
-    with pytest.raises(SlideError, match=r"OME-XML says .*--mpp"):
+    with pytest.raises(SlideError, match=r"OME-XML: .*--mpp"):
         slide_mpp("a.tif", (place,))
     assert slide_mpp("a.tif", (place,), 0.25) == 0.25
 
 
 def test_a_disagreement_is_told() -> None:
     places = (MppPlace("OME-XML", 0.25, 0.25), MppPlace("the TIFF's resolution", 0.5, 0.5))
-    assert "OME-XML says 0.25 µm per pixel, the TIFF's resolution 0.5" in str(mpp_warning(places))
-    assert "--mpp says 0.5" in str(mpp_warning(places[:1], 0.5))
+    assert "OME-XML gives 0.25 µm per pixel, the TIFF's resolution 0.5" in str(mpp_warning(places))
+    assert "--mpp gives 0.5" in str(mpp_warning(places[:1], 0.5))
     assert mpp_warning(places[:1], 0.252) is None
     assert mpp_warning(()) is None
 
@@ -119,7 +119,7 @@ def test_an_image_that_says_none(tmp_path: Path, how: str) -> None:
         tifffile.imwrite(path, PIXELS, **TILED, **more)
     else:
         cv2.imwrite(str(path), PIXELS)
-    with pytest.raises(SlideError, match=r"expected its µm per pixel in the file.*--mpp") as caught:
+    with pytest.raises(SlideError, match=r"expected µm per pixel in the file.*--mpp") as caught:
         told(path)
     assert str(path) in str(caught.value)
 

@@ -119,8 +119,8 @@ def test_fabricated_slide(tmp_path, kind, which, variant):
 
 def test_blocks_do_not_show(tiny, monkeypatch):
     whole = open_and_read(tiny)
-    monkeypatch.setattr("virchow_st.slide.matrix._ENTRIES_A_BLOCK", 997)
-    monkeypatch.setattr("virchow_st.slide.matrix._BARCODES_A_BLOCK", 1013)
+    monkeypatch.setattr("virchow_st.slide.matrix._ENTRIES_PER_BLOCK", 997)
+    monkeypatch.setattr("virchow_st.slide.matrix._BARCODES_PER_BLOCK", 1013)
     blocks = open_and_read(tiny)
     assert_equal_counts(whole, blocks)
 
@@ -325,7 +325,7 @@ def test_bent_and_repeated_positions_are_refused(tmp_path):
     path = next(square(outs).glob("spatial/*.parquet"))
     bins = np.argwhere(np.ones((20, 20)))
     truth.write_positions(path, np.concatenate([bins, bins[:3]]))
-    with pytest.raises(SlideError, match="every bin once; 3 come again"):
+    with pytest.raises(SlideError, match="every bin once; 3 are repeated"):
         VisiumHDSlide.open(outs)
     truth.write_positions(path, bins[:20])
     with pytest.raises(SlideError, match="lie on a line"):
@@ -346,7 +346,7 @@ def test_bent_and_repeated_positions_are_refused(tmp_path):
 @pytest.mark.parametrize("values", ["[]", '{"tissue_hires_scalef": 0.1}', '{"bin_size_um": "2"}'])
 def test_scale_factors_of_another_assay(tiny, values):
     next(square(tiny).glob("spatial/*.json")).write_text(values)
-    with pytest.raises(SlideError, match="expected bin_size_um") as e:
+    with pytest.raises(SlideError, match="give the square_002um folder") as e:
         VisiumHDSlide.open(tiny)
     assert_one_line(e)
 
@@ -380,7 +380,7 @@ def test_check_image(tmp_path):
     slide = VisiumHDSlide.open(outs)
     check(drawn)
     check(drawn[:-5])  # within 1 %
-    with pytest.raises(SlideError, match="quarter turn"):
+    with pytest.raises(SlideError, match="rotated by 90°"):
         check(np.rot90(drawn))
     with pytest.raises(SlideError, match=r"size of .*tissue_hires_image\.png"):
         check(drawn[:, :-20])
@@ -419,3 +419,26 @@ def test_extra_scale_factors_are_kept_as_numbers(tiny):
     path.write_text(json.dumps({"bin_size_um": 2, "microns_per_pixel": 0.3, "note": "x"}))
     slide = VisiumHDSlide.open(tiny)
     assert slide.scalefactors == {"bin_size_um": 2.0, "microns_per_pixel": 0.3}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[2]", "expected an object; got a list"),
+        ("{}", "bin_size_um is missing; give the square_002um folder"),
+        ('{"bin_size_um": true}', "bin_size_um: expected a number; got True"),
+        ('{"bin_size_um": "2"}', "bin_size_um: expected a number; got '2'"),
+        ('{"bin_size_um": NaN}', "NaN is no number in JSON"),
+        ('{"bin_size_um": 2, "tissue_hires_scalef": []}', "tissue_hires_scalef: expected a number"),
+        ('{"bin_size_um": 2', "cannot be read as JSON"),
+        ("[" * 100_000, "nested too deep"),
+    ],
+)
+def test_scale_factors_that_are_none_are_refused(tiny, content, message):
+    path = next(square(tiny).glob("spatial/*.json"))
+    path.write_text(content)
+    with pytest.raises(SlideError) as e:
+        VisiumHDSlide.open(tiny)
+    assert str(e.value).startswith(f"{path}: ")
+    assert message in str(e.value)
+    assert_one_line(e)

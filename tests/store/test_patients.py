@@ -49,7 +49,9 @@ def test_a_store_of_old_with_a_blank_is_the_same_patients(tmp_path):
     listener = Listener()
     warn_of_alike_patients(stores, listener)
     (warning,) = listener.warnings
-    assert warning.startswith("patients 'P2' and 'p2' differ by upper and lower case or blanks")
+    assert warning.startswith(
+        "patients 'P2' and 'p2' differ only in upper and lower case or spaces"
+    )
 
 
 HEAD = "patient,outs,image,store\n"
@@ -62,7 +64,7 @@ def test_blanks_in_a_list_of_slides_are_no_part_of_paths_and_names(tmp_path):
     assert (one.patient, one.outs, one.image) == (two.patient, two.outs, two.image)
     assert two.store == tmp_path / "m2.vst"
     (warning,) = doubtful(path, [one, two])
-    assert "outs is listed twice, of P1; vst train refuses the two stores together" in warning
+    assert "outs is listed twice, for P1; vst train refuses to use both stores together" in warning
 
 
 @pytest.mark.parametrize(
@@ -96,6 +98,8 @@ def test_home_is_known_in_a_list_of_slides(tmp_path):
         (HEAD + "P1,o,i,s.vst\nP2,o2,i2,./x/../s.vst\n", "s.vst is named twice"),
         (HEAD + "P1,o,i\n", "line 2: expected a value in every column; store is empty"),
         (HEAD + " ,o,i,s\n", "line 2: .* patient is empty"),
+        (HEAD + "P1,o\x1b[31m,i,s\n", "line 2: outs: expected a name without control characters"),
+        (HEAD + "P\x001,o,i,s\n", "is a binary file"),
         ("patient,outs,image\nP1,o,i\n", "store is missing; found 'patient', 'outs', 'image'"),
     ],
 )
@@ -111,7 +115,7 @@ def test_two_patients_of_one_folder_and_names_alike_are_doubted(tmp_path):
     path.write_text(HEAD + "P1,o,i,a.vst\np1,./o,i,b.vst\n", "utf-8")
     alike_line, twice = doubtful(path, read_cohort(path))
     assert "'P1' and 'p1' differ" in alike_line
-    assert "is listed twice, of P1 and p1" in twice
+    assert "is listed twice, for P1 and p1" in twice
 
 
 def test_manifest_of_a_store_keeps_the_name(tmp_path):

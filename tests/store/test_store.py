@@ -131,7 +131,7 @@ def test_exchanged_records_are_noticed_by_the_manifest(store):
     key = fmt.key(0, Kind.TISSUE_MASK)
     other = fmt.seal(key, bytes(2048))
     exchanged = open_store(altered_copy(store, lambda txn: txn.put(key, other)))
-    assert verify(exchanged) == ["the records are not those the manifest was written for"]
+    assert verify(exchanged) == ["the records are not those for which the manifest was written"]
 
 
 def test_flipped_byte_is_reported(store):

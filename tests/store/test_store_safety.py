@@ -265,7 +265,7 @@ def test_file_cut_short_while_it_is_open(tmp_path, victim):
     store = open_store(copy_with(victim, tmp_path / "A.vst", (victim / "data.mdb").read_bytes()))
     assert store[0].tokens.any()
     os.truncate(store.path / "data.mdb", 2 * PAGE)
-    with pytest.raises(StoreError, match=r"patch 3: .*data.mdb: expected .* was cut short"):
+    with pytest.raises(StoreError, match=r"patch 3: .*data.mdb: expected .* is truncated"):
         _ = store[3].tokens
     assert len(verify(store)) == 7 * 24
 

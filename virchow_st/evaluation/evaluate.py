@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from virchow_st.errors import ConfigError
+from virchow_st.evaluation.all_genes import AllGenes, summary
 from virchow_st.evaluation.baselines import ORACLES, fit_baselines
 from virchow_st.evaluation.blocks import NOBODY, Blocks, cut_blocks, shifted_places, shuffled_places
 from virchow_st.evaluation.scoreboard import Scoreboard, Slide, scale_scores
@@ -17,12 +18,14 @@ from virchow_st.evaluation.truth import TruthScores
 from virchow_st.metrics.seams import SeamAccumulator, Seams
 from virchow_st.names import file_names
 from virchow_st.predict.load import Run, load_run
+from virchow_st.run.all_genes import write_all_genes, write_factors
 from virchow_st.run.blocks import RUN, RunBlocks, write_blocks
 from virchow_st.run.compare import DRAWS, check_same_panel, differences, other_patches
 from virchow_st.run.lock import RESULTS_SEAL, RunLock
 from virchow_st.run.maps import MAPS, SlideMaps, write_maps
 from virchow_st.run.overview import slide_names, write_overview
 from virchow_st.run.panel import Panel
+from virchow_st.run.rates import check_left_out, left_out, left_out_warning
 from virchow_st.run.results import METRICS_FORMAT, write_metrics, write_per_gene
 from virchow_st.run.score_table import BASELINES
 from virchow_st.runtime.atomic import replaced_together
@@ -55,7 +58,8 @@ def evaluate_run(
         files do.
 
     Raises:
-        ConfigError: The run cannot be used, stores do not match it, or a prediction is not finite.
+        ConfigError: The run cannot be used, stores do not match it, or a prediction is
+            not finite or impossible in more than 1 % of the bins.
         StoreError: A store is missing, damaged or not finished.
         SlideError: ``truth`` does not belong to the test slide.
     """
@@ -86,14 +90,20 @@ def _evaluate(run: Run, folder: Path, progress: Progress, truth: Path | None) ->
     baselines = fit_baselines(stores, run.panel, run.split, run.train_rate, progress)
     board = Scoreboard(run.train_rate, baselines, blocks.n_blocks, slides, truth_scores)
 
+    all_genes = None
+    if run.loadings is not None:
+        all_genes = AllGenes(run.loadings, run.all_train_rate)
+
     seams = SeamAccumulator(len(run.panel), PATCH_BINS // run.state["grid"])
-    n_done = 0
+    n_done = n_left_out = 0
+    n_bins = len(run.split.test) * PATCH_BINS**2
     with ThreadPoolExecutor(core_count()) as pool:
         for slide, block_of_patch in zip(slides, blocks.of_patch, strict=True):
             maps_path = folder / MAPS / f"{slide.file_name}.h5"
             placed = slide.infos, block_of_patch
             with write_maps(maps_path, slide.store, run.panel, *placed, slide.name) as maps:
-                _predict(run, stores, slide, maps)
+                n_left_out += _predict(run, stores, slide, maps)
+                check_left_out(n_left_out, n_bins, str(run.path))
                 partners = shuffled_places(len(slide.infos)), shifted_places(slide.infos)
                 for place, block in enumerate(block_of_patch.tolist()):
                     at = (place, *(int(places[place]) for places in partners))
@@ -105,10 +115,15 @@ def _evaluate(run: Run, folder: Path, progress: Progress, truth: Path | None) ->
                     progress.step(n_done, len(run.split.test), "patches", slide.store.patient)
                 _add_seams(seams, slide, maps)
 
+    if n_left_out:
+        progress.warn(left_out_warning(n_left_out, n_bins, str(run.path)))
     computed = {scale: accumulator.compute() for scale, accumulator in board.models[RUN].items()}
     write_per_gene(folder, run.panel, computed)
     write_blocks(folder, RunBlocks(run.panel.ids, board.block_sums()))
     metrics = _metrics(run, slides, blocks, board, baselines.ridge_penalty, seams.compute())
+    if all_genes is not None:
+        metrics["all_genes"] = _write_all_genes(run, folder, all_genes)
+    metrics["left_out_bins"] = n_left_out
     write_metrics(folder, metrics)
     return metrics
 
@@ -166,19 +181,47 @@ def _truth_scores(truth: Path, slides: Sequence[Slide], panel: Panel) -> TruthSc
     return TruthScores(truth, slides[0].store, panel)
 
 
-def _predict(run: Run, stores: Sequence[Store], slide: Slide, maps: SlideMaps) -> None:
-    """Predict every patch and write the rates to the maps, from which all scores are computed."""
+def _predict(run: Run, stores: Sequence[Store], slide: Slide, maps: SlideMaps) -> int:
+    """Predict every patch and write the rates to the maps, from which all scores are computed.
+
+    Returns:
+        The number of bins left out.
+    """
+    n_left_out = 0
     margin = run.decoder.margin_um
     dataset = PatchDataset(stores, run.panel, wants_image=True, margin_um=margin)
     inner = slice(margin, margin + STORED_IMAGE_PX)
+    genes, n_done = run.genes.all.indices(slide.store), 0
     for batch in dataset.batches(slide.members, batch_size=8):
         image = batch.image if run.decoder.wants_image else None
-        rates = run.rates(batch.tokens, image)
+        if all_genes is None:
+            rates = run.rates(batch.tokens, image)
+        else:
+            factors = run.factors(batch.tokens, image)
+            rates = run.rates_of(factors)
+            for of_patch in factors:
+                all_genes.add(slide, n_done, genes, of_patch)
+                n_done += 1
         assert batch.image is not None
         for i, member in enumerate(batch.members):
             info = slide.store.patch_table[member.patch]
             image_of = batch.image[i, inner, inner]
             maps.write(info, rates[i], batch.counts[i], batch.tissue_mask[i], image_of)
+    if all_genes is not None:
+        all_genes.finish(slide, genes)
+
+
+def _write_all_genes(run: Run, folder: Path, all_genes: AllGenes) -> dict[str, Any]:
+    """Write the tables of all genes and of factors; returns the summary for ``metrics.json``."""
+    assert run.loadings is not None
+    table = all_genes.table(run.genes.all)
+    write_all_genes(folder, table)
+    write_factors(
+        folder, run.genes.all, run.loadings, all_genes.mean_factors, run.all_train_rate
+    )
+    return summary(table, run.loadings.shape[1])
+        n_left_out += int(left_out(rates).sum())
+    return n_left_out
 
 
 def _rate_at(maps: SlideMaps, slide: Slide, place: int) -> Float32Array | None:
@@ -191,8 +234,8 @@ def _add_seams(seams: SeamAccumulator, slide: Slide, maps: SlideMaps) -> None:
     places = {(info.row0, info.col0): place for place, info in enumerate(slide.infos)}
 
     def patch(place: int) -> tuple[Float32Array, BoolArray]:
-        mask = slide.store[slide.members[place].patch].tissue_mask
-        return maps.read_rate(slide.infos[place]), mask
+        rate = maps.read_rate(slide.infos[place])
+        return rate, slide.store[slide.members[place].patch].tissue_mask & ~left_out(rate)
 
     for (row0, col0), place in places.items():
         this = patch(place)

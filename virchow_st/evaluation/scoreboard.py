@@ -7,11 +7,14 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
+
 from virchow_st.evaluation.baselines import Baselines
 from virchow_st.evaluation.truth import TruthScores
 from virchow_st.metrics import BlockSums, ScaleAccumulator
 from virchow_st.run.blocks import RUN
 from virchow_st.run.compare import intervals
+from virchow_st.run.rates import left_out
 from virchow_st.run.score_table import BASELINES
 from virchow_st.run.split import Member
 from virchow_st.store.format import PatchInfo
@@ -65,6 +68,7 @@ class Scoreboard:
             return {s: ScaleAccumulator(n_genes, s, train_rate, n_blocks) for s in SCALES_UM}
 
         self._baselines = baselines
+        self._train_rate = train_rate.astype(np.float32)[:, None, None]
         self.models = {name: accumulators(n_blocks) for name in (RUN, *BASELINES)}
         self.slides = {s.name: accumulators(1) for s in slides if len(slides) > 1}
         self.truth = truth
@@ -78,13 +82,18 @@ class Scoreboard:
             slide: Test slide.
             place: Index of the patch among the slide's test patches.
             rates: (G, 128, 128) each: the prediction for the patch, and those of its partners for
-                the shuffled and the shifted null (None without a partner).
+                the shuffled and the shifted null (None without a partner). Bins that are NaN in the
+                first are not scored, by any model; the others are filled with the training means.
             block: Index of the patch's spatial block.
         """
         patch = slide.store[slide.members[place].patch]
         counts, mask = patch.dense_counts(slide.genes), patch.tissue_mask
-        rate, shuffled, shifted = rates
+        rate, *partners = rates
         assert rate is not None
+        if (lost := left_out(rate)).any():
+            mask = mask & ~lost
+            rate = np.where(lost, np.float32(0), rate)
+        shuffled, shifted = (None if null is None else self._filled(null) for null in partners)
         jobs: list[Callable[[], None]] = []
         for accumulators, at in ((self.models[RUN], block), (self.slides.get(slide.name, {}), 0)):
             for a in accumulators.values():
@@ -97,6 +106,9 @@ class Scoreboard:
         if self.truth is not None:
             jobs.append(partial(self.truth.update, patch.info, rate, counts, mask))
         return jobs
+
+    def _filled(self, rate: Float32Array) -> Float32Array:
+        return np.where(left_out(rate), self._train_rate, rate)
 
     def block_sums(self) -> dict[str, dict[int, BlockSums]]:
         """Sums per spatial block, by model and scale."""

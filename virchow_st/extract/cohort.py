@@ -1,4 +1,4 @@
-"""``vst extract --manifest``: a list of slides, one store each."""
+"""``vst extract --manifest``: a list of slides → one store per slide."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ from pathlib import Path
 from virchow_st.config import ExtractConfig
 from virchow_st.errors import ConfigError, VirchowSTError
 from virchow_st.extract.slide import OpenedSlide, open_encoder, open_slide
-from virchow_st.names import check_plain
+from virchow_st.names import csv_name
 from virchow_st.runtime.distributed import Processes, SharedWork
 from virchow_st.runtime.lists import read_columns
 from virchow_st.runtime.prefetch import ahead
 from virchow_st.runtime.progress import SILENT, Progress
+from virchow_st.schema import MismatchError, Name, check
 from virchow_st.store.patients import alike_warnings, patient_name
 
 COLUMNS = ("patient", "outs", "image", "store")
@@ -26,7 +27,14 @@ COLUMNS = ("patient", "outs", "image", "store")
 
 @dataclass(frozen=True)
 class CohortSlide:
-    """A line of the list; paths are relative to the list's folder."""
+    """A line of the list of slides.
+
+    Attributes:
+        patient: the patient's name.
+        outs: Space Ranger's folder.
+        image: the microscope image.
+        store: the folder to write.
+    """
 
     patient: str
     outs: Path
@@ -36,7 +44,14 @@ class CohortSlide:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a slide: its number of patches, or None and the reason."""
+    """The outcome of one slide.
+
+    Attributes:
+        patient: the patient's name.
+        store: the folder of the store.
+        n_patches: number of patches, or None if the slide failed.
+        text: ``"complete"``, ``"was complete"``, or the error.
+    """
 
     patient: str
     store: Path
@@ -45,20 +60,25 @@ class Outcome:
 
 
 def read_cohort(path: Path) -> list[CohortSlide]:
-    """Slides of a table with the columns patient, outs, image and store.
+    """Read a list of slides: a table with the columns patient, outs, image and store.
 
     Args:
-        path: text with commas, semicolons or tabs (see `virchow_st.runtime.lists`). Blanks around
-            values are left out; paths are relative to the file's folder, and ``~`` is the home.
+        path: text separated by commas, semicolons or tabs (see `virchow_st.runtime.lists`). Spaces
+            around values are stripped, and so is the ``'`` that protects a value from being
+            computed by a spreadsheet; paths are relative to the file's folder, and ``~`` is the
+            user's home folder.
 
     Raises:
-        ConfigError: it cannot be read, a column or a value is missing, it lists no slide, or two
-            slides have one store.
+        ConfigError: the file cannot be read, a column or a value is missing, it lists no slides,
+            or two slides have the same store.
     """
     folder, slides = path.parent, []
-    for _, row in read_columns(path, "a list of slides", COLUMNS):
-        for name in COLUMNS[1:]:
-            check_plain(row[name], f"{path}: {name}")
+    for number, values in read_columns(path, "a list of slides", COLUMNS):
+        row = {name: csv_name(value) for name, value in values.items()}
+        try:
+            check(row, dict[str, Name])
+        except MismatchError as e:
+            raise ConfigError(f"{path}: line {number}: {e}; give another name") from None
         places = (folder / os.path.expanduser(row[name]) for name in COLUMNS[1:])
         slides.append(CohortSlide(patient_name(row["patient"]), *places))
     if not slides:
@@ -70,7 +90,12 @@ def read_cohort(path: Path) -> list[CohortSlide]:
 
 
 def doubtful(path: Path, slides: Sequence[CohortSlide]) -> list[str]:
-    """What is probably a slip in a list of slides, a line each."""
+    """Warnings about probable mistakes in a list of slides, one line each.
+
+    Args:
+        path: the list, for the messages.
+        slides: its slides.
+    """
     warnings = alike_warnings(slide.patient for slide in slides)
     first: dict[str, CohortSlide] = {}
     for slide in slides:
@@ -78,20 +103,32 @@ def doubtful(path: Path, slides: Sequence[CohortSlide]) -> list[str]:
         if other is not slide:
             whose = " and ".join(dict.fromkeys((other.patient, slide.patient)))
             warnings.append(
-                f"{path}: {slide.outs} is listed twice, of {whose}; vst train refuses the two "
+                f"{path}: {slide.outs} is listed twice, for {whose}; vst train refuses to use both "
                 f"stores together"
             )
     return warnings
 
 
 def extract_cohort(path: Path, config: ExtractConfig, progress: Progress = SILENT) -> list[Outcome]:
-    """Extract every slide of the list; one that fails is reported and the others go on.
+    """Extract every slide of a list; a slide that fails is reported and the others continue.
 
     While a slide is encoded, the next one is opened and its counts are read. Under torchrun the
-    ranks take slides from one list, the largest image first, each when it is ready for another.
+    ranks share the list: each takes the next slide when it has finished one, the largest image
+    first.
+
+    Args:
+        path: the list, as for `read_cohort`.
+        config: encoder and options.
+        progress: receives notes, warnings and step counts.
 
     Returns:
-        What became of each slide, in the list's order; of a rank but the first, nothing.
+        The outcome of each slide, in the list's order; on ranks other than 0, an empty list.
+
+    Raises:
+        ConfigError: the list cannot be read, or the encoder is not available.
+
+    Example:
+        >>> outcomes = extract_cohort(Path("slides.csv"), ExtractConfig())  # doctest: +SKIP
     """
     slides, processes = read_cohort(path), Processes.here()
     if processes.rank == 0:
@@ -101,7 +138,7 @@ def extract_cohort(path: Path, config: ExtractConfig, progress: Progress = SILEN
     if processes.size > 1:
         order.sort(key=lambda i: _file_size(slides[i].image), reverse=True)
         config = replace(config, device=processes.device(config.device))
-    # The licence is shown once, by the first.
+    # The licence is shown by the first rank only.
     encoder = open_encoder(config, progress if processes.rank == 0 else SILENT)
     if processes.size > 1:
         progress = _OneOfMany(progress, processes)
@@ -138,7 +175,7 @@ def extract_cohort(path: Path, config: ExtractConfig, progress: Progress = SILEN
 
 
 class _Later:
-    """Keeps what a job says until it may be heard."""
+    """Collects the messages of a job, to repeat them when its turn comes."""
 
     def __init__(self) -> None:
         self._said: list[tuple[bool, str]] = []
@@ -159,14 +196,14 @@ class _Later:
 
 @dataclass(frozen=True)
 class _Prepared:
-    """What was said while a slide was opened, and the slide, or why it cannot be had."""
+    """The messages collected while a slide was opened, and the slide or the error."""
 
     said: _Later
     slide: OpenedSlide | Exception
 
 
 def _finish(slide: OpenedSlide | Exception, progress: Progress) -> tuple[int | None, str]:
-    """Number of patches and what became of the slide; None where it failed."""
+    """Extract an opened slide; returns the number of patches (None if it failed) and a text."""
     try:
         if isinstance(slide, Exception):
             raise slide
@@ -175,7 +212,7 @@ def _finish(slide: OpenedSlide | Exception, progress: Progress) -> tuple[int | N
             return len(slide.extract(progress)), text
     except VirchowSTError as e:
         return None, str(e)
-    except Exception as e:  # a fault met in one slide must not cost the others their night
+    except Exception as e:  # an unexpected error in one slide must not end the whole job
         return None, f"{type(e).__name__}: {e}; extract the slide alone with --debug to see where"
 
 
@@ -183,7 +220,7 @@ _LINE_EVERY_S = 30.0
 
 
 class _OneOfMany:
-    """Plain lines that say which rank they are of, as several write to one terminal."""
+    """Prefixes messages with the rank, because several ranks write to one terminal."""
 
     def __init__(self, progress: Progress, processes: Processes) -> None:
         self._progress, self._name = progress, f"rank {processes.rank}"
@@ -202,7 +239,7 @@ class _OneOfMany:
 
 
 def _file_size(path: Path) -> int:
-    """Bytes; 0 for a file that is not there, which is found out in its turn."""
+    """Size in bytes; 0 for a missing file, which is reported when its slide is opened."""
     try:
         return path.stat().st_size
     except OSError:

@@ -1,6 +1,6 @@
-"""Does this image belong to these counts? Orientation, and evidence where no picture tells a size.
+"""Checks that an image belongs to the counts: its orientation, registration, scale and outline.
 
-Everything here is measured on some patches, spread over the slide, before the encoder runs.
+All of it is measured before the encoder runs, on up to 48 patches spread over the slide.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from virchow_st.types import PATCH_BINS, PATCH_POSITIONS, STORED_IMAGE_PX, BoolA
 
 COMPARED = 48
 """Patches on which an image is compared with the counts before extraction."""
-_LEAST_OUTLINE = 0.5  # correlation of the tissue outlines that speaks for an image
-_MOST_OFF_MPP = 0.03  # of the bins' µm per pixel; scanners' are within a few in a thousand
+_LEAST_OUTLINE = 0.5  # smallest correlation of the tissue outlines of a matching image
+_MOST_OFF_MPP = 0.03  # largest relative deviation in µm per pixel; scanners are within 0.005
 
 
 def stain_of(image: SlideImage, slide: VisiumHDSlide, patches: PatchTable) -> StainCheck:
-    """Whether what the image shows where the tissue bins lie can be H&E."""
+    """Check that the pixels under the tissue bins can be H&E."""
     return check_patches(image, slide.homography, patches, _tissue_of(slide))
 
 
 def measure(
     image: SlideImage, slide: VisiumHDSlide, patches: PatchTable, counts: PatchCounts
 ) -> Registration:
-    """Registration of an image to the counts, on up to 48 patches."""
+    """Measure the registration of an image to the counts, on up to 48 patches."""
     check, tissue_of = RegistrationCheck(), _tissue_of(slide)
     for index in spread(len(patches), COMPARED):
         row0, col0 = int(patches.row0[index]), int(patches.col0[index])
@@ -48,10 +48,10 @@ def measure(
 
 
 def images_that_fit(image: SlideImage, slide: VisiumHDSlide) -> list[SlideImage]:
-    """The image as stored and as its Orientation tag says, those of them with the right size.
+    """The orientations of an image, as stored and by its Orientation tag, that have the right size.
 
     Raises:
-        SlideError: neither has it.
+        SlideError: neither has the right size.
     """
     ways = [image] if image.choice.orientation == 1 else [image, image.oriented()]
     fitting, first = [], None
@@ -73,10 +73,15 @@ def choose_orientation(
     counts: PatchCounts,
     progress: Progress,
 ) -> SlideImage:
-    """Of an image whose file has an Orientation tag, the way that lies on the counts.
+    """Choose the orientation of an image with an Orientation tag by its registration to the counts.
 
-    Measured both ways; where neither lies on the counts beyond doubt, the pixels are taken as
-    stored, and a warning says so.
+    If the registration cannot be measured in either orientation, the pixels are used as stored, and
+    a warning tells the user.
+
+    Args:
+        ways: the orientations to choose from, as `images_that_fit` returns them.
+        slide, patches, counts: the slide, its patches and their counts.
+        progress: receives the result as a warning.
     """
     found = [measure(way, slide, patches, counts) for way in ways]
     strongest = int(np.argmax([one.strength for one in found]))
@@ -84,27 +89,28 @@ def choose_orientation(
     tag = ORIENTATIONS[ways[0].choice.orientation]
     if strength < TRUSTED:
         progress.warn(
-            f"{chosen.path}: its Orientation tag asks for the picture {tag}; whether the counts "
-            f"lie on it so or as stored cannot be measured ({_strengths(ways, found)}); it is read "
-            f"{ORIENTATIONS[ways[0].orientation]}; look at the registration"
+            f"{chosen.path}: its Orientation tag asks for the image {tag}; whether the counts fit "
+            f"that or the image as stored cannot be measured ({_strengths(ways, found)}); it is "
+            f"read {ORIENTATIONS[ways[0].orientation]}; check the registration"
         )
         return ways[0]
     progress.warn(
-        f"{chosen.path}: its Orientation tag asks for the picture {tag}; the counts lie on it "
-        f"{ORIENTATIONS[chosen.orientation]} ({_strengths(ways, found)}); it is read so"
+        f"{chosen.path}: its Orientation tag asks for the image {tag}; the counts fit it "
+        f"{ORIENTATIONS[chosen.orientation]} ({_strengths(ways, found)}), which is how it is read"
     )
     return chosen
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What speaks for and against an image, where none of Space Ranger's pictures does.
+    """Evidence that an image is the right one, for slides without Space Ranger's pictures.
 
     Attributes:
-        registration: of the image to the counts.
-        mpp_off: the file's µm per pixel over those of the bins, less 1; None where the file says
-            none.
-        outline: agreement of the tissue's outline (`outline_agreement`), or None.
+        registration: registration of the image to the counts.
+        mpp_off: relative deviation of the file's µm per pixel from that of the bins; None if the
+            file does not give it.
+        outline: agreement of the tissue's outline (see `outline_agreement`), or None if it has not
+            been or cannot be measured.
     """
 
     registration: Registration
@@ -113,31 +119,31 @@ class Evidence:
 
     @property
     def is_registered(self) -> bool:
-        """Whether the counts lie on the image, if need be shifted by some µm."""
+        """Whether the registration shows that the counts lie on the image, shifted or not."""
         return self.registration.verdict != "undecided"
 
     @property
     def against(self) -> str:
-        """What speaks against the image, in words; empty where nothing does."""
+        """Description of the evidence against the image; empty if there is none."""
         if self.is_registered:
             return ""
         parts = []
         if self.mpp_off is not None and abs(self.mpp_off) > _MOST_OFF_MPP:
-            parts.append(f"its µm per pixel are {self.mpp_off:+.0%} off those of the bins")
+            parts.append(f"its µm per pixel deviate by {self.mpp_off:+.0%} from those of the bins")
         if self.outline is not None and self.outline < _LEAST_OUTLINE:
-            parts.append(f"its tissue has another outline than in_tissue (r {self.outline:.2f})")
+            parts.append(f"its tissue's outline differs from in_tissue (r {self.outline:.2f})")
         return " and ".join(parts)
 
     @property
     def supports(self) -> bool:
-        """Whether anything speaks for the image."""
+        """Whether there is evidence for the image, and none against it."""
         return self.is_registered or (self.outline is not None and not self.against)
 
 
 def gather_evidence(
     image: SlideImage, slide: VisiumHDSlide, patches: PatchTable, counts: PatchCounts
 ) -> Evidence:
-    """Measure registration and, where it does not settle the matter, scale and outline."""
+    """Measure the registration and, if that is undecided, the agreement of the outlines."""
     registration = measure(image, slide, patches, counts)
     off = mpp_off(image, slide)
     if registration.verdict != "undecided":
@@ -146,9 +152,9 @@ def gather_evidence(
 
 
 def mpp_off(image: SlideImage, slide: VisiumHDSlide) -> float | None:
-    """The µm per pixel that the file tells over those of the bins, less 1; None for none."""
-    told = next((place.mpp for place in image.choice.mpp_places if place.mpp), None)
-    return None if told is None else told / slide.mpp - 1
+    """Relative deviation of the file's µm per pixel from that of the bins; None if not given."""
+    mpp = next((place.mpp for place in image.choice.mpp_places if place.mpp), None)
+    return None if mpp is None else mpp / slide.mpp - 1
 
 
 def check_without_pictures(
@@ -158,32 +164,31 @@ def check_without_pictures(
     counts: PatchCounts,
     progress: Progress,
 ) -> None:
-    """Refuse another image where no picture of Space Ranger's tells the size of the right one.
+    """Refuse a wrong image of a slide without Space Ranger's pictures, which give the right size.
 
     Raises:
-        SlideError: the counts do not lie on the image, and its scale or its tissue's outline is
-            another.
+        SlideError: the registration is undecided, and the scale or the tissue's outline disagrees.
     """
     found = gather_evidence(image, slide, patches, counts)
-    where = f"{slide.folder}: has no tissue_hires_image.png that tells the image's size"
+    where = f"{slide.folder}: has no tissue_hires_image.png to check the image's size by"
     if found.against:
         raise SlideError(
-            f"{image.path}: expected the image that Space Ranger got; the counts do not lie on it "
-            f"(strength {found.registration.strength:.1f}, {TRUSTED:g} wanted), and "
-            f"{found.against}; give that image, full size, or put Space Ranger's "
-            "spatial/tissue_hires_image.png back to compare sizes"
+            f"{image.path}: expected the image that Space Ranger got as --image; no registration "
+            f"to the counts was found (strength {found.registration.strength:.1f}; at least "
+            f"{TRUSTED:g} is needed), and {found.against}; give that image in full size, or put "
+            "Space Ranger's spatial/tissue_hires_image.png back to compare sizes"
         )
     if found.is_registered:
-        progress.note(f"{where}; the counts lie on {image.path}, so it is the right one")
+        progress.note(f"{where}; the counts lie on {image.path}, so it is the right image")
     elif found.supports:
         progress.warn(
-            f"{where}; {image.path} is taken for the right one by its tissue's outline (r "
-            f"{found.outline:.2f}), though no registration with the counts can be measured"
+            f"{where}; {image.path} is accepted by its tissue's outline (r {found.outline:.2f}), "
+            "although no registration to the counts can be measured"
         )
     else:
         progress.warn(
-            f"{where}, and neither registration nor the tissue's outline can be measured; nothing "
-            f"says that {image.path} is the right one"
+            f"{where}, and neither registration nor the tissue's outline can be measured; it is "
+            f"unknown whether {image.path} is the right image"
         )
 
 
@@ -192,7 +197,7 @@ def _strengths(ways: list[SlideImage], found: list[Registration]) -> str:
         f"{ORIENTATIONS[way.orientation]} {one.strength:.1f}"
         for way, one in zip(ways, found, strict=True)
     ]
-    return f"strength of registration {', '.join(parts)}; {TRUSTED:g} is believed"
+    return f"strength of registration {', '.join(parts)}; at least {TRUSTED:g} is needed"
 
 
 def _tissue_of(slide: VisiumHDSlide) -> Callable[[int, int], BoolArray]:

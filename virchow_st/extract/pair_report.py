@@ -1,4 +1,4 @@
-"""What ``vst doctor IMAGE OUTS`` says: do image and counts belong together? Nothing is written."""
+"""The report of ``vst doctor IMAGE OUTS``: whether image and counts belong together."""
 
 from __future__ import annotations
 
@@ -29,12 +29,13 @@ from virchow_st.slide.visium_hd import VisiumHDSlide
 
 @dataclass(frozen=True)
 class PairReport:
-    """What was found.
+    """What was found for an image and a Space Ranger folder.
 
     Attributes:
         rows: label → text, for a table.
         warnings: one line each.
-        faults: why extraction would refuse the pair or its store could not be used, one line each.
+        faults: reasons why extraction would refuse the pair or its store would be useless, one
+            line each.
     """
 
     rows: dict[str, str]
@@ -43,16 +44,23 @@ class PairReport:
 
 
 def report_on_pair(image_path: Path, outs: Path, progress: Progress = SILENT) -> PairReport:
-    """Ask everything that ``vst extract`` would, on up to 48 patches and without an encoder.
+    """Run the checks of ``vst extract`` on up to 48 patches, without an encoder.
+
+    Nothing is written.
+
+    Args:
+        image_path: the microscope image.
+        outs: Space Ranger's folder.
+        progress: receives notes, warnings and step counts.
 
     Raises:
-        SlideError: the image or the folder cannot be opened at all.
+        SlideError: the image or the folder cannot be opened.
     """
     slide = VisiumHDSlide.open(outs)
     with SlideImage.open(image_path) as opened:
         of_image = report_on(opened)
         rows, warnings = dict(of_image.rows), list(of_image.warnings)
-        del rows["stain"]  # asked below of the patches
+        del rows["stain"]  # checked below on the patches
         rows["bins"] = (
             f"{slide.grid_shape[0]}×{slide.grid_shape[1]} of 2 µm, {slide.mpp:.4g} µm per pixel"
         )
@@ -64,7 +72,7 @@ def report_on_pair(image_path: Path, outs: Path, progress: Progress = SILENT) ->
             else f"{size.width:.0f}×{size.height:.0f} px, by {size.picture.name}"
         )
         if (off := mpp_off(opened, slide)) is not None:
-            rows["scale of the file"] = f"{off:+.1%} off that of the bins"
+            rows["scale of the file"] = f"{off:+.1%} from that of the bins"
         try:
             ways = images_that_fit(opened, slide)
         except SlideError as e:
@@ -88,10 +96,10 @@ def report_on_pair(image_path: Path, outs: Path, progress: Progress = SILENT) ->
             "cannot be compared" if outline is None else f"correlation with in_tissue {outline:.2f}"
         )
         if registration.verdict == "shifted":
-            faults.append(f"{opened.path}: the image lies off the counts; align it again")
+            faults.append(f"{opened.path}: the image is shifted from the counts; align it again")
         evidence = Evidence(registration, off, outline)
         if size is None and evidence.against:
-            faults.append(f"{opened.path}: is another image: {evidence.against}")
+            faults.append(f"{opened.path}: is not the right image: {evidence.against}")
         return PairReport(rows, tuple(warnings + said.lines), tuple(faults))
 
 
@@ -101,7 +109,7 @@ def _some(patches: PatchTable) -> PatchTable:
 
 
 class _Kept:
-    """Progress that keeps its lines."""
+    """Progress that collects notes and warnings."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []

@@ -1,9 +1,9 @@
-"""The pipeline of an extraction: patches rendered ahead, encoded in batches, committed behind.
+"""The pipeline of an extraction: renders, encodes and writes patches at the same time.
 
-While a batch is encoded, the next ones are read and warped, and the one before is packed and
-written. A batch is committed as a whole, so that a killed extraction goes on where a batch begins
-and the encoder sees the batches that it would have seen: what it computes for a patch may depend,
-in the last bits, on how many others are computed with it.
+While a batch is encoded, the images of the next ones are read and warped, and the previous one is
+packed and written. Batches are committed as a whole. A killed extraction therefore resumes at the
+start of a batch and encodes the same batches as an uninterrupted one, which matters because the
+last bits of a patch's tokens may depend on the size of its batch.
 """
 
 from __future__ import annotations
@@ -25,49 +25,53 @@ from virchow_st.slide.render import PatchImages
 from virchow_st.store.background import BackgroundWriter
 from virchow_st.store.writer import PatchRecord, StoreWriter
 
-_STOPPING = "stopping when this batch is done; Ctrl-C again stops at once"
+_STOPPING = "stopping after this batch; press Ctrl-C again to stop at once"
 
 MakeRecord = Callable[[int, PatchImages, Tokens, int], PatchRecord]
 
 
 @dataclass(frozen=True)
 class Batches:
-    """How many patches are encoded at once, and from which patch on.
+    """The sizes of the batches in which patches are encoded.
 
     Attributes:
-        steps: ``(first patch, patches a batch)``, rising from patch 0; more than one where memory
-            ran out on the way.
+        steps: pairs (first patch, patches per batch), rising from patch 0. There is more than one
+            pair if memory ran out during the extraction.
+
+    Example:
+        >>> Batches(((0, 32), (64, 16))).size(64)
+        16
     """
 
     steps: tuple[tuple[int, int], ...]
 
     def size(self, patch: int) -> int:
-        """Patches of the batch that begins with a patch."""
+        """Number of patches in the batch that starts with ``patch``."""
         return next(size for first, size in reversed(self.steps) if first <= patch)
 
     def shrunk(self, patch: int, size: int) -> Batches:
-        """The same up to a patch, and smaller batches from it on."""
+        """The same batches up to ``patch``, and batches of ``size`` patches from there on."""
         return Batches((*(step for step in self.steps if step[0] < patch), (patch, size)))
 
 
 def encoding_for(encoder: Encoder, store: Path, begun: dict[str, Any] | None) -> dict[str, Any]:
-    """Precision and batches, for the job: those of the store that was begun, else the encoder's.
+    """Precision and batches for the job: those of an unfinished store, or else the encoder's.
 
     Args:
-        encoder: at work now.
+        encoder: the encoder in use.
         store: the store's folder.
-        begun: the job it was begun with, or None where it is new.
+        begun: the job of an unfinished store, or None for a new store.
 
     Raises:
-        StoreError: it was begun in another arithmetic than the encoder's.
+        StoreError: the store was begun in another precision than the encoder's.
     """
     fresh = {"precision": encoder.precision, "batches": [[0, encoder.batch]]}
     before = fresh if begun is None else begun.get("encoding", fresh)
     if before["precision"] != encoder.precision:
         raise StoreError(
             f"{store}: was begun in {before['precision']}; here {encoder.name} runs in "
-            f"{encoder.precision}, which makes other tokens; go on where it was begun (--device), "
-            "or delete it and begin anew"
+            f"{encoder.precision}, which gives different tokens; continue on the device where it "
+            "was begun (--device), or delete it and start again"
         )
     return before
 
@@ -80,19 +84,20 @@ def write_patches(
     make_record: MakeRecord,
     progress: Progress,
 ) -> None:
-    """Encode and commit the patches that a store lacks yet.
+    """Encode and commit the patches that a store still lacks.
 
     Args:
-        writer: of the store; its job says the batches.
-        rendered: its patches from ``writer.next_index`` on; closed at the end.
-        n_patches: of the whole store.
+        writer: writer of the store, whose job lists the batches.
+        rendered: images of the patches from ``writer.next_index`` on; closed at the end.
+        n_patches: number of patches of the whole store.
         encoder: the encoder.
-        make_record: from a patch's index, its images, its batch's tokens and its place among them.
+        make_record: makes a record from a patch's index, its images, the tokens of its batch and
+            the patch's index in that batch.
         progress: receives notes, warnings and step counts.
 
     Raises:
-        KeyboardInterrupt: Ctrl-C or SIGTERM, after the batches under way have been committed.
-        ConfigError: not even one patch fits the device's memory.
+        KeyboardInterrupt: Ctrl-C or SIGTERM, after the batches in progress have been committed.
+        ConfigError: even a single patch does not fit the device's memory.
     """
     batches = Batches(tuple((first, size) for first, size in writer.job["encoding"]["batches"]))
     at, taken = writer.next_index, list[PatchImages]()
@@ -120,19 +125,19 @@ def write_patches(
             try:
                 wait = encoder.launch(np.stack([image.encoded for image in images]))
             except MemoryError:
-                if running is not None:  # its tokens take room too
+                if running is not None:  # first free the memory of the previous batch
                     finish(running)
                     running = None
                     continue
                 if size == 1:
                     raise ConfigError(
-                        f"{encoder.name}: a single patch does not fit the memory that is free; end "
-                        "what else uses the device, or give another --device"
+                        f"{encoder.name}: a single patch does not fit the free memory; end other "
+                        "programs on the device, or give another --device"
                     ) from None
                 batches = batches.shrunk(at, size // 2)
                 _amend(writer, batches)
                 progress.warn(
-                    f"out of memory at {size} patches a batch; going on with {size // 2} from "
+                    f"out of memory at {size} patches per batch; continuing with {size // 2} from "
                     f"patch {at} on"
                 )
                 continue
@@ -146,14 +151,14 @@ def write_patches(
     if stop:
         progress.note(
             f"{writer.path}: stopped after {writer.next_index} of {n_patches} patches; the same "
-            "command goes on from there"
+            "command resumes there"
         )
         raise stop.interrupt()
 
 
 @dataclass(frozen=True)
 class _Running:
-    """A batch that has been given to the encoder."""
+    """A batch that the encoder is working on."""
 
     first: int
     images: list[PatchImages]

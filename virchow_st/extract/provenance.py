@@ -1,4 +1,4 @@
-"""What a store says it was made from: its job, checked when it is resumed, and its manifest."""
+"""Records what a store is made from: the job, compared on resuming, and the slide's manifest."""
 
 from __future__ import annotations
 
@@ -31,7 +31,17 @@ def job_of(
     encoder: Encoder,
     config: ExtractConfig,
 ) -> dict[str, Any]:
-    """What decides the bytes of the records, but for the batches they are encoded in."""
+    """Describe everything that determines the bytes of the records, except the batches.
+
+    Args:
+        slide, image, patches: the slide.
+        patient: the patient's name.
+        encoder: the encoder.
+        config: the options.
+
+    Returns:
+        A dictionary for JSON. Device and path of the weights are not part of it.
+    """
     options = {k: v for k, v in asdict(config).items() if k not in ("device", "weights")}
     return {
         "patient": patient,
@@ -55,15 +65,15 @@ def _encoder_id(encoder: Encoder) -> dict[str, str]:
 
 
 def check_same_job(store: Path, state: str, before: dict[str, Any], now: dict[str, Any]) -> None:
-    """Raise `StoreError` where a store was made by another job, and say what differs.
+    """Raise `StoreError`, naming the difference, if a store was made by another job.
 
-    The batches may differ: those of the store are kept to.
+    The batches are not compared: an extraction that resumes keeps the store's batches.
 
     Args:
-        store: its folder.
-        state: ``"is finished, but was made from"`` or ``"was begun with"``.
-        before: its job.
-        now: the job at hand.
+        store: the store's folder.
+        state: ``"is finished, but was made from"`` or ``"was begun with"``, for the message.
+        before: the store's job.
+        now: the current job.
     """
     there, here = ({k: v for k, v in _flat(job) if k != "encoding"} for job in (before, now))
     differing = [k for k in {**there, **here} if there.get(k) != here.get(k)]
@@ -77,7 +87,7 @@ def check_same_job(store: Path, state: str, before: dict[str, Any], now: dict[st
 
 
 def _flat(job: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Names and values of a job, those of its parts by ``part.name``; the encoding as one."""
+    """Names and values of a job; nested ones as ``part.name``, except the encoding, kept whole."""
     for key, value in job.items():
         if isinstance(value, dict) and key != "encoding":
             yield from ((f"{key}.{name}", inner) for name, inner in _flat(value))
@@ -98,12 +108,12 @@ def manifest_of(
     n_tissue: int,
     n_covered: int,
 ) -> dict[str, Any]:
-    """What the manifest says of a slide, beside what the writer adds; docs/store-format.md.
+    """The manifest's entries about the slide; the writer adds the others (docs/store-format.md).
 
     Args:
         slide, patches, counts, encoder: what the records were made from.
-        n_tissue: tissue bins on the slide.
-        n_covered: those of them in patches.
+        n_tissue: number of tissue bins on the slide.
+        n_covered: number of tissue bins in patches.
     """
     totals = np.zeros(len(slide.genes.ids), np.int64)
     for gene, _, count in counts:

@@ -1,15 +1,15 @@
-"""Does the image lie on the counts? Haematoxylin against UMIs, over shifts of up to 32 µm.
+"""Measures the registration of image and counts: haematoxylin against UMIs, shifted by ≤ 32 µm.
 
-Nuclei, which haematoxylin shows, hold more transcripts than what lies between them, at least in
-most tissue. So the local contrast of the two maps correlates where the image lies on the counts,
-and nowhere else. The correlation over shifts has a peak: where it stands is how far the image is
-off, and how far it stands out of the noise is how much to believe it.
+In most tissue, nuclei (stained by haematoxylin) hold more transcripts than the space between them.
+The local contrasts of the two maps therefore correlate if the image lies on the counts. Over
+shifts, the correlation has a peak: its position tells how far the image is shifted, and its height
+relative to the noise tells how reliable that is.
 
-The correlation is Pearson's, over pairs of bins and within patches alone: the masked normalised
-cross-correlation of Padfield (2012, IEEE Trans. Image Process. 21, 2706), its sums added up over
-patches. The same with the counts mirrored and turned in their patches, which have no business to
-correlate anywhere, says what noise is. A shift is written (row, col), in the bin frame: the image
-of what lies at bin (r, c) is seen at (r + row, c + col).
+The correlation is Pearson's, over pairs of bins within patches: the masked normalised
+cross-correlation of Padfield (2012, IEEE Trans. Image Process. 21, 2706), with its sums accumulated
+over patches. The noise is estimated from the same correlation with the counts mirrored and rotated
+within their patches, where no true correlation can exist. A shift is given as (row, col) in the bin
+frame: what lies at bin (r, c) appears in the image at (r + row, c + col).
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ from virchow_st.models.encoders.stain import haematoxylin
 from virchow_st.types import BIN_UM, PATCH_BINS, Array, BoolArray, Float64Array, UInt8Array
 
 SEARCHED_BINS = 16
-"""Shifts are tried up to this many bins along rows and along columns."""
+"""Largest shift that is tried, in bins, along rows and along columns."""
 NEAR_UM = 4.0
-"""A shift up to this is none to warn of: two bins, half a nucleus; at 8 µm it moves nothing."""
+"""Largest shift that is not reported: two bins or half a nucleus, which does not matter at 8 µm."""
 TRUSTED = 6.0
-"""Least strength of a peak that is believed. Without any relation, the largest of the 1,089
-correlations of a map is 3 to 5 times the noise."""
-_CONTRAST_BINS = 8.0  # sigma of the surroundings taken off; 16 µm: a nucleus stays, a gland goes
-_WITHIN_NOISE = 3.0  # shifts whose correlation is this many noises below the best may be the best
-_FFT_SIDE = PATCH_BINS + SEARCHED_BINS  # padded, so that no shift wraps round
-_POWERS = ((0, 0), (1, 0), (0, 1), (2, 0), (0, 2), (1, 1))  # of UMIs and of haematoxylin
+"""Smallest strength of a reliable peak. For unrelated maps, the largest of the 1,089 correlations
+is 3 to 5 times the noise."""
+_CONTRAST_BINS = 8.0  # sigma of the subtracted mean: 16 µm keeps nuclei and removes glands
+_WITHIN_NOISE = 3.0  # a shift may be the best if its correlation is within this many noises of it
+_FFT_SIDE = PATCH_BINS + SEARCHED_BINS  # padded, so that shifts do not wrap round
+_POWERS = ((0, 0), (1, 0), (0, 1), (2, 0), (0, 2), (1, 1))  # exponents of UMIs and haematoxylin
 
 
 @dataclass(frozen=True, eq=False)
 class Example:
-    """The patch with the most UMIs, for the picture.
+    """The patch with the most UMIs, shown in the figure.
 
     Attributes:
         haematoxylin: (128, 128) float64 optical density.
@@ -54,18 +54,19 @@ class Example:
 
 @dataclass(frozen=True, eq=False)
 class Registration:
-    """What the check found.
+    """The result of the check.
 
     Attributes:
-        correlation: (33, 33) float64 over shifts of −16 to 16 bins, rows down.
-        shift_um: (row, col) of the largest |correlation|, by a parabola through its neighbours:
-            the image lies that far off the counts, towards higher array_row and array_col.
-        strength: |correlation| there over the noise, the root mean square of the correlations with
-            the counts mirrored and turned.
-        uncertainty_um: no shift farther than this from the best has a |correlation| within three
-            noises of it; half a bin at least.
-        verdict: ``"aligned"``, ``"shifted"`` (by more than 4 µm, and zero is farther away than
-            ``uncertainty_um``) or ``"undecided"`` (a strength below 6, or a peak on the rim).
+        correlation: (33, 33) float64 correlations for shifts of −16 to 16 bins, rows down.
+        shift_um: (row, col) of the largest |correlation|, refined by a parabola through its
+            neighbours: how far the image is shifted from the counts, positive towards higher
+            array_row and array_col.
+        strength: that |correlation| divided by the noise, which is the root mean square of the
+            correlations with mirrored and rotated counts.
+        uncertainty_um: every shift with a |correlation| within three noises of the largest lies
+            within this distance of it; at least half a bin.
+        verdict: ``"aligned"``; ``"shifted"``, if the shift exceeds 4 µm and ``uncertainty_um``; or
+            ``"undecided"``, if the strength is below 6 or the peak lies on the edge of the search.
     """
 
     correlation: Float64Array
@@ -75,7 +76,7 @@ class Registration:
     verdict: str
 
     def to_manifest(self) -> dict[str, Any]:
-        """What the store's manifest says of it (docs/coordinates.md)."""
+        """The entry ``registration`` of the store's manifest (docs/coordinates.md)."""
         row, col = (round(um, 2) + 0.0 for um in self.shift_um)  # + 0.0: no minus zero
         at_best = self.correlation.flat[np.abs(self.correlation).argmax()]
         at_zero = self.correlation[SEARCHED_BINS, SEARCHED_BINS]
@@ -92,7 +93,9 @@ class Registration:
 
 
 class RegistrationCheck:
-    """Adds up patches; `result` at the end. The order of patches only moves the last digits.
+    """Accumulates patches with `add`; `result` evaluates them.
+
+    The order of patches affects the last digits only.
 
     Attributes:
         example: the patch with the most UMIs so far.
@@ -101,7 +104,7 @@ class RegistrationCheck:
     def __init__(self) -> None:
         self.example: Example | None = None
         side = _FFT_SIDE
-        # Sums over pairs of bins for each orientation of the counts and power, as spectra.
+        # Spectra of the sums over pairs of bins, for each orientation of the counts and exponents.
         self._sums = np.zeros((8, len(_POWERS), side, side // 2 + 1), np.complex128)
 
     def add(
@@ -111,9 +114,9 @@ class RegistrationCheck:
 
         Args:
             image: (256, 256, 3) uint8 RGB in bin orientation.
-            validity_mask: (128, 128) bool, bins on the slide image.
+            validity_mask: (128, 128) bool, True for bins on the slide image.
             umi: (128, 128) UMIs of all genes, of any dtype.
-            tissue_mask: (128, 128) bool, bins whose counts are known.
+            tissue_mask: (128, 128) bool, True for bins with known counts.
         """
         size = (PATCH_BINS, PATCH_BINS)
         stain = cv2.resize(haematoxylin(image), size, interpolation=cv2.INTER_AREA)
@@ -121,7 +124,7 @@ class RegistrationCheck:
         if self.example is None or umi.sum() > self.example.umi.sum():
             self.example = Example(stain, umi, tissue_mask)
         of_image = _spectra(local_contrast(stain, validity_mask), validity_mask)
-        # The square root makes the noise of counts alike wherever there are many or few.
+        # The square root stabilises the variance of the counts.
         contrast = local_contrast(np.sqrt(umi), tissue_mask)
         for orientation, sums in enumerate(self._sums):
             of_counts = _spectra(turn(contrast, orientation), turn(tissue_mask, orientation))
@@ -129,7 +132,7 @@ class RegistrationCheck:
                 total += of_counts[i].conj() * of_image[j]
 
     def merge(self, other: RegistrationCheck) -> None:
-        """Add the patches of another check."""
+        """Add the patches that another check has accumulated."""
         self._sums += other._sums
         theirs = other.example
         if theirs is not None and (
@@ -138,7 +141,7 @@ class RegistrationCheck:
             self.example = theirs
 
     def result(self) -> Registration:
-        """The best shift of the patches so far, and whether to believe it."""
+        """Find the best shift over the patches added so far, and judge its reliability."""
         maps = self.correlations()
         correlation, noise = maps[0], float(np.sqrt(np.mean(maps[1:] ** 2)))
         height = np.abs(correlation)
@@ -166,12 +169,16 @@ class RegistrationCheck:
         return Registration(correlation, shift_um, strength, uncertainty, verdict)
 
     def correlations(self) -> Float64Array:
-        """(8, 33, 33): Pearson's r at each shift, with the counts as they are and turned."""
+        """(8, 33, 33) float64: Pearson's r per shift, for the eight orientations of the counts.
+
+        The first is that of the counts as they are; the others estimate the noise.
+        """
         sums = np.fft.irfft2(self._sums, (_FFT_SIDE, _FFT_SIDE))
         side = 2 * SEARCHED_BINS + 1
         sums = np.roll(sums, (SEARCHED_BINS, SEARCHED_BINS), (2, 3))[:, :, :side, :side]
         n, u, h, uu, hh, uh = np.moveaxis(sums, 1, 0)
-        # Of spectra: a sum that is 0 comes out as 1e-12, and n · n times that is no variance.
+        # Sums computed through spectra have errors of about 1e-12 where they should be 0, which
+        # must not pass for a variance.
         floor = 1e-9 * np.maximum(n, 1.0) ** 2
         spread_u, spread_h = n * uu - u * u, n * hh - h * h
         varies = (spread_u > floor) & (spread_h > floor)
@@ -180,7 +187,15 @@ class RegistrationCheck:
 
 
 def local_contrast(values: Float64Array, mask: BoolArray) -> Float64Array:
-    """Values less the mean of their surroundings (σ = 16 µm) within the mask; 0 outside of it."""
+    """Subtract the local mean (Gaussian, σ = 16 µm) within a mask.
+
+    Args:
+        values: (128, 128) float64.
+        mask: (128, 128) bool, True where values are known.
+
+    Returns:
+        (128, 128) float64, 0 outside the mask.
+    """
     inside = mask.astype(np.float64)
     weight = _blur(inside)
     mean = _blur(values * inside) / np.maximum(weight, 1e-12)
@@ -188,9 +203,9 @@ def local_contrast(values: Float64Array, mask: BoolArray) -> Float64Array:
 
 
 def describe(found: dict[str, Any]) -> str:
-    """One line of what the manifest's ``registration`` says."""
+    """Describe the manifest's entry ``registration`` in one line."""
     row, col = (round(found[name], 1) + 0.0 for name in ("shift_row_um", "shift_col_um"))
-    where = f"({row:+.1f}, {col:+.1f}) µm"  # + 0.0: no minus zero
+    where = f"({row:+.1f}, {col:+.1f}) µm"  # + 0.0 above avoids minus zero
     peak = f"r {found['correlation']:.3f} is {found['strength']:.1f} × the noise"
     if found["verdict"] == "undecided":
         return (
@@ -214,7 +229,7 @@ def _spectra(values: Float64Array, mask: BoolArray) -> Array:
 
 
 def _vertex(heights: Float64Array) -> float:
-    """Where the parabola through heights at −1, 0 and 1 is highest; 0 has the largest of them."""
+    """Position of the vertex of the parabola through heights at −1, 0 (the largest) and 1."""
     before, middle, after = (float(height) for height in heights)
     curvature = before - 2 * middle + after
     return 0.5 * (before - after) / curvature if curvature < 0 else 0.0

@@ -1,4 +1,4 @@
-"""``vst extract``: one slide and its image → one store. The encoder sees every patch once."""
+"""``vst extract``: one slide and its image → one store. The encoder runs once on every patch."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ from virchow_st.store.writer import (
 )
 from virchow_st.types import PATCH_BINS, PATCH_POSITIONS
 
-_COMPARED_TOGETHER = 16  # patches that a thread compares with their image before it is asked again
+_COMPARED_TOGETHER = 16  # patches per task of the threads that compare counts and image
 
 
 def extract_slide(
@@ -56,24 +56,33 @@ def extract_slide(
     progress: Progress = SILENT,
     encoder: Encoder | None = None,
 ) -> Store:
-    """Write the store of a slide, or finish the one that an earlier run began.
+    """Write the store of a slide, or resume the one that an earlier run began.
+
+    Nothing is written before slide, image, counts and encoder have been checked. If a file turns
+    out to be damaged later, the unfinished store can be resumed.
 
     Args:
         outs: Space Ranger's ``outs/``, ``binned_outputs/`` or ``square_002um/``.
-        image_path: the microscope image that Space Ranger was given.
+        image_path: the microscope image that Space Ranger got as ``--image``.
         store_path: folder to write.
-        patient: whose slide it is.
+        patient: the patient's name.
         config: encoder and options.
         progress: receives notes, warnings and step counts.
-        encoder: the loaded encoder of ``config``, for several slides in one go.
+        encoder: the loaded encoder of ``config``, to be shared by several slides; loaded if None.
 
     Returns:
         The finished store.
 
     Raises:
-        SlideError, StoreError, ConfigError: nothing is written before slide, image, counts and
-            encoder have been found sound; damage met later leaves a store that can be resumed.
-        KeyboardInterrupt: the batches under way have been committed.
+        SlideError: the slide or the image is damaged, or they do not belong together.
+        StoreError: the folder holds a store made from other inputs or options.
+        ConfigError: the encoder is not available, or no patient is given.
+        KeyboardInterrupt: Ctrl-C or SIGTERM, after the batches in progress have been committed.
+
+    Example:
+        >>> store = extract_slide(  # doctest: +SKIP
+        ...     Path("outs"), Path("slide.btf"), Path("P1.vst"), "P1", ExtractConfig()
+        ... )
     """
     with open_slide(outs, image_path, store_path, patient, config, progress, encoder) as opened:
         return opened.extract(progress)
@@ -81,15 +90,20 @@ def extract_slide(
 
 @dataclass(frozen=True)
 class OpenedSlide:
-    """A slide found sound, its counts read: ready to be encoded. A context manager.
+    """A slide that has been checked, with its counts read, ready to be encoded.
+
+    It is a context manager that closes the image file.
 
     Attributes:
         store_path: folder to write.
-        job: what decides the bytes of the records; a store is resumed only under the same.
-        patient, config, encoder: as given.
-        slide, image, patches: what was opened; the image as it is seen, turned if need be.
-        opened: the image's file, closed at the end.
-        counts: of the patches, or None where the store is finished already.
+        job: description of everything that determines the bytes of the records; a store is
+            resumed only for an equal job.
+        patient, config, encoder: as given to `open_slide`.
+        slide, patches: the slide and its patches.
+        image: the image, rotated or mirrored if its Orientation tag asks for it and the counts
+            agree.
+        opened: the image as stored, which owns the open file.
+        counts: counts of the patches, or None if the store is finished already.
     """
 
     store_path: Path
@@ -110,7 +124,14 @@ class OpenedSlide:
         self.opened.close()
 
     def extract(self, progress: Progress = SILENT) -> Store:
-        """Write the store, or open the finished one."""
+        """Write the store, or open it if it is finished.
+
+        Args:
+            progress: receives notes, warnings and step counts.
+
+        Raises:
+            SlideError, StoreError, ConfigError, KeyboardInterrupt: as for `extract_slide`.
+        """
         path, counts = self.store_path, self.counts
         if counts is None:
             remove_leftovers(path)
@@ -154,9 +175,9 @@ def open_slide(
     progress: Progress = SILENT,
     encoder: Encoder | None = None,
 ) -> OpenedSlide:
-    """Open a slide, check it and read its counts: all that comes before the first patch.
+    """Open and check a slide and read its counts, so that its patches can be encoded.
 
-    Takes and raises what `extract` does, and writes nothing.
+    Nothing is written. Arguments and errors are those of `extract_slide`.
     """
     if not (patient := patient_name(patient)):
         raise ConfigError("patient: expected a name; give --patient")
@@ -178,9 +199,9 @@ def open_slide(
             f"{slide.mpp:.3f} µm/px, homography within {slide.homography.residual_px:.1e} px"
         )
         progress.note(
-            f"{len(patches)} patches from bin {patches.offset} on hold "
+            f"{len(patches)} patches, starting from bin {patches.offset}, hold "
             f"{1 - leftover / n_tissue:.1%} of {n_tissue:,} tissue bins; {leftover:,} at the "
-            f"border or in thin tissue are left out"
+            f"border or in sparse tissue are left out"
         )
         finished, begun, counts = finished_job(store_path), None, None
         if finished is None:
@@ -202,7 +223,7 @@ def open_slide(
                 check_same_job(store_path, "was begun with", begun, job)
             job["encoding"] = encoding_for(encoder, store_path, begun)
             if counts is None:
-                counts = slide.read_counts(patches)  # a bad matrix leaves no store behind
+                counts = slide.read_counts(patches)  # a damaged matrix is found before writing
             if size is None:
                 check_without_pictures(image, slide, patches, counts, progress)
         stack.pop_all()
@@ -212,7 +233,10 @@ def open_slide(
 
 
 def _way_before(ways: list[SlideImage], job: dict[str, Any] | None) -> SlideImage | None:
-    """The only way to see the image, or the one that a store was begun with; None if undecided."""
+    """The orientation of the image that is the only one, or that a store was begun with.
+
+    None means that it has to be measured.
+    """
     if ways[0].choice.orientation == 1:
         return ways[0]
     if job is None:
@@ -222,7 +246,11 @@ def _way_before(ways: list[SlideImage], job: dict[str, Any] | None) -> SlideImag
 
 
 def open_encoder(config: ExtractConfig, progress: Progress) -> Encoder:
-    """Load the encoder and show what its licence asks."""
+    """Load the encoder and show its licence's conditions as a warning.
+
+    Raises:
+        ConfigError: the encoder or its device is not available.
+    """
     encoder = load_encoder(
         config.encoder, weights=config.weights, device=config.device, token_um=config.token_um
     )
@@ -268,9 +296,9 @@ def _check_registration(
     counts: PatchCounts,
     progress: Progress,
 ) -> dict[str, Any]:
-    """Compare image and counts of all patches; warn, and draw, where they lie apart.
+    """Compare image and counts of all patches; if they are shifted, warn and draw a figure.
 
-    The images are those of the store, so that a resumed extraction finds the same figures.
+    The images are read from the store, so that a resumed extraction gets the same result.
     """
     check, reading = RegistrationCheck(), Lock()
 
@@ -287,7 +315,8 @@ def _check_registration(
             part.add(unpack_image(image), unpack_mask(validity_mask), umi, tissue_mask)
         return part
 
-    # Parts of a fixed size, added in their order: the figures are the same with any threads.
+    # Parts have a fixed size and are added in order, so that the number of threads does not
+    # change the result.
     parts = range(0, len(patches), _COMPARED_TOGETHER)
     with ThreadPoolExecutor(thread_count(), "compare") as pool:
         for first, part in ahead(pool, parts, check_part, n_ahead=thread_count()):
@@ -295,10 +324,10 @@ def _check_registration(
             done = min(first + _COMPARED_TOGETHER, len(patches))
             progress.step(done, len(patches), "patches compared with their image")
     found = check.result()
-    said = found.to_manifest()
+    entry = found.to_manifest()
     if found.verdict != "shifted" or check.example is None:
-        progress.note(f"registration {describe(said)}")
-        return said
+        progress.note(f"registration {describe(entry)}")
+        return entry
     from virchow_st.output.figures.registration_check import (
         draw_registration,  # matplotlib, seldom needed
     )
@@ -318,8 +347,8 @@ def _check_registration(
             f"and run the same command again, all {len(patches)} patches are safe"
         ) from None
     progress.warn(
-        f"{picture}: registration {describe(said)}; look at the image alignment in Space Ranger's "
+        f"{picture}: registration {describe(entry)}; check the image alignment in Space Ranger's "
         f"web_summary.html, align by hand in Loupe Browser, run Space Ranger again with "
-        f"--loupe-alignment, and extract anew"
+        f"--loupe-alignment, and extract again"
     )
-    return said
+    return entry

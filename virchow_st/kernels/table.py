@@ -9,6 +9,9 @@ from typing import Any
 import numpy as np
 
 from virchow_st.kernels import (
+    factorise,
+    factorise_cases,
+    factorise_reference,
     factors,
     factors_cases,
     factors_reference,
@@ -351,5 +354,12 @@ TABLE: tuple[Pair, ...] = (
         factors_cases.loading_gradients_by(factors_reference.loading_gradient),
         factors_cases.loading_inputs,
         5e-6,
+    ),
+    Pair(
+        "expected_umis",
+        factorise_cases.expected_umis_by(factorise.expected_umis),
+        factorise_cases.expected_umis_by(factorise_reference.expected_umis),
+        factorise_cases.row_inputs,
+        1e-12,
     ),
 )

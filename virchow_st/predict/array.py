@@ -42,7 +42,8 @@ class ImageRates:
 
     Attributes:
         panel: the genes.
-        rates: (G, R, C) float32, expected UMIs per 2 µm bin; NaN outside patches.
+        rates: (G, R, C) float32, expected UMIs per 2 µm bin; NaN outside patches and in
+            bins left out, whose rates would be impossible.
         tissue_mask: (R, C) bool, True = tissue. Glass inside a patch has rates as well.
         image: (2R, 2C, 3) uint8, the image at 1 µm/px, white beyond its edge.
     """
@@ -90,7 +91,8 @@ def predict_array(
         ValueError: the array is not an RGB image.
         SlideError: the pixels are too coarse to show nuclei, there is no tissue, or the
             picture cannot be H&E.
-        ConfigError: the encoder's weights cannot be loaded, or differ from the run's.
+        ConfigError: the encoder's weights cannot be loaded, or differ from the run's; or the
+            run's rates are NaN, infinite, or impossible in more than 1 % of the bins.
     """
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or not pixels.size:
         raise ValueError(f"image: expected uint8 (H, W, 3) RGB; got {pixels.dtype} {pixels.shape}")

@@ -13,6 +13,7 @@ from virchow_st.errors import ConfigError
 from virchow_st.models.encoders import load_encoder
 from virchow_st.models.encoders.base import Encoder
 from virchow_st.predict.stitch import Stitcher
+from virchow_st.run.rates import check_left_out, left_out_warning
 from virchow_st.runtime.prefetch import ahead
 from virchow_st.runtime.progress import Progress
 from virchow_st.slide.geometry import Homography
@@ -68,7 +69,10 @@ class TrainedRun(Protocol):
         """Whether `rates` takes the image."""
 
     def rates(self, tokens: Array, image: UInt8Array | None = None) -> Float32Array:
-        """(B, T, T, D) tokens, and (B, 256, 256, 3) images if wanted, to (B, G, 128, 128)."""
+        """(B, T, T, D) tokens, and (B, 256, 256, 3) images if wanted, to (B, G, 128, 128).
+
+        NaN for every gene in bins that are left out.
+        """
 
 
 def picture_factor(image: SlideImage, mpp: float) -> int:
@@ -187,7 +191,12 @@ def predict_patches(
 
     One batch is rendered while another is encoded and decoded. With many genes a batch is decoded
     in parts, because its rates would take more memory than all else.
+
+    Raises:
+        ConfigError: a rate is NaN or infinite, or more bins have impossible rates than
+            `check_left_out` takes; fewer are left out, with one warning.
     """
+    source = ", ".join(str(run.path) for run in runs)
     homography = scaling(mpp)
     wants_image = any(run.wants_image for run in runs)
     sizes = (encoder.image_px, STORED_IMAGE_PX)[: 1 + wants_image]
@@ -218,4 +227,7 @@ def predict_patches(
                     rates = of_patch[0] if len(runs) == 1 else np.concatenate(of_patch)
                     stitcher.add(int(patches.row0[i]), int(patches.col0[i]), rates)
                 del by_run, of_patch, rates  # before the next are made
+            check_left_out(stitcher.n_left_out, stitcher.n_bins, source)
             progress.step(batch.stop, n, "patches")
+    if stitcher.n_left_out:
+        progress.warn(left_out_warning(stitcher.n_left_out, stitcher.n_bins, source))

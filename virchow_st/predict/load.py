@@ -22,13 +22,13 @@ from virchow_st.predict.image import decoded_together
 from virchow_st.run.checkpoint import load_checkpoint, read_state
 from virchow_st.run.integrity import check_files
 from virchow_st.run.panel import Panel
-from virchow_st.run.rates import check_rates
+from virchow_st.run.rates import check_left_out, leave_out_impossible, left_out
 from virchow_st.run.split import Split, read_split
 from virchow_st.run.transcriptome import RunGenes
 from virchow_st.runtime.devices import pick_device
 from virchow_st.store.context import with_margin
 from virchow_st.store.reader import Patch, Store
-from virchow_st.types import PATCH_UM, Array, Float32Array, Float64Array, UInt8Array
+from virchow_st.types import PATCH_BINS, PATCH_UM, Array, Float32Array, Float64Array, UInt8Array
 
 _BATCH_PATCHES = 8
 
@@ -80,10 +80,12 @@ class Run:
             patch: a patch of a store that was extracted with the run's encoder.
 
         Returns:
-            (G, 128, 128) float32 in the panel's order; rows and columns are those of the bins.
+            (G, 128, 128) float32 in the panel's order; rows and columns are those of the bins. NaN
+            in bins that are left out, see `rates`.
 
         Raises:
-            ConfigError: the store's tokens are of another encoder than the run's.
+            ConfigError: the store's tokens are of another encoder than the run's; rates that are
+                NaN or infinite, or more than 1 % of the bins left out.
             TypeError: ``patch`` is not a patch.
 
         Example:
@@ -97,7 +99,9 @@ class Run:
                 "image"
             )
         self.check_store(patch.store)
-        return self._rates([patch])[0]
+        rates = self._rates([patch])[0]
+        check_left_out(int(left_out(rates).sum()), PATCH_BINS**2, str(self.path))
+        return rates
 
     def predict_factors(self, patch: Patch) -> Float32Array:
         """Predict the factors of every gene's rates on one patch of a store.
@@ -129,10 +133,12 @@ class Run:
             store: extracted with the run's encoder.
 
         Returns:
-            An iterator over (G, 128, 128) float32 arrays, in the order of the store's patches.
+            An iterator over (G, 128, 128) float32 arrays, in the order of the store's patches; NaN
+            in bins that are left out, see `rates`.
 
         Raises:
-            ConfigError: the store's tokens are of another encoder than the run's.
+            ConfigError: the store's tokens are of another encoder than the run's; while iterating,
+                rates that are NaN or infinite, or more than 1 % of all bins left out.
         """
         self.check_store(store)
         return self._each(store)
@@ -178,9 +184,13 @@ class Run:
 
     def _each(self, store: Store) -> Iterator[Float32Array]:
         size = min(_BATCH_PATCHES, decoded_together(self.n_genes))
+        n_left_out, n_bins = 0, len(store) * PATCH_BINS**2
         for start in range(0, len(store), size):
             stop = min(start + size, len(store))
-            yield from self._rates([store[i] for i in range(start, stop)])
+            rates = self._rates([store[i] for i in range(start, stop)])
+            n_left_out += int(left_out(rates).sum())
+            check_left_out(n_left_out, n_bins, str(self.path))
+            yield from rates
 
     def _rates(self, patches: list[Patch]) -> Float32Array:
         return self.rates(*self._inputs(patches))
@@ -194,6 +204,14 @@ class Run:
         n_tokens = margin * self.state["grid"] // PATCH_UM
         tokens = np.stack([with_margin(p, lambda p: p.tokens, n_tokens) for p in patches])
         return tokens, image
+
+    @property
+    def all_train_rate(self) -> Float64Array:
+        """(G,) mean UMIs of `genes.all` per 2 µm tissue bin of the training patients."""
+        rate = self.objective.train_rate
+        if isinstance(self.objective, FactorPoisson):
+            rate = self.objective.gene_rate
+        return rate.double().cpu().numpy()
 
     @property
     def loadings(self) -> Float32Array | None:
@@ -215,6 +233,11 @@ class Run:
         check_rates(factors, names, str(self.path), "train again with a lower --lr")
         return factors
 
+    def rates_of(self, factors: Float32Array) -> Float32Array:
+        """Rates (B, P, 128, 128) of the panel's genes from `factors`."""
+        assert self.loadings is not None
+        return np.einsum("pk,bkrc->bprc", self.loadings[self.genes.places], factors, optimize=True)
+
     @torch.inference_mode()
     def rates(self, tokens: Array, image: UInt8Array | None = None) -> Float32Array:
         """Rates (B, G, 128, 128) float32, expected UMIs per 2 µm bin, of a batch of patches.
@@ -223,14 +246,17 @@ class Run:
             tokens: (B, T, T, D) float16; may have the decoder's margin around them.
             image: (B, 256, 256, 3) uint8 RGB if `wants_image`, else None; with a margin likewise.
 
+        Returns:
+            The rates; NaN for every gene in a bin where one is larger than a count could be, which
+            the caller counts (`check_left_out`).
+
         Raises:
-            ConfigError: a rate is NaN, infinite or larger than a count could be, as damaged
-                weights and runs that diverged give.
+            ConfigError: a rate is NaN or infinite, as damaged weights and runs that diverged give.
         """
         output = decode(self.decoder, tokens, image, self.device)
         rates: Float32Array = self.objective.rate(output).cpu().numpy()
-        check_rates(rates, self.panel.symbols, str(self.path), "train again with a lower --lr")
-        return rates
+        symbols, source = self.panel.symbols, str(self.path)
+        return leave_out_impossible(rates, symbols, source, "train again with a lower --lr")
 
     def check_store(self, store: Store) -> None:
         """Raise `ConfigError` unless the store's tokens are those the decoder was trained on."""

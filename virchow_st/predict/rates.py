@@ -16,7 +16,8 @@ class RateImages:
 
     A pixel at 2 µm holds the expected UMIs of a 2 µm bin; a pixel at 8 µm those of an 8 µm bin, the
     sum over its sixteen 2 µm bins. The spread is the standard deviation over the runs (n − 1). Bins
-    without a prediction are NaN.
+    without a prediction, outside patches or left out by one of the runs, are NaN, and so is every
+    coarser bin that holds one.
 
     Args:
         folder: the Zarr folder to write to.
@@ -36,7 +37,8 @@ class RateImages:
 
         Args:
             row0, col0: first bin, multiples of 8.
-            rates: (runs × genes, h, w) expected UMIs per 2 µm bin, NaN where not ``there``.
+            rates: (runs × genes, h, w) expected UMIs per 2 µm bin, NaN where not ``there`` and
+                in bins left out.
             there: (h, w) bool, True inside patches.
         """
         if self._spread is None:

@@ -81,7 +81,8 @@ def predict_slide(
     Raises:
         ConfigError, SlideError: a run, its encoder's weights, or the image is missing, damaged or
             does not fit; a run is given twice, or one of several was trained on the slide; no µm
-            per pixel; no tissue; or ``out`` is there already.
+            per pixel; no tissue; rates that are NaN, infinite, or impossible in more than 1 % of
+            the bins; or ``out`` is there already.
     """
     check_absent(out)
     check_format(config.format)
@@ -125,6 +126,7 @@ def predict_slide(
                 progress.warn(warning)
             folder.finish(
                 virchow_st=_provenance(runs, encoder, image, mpp, config, tissue, patches, share)
+                | {"left_out_bins": stitcher.n_left_out}
             )
             convert(zarr_path, aside / "result", config.format, runs[0].panel, pyramid)
     return Prediction(out, picture, len(patches), share, stitcher.most_open)

@@ -9,7 +9,7 @@ import numpy as np
 
 from virchow_st.predict.lattice import window
 from virchow_st.slide.patches import PatchTable
-from virchow_st.types import BLOCK_BINS, PATCH_BINS, BoolArray, Float32Array
+from virchow_st.types import BLOCK_BINS, CELL_BINS, PATCH_BINS, BoolArray, Float32Array
 
 Write = Callable[[int, int, Float32Array, BoolArray], None]
 Place = tuple[int, int]
@@ -25,8 +25,8 @@ class Stitcher:
         patches: all patches that will be added.
         overlap_bins: bins that neighbouring patches share.
         shape: rows and columns of the grid; bins beyond it are cut off.
-        write: called with a block's first row and column, its rates (N, h, w), NaN outside patches,
-            and the mask (h, w) bool of the bins inside patches.
+        write: called with a block's first row and column, its rates (N, h, w), NaN outside patches
+            and in bins left out, and the mask (h, w) bool of the bins inside patches.
     """
 
     def __init__(
@@ -43,9 +43,16 @@ class Stitcher:
         self._open: dict[Place, tuple[Float32Array, Float32Array]] = {}
         self.most_open = 0
         """Largest number of unfinished blocks so far."""
+        self.n_bins = _n_bins(patches, shape)
+        """Number of bins of the grid that lie in a patch."""
+        self.n_left_out = 0
+        """Number of those, of blocks written so far, that are left out."""
 
     def add(self, row0: int, col0: int, rates: Float32Array) -> None:
-        """Add the rates (N, 128, 128) of the patch that begins at bin (row0, col0)."""
+        """Add the rates (N, 128, 128) of the patch that begins at bin (row0, col0).
+
+        A bin that is NaN in one of the patches over it is left out.
+        """
         for place in self._touched(row0, col0):
             if place not in self._open:
                 size = [min(BLOCK_BINS, n - at) for n, at in zip(self._shape, place, strict=True)]
@@ -66,6 +73,7 @@ class Stitcher:
         sums, weights = self._open.pop(place)
         there = weights > 0
         sums /= np.where(there, weights, np.float32(np.nan))
+        self.n_left_out += int((np.isnan(sums.sum(axis=0)) & there).sum())
         self._write(*place, sums, there)
 
     def _touched(self, row0: int, col0: int) -> list[Place]:
@@ -79,6 +87,15 @@ class Stitcher:
             for start, n in zip((row0, col0), self._shape, strict=True)
         ]
         return [(row, col) for row in axes[0] for col in axes[1]]
+
+
+def _n_bins(patches: PatchTable, shape: tuple[int, int]) -> int:
+    """Number of bins in a patch or several, counted on 8 µm cells, on which all patches begin."""
+    cells: BoolArray = np.zeros([n // CELL_BINS for n in shape], bool)
+    side = PATCH_BINS // CELL_BINS
+    for row, col in zip(patches.row0 // CELL_BINS, patches.col0 // CELL_BINS, strict=True):
+        cells[row : row + side, col : col + side] = True
+    return int(cells.sum()) * CELL_BINS**2
 
 
 def _overlap(patch: int, block: int, size: int) -> tuple[slice, slice]:

@@ -61,7 +61,8 @@ def other_patches(a: Path, b: Path) -> ConfigError:
     """The error of two runs that were not tested on the same patches and counts."""
     return ConfigError(
         f"{b}: expected the test patches and counts of {a}; got others; train both with the same "
-        f"--test-patient, from stores of the same slides"
+        f"--test-patient, from stores of the same slides; bins that one of them left out "
+        f"(left_out_bins in metrics.json) make a difference too"
     )
 
 

@@ -2,12 +2,12 @@
 
 ``maps/PATIENT.h5``: attributes ``format``, ``patient``, ``row0``, ``col0`` (array_row and array_col
 of the first bin) and ``bin_um``; datasets ``rate`` (G, R, C) float16, expected UMIs per 2 µm bin in
-every bin of an evaluated patch; ``counts`` (G, R, C) uint16, in tissue, or uint32 where a count
-needs it; ``scored_mask`` (R, C)
-bool, the tissue bins of those patches; ``image`` (2R, 2C, 3) uint8 at 1 µm/px; ``gene_id``,
-``gene_symbol``; and of the P evaluated patches, ``patch_row0`` and ``patch_col0`` (P,) int32,
-array_row and array_col of their first bins, and ``patch_block`` (P,) int32, the spatial block of
-each, numbered through all test slides.
+every bin of an evaluated patch, NaN where it is left out (`virchow_st.run.rates`); ``counts``
+(G, R, C) uint16, in tissue, or uint32 where a count needs it; ``scored_mask`` (R, C) bool, the
+tissue bins of those patches that are not left out; ``image`` (2R, 2C, 3) uint8 at 1 µm/px;
+``gene_id``, ``gene_symbol``; and of the P evaluated patches, ``patch_row0`` and ``patch_col0``
+(P,) int32, array_row and array_col of their first bins, and ``patch_block`` (P,) int32, the spatial
+block of each, numbered through all test slides.
 
 The attribute ``name`` is what the slide is called, where that is not the file's name, and the
 attribute ``store`` is the manifest of the slide's store without its list of genes, as JSON: the
@@ -29,7 +29,7 @@ import numpy as np
 from virchow_st.errors import ConfigError
 from virchow_st.run.hdf5 import AGAIN, Window, array, heading, open_hdf5, patch_windows, told
 from virchow_st.run.panel import Gene, Panel
-from virchow_st.run.rates import check_rates, exact_float32
+from virchow_st.run.rates import check_rates, exact_float32, left_out
 from virchow_st.runtime.atomic import written_whole
 from virchow_st.runtime.hdf5 import Hdf5Output, written_hdf5
 from virchow_st.schema import parse_json
@@ -103,14 +103,17 @@ class SlideMaps:
         tissue_mask: BoolArray,
         image: UInt8Array,
     ) -> None:
-        """Put one patch in its place; (G, 128, 128) twice, (128, 128) and (256, 256, 3)."""
+        """Put one patch in its place; (G, 128, 128) twice, (128, 128) and (256, 256, 3).
+
+        Bins whose rates are NaN are left out of the scored ones.
+        """
         rows, cols = self._place(info)
         self._file["rate"][:, rows, cols] = rate
         observed = np.where(tissue_mask, counts, 0)
         if observed.max(initial=0) > np.iinfo(self._file["counts"].dtype).max:
             self._widen_counts()
         self._file["counts"][:, rows, cols] = observed
-        self._file["scored_mask"][rows, cols] = tissue_mask
+        self._file["scored_mask"][rows, cols] = tissue_mask & ~left_out(rate)
         side = _IMAGE_PX_PER_BIN
         self._file["image"][
             side * rows.start : side * rows.stop, side * cols.start : side * cols.stop
@@ -173,7 +176,7 @@ class SlideResult:
         patient: whose slide it is.
         row0, col0: array_row and array_col of the first bin.
         panel: the genes.
-        scored_mask: (R, C) bool, True for tissue bins of evaluated patches.
+        scored_mask: (R, C) bool, True for tissue bins of evaluated patches that are not left out.
         patches: (P,) where the evaluated patches lie in the arrays.
         blocks: (P,) int64, their spatial blocks, numbered through all test slides.
     """
@@ -223,6 +226,11 @@ class SlideResult:
         return mask
 
     @cached_property
+    def _unscored(self) -> BoolArray:
+        """(R, C) bool, bins of evaluated patches that are glass or left out."""
+        return self.written & ~self.scored_mask
+
+    @cached_property
     def manifest(self) -> dict[str, Any]:
         """The manifest of the slide's store, without its genes; `ConfigError` where there is none.
 
@@ -236,25 +244,31 @@ class SlideResult:
         return cast("dict[str, Any]", content)
 
     def layers(self, gene: Gene) -> tuple[Float32Array, Array]:
-        """Rate float32 and counts uint16 or uint32, both (R, C), per 2 µm bin, of one gene."""
+        """Rate float32 and counts uint16 or uint32, both (R, C), per 2 µm bin, of one gene.
+
+        The rate is 0 in bins that are left out, which are not among the scored ones.
+        """
         if gene.id not in self.panel.ids:
             raise ConfigError(f"{self.path}: gene {gene.id} of per_gene.csv is not in it; {AGAIN}")
         g = self.panel.ids.index(gene.id)
         with told(self.path):
             rate, counts = self._file["rate"][g].astype(np.float32), self._file["counts"][g]
+        rate[self._unscored & np.isnan(rate)] = 0
         check_rates(rate[None], [gene.symbol], str(self.path), AGAIN)
         return rate, counts
 
     def read(self, name: str, rows: slice, cols: slice, genes: Int64Array) -> Float32Array:
         """``rate`` or ``counts`` of some genes in a block, (G, h, w) float32; NaN outside patches.
 
+        Rates are NaN in bins left out too.
         Raises `ConfigError` for rates that are none, and counts that a float32 does not hold.
         """
         with told(self.path):
             read = np.stack([self._file[name][g, rows, cols] for g in genes])
         if name == "rate":
             symbols = [self.panel.symbols[g] for g in genes]
-            check_rates(read.astype(np.float32), symbols, str(self.path), AGAIN)
+            known = np.where(self._unscored[rows, cols] & np.isnan(read), 0, read)
+            check_rates(known.astype(np.float32), symbols, str(self.path), AGAIN)
         values = exact_float32(read, str(self.path)) if name == "counts" else read
         values = values.astype(np.float32)
         values[:, ~self.written[rows, cols]] = np.nan

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from virchow_st.errors import ConfigError
+from virchow_st.names import csv_name, csv_text
 from virchow_st.runtime.progress import SILENT, Progress
 from virchow_st.schema import MismatchError, read_table
 from virchow_st.store.format import MAX_PANEL
@@ -45,9 +46,14 @@ class Panel:
     """Ids and symbols of the genes of a run, in the order of a decoder's output.
 
     Attributes:
-        ids, symbols: gene ids and symbols, as the first training store has them.
-        key: how genes are found in other stores: by ``"id"``, or by ``"symbol"`` where the ids of
-            the run's slides do not tell which genes are the same.
+        ids, symbols: gene ids and symbols, as in the first training store.
+        key: how genes are found in other stores: by ``"id"``, or by ``"symbol"`` if the ids of
+            the run's slides do not identify the same genes.
+
+    Example:
+        >>> panel = Panel(ids=("ENSG00000119888", "ENSG00000162896"), symbols=("EPCAM", "PIGR"))
+        >>> panel.index("PIGR")
+        1
     """
 
     ids: tuple[str, ...]
@@ -58,7 +64,11 @@ class Panel:
         return len(self.ids)
 
     def indices(self, store: Store) -> Int64Array:
-        """Indices of the panel's genes in a store, (G,); raises `ConfigError` if one is missing."""
+        """Indices of the panel's genes in a store, (G,) int64.
+
+        Raises:
+            ConfigError: the store lacks a gene of the panel.
+        """
         genes = store.genes
         if self.key == "id":
             places = places_by_id(genes.ids)
@@ -71,9 +81,9 @@ class Panel:
             names = self.ids if self.key == "id" else self.symbols
             theirs = genes.ids if self.key == "id" else genes.symbols
             raise ConfigError(
-                f"{store.path}: has no counts of {len(missing)} of {len(self)} panel genes, "
+                f"{store.path}: lacks {len(missing)} of {len(self)} panel genes, "
                 f"{some(names[i] for i in missing)}; its genes are {some(theirs)}; choose a panel "
-                f"of genes that every slide measured"
+                f"of genes that were measured on every slide"
             )
         return np.array(found, np.int64)
 
@@ -84,29 +94,41 @@ class Panel:
 
     @property
     def genes(self) -> tuple[Gene, ...]:
-        """The genes, one by one."""
+        """The genes of the panel, in its order."""
         return tuple(map(Gene, self.ids, self.symbols))
 
     @property
     def labels(self) -> list[str]:
-        """What each gene is called, see `gene_labels`."""
+        """A unique label for each gene, see `gene_labels`."""
         return list(gene_labels(self.genes).values())
 
     def index(self, gene: str) -> int:
-        """Index of a gene in the panel, by symbol or id; raises `ConfigError` if it is missing."""
+        """Index in the panel of a gene given by symbol or id.
+
+        Raises:
+            ConfigError: the panel has no such gene, or the symbol belongs to several genes.
+        """
         return int(find_genes([gene], self.ids, self.symbols, "panel")[0])
 
     def write(self, path: Path) -> None:
-        """Write as a table of gene_id, symbol and key, tab-separated."""
+        """Write the panel as a tab-separated table with the columns gene_id, symbol, matched_by.
+
+        A ``'`` is put before names that a spreadsheet would compute, see `csv_text`.
+        """
         with open(path, "w", newline="", encoding="utf-8") as f:
             rows = csv.writer(f, delimiter="\t", lineterminator="\n")
             rows.writerow(_COLUMNS)
-            rows.writerows((*gene, self.key) for gene in zip(self.ids, self.symbols, strict=True))
+            for gene in zip(self.ids, self.symbols, strict=True):
+                rows.writerow([*map(csv_text, gene), self.key])
 
     @classmethod
     def read(cls, path: Path) -> Panel:
-        """Read what `write` wrote; raises `ConfigError` for anything else."""
-        columns = dict.fromkeys(_COLUMNS, str)
+        """Read a table written by `write`.
+
+        Raises:
+            ConfigError: the file is missing or is not such a table.
+        """
+        columns = dict.fromkeys(_COLUMNS, csv_name)
         rows = read_table(path, columns, "train anew", delimiter="\t", also=_check_rows)
         ids, symbols, keys = zip(*(row.values() for row in rows), strict=True)
         return cls(ids, symbols, keys[0])
@@ -121,15 +143,35 @@ class Gene:
 
 
 def find_in(panel: Sequence[Gene], names: Iterable[str], source: str) -> list[Gene]:
-    """The genes of these symbols or ids, in this order; see `find_genes`."""
+    """Find genes of a panel by symbol or id.
+
+    Args:
+        panel: the genes to choose from.
+        names: symbols or ids.
+        source: what the panel belongs to, for messages.
+
+    Returns:
+        The genes, in the order of ``names``.
+
+    Raises:
+        ConfigError: as for `find_genes`.
+    """
     ids, symbols = [gene.id for gene in panel], [gene.symbol for gene in panel]
     return [panel[i] for i in find_genes(names, ids, symbols, source)]
 
 
 def gene_labels(panel: Sequence[Gene]) -> dict[str, str]:
-    """What each gene is called, by id: its symbol; with the id where several have that symbol.
+    """A unique label for each gene.
 
-    The id alone where there is no symbol. No two genes have one label.
+    The label is the symbol, followed by the id if several genes have that symbol, or the id alone
+    if there is no symbol.
+
+    Returns:
+        Gene id → label.
+
+    Example:
+        >>> gene_labels([Gene("E1", "TBCE"), Gene("E2", "TBCE"), Gene("E3", "PIGR")])
+        {'E1': 'TBCE (E1)', 'E2': 'TBCE (E2)', 'E3': 'PIGR'}
     """
     times = Counter(gene.symbol for gene in panel)
     found = {}
@@ -143,7 +185,7 @@ def gene_labels(panel: Sequence[Gene]) -> dict[str, str]:
 
 def _check_rows(rows: Any) -> None:
     if not rows:
-        raise MismatchError("holds no gene")
+        raise MismatchError("expected at least one gene")
     if len({row["gene_id"] for row in rows}) < len(rows):
         raise MismatchError("gene_id: expected every gene once")
     if len({row["matched_by"] for row in rows}) > 1 or rows[0]["matched_by"] not in _KEYS:
@@ -160,23 +202,26 @@ def choose_panel(
     others: Sequence[Store] = (),
     progress: Progress = SILENT,
 ) -> Panel:
-    """Panel from ``top50``, ``top:N``, or a file that lists gene ids or symbols.
+    """Choose a panel: the most variable genes (``top50``, ``top:N``), or those listed in a file.
 
-    The top genes are those whose counts per 2 µm tissue bin vary most (variance) over the
-    training stores. Only genes that every store lists can be chosen; of ``others`` (the test
-    patient's) nothing but that list is read. Genes are the same where their ids are, with or
-    without version and genome. Where ids contradict the symbols, or hardly any are shared, unique
-    symbols count, and `progress` gets a warning.
+    The most variable genes are those with the largest variance of counts per 2 µm tissue bin over
+    the training stores. Only genes that every store lists can be chosen; nothing else is read from
+    ``others``, which include the test patient's stores. Genes of different stores are the same if
+    their ids are equal, regardless of version and genome prefix. If ids contradict the symbols, or
+    few ids are shared, genes are matched by unique symbols instead, with a warning.
 
     Args:
-        spec: as ``--panel``.
+        spec: value of ``--panel``: ``top50``, ``top:N``, or the path of a list of ids or symbols.
         train: stores of the training patients; the panel has the ids and symbols of the first.
         others: further stores that have to list the panel's genes.
         progress: receives the warning.
 
     Raises:
-        ConfigError: a spec that is none of these, too few or too many genes, stores without a gene
-            in common, a missing or ambiguous gene.
+        ConfigError: the value is none of these, there are too few or too many genes, stores have no
+            gene in common, or a gene is missing or ambiguous.
+
+    Example:
+        >>> panel = choose_panel("top:200", [open_store("P1.vst")])  # doctest: +SKIP
     """
     common = common_genes(train, others, progress)
     if spec == "top50" or spec.startswith("top:"):
@@ -208,21 +253,21 @@ def _columns(
 
 
 def _shared(first: Genes, other: Genes, key: str) -> set[str]:
-    """Ids of the genes in ``first`` that ``other`` lists too."""
+    """Ids of the genes in ``first`` that ``other`` lists as well."""
     if key == "symbol":
         theirs = places_by_symbol(other.ids, other.symbols)
         ours = places_by_symbol(first.ids, first.symbols)
         return {first.ids[i] for symbol, i in ours.items() if symbol in theirs}
     theirs, own = places_by_id(other.ids), places_by_id(first.ids)
     shared = {gene for gene in first.ids if gene in theirs}
-    for i, gene in enumerate(first.ids):  # by its core id only where that is no other gene's
+    for i, gene in enumerate(first.ids):  # by core id, if it belongs to this gene only
         if own.get(core_id(gene)) == i and place_of_id(theirs, gene) is not None:
             shared.add(gene)
     return shared
 
 
 def _matching_key(stores: Sequence[Store], progress: Progress) -> str:
-    """``"id"``, or ``"symbol"`` where ids are no guide to which genes are the same.
+    """``"id"``, or ``"symbol"`` if ids do not identify the same genes in different stores.
 
     Raises:
         ConfigError: two stores share neither an id nor a unique symbol.
@@ -247,7 +292,7 @@ def _matching_key(stores: Sequence[Store], progress: Progress) -> str:
 
 
 def _ids_mislead(first: Store, store: Store, by_id: set[str], by_symbol: set[str]) -> str:
-    """Why the ids of two stores do not tell which genes are the same; empty where they do."""
+    """The reason why ids do not identify the same genes in two stores; empty if they do."""
     if len(by_id) < _LEAST_BY_ID * len(by_symbol):
         return (
             f"{first.path} and {store.path} share {len(by_id)} gene ids and {len(by_symbol)} "
@@ -289,9 +334,8 @@ def _most_variable(size: int, train: Sequence[Store], candidates: Panel) -> tupl
     detected = [candidates.ids[i] for i in order if variance[i] > 0]
     if len(detected) < size:
         raise ConfigError(
-            f"panel: expected at least {size} genes with counts in every store, among the "
-            f"{len(candidates)} that all stores list; got {len(detected)}; ask for fewer with "
-            f"--panel top:N"
+            f"panel: expected at least {size} genes with counts, among the {len(candidates)} that "
+            f"all stores list; got {len(detected)}; give a smaller number with --panel top:N"
         )
     return tuple(detected[:size])
 
@@ -326,7 +370,7 @@ def _named_genes(path: Path, common: Panel) -> tuple[str, ...]:
         if len(missing) == len(names):
             remedy = f"genes of the stores are {some(ids)} or {some(symbols)}"
         else:
-            remedy = f"take out what is no gene or give its id; {hint(missing[0], places)}"
+            remedy = f"remove it or give the gene's id; {hint(missing[0], places)}"
         raise ConfigError(
             f"{path}: {len(missing)} of {len(names)} genes are not in every store: "
             f"{some(missing)}; {remedy}"
@@ -334,8 +378,8 @@ def _named_genes(path: Path, common: Panel) -> tuple[str, ...]:
     for name, those in found.items():
         if len(those) > 1:
             raise ConfigError(
-                f"{path}: symbol {name!a} stands for {', '.join(ids[i] for i in those)}; give "
+                f"{path}: symbol {name!a} belongs to {', '.join(ids[i] for i in those)}; give "
                 f"the gene id"
             )
-    # A gene that comes by its id and by its symbol is one gene.
+    # A gene listed both by id and by symbol occurs once in the panel.
     return tuple(dict.fromkeys(ids[those[0]] for those in found.values()))

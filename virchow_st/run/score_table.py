@@ -1,6 +1,6 @@
-"""Figures of runs as rows of texts, beside ceiling, nulls and baselines: one table, shown anywhere.
+"""The table of scores: runs beside ceilings, nulls and baselines, as rows of text.
 
-``vst evaluate`` prints these rows and ``vst report`` sets them in HTML, so both say the same.
+``vst evaluate`` prints these rows and ``vst report`` writes them as HTML.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 SCALES = ("2", "4", "8", "16")
-"""Columns: bin sides in µm, as ``metrics.json`` names them."""
+"""The columns: side of the bins in µm, as in ``metrics.json``."""
 NAMES = {"pcc": "PCC", "d2_poisson": "D²"}
-"""Figures that have intervals and are compared, and what they are called."""
+"""Scores with confidence intervals, by which runs are compared, and their labels."""
 Baseline = Literal["gene_mean", "nuclear_density", "ridge", "total_umi"]
 BASELINES: dict[Baseline, str] = {
     "gene_mean": "gene mean",
@@ -20,14 +20,14 @@ BASELINES: dict[Baseline, str] = {
     "ridge": "ridge on tokens",
     "total_umi": "total UMI",
 }
-"""Models beside the run, in the order of the result files, and what they are called."""
+"""Baselines in the order of the result files, and their labels."""
 _BASELINES: tuple[Baseline, ...] = ("ridge", "nuclear_density", "gene_mean", "total_umi")
-"""In the order of the table: the strongest first, last the one that reads the test counts."""
-_FEW_BLOCKS = 8
+"""Baselines in the order of the table, the one that reads the test counts last."""
+_FEW_BLOCKS = 8  # with fewer, the caption calls the intervals rough
 
 Metrics = dict[str, Any]
 Runs = Mapping[str, Metrics]
-Kind = Literal["head", "figure", "run", "detail", "null", "target", "baseline", "oracle"]
+Kind = Literal["head", "main", "run", "detail", "null", "ceiling", "baseline", "oracle"]
 
 
 @dataclass(frozen=True)
@@ -35,12 +35,14 @@ class Row:
     """One row of the table.
 
     Attributes:
-        label, cells: its texts; a cell a scale, "–" where undefined, empty in a head.
-        kind: head of a section; figure, one of a run that counts most, or run, another of a run;
-            detail of the figure above; null, what no skill reaches; target, what there is to
-            reach; baseline, what no decoder reaches; oracle, which reads the test counts.
-        inset: belongs to the row above it.
-        below: columns of a baseline that a run is below.
+        label: heading of the row.
+        cells: one text per scale; "–" if undefined, empty in headings.
+        kind: ``head``, heading of a section; ``main``, a run's main score (PCC or D²); ``run``,
+            another score of a run; ``detail``, more about the score above; ``null``, the score
+            without spatial skill; ``ceiling``, the upper bound or the observed value; ``baseline``,
+            the score reached without a decoder; ``oracle``, a baseline that reads the test counts.
+        inset: whether the row belongs to the one above.
+        below: indices of the scales at which a run scores below this baseline.
     """
 
     label: str
@@ -51,16 +53,16 @@ class Row:
 
 
 def score_rows(runs: Runs) -> list[Row]:
-    """Figures of one or several runs at every scale, beside ceiling, nulls and baselines.
+    """Rows with the scores of one or several runs at every scale.
 
     Args:
-        runs: ``metrics.json`` contents by the name to show; all of the same test patches.
+        runs: name of a run → content of its ``metrics.json``; all of the same test patches.
     """
     first = next(iter(runs.values()))
     rows = [*_correlation(runs), _head("D²: 1 best, 0 train means")]
     for name, metrics in runs.items():
         scales = metrics["scales"]
-        rows.append(Row(name, _numbers(scales, "d2_poisson"), "figure"))
+        rows.append(Row(name, _numbers(scales, "d2_poisson"), "main"))
         rows.append(_detail("95 % interval", _intervals(scales, "d2_poisson")))
         rows.append(_detail("against test means", _numbers(scales, "d2_poisson_test_mean")))
     rows += [*_baselines(runs, "d2_poisson"), _head("AUPRC: 1 best"), *_each(runs, "auprc")]
@@ -77,7 +79,7 @@ def score_rows(runs: Runs) -> list[Row]:
     gene_mean = first["baselines"]["gene_mean"]
     rows.append(Row("baseline gene mean", _numbers(gene_mean, "calibration"), "baseline"))
     rows.append(_head("Moran's I: as observed"))
-    rows.append(Row("observed", _numbers(first["scales"], "morans_i_observed"), "target"))
+    rows.append(Row("observed", _numbers(first["scales"], "morans_i_observed"), "ceiling"))
     for name, metrics in runs.items():
         scales = metrics["scales"]
         rows.append(Row(name, _numbers(scales, "morans_i_predicted"), "run"))
@@ -86,13 +88,18 @@ def score_rows(runs: Runs) -> list[Row]:
 
 
 def table_title(metrics: Metrics) -> str:
-    """Who was tested, on how much."""
+    """Heading of the table: test patients, and numbers of patches and genes."""
     patients = ", ".join(metrics["test_patients"])
-    return f"Test patient {patients}: {metrics['n_patches']} patches, {metrics['n_genes']} genes"
+    n_left_out = metrics.get("left_out_bins", 0)
+    without = f", {n_left_out} bins left out" if n_left_out else ""
+    return (
+        f"Test patient {patients}: {metrics['n_patches']} patches, {metrics['n_genes']} genes"
+        f"{without}"
+    )
 
 
 def table_caption(metrics: Metrics) -> str:
-    """What the rows mean, in lines of under 80 characters."""
+    """Explanation of the rows, in lines of less than 80 characters."""
     bootstrap = metrics["bootstrap"]
     n_blocks, um = bootstrap["n_blocks"], bootstrap["block_um"]
     rough = "; so few make them rough" if n_blocks < _FEW_BLOCKS else ""
@@ -110,27 +117,37 @@ def table_caption(metrics: Metrics) -> str:
 
 
 def below_baselines(runs: Runs) -> list[str]:
-    """A line for each run, figure and baseline that is better somewhere."""
+    """Warnings: one line per run, score and baseline, if the baseline is better at some scale."""
     lines = []
     for name, metrics in runs.items():
-        for figure in NAMES:
+        for score in NAMES:
             for key, label in ((name, BASELINES[name]) for name in _BASELINES):
-                below = [s for s in SCALES if _is_below(metrics, key, s, figure)]
+                below = [s for s in SCALES if _is_below(metrics, key, s, score)]
                 if below and key not in metrics["oracles"]:
-                    by = ", ".join(_by_how_much(metrics, key, s, figure) for s in below)
-                    lines.append(f"{name} is below {label} in {NAMES[figure]}: {by}")
+                    by = ", ".join(_by_how_much(metrics, key, s, score) for s in below)
+                    lines.append(f"{name} is below {label} in {NAMES[score]}: {by}")
     return lines
 
 
 def better_of(ci95: list[float] | None) -> str:
-    """Which of A and B is better, by the interval of A − B."""
+    """Which of A and B is better, by the 95 % interval of A − B.
+
+    Example:
+        >>> better_of([0.01, 0.05]), better_of([-0.02, 0.03])
+        ('A', 'unclear')
+    """
     if ci95 is None or ci95[0] <= 0 <= ci95[1]:
         return "unclear"
     return "A" if ci95[0] > 0 else "B"
 
 
 def interval_text(ci95: list[float] | None, digits: int = 2) -> str:
-    """``low..high``, or a dash where there is none."""
+    """Format an interval as ``low..high``; a dash if there is none.
+
+    Example:
+        >>> interval_text([0.123, 0.456])
+        '0.12..0.46'
+    """
     if ci95 is None:
         return "–"
     low, high = (round(x, digits) + 0.0 for x in ci95)
@@ -138,7 +155,12 @@ def interval_text(ci95: list[float] | None, digits: int = 2) -> str:
 
 
 def signed_text(value: float) -> str:
-    """A difference to three digits, its sign always shown."""
+    """Format a difference with sign and three digits.
+
+    Example:
+        >>> signed_text(0.0123)
+        '+0.012'
+    """
     return f"{round(value, 3) + 0.0:+.3f}"
 
 
@@ -147,7 +169,7 @@ def _correlation(runs: Runs) -> list[Row]:
     rows = [_head("PCC: 1 best, 0 nothing")]
     for name, metrics in runs.items():
         scales = metrics["scales"]
-        rows.append(Row(name, _numbers(scales, "pcc"), "figure"))
+        rows.append(Row(name, _numbers(scales, "pcc"), "main"))
         rows.append(_detail("95 % interval", _intervals(scales, "pcc")))
         rows.append(_detail("share of the ceiling", _percents(scales, "pcc_of_ceiling")))
         rows.append(_detail("as ranks, Spearman's ρ", _numbers(scales, "spearman")))
@@ -156,10 +178,11 @@ def _correlation(runs: Runs) -> list[Row]:
         rows += _nulls(scales, "pcc")
         if "truth" in metrics:
             rows.append(_detail("with the true rate", _numbers(metrics["truth"], "pcc_with_truth")))
-    rows.append(Row("ceiling, given the noise", _numbers(first["scales"], "pcc_ceiling"), "target"))
+    ceiling = _numbers(first["scales"], "pcc_ceiling")
+    rows.append(Row("ceiling, given the noise", ceiling, "ceiling"))
     if "truth" in first:
         of_truth = _numbers(first["truth"], "pcc_of_truth")
-        rows.append(Row("the true rate itself", of_truth, "target", inset=True))
+        rows.append(Row("the true rate itself", of_truth, "ceiling", inset=True))
     return rows + _baselines(runs, "pcc")
 
 
@@ -171,58 +194,58 @@ def _detail(label: str, cells: tuple[str, ...]) -> Row:
     return Row(label, cells, "detail", inset=True)
 
 
-def _nulls(scales: Metrics, figure: str) -> list[Row]:
+def _nulls(scales: Metrics, score: str) -> list[Row]:
     nulls = {"other patches": "shuffled", "map shifted": "shifted"}
     return [
-        Row(f"null: {label}", _numbers(scales, f"{figure}_{name}"), "null", inset=True)
+        Row(f"null: {label}", _numbers(scales, f"{score}_{name}"), "null", inset=True)
         for label, name in nulls.items()
     ]
 
 
-def _each(runs: Runs, figure: str) -> list[Row]:
-    return [Row(name, _numbers(m["scales"], figure), "run") for name, m in runs.items()]
+def _each(runs: Runs, score: str) -> list[Row]:
+    return [Row(name, _numbers(m["scales"], score), "run") for name, m in runs.items()]
 
 
-def _baselines(runs: Runs, figure: str) -> list[Row]:
-    """Rows of the baselines, marked where a run is below one that is no oracle."""
+def _baselines(runs: Runs, score: str) -> list[Row]:
+    """Rows of the baselines; those other than oracles are marked where a run is below them."""
     first = next(iter(runs.values()))
     rows = []
     for key, label in ((name, BASELINES[name]) for name in _BASELINES):
-        cells = _numbers(first["baselines"][key], figure)
+        cells = _numbers(first["baselines"][key], score)
         if key in first["oracles"]:
             rows.append(Row(f"oracle   {label}", cells, "oracle"))
             continue
         below = frozenset(
             i
             for i, scale in enumerate(SCALES)
-            if any(_is_below(metrics, key, scale, figure) for metrics in runs.values())
+            if any(_is_below(metrics, key, scale, score) for metrics in runs.values())
         )
         rows.append(Row(f"baseline {label}", cells, "baseline", below=below))
     return rows
 
 
-def _is_below(metrics: Metrics, baseline: str, scale: str, figure: str) -> bool:
-    # To the last digit shown, as gene means differ from 0 by rounding.
-    ours, theirs = metrics["scales"][scale][figure], metrics["baselines"][baseline][scale][figure]
+def _is_below(metrics: Metrics, baseline: str, scale: str, score: str) -> bool:
+    # Compare the digits that are shown, as the gene mean's D² differs from 0 by rounding.
+    ours, theirs = metrics["scales"][scale][score], metrics["baselines"][baseline][scale][score]
     return ours is not None and theirs is not None and round(ours, 3) < round(theirs, 3)
 
 
-def _by_how_much(metrics: Metrics, baseline: str, scale: str, figure: str) -> str:
-    paired = metrics["differences"][baseline][scale][figure]
+def _by_how_much(metrics: Metrics, baseline: str, scale: str, score: str) -> str:
+    paired = metrics["differences"][baseline][scale][score]
     unclear = "" if better_of(paired["ci95"]) == "B" else " (unclear)"
     return f"{signed_text(paired['difference'])} at {scale} µm{unclear}"
 
 
-def _numbers(scales: Metrics, figure: str) -> tuple[str, ...]:
-    values = [scales[scale][figure] for scale in SCALES]
+def _numbers(scales: Metrics, score: str) -> tuple[str, ...]:
+    values = [scales[scale][score] for scale in SCALES]
     # Adding 0.0 after rounding turns a negative zero into zero.
     return tuple("–" if value is None else f"{round(value, 3) + 0.0:.3f}" for value in values)
 
 
-def _percents(scales: Metrics, figure: str) -> tuple[str, ...]:
-    values = [scales[scale][figure] for scale in SCALES]
+def _percents(scales: Metrics, score: str) -> tuple[str, ...]:
+    values = [scales[scale][score] for scale in SCALES]
     return tuple("–" if value is None else f"{value:.0%}" for value in values)
 
 
-def _intervals(scales: Metrics, figure: str) -> tuple[str, ...]:
-    return tuple(interval_text(scales[scale][f"{figure}_ci95"]) for scale in SCALES)
+def _intervals(scales: Metrics, score: str) -> tuple[str, ...]:
+    return tuple(interval_text(scales[scale][f"{score}_ci95"]) for scale in SCALES)

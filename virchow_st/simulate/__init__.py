@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from virchow_st.simulate.cohort import simulate_cohort
-    from virchow_st.simulate.truth import true_rate
+    from virchow_st.simulate.truth import true_exposure, true_rate
 
-__all__ = ["simulate_cohort", "true_rate"]
+__all__ = ["simulate_cohort", "true_exposure", "true_rate"]
 
 
 def __getattr__(name: str) -> Any:
@@ -23,4 +23,8 @@ def __getattr__(name: str) -> Any:
         from virchow_st.simulate.truth import true_rate
 
         return true_rate
+    if name == "true_exposure":
+        from virchow_st.simulate.truth import true_exposure
+
+        return true_exposure
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

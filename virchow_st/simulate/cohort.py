@@ -12,10 +12,13 @@ import numpy as np
 
 from virchow_st.config import SimulateConfig
 from virchow_st.errors import ConfigError
+from virchow_st.names import csv_name, csv_text
 from virchow_st.runtime.atomic import remove_leftovers, whole_folder, written_whole
-from virchow_st.runtime.lists import read_rows
 from virchow_st.runtime.lock import LOCK_NAME, locked
+from virchow_st.schema import Name, check, read_table
+from virchow_st.simulate.exposure import draw_depth, draw_exposure
 from virchow_st.simulate.frame import draw_frame
+from virchow_st.simulate.hidden import HiddenVariation
 from virchow_st.simulate.morphology import grow_tissue
 from virchow_st.simulate.programmes import (
     PROGRAMMES,
@@ -26,7 +29,7 @@ from virchow_st.simulate.programmes import (
     programme_maps,
     tissue_map,
 )
-from virchow_st.simulate.sequencing import draw_counts, draw_depth
+from virchow_st.simulate.sequencing import draw_counts
 from virchow_st.simulate.spaceranger import (
     write_matrix,
     write_positions,
@@ -34,9 +37,10 @@ from virchow_st.simulate.spaceranger import (
     write_spatial_images,
 )
 from virchow_st.simulate.stain import draw_laboratory, photograph, stain_density
-from virchow_st.simulate.truth import Truth, read_origin, write_truth
+from virchow_st.simulate.truth import Origin, Truth, read_origin, write_truth
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+_LATER = ("hidden_variation", "depth", "stripes")
 _MANIFEST_COLUMNS = ("patient", "outs", "image", "store")
 
 
@@ -48,8 +52,9 @@ def simulate_cohort(
     ``out/PATIENT/`` contains ``outs/`` in the layout of Space Ranger 3.x, ``tissue_image.tif`` and
     ``truth.h5`` (see `true_rate`). ``out/slides.csv`` lists the slides for ``vst extract``, in
     addition to those that it listed before. A slide depends only on the seed, the name of the
-    patient, ``bins`` and ``genes``. A folder is created complete or not at all; a folder that
-    already contains the same slide is kept.
+    patient and the settings other than ``patients``; its image, on the seed, the name and
+    ``bins``. A folder is created complete or not at all; a folder that already contains the same
+    slide is kept.
 
     Args:
         out: Folder of the cohort; created if it does not exist.
@@ -68,6 +73,7 @@ def simulate_cohort(
     origins = [_origin(patient, config) for patient in config.patients]
     for folder, origin in zip(folders, origins, strict=True):
         _stands(folder, origin)  # refused before anything is made
+    _read_list(out / "slides.csv")
     out.mkdir(parents=True, exist_ok=True)
     with locked(out, out / LOCK_NAME):
         remove_leftovers(out)
@@ -84,18 +90,13 @@ def simulate_cohort(
 
 
 def _write_slide(
-    folder: Path,
-    patient: str,
-    config: SimulateConfig,
-    genes: Genes,
-    origin: dict[str, str | int],
+    folder: Path, patient: str, config: SimulateConfig, genes: Genes, origin: Origin
 ) -> None:
     """Draw one patient's slide and write its files."""
     name = crc32(patient.encode())
     # One generator per part, so that a change in one part does not change the others.
-    grow, stain, camera, pose, loading, deep, draw, order = (
-        np.random.default_rng(s) for s in np.random.SeedSequence([config.seed, name]).spawn(8)
-    )
+    *seeds, key, further = np.random.SeedSequence([config.seed, name]).spawn(10)
+    grow, stain, camera, pose, loading, deep, draw, order = map(np.random.default_rng, seeds)
     tissue = grow_tissue(grow, config.bins)
     frame = draw_frame(pose, config.bins, mirrored=name % 2 == 0, overhang=name % 3 == 0)
     laboratory = draw_laboratory(stain)
@@ -103,8 +104,16 @@ def _write_slide(
 
     programmes, mask = programme_maps(tissue), tissue_map(tissue)
     loadings = patient_loadings(loading, genes).astype(np.float32)
-    depth = draw_depth(deep, programmes, loadings, mask)
-    counts = draw_counts(draw, programmes, loadings, depth)
+    depth, exposure = draw_depth(deep, programmes, loadings, mask)
+    if given := config.depth > 0 or config.stripes > 0:
+        rng = np.random.default_rng(further)
+        more = draw_exposure(rng, config.bins, config.bins, config.depth, config.stripes)
+        exposure *= more
+        depth = (depth * more.map()).astype(np.float32)
+    hidden = None
+    if config.hidden_variation > 0:
+        hidden = HiddenVariation(config.hidden_variation, int(key.generate_state(1, np.uint64)[0]))
+    counts = draw_counts(draw, programmes, loadings, depth, hidden)
 
     square = folder / "outs" / "binned_outputs" / "square_002um"
     (square / "spatial").mkdir(parents=True)
@@ -125,24 +134,30 @@ def _write_slide(
         gene_ids=genes.ids,
         gene_symbols=genes.symbols,
         programme_names=PROGRAMMES,
+        hidden=hidden,
+        exposure=exposure if given else None,
     )
     write_truth(folder / "truth.h5", truth, origin)
 
 
-def _origin(patient: str, config: SimulateConfig) -> dict[str, str | int]:
+def _origin(patient: str, config: SimulateConfig) -> Origin:
     """Parameters that determine a slide."""
-    return {"patient": patient, "seed": config.seed, "bins": config.bins, "genes": config.genes}
+    origin: Origin = {"patient": patient, "seed": config.seed}
+    origin |= {"bins": config.bins, "genes": config.genes}
+    # Left out at 0, as in files from before there were these settings.
+    return origin | {name: x for name in _LATER if (x := getattr(config, name)) > 0}
 
 
-def _stands(folder: Path, origin: dict[str, str | int]) -> bool:
+def _stands(folder: Path, origin: Origin) -> bool:
     """Whether the folder contains this slide; raises if it contains anything else."""
     if not folder.exists():
         return False
     found = read_origin(folder / "truth.h5")
     if found == origin:
         return True
-    actual = ", ".join(f"{k}={found.get(k)}" for k in origin) if found else "no simulated slide"
-    want = ", ".join(f"{k}={v}" for k, v in origin.items())
+    names = origin | found  # where a name is left out, it is 0
+    actual = ", ".join(f"{k}={found.get(k, 0)}" for k in names) if found else "no simulated slide"
+    want = ", ".join(f"{k}={origin.get(k, 0)}" for k in names)
     raise ConfigError(
         f"{folder}: expected to be absent or to hold {want}; it holds {actual}; "
         "remove it or choose another output folder"
@@ -161,20 +176,25 @@ def _check_patients(patients: Sequence[str]) -> None:
         raise ConfigError(f"patients: expected different names; got {', '.join(patients)}")
 
 
+def _read_list(path: Path) -> dict[str, dict[str, str]]:
+    """Rows of ``slides.csv`` by patient; none where there is no such file."""
+    if not path.exists():
+        return {}
+    columns = dict.fromkeys(_MANIFEST_COLUMNS, lambda text: check(csv_name(text), Name))
+    rows = read_table(path, columns, "remove it or choose another folder", only=True)
+    return {row["patient"]: row for row in rows}
+
+
 def _list_slide(path: Path, patient: str) -> None:
-    """Add a patient to ``slides.csv``, with relative paths; existing rows are kept."""
-    rows = {}
-    if path.exists():
-        head, *listed = [row.cells for row in read_rows(path, "a list of slides")] or [()]
-        if head != _MANIFEST_COLUMNS or any(len(cells) != len(head) for cells in listed):
-            raise ConfigError(
-                f"{path}: expected the columns {','.join(_MANIFEST_COLUMNS)}; "
-                f"got {','.join(map(ascii, head))}; remove it or choose another folder"
-            )
-        rows = {cells[0]: dict(zip(head, cells, strict=True)) for cells in listed}
+    """Add a patient to ``slides.csv``, with relative paths; existing rows are kept.
+
+    Names that a spreadsheet would compute begin with ``'`` in it, see `csv_text`.
+    """
+    rows = _read_list(path)
     values = (patient, f"{patient}/outs", f"{patient}/tissue_image.tif", f"{patient}.vst")
     rows[patient] = dict(zip(_MANIFEST_COLUMNS, values, strict=True))
     with written_whole(path) as aside, aside.open("w", newline="", encoding="utf-8") as f:
-        writer = csv.DictWriter(f, _MANIFEST_COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows.values())
+        writer = csv.writer(f, lineterminator="\n")
+        writer.writerow(_MANIFEST_COLUMNS)
+        for row in rows.values():
+            writer.writerow([csv_text(row[name]) for name in _MANIFEST_COLUMNS])

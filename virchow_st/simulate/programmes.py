@@ -1,8 +1,8 @@
 """Gene programmes: expression of each material, and loadings of genes on programmes.
 
 The rate of a gene is ``depth[row, col] * sum_k loading[gene, k] * programme_k[row, col]``: expected
-UMIs per 2 µm bin. Programmes are areas of materials weighted by `_EXPRESSION`, blurred by the
-lateral diffusion of transcripts.
+UMIs per 2 µm bin, before hidden variation (`HiddenVariation`). Programmes are areas of materials
+weighted by `_EXPRESSION`, blurred by the lateral diffusion of transcripts.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.ndimage import gaussian_filter
 
+from virchow_st.simulate.abundance import abundance_curve
 from virchow_st.simulate.morphology import MARGIN_BINS, PX_PER_BIN, Material, Tissue
 from virchow_st.types import BIN_UM, Array, Float32Array
 
@@ -107,7 +108,7 @@ class Genes:
 
 
 def draw_genes(rng: np.random.Generator, n_genes: int) -> Genes:
-    """Draw the gene means (heavy-tailed) and their loadings on the programmes."""
+    """Draw the gene means, `abundance_curve` varied by 25 %, and the loadings on the programmes."""
     # The programmes take turns, each with its markers in order of abundance.
     names = {k: symbols.split() for k, symbols in _MARKERS.items()}
     turns = range(max(map(len, names.values())))
@@ -115,8 +116,7 @@ def draw_genes(rng: np.random.Generator, n_genes: int) -> Genes:
     symbols = [symbol for symbol, _ in marked]
     symbols += [f"SIM{i + 1:04d}" for i in range(len(marked), n_genes)]
 
-    # Means fall with rank as a power law: a few abundant genes, a long tail of rare ones.
-    mean = (1 + np.arange(n_genes) / 25) ** -1.15 * np.exp(rng.normal(0.0, 0.25, n_genes))
+    mean = abundance_curve(n_genes) * np.exp(rng.normal(0.0, 0.25, n_genes))
     housekeeping = PROGRAMMES.index("housekeeping")
     n_own = len(_EXPRESSION)
     share = np.zeros((n_genes, len(PROGRAMMES)))

@@ -1,1 +1,1 @@
-"""Opens what scanners and sequencers write: slide images, Space Ranger folders, their geometry."""
+"""Readers for whole-slide images and Space Ranger folders, and the geometry that relates them."""

@@ -1,7 +1,7 @@
-"""Three ways to the pixels of a slide image: OpenSlide, TIFF levels, and arrays in memory.
+"""Three sources of a slide image's pixels: OpenSlide, the levels of a TIFF, an array in memory.
 
-Each gives levels of RGB pixels and reads a rectangle of one level; `SlideImage` does the rest, and
-`virchow_st.slide.choose` decides which of them reads a file.
+Each source lists its pyramid levels and reads a rectangle of one level as RGB. `SlideImage` builds
+on that; `virchow_st.slide.choose` decides which source reads a given file.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _WHAT = "a slide image"
 
 
 class Pixels(Protocol):
-    """Levels of RGB pixels, finest first; several threads may read at once."""
+    """An image pyramid in RGB, finest level first; several threads may read from it at once."""
 
     name: str
     level_sizes: list[tuple[int, int]]  # (width, height)
@@ -31,11 +31,18 @@ class Pixels(Protocol):
     def read(
         self, level: int, x: int, y: int, width: int, height: int
     ) -> tuple[UInt8Array, BoolArray | None]:
-        """Read a rectangle inside a level, in that level's px.
+        """Read a rectangle that lies inside a level.
+
+        Args:
+            level: index into ``level_sizes``.
+            x: left edge of the rectangle, in pixels of that level.
+            y: its top edge, likewise.
+            width: its size, in pixels of that level.
+            height: likewise.
 
         Returns:
-            (height, width, 3) uint8 RGB, transparency dropped onto white, and (height, width) bool
-            False where the file has no pixels, or None where it has them all.
+            (height, width, 3) uint8 RGB, with transparency blended onto white; and
+            (height, width) bool, False where the file holds no pixels (None if it holds all).
         """
         ...
 
@@ -46,13 +53,13 @@ class Pixels(Protocol):
 
 @dataclass(frozen=True)
 class Samples:
-    """Which samples of a pixel are its colours, and how they become 8-bit RGB.
+    """Which samples of a pixel are its colours, and how they are converted to 8-bit RGB.
 
     Attributes:
-        colours: places of red, green and blue among the samples.
-        alpha: place of the sample that is transparency, or None.
-        premultiplied: whether the colours have been multiplied by it already.
-        largest: the value that stands for full brightness; 255 for 8 bits, which are kept.
+        colours: indices of red, green and blue among the samples.
+        alpha: index of the alpha (transparency) sample, or None.
+        premultiplied: whether the colours are stored already multiplied by alpha.
+        largest: the sample value of full brightness; 8-bit samples with 255 are left as they are.
     """
 
     colours: tuple[int, int, int] = (0, 1, 2)
@@ -61,14 +68,15 @@ class Samples:
     largest: int = 255
 
     def to_rgb(self, samples: Array, there: Array | None) -> tuple[UInt8Array, BoolArray | None]:
-        """RGB of pixels, transparency dropped onto white.
+        """Convert samples to RGB, with transparency blended onto white.
 
         Args:
             samples: (h, w, S) uint8 or uint16.
-            there: (h, w), 0 where the file has no pixels, or None where it has them all.
+            there: (h, w), 0 where the file holds no pixels; None if it holds all.
 
         Returns:
-            (h, w, 3) uint8, and (h, w) bool False where there is nothing to be seen, or None.
+            (h, w, 3) uint8 RGB; and (h, w) bool, False where pixels are missing or fully
+            transparent (None if there are no such pixels).
         """
         rgb = self._to_8_bits(self._pick(samples))
         opaque = None if there is None else there > 0
@@ -105,14 +113,14 @@ _RGBA = Samples(alpha=3)
 
 
 class OpenSlidePixels:
-    """A slide that OpenSlide reads.
+    """A slide that is read by OpenSlide.
 
     Args:
         path: the file.
-        sizes: the levels to use, by size; None for all.
+        sizes: (width, height) of the levels to use besides the finest; None for all levels.
 
     Attributes:
-        properties: what OpenSlide says of the slide.
+        properties: OpenSlide's properties of the slide.
     """
 
     name = "openslide"
@@ -133,7 +141,7 @@ class OpenSlidePixels:
         self, level: int, x: int, y: int, width: int, height: int
     ) -> tuple[UInt8Array, BoolArray | None]:
         """As `Pixels.read`."""
-        # OpenSlide wants the corner in level-0 px and divides it by its own downsample.
+        # OpenSlide takes the corner in level-0 px and divides it by the level's downsample.
         level = self._levels[level]
         downsample = self._slide.level_downsamples[level]
         corner = (round(x * downsample), round(y * downsample))
@@ -150,11 +158,11 @@ class OpenSlidePixels:
 
 
 class TiffLevel:
-    """One level of a TIFF: the samples of one plane.
+    """One pyramid level of a TIFF, for one plane.
 
     Args:
-        sources: one with all samples, (height, width, S), or one for each sample.
-        samples: which of them are the colours.
+        sources: one source of shape (height, width, S) with all samples, or one source per sample.
+        samples: which of the samples are the colours.
     """
 
     def __init__(self, sources: list[TiffTiles | Plain], samples: Samples) -> None:
@@ -163,7 +171,11 @@ class TiffLevel:
         self.size = (width, height)
 
     def raw(self, rows: slice, cols: slice) -> tuple[Array, Array | None]:
-        """Samples (h, w, S) as stored, and (h, w) 0 where there are none, or None."""
+        """Read samples as stored.
+
+        Returns:
+            (h, w, S) samples; and (h, w), 0 where the file holds no pixels (None if it holds all).
+        """
         parts, there = [], None
         for source in self._sources:
             part = source[rows, cols]
@@ -173,7 +185,7 @@ class TiffLevel:
         return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=2), there
 
     def read(self, rows: slice, cols: slice) -> tuple[UInt8Array, BoolArray | None]:
-        """RGB and where there are pixels, as `Pixels.read`."""
+        """Read RGB and the mask of existing pixels, as `Pixels.read` does."""
         return self.samples.to_rgb(*self.raw(rows, cols))
 
     def close(self) -> None:
@@ -183,7 +195,7 @@ class TiffLevel:
 
 
 class TiffPixels:
-    """Levels of a TIFF whose tiles and strips are decoded here, or lie in the file plainly."""
+    """The levels of a TIFF, decoded by this package or, if uncompressed, mapped from the file."""
 
     name = "tifffile"
 
@@ -206,7 +218,7 @@ class TiffPixels:
 
 
 class ArrayPixels:
-    """An image in memory, (H, W, S) uint8 or uint16, as one level."""
+    """An image in memory, (H, W, S) uint8 or uint16, as a pyramid of one level."""
 
     def __init__(self, name: str, array: Array, samples: Samples) -> None:
         self.name, self._array, self._samples = name, array, samples
@@ -219,18 +231,20 @@ class ArrayPixels:
         return self._samples.to_rgb(self._array[y : y + height, x : x + width], None)
 
     def close(self) -> None:
-        """Let go of the array."""
+        """Release the array."""
         self._array = self._array[:0]
 
 
 class Plain:
-    """Pixels that lie in the file as they are; mapped for each slice alone, so that none stay.
+    """Uncompressed pixels, contiguous in the file.
+
+    The file is memory-mapped anew for every slice, so that no pages stay mapped between reads.
 
     Args:
         path: the file.
-        offset: of the first pixel, bytes.
+        offset: byte offset of the first pixel.
         shape: (height, width, samples) as stored.
-        dtype: with its byte order.
+        dtype: of the samples, with the file's byte order.
     """
 
     has_holes = False
@@ -246,4 +260,4 @@ class Plain:
         return np.array(mapped[place], self._dtype.newbyteorder("="))
 
     def close(self) -> None:
-        """Nothing stays open."""
+        """Do nothing: the file is open only while a slice is read."""

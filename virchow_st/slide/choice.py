@@ -1,4 +1,4 @@
-"""What was chosen of an image file: reader, series, plane, colour samples, bits, µm per pixel."""
+"""How an image file is read: its reader, series, plane, colour samples, bits and µm per pixel."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ORIENTATIONS = {
     7: "mirrored along the other diagonal",
     8: "turned by 90° anticlockwise",
 }
-"""What the Orientation tag of TIFF and EXIF asks a viewer to do with the stored pixels."""
+"""How a viewer displays the stored pixels, for each value of the Orientation tag (TIFF, EXIF)."""
 
 
 @dataclass(frozen=True)
@@ -27,15 +27,14 @@ class ImageChoice:
     Attributes:
         reader: ``"openslide"``, ``"tifffile"`` or ``"opencv"``, or ``"array"`` for an image in
             memory.
-        format: the format in words, such as ``"MIRAX"`` or ``"TIFF, tiles"``.
-        series: which image of the file, in words; empty where the file holds one.
-        plane: which plane of a stack, in words; empty where there is one.
-        colour: how the three colours and the transparency were taken, in words; empty for plain
-            RGB.
-        bits: bits per sample that the pixels use; 8 except in deep images, which are scaled to 8.
+        format: description of the format, such as ``"MIRAX"`` or ``"TIFF in tiles"``.
+        series: description of the image chosen from the file; empty if the file holds only one.
+        plane: description of the plane chosen from a stack; empty if there is only one.
+        colour: description of how colours and transparency are stored; empty for plain RGB.
+        bits: bits per sample that the pixels use; images with more than 8 are scaled to 8.
         orientation: value of the file's Orientation tag, 1 to 8 (`ORIENTATIONS`).
-        mpp_places: what the file says of µm per pixel, the surest first.
-        warnings: one line for each thing in the file that a user has to know of.
+        mpp_places: the values of µm per pixel found in the file, the most reliable first.
+        warnings: one line per peculiarity of the file that the user should know.
     """
 
     reader: str
@@ -49,14 +48,17 @@ class ImageChoice:
     warnings: tuple[str, ...] = ()
 
     def describe(self) -> str:
-        """The choice in one line, without the file's name and size."""
+        """Describe the choice in one line, without the file's name and size."""
         parts = [f"{self.format}, read by {self.reader}", self.series, self.plane]
         parts.append(self.colour or "RGB")
         parts.append(f"{self.bits} bit" + (" scaled to 8" if self.bits != 8 else ""))
         return ", ".join(part for part in parts if part)
 
     def provenance(self) -> dict[str, Any]:
-        """What is not the plain case (one image, one plane, 8-bit RGB), for job and manifest."""
+        """The parts that differ from the plain case (one image, one plane, 8-bit RGB).
+
+        They are recorded in a store's manifest and compared when a job is resumed.
+        """
         found: dict[str, Any] = {
             name: value for name in ("series", "plane", "colour") if (value := getattr(self, name))
         }

@@ -1,7 +1,7 @@
 """Decides how a slide image is read: which reader, which image of the file, which samples.
 
-This is the one place that does. Whether what it shows can be stained tissue is a question to the
-pixels: `virchow_st.slide.stain_check`.
+All such decisions are made here, from the file's format and tags. Whether the pixels can be
+H&E-stained tissue is decided separately, in `virchow_st.slide.stain_check`.
 """
 
 from __future__ import annotations
@@ -28,20 +28,21 @@ from virchow_st.slide.tiff_choice import TiffChoice, choose_in_tiff
 from virchow_st.slide.tiff_levels import level_sources, levels_with_samples, whole_levels
 from virchow_st.types import Array
 
-# tifffile logs every odd tag of a damaged file; users get one line, or all of it with --verbose.
+# tifffile logs every malformed tag of a damaged file; the user sees one error line instead, or
+# the whole log with --verbose.
 logging.getLogger("tifffile").addHandler(logging.NullHandler())
 
 _TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _PICTURE_MAGIC = (b"\x89PNG", b"\xff\xd8\xff")
-# Pages as their tags say, of this file alone. By default tifffile believes a description that it
-# wrote itself, also in what libvips has made of that file since, and opens the other files that
-# OME-XML names.
+# Read pages by their tags, and from this file only. By default tifffile trusts an image description
+# that it wrote itself, even if libvips has since rewritten the file and copied the description, and
+# it opens the other files that OME-XML names.
 _AS_WRITTEN: dict[str, Any] = {"is_shaped": False, "_multifile": False}
 _WITHOUT_DESCRIPTIONS: dict[str, Any] = {**_AS_WRITTEN, "is_ome": False, "is_imagej": False}
-# What OpenSlide calls TIFFs without a vendor's own way of storing pixels.
+# OpenSlide's name for TIFFs without a vendor-specific layout.
 _GENERIC = "generic-tiff"
-# Compressions of tiles that are decoded here, by OpenSlide's name of the format: none, LZW, JPEG
-# and deflate. Other vendors' tiles overlap, lie apart, or are no TIFF's.
+# Tile compressions that this package decodes itself, per format as OpenSlide names it: none, LZW,
+# JPEG and deflate. Other vendors' tiles overlap, leave gaps, or are not stored as TIFF tiles.
 _DECODED_HERE = {_GENERIC: (1, 5, 7, 8, 32946), "aperio": (7,)}
 _NAMES = {
     "aperio": "Aperio SVS", "dicom": "DICOM", "generic-tiff": "TIFF", "hamamatsu": "Hamamatsu",
@@ -51,17 +52,21 @@ _NAMES = {
 
 
 def open_image(path: Path) -> tuple[Pixels, ImageChoice]:
-    """Open a slide image and say what was chosen of it.
+    """Open a slide image and decide how to read it.
 
-    OpenSlide is asked first, before any look at the first bytes: the file of a MIRAX slide is a
-    JPEG. Plain TIFFs are then read here, which is five times as fast.
+    OpenSlide detects the format first, because the leading bytes can mislead: the ``.mrxs`` file
+    of a MIRAX slide is a JPEG thumbnail. Plain TIFFs are then decoded by this package, which is
+    five times as fast as OpenSlide.
 
     Args:
-        path: the file, or a folder with the ``.dcm`` files of one DICOM slide (see `slide_file`).
+        path: the file, as `slide_file` gives it.
+
+    Returns:
+        The pixels, and how they are read.
 
     Raises:
-        SlideError: missing, damaged, of a format that is not opened (with the way out), or no
-            RGB image.
+        SlideError: the file is missing, damaged, not an RGB image, or of a format that cannot be
+            opened (the message says how to convert it).
     """
     try:
         with path.open("rb") as file:
@@ -93,7 +98,7 @@ def open_image(path: Path) -> tuple[Pixels, ImageChoice]:
 
 
 def slide_file(path: Path) -> Path:
-    """The file to open for a path: the largest ``.dcm`` of a DICOM folder, else the path."""
+    """The file to open for a path: the path itself, or the largest ``.dcm`` of a DICOM folder."""
     if not path.is_dir():
         return path
     parts = [p for p in path.glob("*.dcm") if not p.name.startswith(".") and p.is_file()]
@@ -126,7 +131,7 @@ def _open_tiff(path: Path, vendor: str | None) -> tuple[Pixels, ImageChoice]:
         if by_openslide:
             sizes = [(lv.keyframe.imagewidth, lv.keyframe.imagelength) for lv in levels]
             opened = OpenSlidePixels(path, sizes)
-            # Pyramids in SubIFDs, as OME-TIFF has them, are seen by tifffile alone.
+            # Only tifffile finds pyramid levels in SubIFDs, where OME-TIFF stores them.
             if len(opened.level_sizes) >= len(levels) or choice.needs_libtiff:
                 return opened, replace(found, reader="openslide")
             opened.close()
@@ -141,10 +146,11 @@ def _open_tiff(path: Path, vendor: str | None) -> tuple[Pixels, ImageChoice]:
 def _series(
     path: Path, tiff: tifffile.TiffFile, stack: ExitStack
 ) -> tuple[list[Any], list[OmeImage], tuple[str, ...]]:
-    """Images of a TIFF, what OME-XML says of them, and the names of ImageJ's channels.
+    """The series of a TIFF, their descriptions in OME-XML, and ImageJ's channel names.
 
-    libvips copies the description of OME and ImageJ into a pyramid that it does not fit. Then the
-    pages are taken as they are, of a second handle that ``stack`` closes.
+    When libvips makes a pyramid, it copies the OME or ImageJ description of the original, which no
+    longer fits the pages. In that case the description is ignored and the pages are read by their
+    tags, through a second handle that ``stack`` closes.
     """
     try:
         series = list(tiff.series)
@@ -185,10 +191,10 @@ def _orientation(tiff: tifffile.TiffFile) -> int:
 
 
 def _is_for_openslide(vendor: str, choice: TiffChoice, levels: list[Any]) -> bool:
-    """Whether OpenSlide reads a TIFF: its first image, where tiles are not all there is to it.
+    """Whether OpenSlide should read a TIFF, because its tiles are not of a kind decoded here.
 
-    OpenSlide takes five times as long to put a region together, shows one image and plane, knows
-    no fourth sample that is no transparency, and no more than 8 bits.
+    OpenSlide can only read the first image and plane of a file, with three 8-bit samples, and
+    takes five times as long to assemble a region; it is used only where it is needed.
     """
     key = choice.series.keyframe
     is_its_image = choice.index == 0 and choice.page == 0 and not choice.apart
@@ -201,5 +207,5 @@ def _is_for_openslide(vendor: str, choice: TiffChoice, levels: list[Any]) -> boo
 
 
 def image_of_array(array: Array) -> ImageChoice:
-    """The choice for an image in memory."""
+    """The `ImageChoice` of an image in memory."""
     return ImageChoice("array", f"array of {array.dtype}")

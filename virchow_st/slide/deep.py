@@ -1,4 +1,4 @@
-"""Bits and transparency as the pixels use them, whatever the file says."""
+"""Bit depth and transparency judged from the pixel values, as file headers are often wrong."""
 
 from __future__ import annotations
 
@@ -9,19 +9,29 @@ _LEAST_OPAQUE = 0.5  # of the type's maximum
 
 
 def used_bits(largest: int) -> int:
-    """How many bits deep pixels use: the fewest usual number that holds the largest value.
+    """Bits that pixels stored in 16 bits use: the smallest usual bit depth for the largest value.
 
-    A bright-field picture has glass or lumina near full brightness, so that its largest value
-    tells how the camera's 10 to 16 bits were put into 16.
+    A bright-field image has glass or lumina near full brightness, so its largest value shows how
+    many of the 16 bits the camera filled.
+
+    Args:
+        largest: the largest value among the pixels, 0 to 65,535.
+
+    Example:
+        >>> used_bits(4000)
+        12
     """
     return next(bits for bits in _BITS if largest < 1 << bits)
 
 
 def alpha_says_nothing(alpha: Array) -> str | None:
-    """Why an alpha sample cannot be transparency, in words, or None where it can.
+    """Explain why an alpha sample cannot be transparency.
 
     Args:
-        alpha: its values, of any shape, uint8 or uint16.
+        alpha: its values, uint8 or uint16, of any shape.
+
+    Returns:
+        The reason, as a warning for the user; None if the values can be transparency.
     """
     full = 255 if alpha.dtype.itemsize == 1 else 65_535
     low, high = int(alpha.min()), int(alpha.max())

@@ -1,8 +1,8 @@
-"""Formats that no reader here opens, or whose own file is an index or a thumbnail: the way out.
+"""Advice for image formats that cannot be opened, and for files that are an index or a thumbnail.
 
-The pixels of a MIRAX slide lie in a folder beside its ``.mrxs``, which is a JPEG thumbnail; those
-of an Olympus slide lie in ``.ets`` files, and its ``.vsi`` is a small TIFF. Whoever goes by the
-first bytes of such a file reads the thumbnail.
+The pixels of a MIRAX slide are in a folder beside its ``.mrxs`` file, which itself is a JPEG
+thumbnail; those of an Olympus slide are in ``.ets`` files, and its ``.vsi`` file is a small TIFF. A
+reader that trusts the first bytes of such a file would silently read the thumbnail.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ from __future__ import annotations
 from pathlib import Path
 
 CONVERT = "vips tiffsave IMAGE OUT.tif --tile --pyramid --compression jpeg --Q 89 --bigtiff"
-"""Makes a tiled pyramid of what libvips opens. Quality 89, as from 90 on libvips writes another
-kind of JPEG (RGB without chroma subsampling), with false colours in 8.15.0 and 8.15.3 (libvips
-issues 3743, 3784 and 4164)."""
+"""Converts any image that libvips opens to a tiled pyramid. The quality is 89 because from 90 on
+libvips writes RGB JPEG without chroma subsampling, with false colours in libvips 8.15.0 and 8.15.3
+(libvips issues 3743, 3784 and 4164)."""
 
 _BIO_FORMATS = "export it as an RGB OME-TIFF with QuPath or with Bio-Formats' bfconvert"
 _VENDOR = "export it as TIFF or SVS with the scanner's own software"
-# By the file's ending: what the file is, and what to do where OpenSlide cannot open it. {stem} is
-# the file's name without ending.
+# File extension → what the file is, and what to do if OpenSlide cannot open it. {stem} stands for
+# the file's name without its extension.
 _WAYS_OUT: dict[str, tuple[str, str]] = {
     ".mrxs": (
         "a MIRAX slide, whose pixels lie in the folder {stem} beside it",
@@ -60,10 +60,17 @@ _WAYS_OUT: dict[str, tuple[str, str]] = {
 
 
 def way_out(path: Path) -> tuple[str, str] | None:
-    """What a file is by its ending, and what to do with it; None for endings of plain images.
+    """What a file is, judged by its extension, and what the user should do with it.
 
-    Ask OpenSlide first: it opens many of these formats where all their files are there. A TIFF
-    with another ending beside a folder ``_NAME_`` of ``.ets`` files is an Olympus overview too.
+    Try OpenSlide first: it opens many of these formats if all their files are present. A TIFF with
+    another extension beside a folder ``_NAME_`` of ``.ets`` files is an Olympus overview, too.
+
+    Returns:
+        The kind of file and the advice, or None if the extension is that of a plain image.
+
+    Example:
+        >>> way_out(Path("scan.kfb"))
+        ('a KFBio slide', "export it as TIFF or SVS with the scanner's own software")
     """
     suffix = path.suffix.lower()
     if suffix not in _WAYS_OUT and any(path.parent.glob(f"_{_literal(path.stem)}_/*/*.ets")):
@@ -75,5 +82,5 @@ def way_out(path: Path) -> tuple[str, str] | None:
 
 
 def _literal(name: str) -> str:
-    """A name as a glob pattern that matches it alone."""
+    """Escape a name so that, as a glob pattern, it matches only itself."""
     return "".join(f"[{c}]" if c in "*?[" else c for c in name)

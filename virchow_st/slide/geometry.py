@@ -1,8 +1,8 @@
-"""The homography from the bin grid to full-resolution pixels, and its affine inside a patch.
+"""The homography from the bin grid to full-resolution pixels, and its affine fit inside a patch.
 
 Bin coordinates are centre-based: ``(col, row) = (3.0, 5.0)`` is the centre of bin (row 5, col 3),
 and its corners lie half a bin away. Pixel coordinates are corner-based: pixel ``i`` spans
-``[i, i+1)``. Nothing here assumes upright axes: mirrored, turned and tilted grids are alike.
+``[i, i+1)``. The grid may lie mirrored, rotated or tilted on the image.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from virchow_st.types import BIN_UM, PATCH_BINS, Array, Float64Array, Mpp
 
 _FIT_POINTS = 20_000
 _RESIDUAL_BLOCK = 1 << 20
-_AFFINE_GRID = 9  # points a side on which a patch's affine is fitted
+_AFFINE_GRID = 9  # points per side of the grid on which a patch's affine is fitted
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,7 +25,8 @@ class Homography:
 
     Attributes:
         matrix: (3, 3) float64 with ``matrix[2, 2] == 1``.
-        residual_px: largest distance, px, between a point it was fitted on and where it maps it.
+        residual_px: largest distance, px, between a measured position and the mapped one, over
+            all bins that `fit` was given.
     """
 
     matrix: Float64Array
@@ -51,10 +52,11 @@ class Homography:
             y_px: (N,) likewise.
 
         Returns:
-            The homography, fitted on up to 20,000 well spread points; ``residual_px`` is over all.
+            The homography, fitted to a spread sample of up to 20,000 bins; ``residual_px`` is
+            computed over all bins.
 
         Raises:
-            ValueError: fewer than four points, or points that fix no homography.
+            ValueError: fewer than four points, or points that do not determine a homography.
         """
         if len(cols) < 4:
             raise ValueError(f"expected at least 4 bins; got {len(cols)}")
@@ -111,9 +113,10 @@ class Homography:
         return np.stack([x, y], axis=1)
 
     def patch_affine(self, row0: int, col0: int, size_px: int) -> Float64Array:
-        """The affine that stands in for the homography inside one patch.
+        """The affine map that approximates the homography inside one patch.
 
-        Least squares over a grid on the patch; on real slides it errs by less than 0.01 px there.
+        It is a least-squares fit over a grid of points in the patch; on real slides it deviates
+        from the homography by less than 0.01 px.
 
         Args:
             row0: array_row of the patch's first bin.
@@ -151,7 +154,7 @@ def _project(matrix: Array, a: ArrayLike, b: ArrayLike) -> tuple[Float64Array, F
 
 
 def _spread(cols: Array, rows: Array) -> Array:
-    """Indices of up to 20,000 points: a seeded sample and the extremes along both diagonals."""
+    """Indices of up to 20,000 points: a seeded random sample, and the four extreme corners."""
     n = len(cols)
     if n <= _FIT_POINTS:
         return np.arange(n)
@@ -162,7 +165,7 @@ def _spread(cols: Array, rows: Array) -> Array:
 
 
 def _normalised(a: Array, b: Array) -> tuple[Float64Array, Float64Array]:
-    """Homogeneous points (N, 3) centred with mean distance √2, and the (3, 3) that made them so."""
+    """Points centred with mean distance √2, homogeneous (N, 3), and the (3, 3) transform."""
     a, b = a.astype(np.float64), b.astype(np.float64)
     middle_a, middle_b = a.mean(), b.mean()
     distance = np.hypot(a - middle_a, b - middle_b).mean()

@@ -1,8 +1,8 @@
-"""Reads one-dimensional HDF5 datasets in stretches, and vouches that no part of them is missing.
+"""Reads slices of one-dimensional HDF5 datasets after checking that no chunk is missing.
 
-HDF5 fills what a damaged file no longer lists with zeros and says nothing, and it decompresses on
-one thread under a lock. So the list of chunks is checked first, and chunks compressed as Space
-Ranger does it (deflate, shuffled or not) are decompressed here; all others are left to HDF5.
+HDF5 silently returns zeros for chunks that a damaged file no longer lists, and it decompresses on
+one thread under a lock. Therefore the list of chunks is checked first, and chunks compressed as by
+Space Ranger (deflate, with or without shuffle) are decompressed here; HDF5 reads all others.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ import numpy as np
 from virchow_st.types import Array
 
 _DEFLATE, _SHUFFLE = h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE
-_LARGEST_RATIO = 1032  # deflate makes no more of a byte: 258 bytes of two bits
+_LARGEST_RATIO = 1032  # deflate's largest expansion: 258 bytes from two bits
 
 
 class Hdf5Column:
-    """A dataset of N numbers or strings, read by ``stretches[start:stop]``.
+    """A dataset of N numbers or strings, read as ``column[start:stop]``.
 
-    The chunk read last is kept, so that neighbouring stretches decompress a shared one once. One
-    thread at a time may read.
+    The last chunk is kept, so that consecutive slices decompress a shared chunk only once. Only
+    one thread may read at a time.
 
     Attributes:
-        dtype: of what comes out.
+        dtype: of the returned arrays.
     """
 
     def __init__(self, dataset: Any) -> None:
@@ -36,7 +36,7 @@ class Hdf5Column:
             dataset: an open `h5py.Dataset`, (N,).
 
         Raises:
-            ValueError: not one-dimensional, a type that is no plain one, or chunks missing.
+            ValueError: the dataset is not one-dimensional, has an unusual type, or lacks chunks.
         """
         if not isinstance(dataset, h5py.Dataset) or len(dataset.shape) != 1:
             raise ValueError("expected a list of values")
@@ -60,10 +60,10 @@ class Hdf5Column:
         return int(self._dataset.shape[0])
 
     def __getitem__(self, stretch: slice) -> Array:
-        """The values of a stretch, (n,); it may end beyond the last.
+        """The values of a slice, (n,); its end may lie beyond the last value.
 
         Raises:
-            OSError, RuntimeError, ValueError: damaged.
+            OSError, RuntimeError, ValueError: the file is damaged.
         """
         if not self._deflated:
             return self._dataset[stretch]
@@ -82,7 +82,7 @@ class Hdf5Column:
         n_bytes = self._chunk * self._itemsize
         if skipped:
             raise ValueError(f"{self._dataset.name}: a chunk not packed like the others")
-        if n_bytes > _LARGEST_RATIO * len(packed):  # before memory is taken for it
+        if n_bytes > _LARGEST_RATIO * len(packed):  # checked before the memory is allocated
             raise ValueError(f"{self._dataset.name}: a chunk of {n_bytes} bytes, which is too many")
         packed = imagecodecs.deflate_decode(packed, out=n_bytes)  # compares the checksum
         if len(packed) != n_bytes:
@@ -95,9 +95,9 @@ class Hdf5Column:
         return values
 
     def _filter(self, plist: Any, index: int) -> int:
-        """Code of a filter; refuses a shuffle of another size, on which HDF5 crashes.
+        """Code of a filter; refuses a shuffle of the wrong element size, on which HDF5 crashes.
 
-        Strings of variable length are declared as shuffled by nothing, and are not.
+        Strings of variable length may declare a shuffle filter without a size, which does nothing.
         """
         code, _, values, _ = plist.get_filter(index)
         expected = [(self._itemsize,), ()] if self.dtype.kind == "O" else [(self._itemsize,)]
@@ -106,7 +106,7 @@ class Hdf5Column:
         return int(code)
 
     def _check_chunks(self, plist: Any) -> None:
-        """Refuse what HDF5 would read as the fill value without a word."""
+        """Refuse a dataset with missing parts, which HDF5 would silently read as fill values."""
         n = len(self)
         if self._chunk:
             infos: list[Any] = []
@@ -118,7 +118,7 @@ class Hdf5Column:
             end = self._dataset.file.id.get_filesize()
             if any(info.byte_offset + info.size > end for info in infos):
                 raise ValueError(f"{self._dataset.name}: chunks reach beyond the end of the file")
-            plain = self._chunk * self._itemsize  # bytes; HDF5 reads on where there are fewer
+            plain = self._chunk * self._itemsize  # bytes; HDF5 reads past a shorter one
             if plist.get_nfilters() == 0 and any(info.size != plain for info in infos):
                 raise ValueError(f"{self._dataset.name}: chunks of other than {plain} bytes")
         elif n and not self._has_place(plist):
@@ -130,7 +130,7 @@ class Hdf5Column:
 
 
 def _unshuffle(planes: Array) -> Array:
-    """(n, itemsize) uint8 from (itemsize, n): byte planes of numbers, of which most are zero."""
+    """(n, itemsize) uint8 from byte planes (itemsize, n), of which most are zero and skipped."""
     values = np.zeros(planes.shape[::-1], np.uint8)
     for byte, plane in enumerate(planes):
         if plane.any():

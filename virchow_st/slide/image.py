@@ -1,4 +1,4 @@
-"""A slide image, read region by region at about the wanted fineness, never the whole of it."""
+"""A slide image, read region by region at about the requested resolution, never as a whole."""
 
 from __future__ import annotations
 
@@ -18,19 +18,20 @@ from virchow_st.slide.orientation import OrientedPixels
 from virchow_st.slide.space_ranger import fingerprint
 from virchow_st.types import BoolArray, UInt8Array
 
-_BAND_PX = 8 << 20  # read at once while a region is averaged; 14 bytes each in all their copies
+_BAND_PX = 8 << 20  # pixels averaged at once; they take 14 bytes each, counting all copies
 
 
 class SlideImage:
     """An RGB slide image in full-resolution px, corner-based: pixel ``i`` spans ``[i, i+1)``.
 
-    Several threads of a process may read from one; another process has to open its own.
+    Several threads of a process may read from one instance; every process has to open its own.
 
     Attributes:
         path: the file.
         width, height: of the finest level, px.
-        choice: what was chosen of the file: reader, series, plane, colour samples, bits.
-        orientation: value of the Orientation tag that the pixels are seen by; 1 is as stored.
+        choice: how the file is read: reader, series, plane, colour samples, bits.
+        orientation: value of the Orientation tag that has been applied to the pixels; 1 means
+            that they are as stored.
     """
 
     def __init__(
@@ -49,26 +50,37 @@ class SlideImage:
     def open(cls, path: str | Path) -> SlideImage:
         """Open a TIFF (tiled or striped, pyramid or not), a vendor's format, a PNG or a JPEG.
 
-        Its pixels are those stored, whatever its Orientation tag says: see `oriented`.
+        The pixels are returned as stored; `oriented` applies the file's Orientation tag.
 
         Args:
             path: the file, or a folder with the ``.dcm`` files of one DICOM slide.
 
         Raises:
-            SlideError: missing, damaged, of an unknown format, or no RGB image.
+            SlideError: the file is missing, damaged, of an unknown format, or not an RGB image.
+
+        Example:
+            >>> with SlideImage.open("slide.svs") as image:  # doctest: +SKIP
+            ...     rgb, on_image, scale = image.read_region(0, 0, 2048, 2048, downsample=4)
         """
         path = slide_file(Path(path))
         return cls(path, *open_image(path))
 
     @classmethod
     def of_array(cls, pixels: UInt8Array) -> SlideImage:
-        """An image that lies in memory, (H, W, 3) uint8 RGB; it has no file."""
+        """Wrap an image in memory, (H, W, 3) uint8 RGB, which has no file.
+
+        Example:
+            >>> image = SlideImage.of_array(np.full((100, 200, 3), 128, np.uint8))
+            >>> rgb, on_image, scale = image.read_region(0, 0, 200, 100, downsample=4)
+            >>> rgb.shape, scale
+            ((25, 50, 3), 4.0)
+        """
         return cls(Path("image"), ArrayPixels("array", pixels, Samples()), image_of_array(pixels))
 
     def oriented(self) -> SlideImage:
-        """The same pixels, turned or mirrored as the file's Orientation tag says.
+        """The same image, rotated or mirrored as the file's Orientation tag says.
 
-        It shares the file of this image; close this one alone.
+        Both share the open file, which closing the original closes.
         """
         orientation = self.choice.orientation
         return SlideImage(
@@ -81,13 +93,13 @@ class SlideImage:
         return self.choice.reader
 
     def describe(self) -> str:
-        """Size and what was chosen of the file, in one line."""
+        """Describe the image's size and how the file is read, in one line."""
         return f"{self.width}×{self.height} px; {self.choice.describe()}"
 
     def provenance(self) -> dict[str, Any]:
-        """What of the choice is not the plain case, for a store's job and a prediction.
+        """How the file is read, where it differs from the plain case; for stores and predictions.
 
-        Of a plain image (one 8-bit RGB image without an Orientation tag) it is empty.
+        It is empty for a file with one 8-bit RGB image and no Orientation tag.
         """
         found = self.choice.provenance()
         if self.choice.orientation != 1:
@@ -95,7 +107,7 @@ class SlideImage:
         return found
 
     def read_warnings(self) -> list[str]:
-        """One line for each reduced level that turned out damaged while it was read."""
+        """One line for each reduced pyramid level that was found to be damaged while reading."""
         return [
             f"{self.path}: the reduced level of {w}×{h} px is damaged ({fault}); where it is, a "
             "finer level was read instead"
@@ -123,41 +135,42 @@ class SlideImage:
         return fingerprint(self.path)
 
     def level_factors(self) -> list[int]:
-        """Full-resolution px a side of a pixel in each level that is used, rising from 1."""
+        """Downsampling factors of the levels in use, in rising order; the first is 1."""
         return sorted(self._level_of_factor)
 
     def level_factor(self, downsample: float) -> int:
-        """Full-resolution px a side of a pixel in the coarsest level not beyond ``downsample``.
+        """Downsampling factor of the coarsest level that is not coarser than ``downsample``.
 
-        A region whose corner is a multiple of it is read from that level.
+        `read_region` reads from that level if the region's corner is a multiple of the factor.
         """
         return max(k for k in self._level_of_factor if k <= max(1.0, downsample))
 
     def read_region(
         self, x0: int, y0: int, width: int, height: int, downsample: float = 1.0
     ) -> tuple[UInt8Array, BoolArray, float]:
-        """Read a region, averaged over squares of ``scale`` px.
+        """Read a region, averaged over squares of ``scale`` × ``scale`` full-resolution px.
 
-        It comes from the coarsest pyramid level not beyond ``downsample`` that has a pixel corner
-        at ``(x0, y0)``. Memory, whatever the size of the image: the result, and at most 112 MiB or
-        what one row of it is averaged from; also 512 MiB of a TIFF's decoded strips or 128 MiB of
-        its tiles, or 32 MiB of those that OpenSlide decodes.
+        The pixels are read from the coarsest pyramid level that is not coarser than ``downsample``
+        and has a pixel corner at ``(x0, y0)``. Besides the result, memory is bounded whatever the
+        size of the image: 112 MiB (or the source pixels of one output row, if that is more), and a
+        cache of 512 MiB for a TIFF's strips, 128 MiB for its tiles, or 32 MiB in OpenSlide.
 
         Args:
-            x0: left edge of the region, full-resolution px; may lie off the image.
+            x0: left edge of the region, full-resolution px; it may lie off the image.
             y0: its top edge, likewise.
             width: its size, full-resolution px.
             height: likewise.
-            downsample: the most that ``scale`` may be, at least 1.
+            downsample: upper bound of ``scale``, at least 1.
 
         Returns:
-            (h, w, 3) uint8 RGB, white off the image; (h, w) bool, True for pixels wholly on it;
-            and ``scale``, a whole number of full-resolution px: pixel ``i`` spans
-            ``[x0 + i * scale, x0 + (i + 1) * scale)``, likewise down. The last row and column
-            may reach past the region.
+            (h, w, 3) uint8 RGB, white off the image; (h, w) bool, True for pixels that lie wholly
+            on the image; and ``scale``, a whole number of full-resolution px: pixel ``i`` spans
+            ``[x0 + i * scale, x0 + (i + 1) * scale)`` across, and likewise down. The last row and
+            column may extend beyond the region.
 
         Raises:
             SlideError: the file is damaged.
+            ValueError: an empty region, or ``downsample`` below 1.
         """
         if width < 1 or height < 1 or downsample < 1:
             raise ValueError(f"expected a region and downsample >= 1; got {width}×{height}")
@@ -182,9 +195,10 @@ class SlideImage:
     def _read_band(
         self, factors: list[int], scale: int, x0: int, y0: int, w: int, h: int
     ) -> tuple[UInt8Array, BoolArray]:
-        """(h, w) averages over squares of ``scale`` px, from the coarsest sound level there.
+        """(h, w) averages over squares of ``scale`` px, from the coarsest level undamaged there.
 
-        Which level that is depends on the band alone, so that any order of reading gives the same.
+        The choice of level depends on the band only, so the result is the same for any order of
+        reading.
         """
         for factor in factors:
             try:
@@ -202,7 +216,7 @@ class SlideImage:
     def _read_averaged(
         self, factor: int, x: int, y: int, w: int, h: int, block: int
     ) -> tuple[UInt8Array, BoolArray]:
-        """(h, w) averages over blocks of level pixels from level pixel (x, y) on."""
+        """(h, w) averages over blocks of level pixels, starting at level pixel (x, y)."""
         level = self._level_of_factor[factor]
         level_width, level_height = self._pixels.level_sizes[level]
         size = h * block, w * block
@@ -225,15 +239,16 @@ class SlideImage:
         if pixels is None:  # wholly off the image
             pixels = np.full((*size, 3), 255, np.uint8)
         if block > 1:
-            # By a whole factor INTER_AREA is the plain mean of each block.
+            # For a whole factor, INTER_AREA is the plain mean of each block.
             pixels = cv2.resize(pixels, (w, h), interpolation=cv2.INTER_AREA)
         return pixels, there
 
 
 def _exact_levels(sizes: list[tuple[int, int]]) -> dict[int, int]:
-    """Levels by whole factor: those whose size is the finest's over it, rounded up or down.
+    """Whole downsampling factor → level.
 
-    A level of another size has no exact mapping to full-resolution px, and is left out.
+    A level is kept if its size is the finest level's divided by the factor, rounded up or down.
+    Other levels have no exact mapping to full-resolution px and are left out.
     """
     levels: dict[int, int] = {}
     width, height = sizes[0]

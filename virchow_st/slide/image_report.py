@@ -1,6 +1,6 @@
-"""What ``vst inspect IMAGE`` says of an image: what would be read of it, and whether it can be H&E.
+"""The report of ``vst inspect IMAGE``: how the image would be read, and whether it can be H&E.
 
-Nothing is written, and no more than some windows and an overview are read.
+Only an overview and a few windows are read; nothing is written.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from virchow_st.slide.tissue import find_tissue
 from virchow_st.types import PATCH_UM, UInt8Array
 
 _OVERVIEW_UM = 8.0
-_LARGEST_OVERVIEW_PX = 128 << 20  # pixels read for an overview; else windows all over the image
+_LARGEST_OVERVIEW_PX = 128 << 20  # if an overview needs more, windows cover the whole image instead
 _WINDOWS_IN_TISSUE = 24
-_WINDOWS_A_SIDE = 8
-_USUAL_MPP = 0.5  # taken where the file says none, to look at windows of about the right size
+_WINDOWS_PER_SIDE = 8
+_USUAL_MPP = 0.5  # assumed for the size of the windows if the file does not tell µm per pixel
 
 
 @dataclass(frozen=True)
 class ImageReport:
-    """What was found.
+    """What was found in an image.
 
     Attributes:
         rows: label → text, for a table.
         warnings: one line each.
-        stain: whether the picture can be H&E.
+        stain: whether the image can be H&E.
     """
 
     rows: dict[str, str]
@@ -68,11 +68,11 @@ def report_on(image: SlideImage) -> ImageReport:
 
 
 def _windows(image: SlideImage, mpp: float) -> list[UInt8Array]:
-    """Windows of 256 µm at about 1 µm/px, in tissue where an overview can be had quickly."""
+    """Windows of 256 µm at about 1 µm/px, in tissue if an overview can be read quickly."""
     side = max(1, min(round(PATCH_UM / mpp), image.width, image.height))
     across, down = max(1, image.width // side), max(1, image.height // side)
     places = [(x * side, y * side) for y in range(down) for x in range(across)]
-    places = [places[i] for i in spread(len(places), _WINDOWS_A_SIDE**2)]
+    places = [places[i] for i in spread(len(places), _WINDOWS_PER_SIDE**2)]
     factor = max(1.0, _OVERVIEW_UM / mpp)
     step = image.level_factor(factor)
     if image.width * image.height // step**2 <= _LARGEST_OVERVIEW_PX:
@@ -81,7 +81,7 @@ def _windows(image: SlideImage, mpp: float) -> list[UInt8Array]:
         )
         try:
             row, col = np.nonzero(find_tissue(overview, scale * mpp).mask)
-        except SlideError:  # no tissue: the windows show what there is
+        except SlideError:  # no tissue: keep the windows over the whole image
             pass
         else:
             picked = spread(len(row), _WINDOWS_IN_TISSUE)
@@ -89,7 +89,7 @@ def _windows(image: SlideImage, mpp: float) -> list[UInt8Array]:
                 (int(col[i] * scale) - side // 2, int(row[i] * scale) - side // 2) for i in picked
             ]
     downsample = max(1.0, 1.0 / mpp)
-    # A window's corner lies on the level's pixels, so that a reduced level can be read.
+    # Corners are rounded to the level's pixels, so that a reduced level can be read.
     step = image.level_factor(downsample)
     return [
         image.read_region(x // step * step, y // step * step, side, side, downsample)[0]

@@ -1,7 +1,7 @@
-"""A feature-barcode matrix in HDF5: its genes, its columns' bins, its entries block by block.
+"""Reads a feature-barcode matrix in HDF5: its genes, its columns' bins, and its entries in blocks.
 
-The matrix is CSC under ``/matrix``, features by barcodes. Integer widths, string kinds and
-compression differ between Space Ranger versions, so none is assumed.
+The matrix is stored as CSC under ``/matrix``, features by barcodes. Integer widths, string types
+and compression differ between versions of Space Ranger; the reader accepts all of them.
 """
 
 from __future__ import annotations
@@ -23,17 +23,22 @@ from virchow_st.slide.space_ranger import reading
 from virchow_st.types import BIN_UM, Array, Int64Array
 
 _WHAT = "a feature-barcode matrix in HDF5"
-_ENTRIES_A_BLOCK = 1 << 20
-_BARCODES_A_BLOCK = 1 << 19
-_COUNTS_END = 1 << 24  # no bin holds as many; numbers read in the wrong byte order do
+_ENTRIES_PER_BLOCK = 1 << 20
+_BARCODES_PER_BLOCK = 1 << 19
+_COUNTS_END = 1 << 24  # larger values are not UMI counts, but numbers in the wrong byte order
 
-# s_002um_RRRRR_CCCCC-1: a byte that is zero here is a digit of row or column.
+# s_002um_RRRRR_CCCCC-1: zero bytes stand for the digits of row and column.
 _BARCODE = np.frombuffer(f"s_{BIN_UM:03d}um_\0\0\0\0\0_\0\0\0\0\0-1".encode(), np.uint8)
 
 
 @dataclass(frozen=True)
 class GeneTable:
-    """The genes of a slide, in the order of the matrix; symbols may repeat, ids do not."""
+    """The genes of a slide, in the order of the matrix.
+
+    Attributes:
+        ids: gene ids, each occurring once.
+        symbols: gene symbols in the same order; some occur more than once.
+    """
 
     ids: tuple[str, ...]
     symbols: tuple[str, ...]
@@ -44,14 +49,14 @@ class GeneTable:
 
 @dataclass(frozen=True, eq=False)
 class CountMatrix:
-    """An opened and checked matrix file; the counts stay on disk.
+    """A matrix file that has been opened and checked; the counts stay on disk.
 
     Attributes:
         path: the HDF5 file.
-        genes: the features of type Gene Expression, G of them.
-        gene_of_feature: (F,) int32 row in ``genes``, -1 for other features.
+        genes: the G features of type Gene Expression.
+        gene_of_feature: (F,) int32 index into ``genes``, -1 for features of other types.
         n_columns: number of barcodes C.
-        nnz: number of entries.
+        nnz: number of stored entries.
     """
 
     path: Path
@@ -62,10 +67,11 @@ class CountMatrix:
 
     @classmethod
     def open(cls, path: Path) -> CountMatrix:
-        """Check the parts against each other and read the genes.
+        """Check the file's parts against each other and read the genes.
 
         Raises:
-            SlideError: damaged, parts that disagree, no genes, or barcodes of another assay.
+            SlideError: the file is damaged, its parts disagree, it holds no genes, or its barcodes
+                are those of another assay.
         """
         with reading(path, _WHAT), h5py.File(path, "r") as file:
             matrix = file["matrix"]
@@ -87,7 +93,7 @@ class CountMatrix:
                 _text(Hdf5Column(matrix[f"features/{name}"])[:]) for name in names
             )
             head = Hdf5Column(matrix["barcodes"])[:1000]
-        _parse_barcodes(path, head)  # the wrong assay shows at once, not after the whole file
+        _parse_barcodes(path, head)  # refuses another assay before the whole file is read
 
         is_gene = np.array([kind == "Gene Expression" for kind in kinds], bool)
         gene_of_feature = np.where(is_gene, np.cumsum(is_gene) - 1, -1).astype(np.int32)
@@ -101,14 +107,14 @@ class CountMatrix:
                 "give a Visium HD gene expression run"
             )
         if len(set(genes.ids)) != len(genes):
-            raise _disagree(path, "features/id: expected every gene id once; some come again")
+            raise _disagree(path, "features/id: expected every gene id once; some are repeated")
         return cls(path, genes, gene_of_feature, n_columns, nnz)
 
     def read_indptr(self) -> Int64Array:
-        """(C+1,) int64: where each column's entries begin.
+        """(C+1,) int64: index of each column's first entry, and the number of entries.
 
         Raises:
-            SlideError: not rising from 0 to the number of entries.
+            SlideError: the values do not rise from 0 to the number of entries.
         """
         with reading(self.path, _WHAT), h5py.File(self.path, "r") as file:
             indptr = Hdf5Column(file["matrix/indptr"])[:].astype(np.int64, copy=False)
@@ -117,24 +123,28 @@ class CountMatrix:
         return indptr
 
     def read_bins(self) -> Iterator[tuple[int, Array, Array]]:
-        """Yield blocks of columns: the first column's number, array_row and array_col (n,) int32.
+        """Read the bins of the columns in blocks.
+
+        Yields:
+            The index of the block's first column, and array_row and array_col, (n,) int32 each.
 
         Raises:
-            SlideError: a barcode that names no 2 µm bin.
+            SlideError: a barcode is not that of a 2 µm bin.
         """
         with reading(self.path, _WHAT), h5py.File(self.path, "r") as file:
             barcodes = Hdf5Column(file["matrix/barcodes"])
-            for start in range(0, self.n_columns, _BARCODES_A_BLOCK):
-                block = barcodes[start : start + _BARCODES_A_BLOCK]
+            for start in range(0, self.n_columns, _BARCODES_PER_BLOCK):
+                block = barcodes[start : start + _BARCODES_PER_BLOCK]
                 yield start, *_parse_barcodes(self.path, block)
 
     def read_entries(self) -> Iterator[tuple[int, Array, Array]]:
-        """Yield blocks of entries: the first one's number, features (n,) int64, counts (n,) uint32.
+        """Read the entries in blocks; a thread reads and decompresses the next block meanwhile.
 
-        The next block is read and decompressed on a thread of its own meanwhile.
+        Yields:
+            The index of the block's first entry, its features (n,) int64 and counts (n,) uint32.
 
         Raises:
-            SlideError: a feature out of range, or a count that is no natural number below 2²⁴.
+            SlideError: a feature is out of range, or a count is not an integer from 0 to 2²⁴ - 1.
         """
         n_features = len(self.gene_of_feature)
         with (
@@ -145,9 +155,9 @@ class CountMatrix:
             parts = [Hdf5Column(file[f"matrix/{name}"]) for name in ("indices", "data")]
 
             def read(start: int) -> list[Array]:
-                return [part[start : start + _ENTRIES_A_BLOCK] for part in parts]
+                return [part[start : start + _ENTRIES_PER_BLOCK] for part in parts]
 
-            starts = range(0, self.nnz, _ENTRIES_A_BLOCK)
+            starts = range(0, self.nnz, _ENTRIES_PER_BLOCK)
             for start, (features, counts) in ahead(reader, starts, read):
                 if features.min() < 0 or features.max() >= n_features:
                     raise _disagree(
@@ -179,7 +189,7 @@ def _check_counts(path: Path, counts: Array) -> None:
 
 
 def _parse_barcodes(path: Path, barcodes: Array) -> tuple[Array, Array]:
-    """array_row and array_col, (n,) int32 each, of barcodes in fixed-width or variable strings."""
+    """array_row and array_col, (n,) int32 each, from strings of fixed or variable length."""
     if len(barcodes) == 0:
         return np.zeros(0, np.int32), np.zeros(0, np.int32)
     if barcodes.dtype.kind != "S":

@@ -1,4 +1,4 @@
-"""What the OME-XML of a TIFF says of its images: channels and µm per pixel."""
+"""Reads the OME-XML of a TIFF: channels and µm per pixel of its images."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ class OmeImage:
     """An ``Image`` of the OME-XML.
 
     Attributes:
-        name: what it is called.
-        channels: the names of its channels; ``""`` where one has none.
+        name: the image's name.
+        channels: the names of its channels; ``""`` for a channel without a name.
         says_fluorescence: whether a channel's contrast or illumination is fluorescence.
-        has_fluorophores: whether a channel has a fluorophore or wavelengths.
-        um_per_px: ``(x, y)`` µm per pixel, or None where the file does not say it in a unit of
+        has_fluorophores: whether a channel lists a fluorophore or wavelengths.
+        um_per_px: ``(x, y)`` µm per pixel, or None if the file does not give them in a unit of
             length.
     """
 
@@ -35,7 +35,7 @@ class OmeImage:
 
 
 def ome_images(xml: str) -> list[OmeImage]:
-    """The images that an OME-XML text describes, in its order; none where it cannot be read."""
+    """The images described by an OME-XML text, in its order; none if it is not valid XML."""
     try:
         root = ElementTree.fromstring(xml)
     except (ElementTree.ParseError, ValueError):

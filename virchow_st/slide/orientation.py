@@ -1,4 +1,4 @@
-"""The Orientation tag of TIFF and EXIF: the same pixels, seen turned or mirrored."""
+"""Applies the Orientation tag of TIFF and EXIF: rotates or mirrors the stored pixels."""
 
 from __future__ import annotations
 
@@ -21,7 +21,12 @@ _STEPS = {
 
 
 def oriented(array: Array, orientation: int) -> Array:
-    """An array (rows, columns, …) as a viewer shows it that follows the tag."""
+    """Rotate or mirror an array (rows, columns, …) as its Orientation tag asks.
+
+    Example:
+        >>> oriented(np.array([[1, 2], [3, 4]]), 6).tolist()  # 90° clockwise
+        [[3, 1], [4, 2]]
+    """
     swap, reverse_rows, reverse_cols = _STEPS[orientation]
     if swap:
         array = array.swapaxes(0, 1)
@@ -29,10 +34,10 @@ def oriented(array: Array, orientation: int) -> Array:
 
 
 class OrientedPixels:
-    """`Pixels` seen as their Orientation tag says.
+    """A view of `Pixels` with their Orientation tag applied.
 
-    A reduced level whose size is not exactly the finest's over its factor would be shifted by part
-    of a pixel once its axis is reversed; it is left out. Closing is left to the pixels themselves.
+    A reduced level is left out if its size is not exactly the finest level's divided by its factor:
+    reversing an axis would shift it by part of a pixel.
     """
 
     def __init__(self, pixels: Pixels, orientation: int) -> None:
@@ -67,4 +72,4 @@ class OrientedPixels:
         return turned, None if opaque is None else oriented(opaque, self._orientation)
 
     def close(self) -> None:
-        """Leave the file open, which belongs to the pixels that this is a view of."""
+        """Do nothing: the file is closed by the pixels that this is a view of."""

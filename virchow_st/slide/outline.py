@@ -1,4 +1,4 @@
-"""Does the tissue on the image have the outline of the bins that Space Ranger calls tissue?"""
+"""Compares the tissue's outline on the image with the bins that Space Ranger marks as tissue."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from virchow_st.slide.visium_hd import VisiumHDSlide
 
 _OVERVIEW_UM = 8.0
 _STEP_BINS = 8
-_LEAST_OF_EACH = 0.02  # of the grid; a slide full of tissue has no outline
+_LEAST_OF_EACH = 0.02  # share of tissue and of glass; a grid full of tissue has no outline
 
 
 def outline_agreement(slide: VisiumHDSlide, image: SlideImage) -> float | None:
-    """Matthews' correlation of tissue on the image with ``in_tissue``, over every eighth bin.
+    """Matthews' correlation of tissue found on the image with ``in_tissue``, over every 8th bin.
 
     Args:
-        slide: its bins and homography.
-        image: the whole of it is read at about 8 µm per pixel.
+        slide: supplies the bins and their homography.
+        image: it is read as a whole, at about 8 µm per pixel.
 
     Returns:
-        1 for the same outline, 0 for no relation; None where tissue or glass is under 2 % of the
-        bins, or where the image shows no tissue at all.
+        1 for the same outline, 0 for unrelated ones; None if tissue or glass covers less than 2 %
+        of the bins, or if the image shows no tissue at all.
     """
     factor = max(1.0, _OVERVIEW_UM / slide.mpp)
     step = image.level_factor(factor)

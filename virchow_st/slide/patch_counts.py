@@ -1,4 +1,4 @@
-"""Streams the count matrix once and sorts its UMIs into patches, gene by gene."""
+"""Reads the count matrix in one pass and sorts its UMI counts into patches, by gene."""
 
 from __future__ import annotations
 
@@ -27,20 +27,19 @@ from virchow_st.types import PATCH_BINS, Array, Int64Array
 
 @dataclass(frozen=True, eq=False)
 class PatchCounts:
-    """The UMI counts of patches; ``counts[p]`` gives one patch's gene, position and count.
+    """The UMI counts of all patches; ``counts[p]`` gives the genes, positions and counts of one.
 
-    Kept at 4 bytes an entry, as the store packs them.
+    Entries take 4 bytes each, packed as in the store. Within a patch they are sorted by
+    (gene, position), and each pair occurs once.
 
     Attributes:
-        indptr: (P+1,) int64 where each patch's entries begin, and the last end.
-        gene: (nnz,) uint16, or uint32 beyond 65,536 genes; rows of the slide's gene table.
-        entry: (nnz,) uint16 position in the low 14 bits, count of 1 to 3 in the high two, 0 there
-            for a larger one.
-        large_indptr: (P+1,) int64 where each patch's larger counts begin, and the last end.
-        large: (n,) uint32 the larger counts, in the order of their entries.
+        indptr: (P+1,) int64 index of each patch's first entry, and the number of entries.
+        gene: (nnz,) uint16, or uint32 for more than 65,536 genes; index into the slide's genes.
+        entry: (nnz,) uint16: the position in the low 14 bits; in the high two, the count if it is
+            1 to 3, or 0 if it is larger.
+        large_indptr: (P+1,) int64 index of each patch's first count above 3, and their number.
+        large: (n,) uint32 the counts above 3, in the order of their entries.
         gene_totals: (G,) int64 UMIs over all tissue bins of the slide, in patches or not.
-
-    Within a patch, entries are sorted by (gene, position), and none comes twice.
     """
 
     indptr: Int64Array
@@ -74,16 +73,20 @@ class PatchCounts:
 def read_patch_counts(
     matrix: CountMatrix, bins: BinPositions, patches: PatchTable, tissue_only: bool
 ) -> PatchCounts:
-    """Read the counts of tissue bins in patches; memory is 4 bytes an entry and about 0.3 GB.
+    """Read the counts of tissue bins in patches.
+
+    The matrix is read in one pass, whatever the order of its columns. Memory is 4 bytes per entry
+    and about 0.3 GB.
 
     Args:
-        matrix: the matrix; it is streamed through once, in whatever column order it has.
-        bins: the bins the matrix has to lie on.
+        matrix: the slide's matrix.
+        bins: the slide's bins; every column of the matrix has to be one of them.
         patches: patches that do not overlap.
         tissue_only: whether the matrix is a filtered one, whose columns are the tissue bins.
 
     Raises:
         SlideError: the matrix is damaged, holds no counts, or disagrees with the bins.
+        ValueError: patches overlap.
     """
     indptr = matrix.read_indptr()
     columns = _place_columns(matrix, bins, patches, indptr, tissue_only)
@@ -110,12 +113,12 @@ def read_patch_counts(
             gene_totals,
         )
         larger.append(large[:n_large])
-    # Features that are no genes and stored zeros left room unused.
+    # Space was reserved for features other than genes and for stored zeros, too.
     filled = close_gaps(room, cursor, gene, entry)
     gene, entry = gene[: filled[-1]], entry[: filled[-1]]
     if repeated := sort_patches(filled, gene, entry, n_genes):
         raise SlideError(
-            f"{matrix.path}: expected a gene once in a bin; {repeated} entries come again; "
+            f"{matrix.path}: expected a gene once in a bin; {repeated} entries are repeated; "
             "the file is damaged: copy it again from the Space Ranger output"
         )
     patch, key, count = np.concatenate(larger).T
@@ -128,7 +131,13 @@ def read_patch_counts(
 
 @dataclass(frozen=True, eq=False)
 class _Columns:
-    """Where the matrix's columns go: patch (C,) int32, position (C,) uint16, room (P+1,) int64."""
+    """The patch and position of the matrix's columns.
+
+    Attributes:
+        patch: (C,) int32.
+        position: (C,) uint16 position within the patch.
+        room: (P+1,) int64 index of each patch's first entry, were all features genes.
+    """
 
     patch: Array
     position: Array
@@ -172,7 +181,7 @@ def _place_columns(
     if np.count_nonzero(seen) != matrix.n_columns:
         raise SlideError(
             f"{matrix.path}: barcodes: expected every bin once; "
-            f"{matrix.n_columns - np.count_nonzero(seen)} come again; "
+            f"{matrix.n_columns - np.count_nonzero(seen)} are repeated; "
             "the file is damaged: copy it again from the Space Ranger output"
         )
     if tissue_only:
@@ -181,13 +190,13 @@ def _place_columns(
 
 
 def _patch_of_bin(bins: BinPositions, patches: PatchTable) -> Array:
-    """(rows, cols) int32: the patch of each tissue bin, or the mark of a bin to leave out."""
+    """(rows, cols) int32: the patch of each tissue bin, or a code for bins that are left out."""
     patch_of_bin = np.full(bins.tissue_mask.shape, OUTSIDE_PATCHES, np.int32)
     for patch, (row0, col0) in enumerate(zip(patches.row0, patches.col0, strict=True)):
         square = patch_of_bin[row0 : row0 + PATCH_BINS, col0 : col0 + PATCH_BINS]
         if (square != OUTSIDE_PATCHES).any():
             raise ValueError(
-                f"expected patches apart; the one at ({row0}, {col0}) overlaps another"
+                f"expected patches that do not overlap; the one at ({row0}, {col0}) does"
             )
         square[:] = patch
     patch_of_bin[~bins.tissue_mask] = NOT_TISSUE
@@ -195,10 +204,10 @@ def _patch_of_bin(bins: BinPositions, patches: PatchTable) -> Array:
 
 
 def _check_tissue(path: Path, seen: Array, bins: BinPositions) -> None:
-    """Refuse a filtered matrix whose bins are not the tissue.
+    """Refuse a filtered matrix whose bins are not the tissue bins of the positions.
 
-    One of the two may hold more, where the tissue was edited or bins without UMIs were dropped; but
-    not each what the other lacks.
+    Either set may contain the other, because the tissue was edited or bins without UMIs were
+    dropped; two sets that each hold bins the other lacks belong to different slides.
     """
     missing = np.count_nonzero(bins.tissue_mask & ~seen)
     beyond = np.count_nonzero(seen & ~bins.tissue_mask)
@@ -206,8 +215,8 @@ def _check_tissue(path: Path, seen: Array, bins: BinPositions) -> None:
         raise _other_slide(
             path,
             f"expected the tissue bins of the tissue positions; {missing:,} of them are "
-            f"missing, and {beyond:,} bins off the tissue are there",
-            "; with a tissue mask of your own, take the raw matrix",
+            f"missing, and {beyond:,} bins outside tissue are present",
+            "; with a tissue mask of your own, use the raw matrix",
         )
 
 

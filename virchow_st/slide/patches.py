@@ -1,8 +1,8 @@
-"""The patch lattice, which of its patches hold tissue, and a patch's image.
+"""The patch lattice, the selection of patches with tissue, and the image of a patch.
 
-A patch is 128×128 bins on the bin grid, so counts are never resampled; the image is warped to the
-grid instead, and comes out in bin orientation whatever way the slide lay. docs/coordinates.md says
-what lies where.
+A patch is 128×128 bins on the bin grid, so counts are never resampled. Instead, the image is warped
+to the grid and comes out in bin orientation, however the slide lay in the scanner.
+docs/coordinates.md describes the coordinate frames.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from virchow_st.slide.image import SlideImage
 from virchow_st.types import PATCH_BINS, Array, BoolArray, Float32Array, Float64Array, UInt8Array
 
 _OVERSAMPLE = 2
-_MARGIN_PX = 2  # bilinear sampling looks one pixel beyond the patch
+_MARGIN_PX = 2  # bilinear sampling needs one pixel beyond the patch
 _WHITE = (255, 255, 255)
 
 
@@ -29,7 +29,7 @@ class PatchTable:
 
     Attributes:
         row0, col0: (P,) int32 array_row and array_col of each patch's first bin.
-        tissue_fraction: (P,) float32 share of its bins that are tissue.
+        tissue_fraction: (P,) float32 share of each patch's bins that are tissue.
     """
 
     row0: Array
@@ -41,21 +41,30 @@ class PatchTable:
 
     @property
     def offset(self) -> tuple[int, int]:
-        """First row and column of the lattice, 0 to 127: every patch is a multiple of 128 on."""
+        """Row and column, 0 to 127, where the lattice starts; patches follow in steps of 128."""
         return int(self.row0[0]) % PATCH_BINS, int(self.col0[0]) % PATCH_BINS
 
 
 def lay_patches(tissue_mask: BoolArray, min_tissue: float, lattice: str = "origin") -> PatchTable:
-    """Lay whole patches on the grid, never over its edge, and keep those with enough tissue.
+    """Lay whole patches on the bin grid and keep those with enough tissue.
 
     Args:
         tissue_mask: (rows, cols) bool.
-        min_tissue: smallest share of tissue bins in a patch; one without any is never kept.
-        lattice: ``"origin"``, from bin (0, 0) on; or ``"best"``, from the first of all 128×128
-            bins (smallest row, then column) with which the kept patches hold most tissue bins.
+        min_tissue: smallest share of tissue bins in a kept patch; patches without any tissue are
+            never kept.
+        lattice: where the lattice starts: ``"origin"`` for bin (0, 0); ``"best"`` for the bin, of
+            the first 128×128, with which the kept patches hold the most tissue bins (of several,
+            the one with the smallest row, then column).
 
     Raises:
         SlideError: the grid holds no whole patch, or no patch has enough tissue.
+
+    Example:
+        >>> mask = np.zeros((300, 300), bool)
+        >>> mask[:150, :100] = True
+        >>> table = lay_patches(mask, min_tissue=0.25)
+        >>> list(zip(table.row0.tolist(), table.col0.tolist()))
+        [(0, 0)]
     """
     if min(tissue_mask.shape) < PATCH_BINS:
         height, width = tissue_mask.shape
@@ -87,25 +96,31 @@ def lay_patches(tissue_mask: BoolArray, min_tissue: float, lattice: str = "origi
 
 
 def best_offset(tissue_mask: BoolArray, min_tissue: float) -> tuple[int, int]:
-    """First row and column, 0 to 127, of the lattice whose kept patches hold most tissue bins.
+    """Row and column, 0 to 127, of the lattice start whose kept patches hold the most tissue bins.
 
-    Exact: the tissue bins of a patch at every place, by a summed-area table (Crow 1984); those of
-    patches that would be kept, added up over the places that a lattice shares. It takes 12 bytes
-    a bin of the grid.
+    The search is exhaustive. A summed-area table (Crow 1984) gives the number of tissue bins of
+    the patch at every position; for each of the 128×128 starts, the numbers of the patches that
+    would be kept are added up. It takes 12 bytes per bin of the grid.
 
     Args:
-        tissue_mask: (rows, cols) bool, 128 or more a side.
+        tissue_mask: (rows, cols) bool, each side at least 128.
         min_tissue: smallest share of tissue bins in a kept patch.
 
     Returns:
-        The one with most; of several, the smallest row, then the smallest column.
+        The best start; of several, the one with the smallest row, then the smallest column.
+
+    Example:
+        >>> mask = np.zeros((300, 300), bool)
+        >>> mask[10:138, 20:148] = True
+        >>> best_offset(mask, min_tissue=0.9)
+        (10, 20)
     """
-    # Sums beyond int32 would wrap round, and their differences, at most 16,384, be right still.
+    # If sums overflow int32 they wrap round; their differences, at most 16,384, stay correct.
     area = np.zeros(tuple(n + 1 for n in tissue_mask.shape), np.int32)
     np.cumsum(tissue_mask, axis=0, dtype=np.int32, out=area[1:, 1:])
     np.cumsum(area, axis=1, dtype=np.int32, out=area)
     rows = area[PATCH_BINS:] - area[:-PATCH_BINS]
-    in_patch = rows[:, PATCH_BINS:] - rows[:, :-PATCH_BINS]  # of the patch that begins here
+    in_patch = rows[:, PATCH_BINS:] - rows[:, :-PATCH_BINS]  # of the patch that starts at a bin
     in_patch[in_patch < min_tissue * PATCH_BINS**2] = 0
     covered = np.zeros((PATCH_BINS, PATCH_BINS), np.int64)
     for row in range(0, in_patch.shape[0], PATCH_BINS):
@@ -117,7 +132,7 @@ def best_offset(tissue_mask: BoolArray, min_tissue: float) -> tuple[int, int]:
 
 
 def leftover_tissue_bins(tissue_mask: BoolArray, table: PatchTable) -> int:
-    """Tissue bins in no patch of the table: at the border, or where tissue is too thin."""
+    """Number of tissue bins in no patch of the table: at the border, or where tissue is sparse."""
     left = tissue_mask.copy()
     for row0, col0 in zip(table.row0, table.col0, strict=True):
         left[row0 : row0 + PATCH_BINS, col0 : col0 + PATCH_BINS] = False
@@ -127,21 +142,21 @@ def leftover_tissue_bins(tissue_mask: BoolArray, table: PatchTable) -> int:
 def render_patch(
     image: SlideImage, homography: Homography, row0: int, col0: int, sizes: Sequence[int]
 ) -> list[tuple[UInt8Array, BoolArray]]:
-    """Warp the slide image to a patch, at several sizes from one region read.
+    """Warp the slide image to a patch, at several sizes, reading the image once.
 
-    The region is read averaged to about the finest target pixel, sampled bilinearly at twice the
-    target's fineness and averaged by two.
+    The region is read at about the resolution of the finest target, sampled bilinearly at twice
+    the target's resolution and averaged over 2×2 samples, which avoids aliasing.
 
     Args:
         image: the slide image.
-        homography: bins to its full-resolution px.
+        homography: from bins to the image's full-resolution px.
         row0: array_row of the patch's first bin.
         col0: array_col of the patch's first bin.
-        sizes: sides of the wanted images, px.
+        sizes: sides of the target images, px.
 
     Returns:
         For each size, (size, size, 3) uint8 RGB with rows along array_row and columns along
-        array_col, white off the slide image, and (size, size) bool, True for pixels on it.
+        array_col, white off the slide image; and (size, size) bool, True for pixels on it.
 
     Raises:
         SlideError: the image file is damaged.
@@ -178,10 +193,19 @@ def bin_validity(valid: BoolArray) -> BoolArray:
     """Which bins of a patch lie wholly on the slide image.
 
     Args:
-        valid: (S, S) bool of `render_patch`, S a multiple of 128.
+        valid: (S, S) bool from `render_patch`, with S a multiple of 128.
 
     Returns:
-        (128, 128) bool.
+        (128, 128) bool, True for bins of which all pixels are on the image.
+
+    Raises:
+        ValueError: another shape.
+
+    Example:
+        >>> valid = np.ones((256, 256), bool)
+        >>> valid[0, 0] = False
+        >>> int(bin_validity(valid).sum()) == 128 * 128 - 1
+        True
     """
     per_bin, rest = divmod(valid.shape[0], PATCH_BINS)
     if valid.shape[0] != valid.shape[1] or per_bin < 1 or rest:
@@ -192,8 +216,8 @@ def bin_validity(valid: BoolArray) -> BoolArray:
 def _warp(
     pixels: Array, target_to_source: Float64Array, size: int, border: tuple[int, ...]
 ) -> Array:
-    """Sample at (size, size) points; the (2, 3) affine is between corner-based coordinates."""
-    # OpenCV's pixel centres are integers, ours lie at ½: p_cv = A (q_cv + ½) − ½.
+    """Sample at (size, size) points; the (2, 3) affine relates corner-based coordinates."""
+    # OpenCV has pixel centres at integers, corner-based frames at ½: p_cv = A (q_cv + ½) − ½.
     affine = target_to_source.copy()
     affine[:, 2] += affine[:, :2].sum(axis=1) * 0.5 - 0.5
     return cv2.warpAffine(
@@ -207,7 +231,7 @@ def _warp(
 
 
 def _all_in_blocks(mask: BoolArray, side: int) -> BoolArray:
-    """(S/side, S/side) bool: True where all of a block of an (S, S) mask is."""
+    """(S/side, S/side) bool: True where a whole block of an (S, S) mask is True."""
     n = mask.shape[0] // side
     return np.asarray(mask.reshape(n, side, n, side).all(axis=(1, 3)), bool)
 

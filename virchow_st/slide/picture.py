@@ -1,4 +1,4 @@
-"""Reads a PNG or JPEG as a slide image; it is decoded whole."""
+"""Reads a PNG or JPEG as a slide image, by decoding all of it."""
 
 from __future__ import annotations
 
@@ -23,8 +23,11 @@ _LARGEST_PX = 1 << 30  # OpenCV's own bound
 def read_picture(path: Path) -> tuple[Pixels, ImageChoice]:
     """Decode a PNG or JPEG, 8 or 16 bit, RGB or RGBA.
 
+    Returns:
+        The pixels in memory, and how they are read.
+
     Raises:
-        SlideError: too large to be decoded whole, damaged, or grey.
+        SlideError: the file is too large to be decoded as a whole, damaged, or grey.
     """
     header = read_picture_header(path)
     if (n_bytes := path.stat().st_size) > _LARGEST_BYTES:
@@ -52,7 +55,7 @@ def read_picture(path: Path) -> tuple[Pixels, ImageChoice]:
 
 
 def _decode(path: Path, header: PictureHeader) -> np.ndarray:
-    """(H, W, 3 or 4) RGB or RGBA; OpenCV fills the rest of a cut-off file with grey, silently."""
+    """(H, W, 3 or 4) RGB or RGBA; refuses a truncated file, which OpenCV silently fills up."""
     content = np.fromfile(path, np.uint8)
     with reading(path, "a PNG or JPEG image"):
         end = b"IEND" if header.format == "PNG" else b"\xff\xd9"

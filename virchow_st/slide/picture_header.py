@@ -1,4 +1,4 @@
-"""The header of a PNG or JPEG: its size without its pixels, orientation and resolution."""
+"""Reads the header of a PNG or JPEG: its size, orientation and resolution, without the pixels."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ _ORIENTATION = 0x0112  # EXIF's tag
 
 @dataclass(frozen=True)
 class PictureHeader:
-    """What a PNG or JPEG says of itself.
+    """The header of a PNG or JPEG.
 
     Attributes:
         format: ``"PNG"`` or ``"JPEG"``.
         width, height: px.
-        orientation: EXIF's, 1 to 8.
-        dpi: pixels per inch across and down, or None where the file does not say it.
+        orientation: value of EXIF's Orientation tag, 1 to 8.
+        dpi: pixels per inch across and down, or None if the file does not give them.
     """
 
     format: str
@@ -32,19 +32,20 @@ class PictureHeader:
 
 
 def read_picture_header(path: Path) -> PictureHeader:
-    """Read the header alone.
+    """Read the header only.
 
-    Pillow's `open` would refuse large pictures; its file classes read the header only.
+    Pillow's file classes do that for images of any size, whereas ``PIL.Image.open`` refuses large
+    ones.
 
     Raises:
-        SlideError: neither PNG nor JPEG, or damaged.
+        SlideError: the file is neither PNG nor JPEG, or damaged.
     """
     with reading(path, "a PNG or JPEG image"), path.open("rb") as file:
         is_png = file.read(4) == b"\x89PNG"
         file.seek(0)
         try:
             picture = PngImageFile(file) if is_png else JpegImageFile(file)
-        except SyntaxError as e:  # what Pillow raises on another format
+        except SyntaxError as e:  # Pillow raises it for other formats
             raise ValueError(str(e)) from None
         orientation, dpi = picture.getexif().get(_ORIENTATION, 1), picture.info.get("dpi")
         if not picture.width or not picture.height:

@@ -1,8 +1,8 @@
-"""Space Ranger's own pictures of a slide: where they may lie, and how large they say it is.
+"""Finds Space Ranger's downscaled pictures and derives the size of the full-resolution image.
 
-Space Ranger puts ``tissue_hires_image.png`` into ``outs/spatial`` and links to it from every bin
-size. Copies of one bin size alone have a link that leads nowhere, or a file that holds the link's
-text, or nothing.
+Space Ranger writes ``tissue_hires_image.png`` to ``outs/spatial`` and links to it from the folder
+of every bin size. If only the folder of one bin size is copied, the picture is missing, a dangling
+link, or a text file that holds the link's target.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from pathlib import Path
 from virchow_st.errors import SlideError
 from virchow_st.slide.picture_header import read_picture_header
 
-_NAMES = ("hires", "lowres")  # the finer first, as its size says more
+_NAMES = ("hires", "lowres")  # the larger one first, as it gives the size more exactly
 
 
 @dataclass(frozen=True)
 class ExpectedSize:
-    """The size of the full-resolution image, by one of Space Ranger's pictures.
+    """The size of the full-resolution image, derived from one of Space Ranger's pictures.
 
     Attributes:
         width, height: px.
-        picture: the picture.
+        picture: path of the picture.
     """
 
     width: float
@@ -33,16 +33,18 @@ class ExpectedSize:
 def expected_size(
     bins: Path, scalefactors: dict[str, float]
 ) -> tuple[ExpectedSize | None, list[str]]:
-    """How large the full-resolution image was, and a line for each picture that cannot be read.
+    """Derive the size of the full-resolution image from a picture and its scale factor.
+
+    ``tissue_hires_image.png`` is looked for first, then ``tissue_lowres_image.png``; each in the
+    ``spatial`` folder of the bins, in ``outs/spatial``, and in those of the other bin sizes.
 
     Args:
         bins: the ``square_002um`` folder.
         scalefactors: its scale factors.
 
     Returns:
-        The size by the first picture that can be read, of ``tissue_hires_image.png`` and
-        ``tissue_lowres_image.png``, in the bins' ``spatial``, in ``outs/spatial``, and in that of
-        the other bin sizes; None where there is none.
+        The size by the first picture that can be read, or None; and one line per picture that
+        cannot be read.
     """
     faults: list[str] = []
     for name in _NAMES:
@@ -56,7 +58,7 @@ def expected_size(
                 try:
                     header = read_picture_header(path)
                 except SlideError:
-                    faults.append(f"{path}: {_fault(path)}; other pictures are asked instead")
+                    faults.append(f"{path}: {_fault(path)}; other pictures are used instead")
                     continue
                 size = ExpectedSize(header.width / scale, header.height / scale, path)
                 return size, faults
@@ -64,7 +66,7 @@ def expected_size(
 
 
 def _folders(bins: Path) -> list[Path]:
-    """Folders that may hold the pictures, the likeliest first."""
+    """Folders that may hold the pictures, the most likely first."""
     own = sorted(p for p in bins.glob("*spatial") if p.is_dir())
     outs = bins.parent.parent if bins.parent.name.endswith("binned_outputs") else bins.parent
     above = [p for place in (outs, bins.parent) for p in sorted(place.glob("*spatial"))]
@@ -74,5 +76,5 @@ def _folders(bins: Path) -> list[Path]:
 
 def _fault(path: Path) -> str:
     if path.is_symlink() and not path.exists():
-        return "is a link that leads nowhere"
-    return "is no PNG that can be read"
+        return "is a link to a file that does not exist"
+    return "cannot be read as PNG"

@@ -1,4 +1,4 @@
-"""Reads the table of bins, Parquet or CSV: the grid, the tissue mask and the homography."""
+"""Reads the table of bins (Parquet or CSV): the grid, the tissue mask and the homography."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from virchow_st.slide.space_ranger import reading
 from virchow_st.types import Array, BoolArray
 
 _COLUMNS = ("in_tissue", "array_row", "array_col", "pxl_row_in_fullres", "pxl_col_in_fullres")
-_LARGEST_SIDE = 100_000  # barcodes write rows and columns in five digits
-_LARGEST_PX = 1e7  # beyond any scan
+_LARGEST_SIDE = 100_000  # barcodes have five digits for rows and for columns
+_LARGEST_PX = 1e7  # larger than any scan
 _LARGEST_RESIDUAL_PX = 0.1
-_LONGEST_HEAD = 1 << 16  # bytes of the first line of a table, and more
+_LONGEST_HEAD = 1 << 16  # bytes read at most for the first line of a table
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,9 +27,9 @@ class BinPositions:
     """The bins of a slide.
 
     Attributes:
-        listed: (rows, cols) bool, bins that the file lists (all of them, normally).
-        tissue_mask: (rows, cols) bool, bins with ``in_tissue == 1``.
-        homography: bins to full-resolution px, fitted on all listed bins.
+        listed: (rows, cols) bool, True for bins that the file lists (normally all of them).
+        tissue_mask: (rows, cols) bool, True for bins with ``in_tissue == 1``.
+        homography: from bins to full-resolution px, fitted to the listed bins.
     """
 
     listed: BoolArray
@@ -41,8 +41,8 @@ def read_positions(path: Path) -> BinPositions:
     """Read the bins, listed in any order and with any integer width.
 
     Raises:
-        SlideError: damaged, columns missing, values that cannot be, bins listed twice, no tissue,
-            or pixel positions that lie more than 0.1 px off a homography.
+        SlideError: the file is damaged, lacks columns, holds impossible values, lists bins twice
+            or no tissue, or its pixel positions deviate by more than 0.1 px from a homography.
     """
     read = _read_parquet if path.suffix == ".parquet" else _read_csv
     tissue, row, col, y_px, x_px = read(path)
@@ -54,7 +54,7 @@ def read_positions(path: Path) -> BinPositions:
     tissue_mask[row, col] = tissue.astype(bool)
     if (n_listed := np.count_nonzero(listed)) != len(row):
         raise SlideError(
-            f"{path}: expected every bin once; {len(row) - n_listed} come again; "
+            f"{path}: expected every bin once; {len(row) - n_listed} are repeated; "
             "copy the file again from the Space Ranger output"
         )
     if not tissue_mask.any():
@@ -66,21 +66,21 @@ def read_positions(path: Path) -> BinPositions:
 
 
 def _read_parquet(path: Path) -> list[Array]:
-    """The columns that are wanted, in the order of ``_COLUMNS``."""
+    """Read the columns, in the order of ``_COLUMNS``."""
     with reading(path, "the bin positions as Parquet"):
-        file = pq.ParquetFile(path, page_checksum_verification=True)  # of pages that have one
+        file = pq.ParquetFile(path, page_checksum_verification=True)  # if pages have checksums
         names = file.schema_arrow.names
     _check_columns(path, names)
     with reading(path, "the bin positions as Parquet"):
-        # Without the barcodes, as row and column say the same; and one column after the other,
-        # which takes half the memory of all at once.
+        # Barcodes are not needed, as row and column identify a bin. Reading one column after the
+        # other takes half the memory of reading all at once.
         return [
             file.read(columns=[name], use_threads=False).column(0).to_numpy() for name in _COLUMNS
         ]
 
 
 def _read_csv(path: Path) -> list[Array]:
-    """The same from text: with column names, or without, as ``tissue_positions_list.csv`` is."""
+    """Read the columns from text, with a header or, as ``tissue_positions_list.csv``, without."""
     what = "the bin positions as CSV"
     with reading(path, what), path.open("rb") as file:
         first = file.readline(_LONGEST_HEAD).decode("utf-8-sig")
@@ -117,7 +117,7 @@ def _check_values(path: Path, tissue: Array, row: Array, col: Array, x: Array, y
     if len(row) == 0:
         raise SlideError(f"{path}: expected bins; the file lists none; {remedy}")
     for name, values in (("array_row", row), ("array_col", col)):
-        # Nulls would have made floats of the integers.
+        # A column with nulls is read as floats and is refused here, too.
         if values.dtype.kind not in "iu" or values.min() < 0 or values.max() >= _LARGEST_SIDE:
             raise SlideError(
                 f"{path}: {name}: expected integers from 0 to {_LARGEST_SIDE - 1}; got "

@@ -1,4 +1,4 @@
-"""Images of patches, read and warped by threads some way ahead of who takes them."""
+"""Renders the images of patches on several threads, ahead of their use."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from virchow_st.slide.image import SlideImage
 from virchow_st.slide.patches import PatchTable, bin_validity, render_patch
 from virchow_st.types import STORED_IMAGE_PX, BoolArray, UInt8Array
 
-_MOST_THREADS = 16  # more would wait for each other: Python itself runs a tenth of the time
+_MOST_THREADS = 16  # a tenth of the time holds Python's lock, so more threads would only wait
 
 
 @dataclass(frozen=True)
 class PatchImages:
-    """A patch as the store and the encoder see it.
+    """The images of a patch for the store and for the encoder.
 
     Attributes:
         stored: (256, 256, 3) uint8 RGB, 1 µm/px.
-        encoded: (S, S, 3) uint8 RGB, of the encoder's size.
-        validity_mask: (128, 128) bool, which bins lie wholly on the slide image.
+        encoded: (S, S, 3) uint8 RGB at the encoder's input size S.
+        validity_mask: (128, 128) bool, True for bins that lie wholly on the slide image.
     """
 
     stored: UInt8Array
@@ -44,15 +44,18 @@ def render_ahead(
     first: int = 0,
     n_ahead: int = 32,
 ) -> Iterator[PatchImages]:
-    """Render patches in their order; close the generator to end the threads early.
+    """Render patches in order, on threads; closing the generator ends the threads early.
 
     Args:
-        image: the slide image; all threads read from it.
-        homography: bins to its full-resolution px.
-        patches: where they lie.
+        image: the slide image, from which all threads read.
+        homography: from bins to the image's full-resolution px.
+        patches: the patches.
         image_px: side of the encoder's images, px.
-        first: index of the first wanted.
-        n_ahead: patches that may be finished or under way before they are taken; about 0.5 MB each.
+        first: index of the patch to start with.
+        n_ahead: number of patches that may be rendered before they are used; about 0.5 MB each.
+
+    Yields:
+        The images of each patch.
 
     Raises:
         SlideError: the image file is damaged.
@@ -74,14 +77,14 @@ def render_ahead(
 
 
 def thread_count() -> int:
-    """Threads that render: a core each, of those that this process and its ranks may use."""
+    """Number of rendering threads: one per core available to this rank."""
     cores = core_count() // Processes.here().local_size
     return max(1, min(_MOST_THREADS, cores))
 
 
 @contextmanager
 def _opencv_alone() -> Iterator[None]:
-    """OpenCV without threads of its own, which would contend with ours for the same cores."""
+    """Keep OpenCV to one thread per call, as calls already run on all cores in parallel."""
     before = cv2.getNumThreads()
     cv2.setNumThreads(1)
     try:

@@ -1,32 +1,31 @@
-"""Finds the files of a Space Ranger folder, reads its scale factors, takes fingerprints."""
+"""Finds the files of a Space Ranger folder, reads its scale factors, and fingerprints files."""
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import NotRequired, TypedDict
 
 import xxhash
 
 from virchow_st.errors import SlideError
 from virchow_st.runtime.hdf5 import HELD, is_held_by_another
+from virchow_st.schema import read_json
 from virchow_st.types import BIN_UM
 
 POSITIONS = ("tissue_positions.parquet", "tissue_positions.csv", "tissue_positions_list.csv")
-"""What the table of bins is called: by Space Ranger 3 and 4, by other tools, and by old ones."""
+"""Names of the table of bins: that of Space Ranger 3 and 4, and two of other and older tools."""
 
 _LATER_POSITIONS = tuple(f"*{name}" for name in POSITIONS[1:])
-# Where the folder of 2 µm bins lies below what a user gives: outs, binned_outputs or the folder
-# that holds outs; downloads have their names' prefixes before either.
+# Where the folder of 2 µm bins may lie below the given folder, which is outs, binned_outputs or the
+# folder that holds outs. In public downloads each of these names may have a prefix.
 _PLACES = ("", "*binned_outputs/", "*outs/", "*outs/*binned_outputs/", "*/", "*/*binned_outputs/")
 _FINGERPRINT_BLOCK = 1 << 20
 _FINGERPRINT_BLOCKS = 16
 
-# What the HDF5, Parquet, TIFF and image libraries raise on files that are cut off or damaged.
+# Exceptions that the HDF5, Parquet, TIFF and image libraries raise on truncated or damaged files.
 _DAMAGE = (
     OSError,
     RuntimeError,
@@ -39,11 +38,30 @@ _DAMAGE = (
 )
 
 
+_SCALES_REMEDY = (
+    "give the square_002um folder of a Visium HD slide, not segmented_outputs or a Visium v1 "
+    "slide; if it is that folder, copy the file again from the Space Ranger output"
+)
+
+
+class _ScaleFactors(TypedDict):
+    """``scalefactors_json.json``, as far as it is used."""
+
+    bin_size_um: float
+    tissue_hires_scalef: NotRequired[float]
+    tissue_lowres_scalef: NotRequired[float]
+
+
 @dataclass(frozen=True)
 class SlideFiles:
-    """Where the parts of one 2 µm folder lie.
+    """Paths of the files in one folder of 2 µm bins.
 
-    ``is_filtered`` tells whether ``matrix`` is the filtered one, whose columns are tissue bins.
+    Attributes:
+        folder: the ``square_002um`` folder.
+        matrix: the count matrix.
+        is_filtered: whether that is the filtered matrix, whose columns are the tissue bins.
+        positions: the table of bins.
+        scalefactors: ``scalefactors_json.json``.
     """
 
     folder: Path
@@ -54,14 +72,15 @@ class SlideFiles:
 
 
 def find_files(outs: Path, matrix: str) -> SlideFiles:
-    """Find the 2 µm folder in ``outs`` and the files in it, prefixed or not.
+    """Find the folder of 2 µm bins below ``outs``, and its files, with prefixed names or not.
 
     Args:
         outs: ``outs/``, the folder that holds it, ``binned_outputs/``, or ``square_002um/`` itself.
         matrix: ``"filtered"`` or ``"raw"``.
 
     Raises:
-        SlideError: not a folder, no or several 2 µm folders, or a file missing from it.
+        SlideError: ``outs`` is not a folder, holds no or several folders of 2 µm bins, or a file
+            is missing.
     """
     if not outs.is_dir():
         raise SlideError(f"{outs}: expected a folder; give Space Ranger's outs or square_002um")
@@ -78,39 +97,35 @@ def find_files(outs: Path, matrix: str) -> SlideFiles:
 
 
 def read_scalefactors(path: Path) -> dict[str, float]:
-    """Read ``scalefactors_json.json``; its numbers, by name.
+    """Read ``scalefactors_json.json``.
+
+    Returns:
+        The file's finite numbers, by name.
 
     Raises:
-        SlideError: not JSON, no ``bin_size_um``, or bins that are not 2 µm.
+        SlideError: the file is not JSON, lacks ``bin_size_um``, holds something else in place of a
+            number, or its bins are not 2 µm.
     """
-    try:
-        values: Any = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as e:
-        raise _damaged(path, "JSON scale factors", e) from None
-    if not isinstance(values, dict) or not isinstance(values.get("bin_size_um"), int | float):
-        raise SlideError(
-            f"{path}: expected bin_size_um among the scale factors, as Visium HD bins have; give "
-            "the square_002um folder, not segmented_outputs or a Visium v1 slide"
-        )
+    values = read_json(path, _ScaleFactors, _SCALES_REMEDY, error=SlideError)
     if values["bin_size_um"] != BIN_UM:
         folder = path.parent.parent
         raise SlideError(
             f"{path}: expected bins of {BIN_UM} µm; got {values['bin_size_um']:g} µm; give "
             f"{folder.parent / 'square_002um'} instead of {folder.name}"
         )
-    return {
-        name: float(value)
-        for name, value in values.items()
-        if isinstance(value, int | float) and math.isfinite(value)
-    }
+    # type() and not isinstance: in Python, true is a whole number.
+    return {name: float(v) for name, v in values.items() if type(v) in (int, float)}
 
 
 def fingerprint(path: Path) -> str:
-    """A quick fingerprint that tells a changed file from the same one.
+    """A fast fingerprint of a file, for recognising the same file again.
 
     Returns:
         16 hex digits: xxHash64 of the file's size and of sixteen evenly spaced blocks of 1 MiB,
-        the first and the last included (of every byte where the file is no larger than that).
+        including the first and the last (which cover every byte of files up to 16 MiB).
+
+    Raises:
+        SlideError: the file cannot be read.
     """
     digest = xxhash.xxh64()
     try:
@@ -128,7 +143,12 @@ def fingerprint(path: Path) -> str:
 
 @contextmanager
 def reading(path: Path, expected: str) -> Iterator[None]:
-    """Turn whatever a library raises on a damaged file into one line that names the file."""
+    """Turn exceptions that libraries raise on a damaged file into a `SlideError` that names it.
+
+    Args:
+        path: the file that is read meanwhile.
+        expected: what it should be, for the message.
+    """
     try:
         yield
     except _DAMAGE as e:
@@ -146,7 +166,7 @@ def _damaged(path: Path, expected: str, error: Exception) -> SlideError:
 
 
 def _bin_folder(outs: Path) -> Path:
-    """The folder of 2 µm bins: ``outs`` itself, or in one of the places where it may lie."""
+    """The folder of 2 µm bins: ``outs`` itself, or one below it."""
     if _visible(outs, "*_feature_bc_matrix.h5") and _visible(outs, "*spatial"):
         return outs
     for place in _PLACES:
@@ -156,7 +176,7 @@ def _bin_folder(outs: Path) -> Path:
         if found:
             names = ", ".join(str(path) for path in found)
             raise SlideError(f"{outs}: expected one square_002um; found {names}; give one of them")
-    # In these places alone: what was given may be a disk with a million files.
+    # Do not search the whole tree: the given folder may be a disk with a million files.
     other = {path.name for place in _PLACES for path in _visible(outs, f"{place}*square_0*um")}
     actual = f"only {', '.join(sorted(other))}" if other else "no binned output"
     raise SlideError(
@@ -166,7 +186,7 @@ def _bin_folder(outs: Path) -> Path:
 
 
 def _the_one(folder: Path, pattern: str, what: str, *others: str) -> Path:
-    """The file of a pattern, or of the first of the other patterns that there is a file of."""
+    """The only file that matches the pattern or, failing that, the first other one with a match."""
     for wanted in (pattern, *others):
         found = _visible(folder, wanted)
         if len(found) == 1:
@@ -181,9 +201,9 @@ def _the_one(folder: Path, pattern: str, what: str, *others: str) -> Path:
 
 
 def _visible(folder: Path, pattern: str) -> list[Path]:
-    """What matches in a folder, sorted, without hidden files.
+    """Sorted matches of a pattern in a folder, without hidden files.
 
-    macOS leaves ``._NAME`` beside every NAME on disks of other systems.
+    macOS writes a hidden ``._NAME`` beside every NAME on disks of other systems.
     """
     return sorted(
         path

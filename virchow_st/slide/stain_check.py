@@ -1,13 +1,15 @@
-"""Can a picture be H&E-stained tissue at all? Asked before an encoder runs for hours.
+"""Checks that an image can be H&E-stained tissue, before an encoder runs on it for hours.
 
-Haematoxylin absorbs red and green and lets blue pass, eosin absorbs green most of all. So stained
-tissue absorbs blue less than green, and the ratio of red to green differs from nuclei to stroma.
-A white slide, a slide of one colour, one stain alone, a grey picture, an inverted or a fluorescence
-scan each break one of these rules. The limits keep a wide margin to real sections: measured on
-public breast, colon and mouse brain sections, blue over green was 0.24 to 0.63 (median of the
-tissue; 1.2 in an inverted one), and red over green spread by 0.23 to 0.61 between its 5th and
-95th percentiles in the darker half (single patches of 128 µm: 0.13 and more; a picture of one
-stain after JPEG compression: 0.10 and less).
+Haematoxylin absorbs red and green and transmits blue; eosin absorbs mainly green. Stained tissue
+therefore absorbs less blue than green, and the ratio of red to green absorption differs between
+nuclei and stroma. A white slide, a slide of one colour or one stain, a grey image, an inverted
+image and a fluorescence scan each violate one of these rules.
+
+The limits leave a wide margin to real sections. On public breast, colon and mouse brain sections,
+the ratio of blue to green absorption was 0.24 to 0.63 (median over tissue; 1.2 in an inverted
+image). The ratio of red to green absorption spanned 0.23 to 0.61 between its 5th and 95th
+percentiles in the darker half of the pixels (single patches of 128 µm: at least 0.13; an image of
+one stain after JPEG compression: at most 0.10).
 """
 
 from __future__ import annotations
@@ -25,41 +27,41 @@ from virchow_st.slide.patches import PatchTable, render_patch
 from virchow_st.slide.tissue import white_point
 from virchow_st.types import PATCH_BINS, STORED_IMAGE_PX, Array, BoolArray, UInt8Array
 
-_LOOKED_AT = 24  # patches
-_STAINED_OD = 0.1  # mean optical density over the colours above which a pixel is stained
-_LEAST_STAINED = 0.005  # share of the pixels looked at
-_NOISE_PX = 1.0  # sigma of the blur that takes out the camera's noise, at 1 µm/px
-_LEAST_CONTRAST = 0.03  # optical density, 5th to 95th percentile of the pixels' contrast
-_SURROUNDINGS_PX = 8.0  # sigma of the surroundings that contrast is against
-_LEAST_HUES = 0.11  # 5th to 95th percentile of the ratio of red to green absorption
-_MOST_BLUE = 1.1  # median of the ratio of blue to green absorption; saffron brings it near 1
-_BLACK_OD = 1.0
-_MOST_BLACK = 0.25
-_LARGEST_OD = 2.0  # darker is ink, a fold, or a background that was never lit
+_LOOKED_AT = 24  # number of patches that are examined
+_STAINED_OD = 0.1  # a pixel is stained if its mean optical density over the colours is higher
+_LEAST_STAINED = 0.005  # smallest share of stained pixels
+_NOISE_PX = 1.0  # sigma of the blur against camera noise, at 1 µm/px
+_LEAST_CONTRAST = 0.03  # smallest 5th to 95th percentile range of local contrast, optical density
+_SURROUNDINGS_PX = 8.0  # sigma of the blur that local contrast is measured against
+_LEAST_HUES = 0.11  # smallest 5th to 95th percentile range of red over green absorption
+_MOST_BLUE = 1.1  # largest median of blue over green absorption; saffron stain comes close to 1
+_BLACK_OD = 1.0  # a pixel is black if its mean optical density is higher
+_MOST_BLACK = 0.25  # largest share of black pixels
+_LARGEST_OD = 2.0  # values beyond are clipped: ink, a fold, or unlit background
 
 
 @dataclass(frozen=True)
 class StainCheck:
-    """What the pixels of a slide show.
+    """The result of checking a slide's pixels.
 
     Attributes:
-        stained: share of the pixels that are stained.
-        fault: why they can be no H&E, in words; empty where they can.
+        stained: share of the examined pixels that are stained.
+        fault: the reason why they cannot be H&E; empty if they can be.
     """
 
     stained: float
     fault: str
 
     def raise_for(self, path: object) -> None:
-        """Raise `SlideError` for a slide that can be no H&E."""
+        """Raise `SlideError` if the slide cannot be H&E."""
         if self.fault:
             raise SlideError(
                 f"{path}: expected tissue stained with H&E; {self.fault}; give the H&E image, and "
-                "look at it in a viewer first"
+                "check it in a viewer first"
             )
 
     def describe(self) -> str:
-        """The finding in words."""
+        """Describe the result in one line."""
         return self.fault or f"can be H&E; {self.stained:.0%} of what was looked at is stained"
 
 
@@ -69,11 +71,16 @@ def check_patches(
     patches: PatchTable,
     tissue_of: Callable[[int, int], BoolArray],
 ) -> StainCheck:
-    """Judge a slide by some of its patches, spread evenly over all.
+    """Check a slide by up to 24 patches, evenly spaced among all.
 
     Args:
-        image, homography, patches: the slide, and where the patches lie on it.
-        tissue_of: from a patch's first row and column to its (128, 128) tissue mask.
+        image: the slide image.
+        homography: from bins to its full-resolution px.
+        patches: the slide's patches.
+        tissue_of: function from a patch's first row and column to its (128, 128) tissue mask.
+
+    Raises:
+        SlideError: the image file is damaged.
     """
     images, masks = [], []
     per_bin = STORED_IMAGE_PX // PATCH_BINS
@@ -87,18 +94,23 @@ def check_patches(
 
 
 def spread(n: int, most: int) -> list[int]:
-    """Up to ``most`` of ``n`` indices, evenly spread, the first and the last among them."""
+    """Up to ``most`` of ``n`` indices, evenly spaced, including the first and the last.
+
+    Example:
+        >>> spread(10, 4)
+        [0, 3, 6, 9]
+    """
     return [int(i) for i in np.unique(np.linspace(0, n - 1, min(n, most)).round())]
 
 
 def check_stain(
     images: Sequence[UInt8Array], masks: Sequence[BoolArray] | None = None
 ) -> StainCheck:
-    """Judge some images of a slide together.
+    """Check images of one slide together.
 
     Args:
-        images: (H, W, 3) uint8 RGB each, at about 1 µm/px, where tissue is.
-        masks: (H, W) bool each, True for the pixels that count; None for all.
+        images: images of tissue, (H, W, 3) uint8 RGB each, at about 1 µm/px.
+        masks: (H, W) bool each, True for the pixels to examine; None for all pixels.
     """
     white = np.maximum(white_point(np.concatenate([i.reshape(1, -1, 3) for i in images], 1)), 1.0)
     table = np.log10((white[:, None] + 1) / (np.arange(256) + 1.0)).clip(0, _LARGEST_OD)
@@ -119,12 +131,12 @@ def check_stain(
 
 
 def _judge(density: Array, contrast: Array, n_seen: int, n_black: int) -> StainCheck:
-    """From optical densities and their local contrast, (N, 3) each, of the stained pixels."""
+    """Apply the rules to optical densities and local contrast, (N, 3) each, of stained pixels."""
     stained = len(density) / max(n_seen, 1)
     if stained < _LEAST_STAINED:
         return StainCheck(stained, "it is white, or all of one colour")
     if n_black > _MOST_BLACK * n_seen:
-        return StainCheck(stained, "it is mostly black, as fluorescence and inverted scans are")
+        return StainCheck(stained, "it is mostly black, like fluorescence and inverted scans")
     low, high = np.percentile(contrast, (5, 95), axis=0)
     if (high - low).max() < _LEAST_CONTRAST:
         return StainCheck(stained, "it is of one colour: no nuclei stand out")
@@ -134,10 +146,10 @@ def _judge(density: Array, contrast: Array, n_seen: int, n_black: int) -> StainC
         return StainCheck(
             stained,
             f"it absorbs more blue than green (ratio {blue:.2f}; H&E 0.2 to 0.8), as inverted and "
-            "fluorescence pictures and other stains do",
+            "fluorescence images and other stains do",
         )
     depth = density.mean(axis=1)
-    dark = depth >= np.median(depth)  # where noise moves the hue least
+    dark = depth >= np.median(depth)  # the darker half, where noise affects the hue least
     few, many = np.percentile(density[dark, 0] / green[dark], (5, 95))
     if many - few < _LEAST_HUES:
         return StainCheck(stained, "it is of one hue: haematoxylin or eosin is missing")

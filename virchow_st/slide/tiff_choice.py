@@ -1,8 +1,8 @@
-"""Which image of a TIFF is the H&E slide: series, plane, and which samples are its colours.
+"""Chooses the H&E slide among the images of a TIFF: series, plane, and colour samples.
 
-A TIFF may hold many images: macro and label beside the slide, focal planes, fluorescence channels.
-The slide is the largest image in RGB; a file whose largest image is no RGB has no slide in it,
-whatever thumbnails in RGB it also holds.
+A TIFF may hold many images: macro and label images beside the slide, focal planes, fluorescence
+channels. The slide is taken to be the largest RGB image. A file whose largest image is not RGB is
+refused, even if it holds thumbnails in RGB.
 """
 
 from __future__ import annotations
@@ -25,27 +25,28 @@ _RGB = (tifffile.PHOTOMETRIC.RGB, tifffile.PHOTOMETRIC.YCBCR)
 _JPEG = (6, 7, 34892)  # compressions whose decoder turns YCbCr into RGB
 _COLOURS = {"r": 0, "red": 0, "g": 1, "green": 1, "b": 2, "blue": 2}
 _NUMBERED = re.compile(r"(c|ch|channel)?[ :_#-]*\d+(:\d+)*", re.IGNORECASE)
-_LEAST_OF_LARGEST = 0.5  # area of the slide over that of the file's largest image
-_TOLD_FROM = 0.25  # another RGB image is told of from this share of the slide's area on
+_LEAST_OF_LARGEST = 0.5  # smallest ratio of the slide's area to that of the file's largest image
+_REPORTED_FROM = 0.25  # other RGB images are reported if they have this share of the slide's area
 _FOCUS = "Z"
 _ALPHA = (1, 2)  # ExtraSamples: associated (premultiplied) and unassociated alpha
 
 
 @dataclass(frozen=True)
 class TiffChoice:
-    """The slide in a TIFF.
+    """The image of a TIFF that is read as the slide.
 
     Attributes:
         series: the tifffile series.
-        index: its place in the file, from 0.
-        page: place of the chosen plane's page among the pages of a level; the first of three for
-            colours in planes of their own.
-        apart: ``""`` for samples that lie together, ``"page"`` for samples apart within a page,
-            ``"pages"`` for a page for each colour.
-        samples: the colours and the transparency.
-        series_text, plane_text, colour_text: as `virchow_st.slide.choice.ImageChoice` has them.
-        warnings: likewise.
-        needs_libtiff: whether only OpenSlide's libtiff turns the colours into RGB.
+        index: index of the series in the file, from 0.
+        page: index of the chosen plane's page among the pages of a level; the first of three if
+            every colour has a page of its own.
+        apart: how samples are stored: ``""`` interleaved, ``"page"`` as separate planes of one
+            page, ``"pages"`` as one page per colour.
+        samples: which samples are the colours and the transparency.
+        series_text, plane_text, colour_text: descriptions for
+            `virchow_st.slide.choice.ImageChoice`.
+        warnings: one line each, for the same.
+        needs_libtiff: whether the colours can be converted to RGB by OpenSlide's libtiff only.
     """
 
     series: Any
@@ -62,7 +63,12 @@ class TiffChoice:
 
 @dataclass(frozen=True)
 class _Colours:
-    """How a series stores its colours: see `TiffChoice`; ``step`` is pages from plane to plane."""
+    """How a series stores its colours: see `TiffChoice`.
+
+    Attributes:
+        channel_axis: the axis of the series that holds the colours, if they have pages of their
+            own.
+    """
 
     apart: str
     samples: Samples
@@ -79,12 +85,12 @@ def choose_in_tiff(
 
     Args:
         path: the file, for messages.
-        all_series: of tifffile.
-        images: those of the OME-XML, in the order of the series; may be empty.
-        labels: names of the channels by ImageJ; may be empty.
+        all_series: the file's series, as tifffile finds them.
+        images: the images described in OME-XML, in the order of the series; may be empty.
+        labels: channel names given by ImageJ; may be empty.
 
     Raises:
-        SlideError: the largest image is no RGB.
+        SlideError: the largest image is not RGB.
     """
     found: list[tuple[int, Any, _Colours]] = []
     refusals: list[tuple[int, str]] = []
@@ -110,7 +116,7 @@ def choose_in_tiff(
         name = f" ({series.name})" if series.name else ""
         series_text = f"image {index + 1} of {len(all_series)}{name}, the largest in RGB"
         for other, one, _ in found:
-            if other != index and _area(one) >= _TOLD_FROM * _area(series):
+            if other != index and _area(one) >= _REPORTED_FROM * _area(series):
                 height, width = _sides(one)
                 warnings.append(
                     f"image {other + 1} of the file, {width}×{height} px, is left out; if that is "
@@ -126,7 +132,7 @@ def choose_in_tiff(
 
 
 def _colours_of(series: Any, image: OmeImage | None, labels: Sequence[str]) -> _Colours | str:
-    """How a series stores RGB, or in words what it is instead."""
+    """How a series stores RGB, or a description of it if it does not."""
     key, axes = series.keyframe, series.axes
     names = tuple(labels) if image is None else image.channels
     what = f"{_described(series)}{_channels(names)}"
@@ -177,9 +183,10 @@ def _extra(key: Any) -> tuple[Samples, str, tuple[str, ...]]:
 
 
 def _plane(series: Any, colours: _Colours) -> tuple[int, str]:
-    """Place of the page to read, and which plane that is in words: the middle of a focal stack.
+    """Index of the page to read, and a description of its plane.
 
-    Of all other axes (time, position, pages of one size) the first is read.
+    The plane is the middle one of a focal stack, and the first along any other axis (time,
+    position, pages of equal size).
     """
     axes, shape = series.axes, series.shape
     leading = [i for i, axis in enumerate(axes) if axis not in "YXS" and i != colours.channel_axis]
@@ -194,16 +201,17 @@ def _plane(series: Any, colours: _Colours) -> tuple[int, str]:
 
 
 def channel_step(series: Any) -> int:
-    """Pages from one channel to the next, of a series with a page for each."""
+    """Distance in pages from one channel to the next, in a series with one page per channel."""
     axis = series.axes.index("C")
     after = [i for i in range(axis + 1, len(series.axes)) if series.axes[i] not in "YX"]
     return int(np.prod([series.shape[i] for i in after], dtype=np.int64))
 
 
 def _is_fluorescence(image: OmeImage | None, names: Sequence[str], n_samples: int) -> bool:
-    """Whether the file says so: by the channels' contrast, their dyes, or three telling names.
+    """Whether the channels are fluorescence, by their contrast, their dyes, or three dye names.
 
-    Wavelengths count only for channels in planes: some scanners note them for a colour camera too.
+    Wavelengths are considered only for one sample per pixel, because some scanners also record
+    them for a colour camera.
     """
     if image is not None and image.says_fluorescence:
         return True
@@ -237,7 +245,7 @@ def _area(series: Any) -> int:
 
 
 def strips_refusal(path: Path, chunk_mib: int, largest_mib: int) -> SlideError:
-    """The error for tiles or strips that are too large to be decoded for every patch."""
+    """The error for tiles or strips that are too large to decode again for every patch."""
     return SlideError(
         f"{path}: expected tiles, or strips of up to {largest_mib} MiB; one holds {chunk_mib} MiB, "
         f"read anew for every patch; convert it: {CONVERT}"

@@ -1,4 +1,4 @@
-"""The levels of a TIFF pyramid: which are whole, and how their samples become RGB."""
+"""Checks the levels of a TIFF pyramid for damage, and settles how their samples become RGB."""
 
 from __future__ import annotations
 
@@ -14,19 +14,22 @@ from virchow_st.slide.tiff_choice import TiffChoice, channel_step, strips_refusa
 from virchow_st.slide.tiff_tiles import TiffTiles, segment_size
 from virchow_st.types import Array, BoolArray
 
-_LARGEST_CHUNK_BYTES = 256 << 20  # of a strip or tile, decoded for every region
-_LOOKED_AT = 64  # tiles or strips that are decoded to learn bits and transparency
-_LOOKED_AT_FOR_BLANKS = 128  # the smallest tiles of a reduced level
-_LARGEST_OFF = 24  # grey levels between the mean of a blank tile and of what lies under it
-_LOOKED_AT_PX = 256  # rows and columns of a window, where pixels lie plainly
+_LARGEST_CHUNK_BYTES = 256 << 20  # largest strip or tile, decoded
+_LOOKED_AT = 64  # tiles or strips that are decoded to find the bit depth and transparency
+_LOOKED_AT_FOR_BLANKS = 128  # tiles of a reduced level, those of fewest bytes, that are decoded
+_LARGEST_OFF = 24  # largest difference in grey level between a uniform tile and the finer level
+_LOOKED_AT_PX = 256  # rows and columns of a window of uncompressed pixels
 
 
 def whole_levels(path: Path, choice: TiffChoice) -> tuple[list[Any], tuple[str, ...]]:
-    """The finest level, and those reduced ones that are whole; a warning for each left out.
+    """The finest level and the undamaged reduced levels of a TIFF.
+
+    Returns:
+        The levels, as tifffile has them; and a warning for each level that is left out.
 
     Raises:
-        SlideError, ValueError: the finest level is damaged, or stored so that it cannot be read
-            piece by piece.
+        SlideError: tiles or strips of the finest level are too large to be read separately.
+        ValueError: the finest level is damaged.
     """
     finest, *reduced = choice.series.levels
     if (fault := _fault(path, finest, choice)) is not None:
@@ -35,7 +38,7 @@ def whole_levels(path: Path, choice: TiffChoice) -> tuple[list[Any], tuple[str, 
         raise strips_refusal(path, chunk >> 20, _LARGEST_CHUNK_BYTES >> 20)
     kept, warnings = [finest], []
     listed = len(getattr(finest.pages[0], "subifds", None) or ())
-    if listed > len(reduced):  # tifffile drops those whose tags it cannot read
+    if listed > len(reduced):  # tifffile drops levels whose tags it cannot read
         warnings.append(
             f"{listed - len(reduced)} of {listed} reduced levels are damaged (no tags); a finer "
             "one is read instead, which takes longer"
@@ -46,7 +49,7 @@ def whole_levels(path: Path, choice: TiffChoice) -> tuple[list[Any], tuple[str, 
             fault = fault or _blank(path, level, kept[-1], choice)
             if fault is None and _chunk_bytes(level) > _LARGEST_CHUNK_BYTES:
                 fault = "its tiles or strips are too large"
-        except Exception as e:  # whatever decoders raise on damaged tiles
+        except Exception as e:  # decoders raise many kinds of errors on damaged tiles
             fault = " ".join(str(e).split())[:100] or type(e).__name__
         if fault is None:
             kept.append(level)
@@ -60,7 +63,7 @@ def whole_levels(path: Path, choice: TiffChoice) -> tuple[list[Any], tuple[str, 
 
 
 def level_sources(path: Path, level: Any, choice: TiffChoice) -> list[TiffTiles | Plain]:
-    """What a level's samples are read from: one source, or one for each sample."""
+    """Open the sources of a level's samples: one for all samples, or one per sample."""
     key = level.keyframe
     if choice.apart == "page":
         page = level.pages[choice.page]
@@ -80,11 +83,15 @@ def level_sources(path: Path, level: Any, choice: TiffChoice) -> list[TiffTiles 
 def levels_with_samples(
     sources: list[list[TiffTiles | Plain]], choice: TiffChoice
 ) -> tuple[list[TiffLevel], int, str | None, tuple[str, ...]]:
-    """Settle bits and transparency by the pixels, and make the levels.
+    """Determine bit depth and transparency from some pixels, and make the levels.
+
+    Args:
+        sources: the sources of each level, finest first.
+        choice: the image of the TIFF.
 
     Returns:
-        The levels; bits that the pixels use; how the colours were taken, where that differs from
-        the choice; warnings.
+        The levels; the bits that the pixels use; a description of the colours if it differs from
+        the choice's, else None; and warnings.
     """
     samples, colour = choice.samples, None
     warnings: tuple[str, ...] = ()
@@ -113,7 +120,7 @@ def _pages(level: Any, choice: TiffChoice) -> list[int]:
 
 
 def _fault(path: Path, level: Any, choice: TiffChoice) -> str | None:
-    """What is wrong with a level by its tags alone, in words."""
+    """Describe what is wrong with a level, as far as its tags show; None if nothing is."""
     key = level.keyframe
     if 0 in level.shape or not key.imagelength or not key.imagewidth:
         return f"a level of it has the shape {level.shape}"
@@ -143,7 +150,7 @@ def _chunk_bytes(level: Any) -> int:
 
 
 def _is_plain(level: Any, choice: TiffChoice) -> bool:
-    """Whether the pixels lie in the file as they are, in one piece."""
+    """Whether the pixels are uncompressed and contiguous in the file."""
     if choice.apart == "page":
         return False
     if level.dataoffset is not None:
@@ -154,7 +161,7 @@ def _is_plain(level: Any, choice: TiffChoice) -> bool:
 
 
 def _some_pixels(level: TiffLevel, key: Any) -> Array:
-    """Pixels (N, S) as stored, of tiles, strips or windows spread evenly over a level."""
+    """Pixels (N, S) as stored, from tiles, strips or windows spaced evenly over a level."""
     width, height = level.size
     rows, cols = (min(n, _LOOKED_AT_PX) for n in segment_size(key))
     cols = min(cols, width)
@@ -170,7 +177,7 @@ def _some_pixels(level: TiffLevel, key: Any) -> Array:
 
 
 def _empty(level: Any, finest: Any, choice: TiffChoice) -> str | None:
-    """A tile of a reduced level without bytes where the finest level has some, in words."""
+    """Describe tiles of a reduced level that are empty although the finest level has pixels."""
     page = level.pages[_pages(level, choice)[0]]
     if 0 not in page.databytecounts:
         return None
@@ -178,7 +185,7 @@ def _empty(level: Any, finest: Any, choice: TiffChoice) -> str | None:
     if 0 not in full.databytecounts:
         return "tiles without bytes"
     there, below = _occupied(page), _occupied(full)
-    # The finest's tiles under each of the level's: by their centres, in shares of the image.
+    # Assign each tile of the finest level to the reduced level's tile over its centre.
     row, col = np.nonzero(below)
     down, across = segment_size(full.keyframe), segment_size(page.keyframe)
     y = (row + 0.5) * down[0] / full.keyframe.imagelength * page.keyframe.imagelength
@@ -189,17 +196,17 @@ def _empty(level: Any, finest: Any, choice: TiffChoice) -> str | None:
 
 
 def _occupied(page: Any) -> BoolArray:
-    """(rows, cols) bool of a page's tiles or strips: True where it has bytes."""
+    """(rows, cols) bool over a page's tiles or strips, True for those with bytes in the file."""
     rows, cols = segment_size(page.keyframe)
     down, across = -(-page.keyframe.imagelength // rows), -(-page.keyframe.imagewidth // cols)
     return np.array(page.databytecounts[: down * across]).reshape(down, across) > 0
 
 
 def _blank(path: Path, level: Any, finer: Any, choice: TiffChoice) -> str | None:
-    """A tile of one colour in a reduced level where the finer level shows another, in words.
+    """Describe tiles of a reduced level that are of one colour unlike the finer level's pixels.
 
-    Some scanners leave such tiles. Of a level those with the fewest bytes are looked at, as a
-    blank tile has next to none.
+    Some scanners write such blank tiles. Only the tiles with the fewest bytes are decoded, because
+    a blank tile compresses to almost nothing.
     """
     if choice.apart or _is_plain(level, choice) or _is_plain(finer, choice):
         return None
@@ -232,7 +239,7 @@ def _blank(path: Path, level: Any, finer: Any, choice: TiffChoice) -> str | None
 
 
 def _whole(source: TiffTiles, top: int, left: int, bottom: int, right: int) -> Array | None:
-    """Pixels of a window, cut at the image's edge; None where some are missing in the file."""
+    """Pixels of a window, clipped to the image; None if some are missing from the file."""
     height, width, _ = source.shape
     pixels = source[top : min(bottom, height), left : min(right, width)]
     if source.has_holes and not pixels[..., -1].all():

@@ -1,4 +1,4 @@
-"""Tiles and strips of a TIFF, decoded where they are needed and kept for a while; for threads."""
+"""Decodes tiles and strips of a TIFF on demand, for several threads, with a bounded cache."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ import numpy as np
 
 from virchow_st.types import Array
 
-# Bounds on decoded bytes that are kept. Strips as wide as the image are needed again by every
-# patch beside: a row of patches takes some 250 MiB of a slide 20 mm wide. Of tiles only those at a
-# patch's border are.
+# Bounds of the cache, in decoded bytes. Strips are as wide as the image, so that all patches of a
+# row need the same ones, some 250 MiB for a slide 20 mm wide. Neighbouring patches share only the
+# tiles at their common border.
 _KEPT_STRIPS_BYTES = 512 << 20
 _KEPT_TILES_BYTES = 128 << 20
 _JPEG = (6, 7, 34892, 33007)  # compressions whose segments may need the file's common tables
@@ -24,16 +24,20 @@ _JPEG = (6, 7, 34892, 33007)  # compressions whose segments may need the file's 
 class TiffTiles:
     """The pixels of a TIFF page, sliced like an array (height, width, samples).
 
-    Several threads may slice at once: each decodes its own tiles or strips, and one that another
-    is decoding already is waited for. Those decoded last are kept, within bounds. Where some have
-    no bytes in the file, a last sample more says where there are pixels: the largest value of the
-    type there, 0 elsewhere.
+    Several threads may slice at once. Each decodes the tiles or strips it needs and waits for those
+    that another thread is decoding; the most recently used ones are cached. If some tiles have no
+    bytes in the file, slices have one more sample, a mask: the type's largest value where there are
+    pixels, 0 elsewhere.
 
     Args:
         path: the file.
-        page: of tifffile; its file may be closed afterwards.
-        sample: the one to read of a page that stores its samples apart; None where they lie
-            together.
+        page: the tifffile page; its file may be closed afterwards.
+        sample: the sample to read from a page that stores samples in separate planes; None if they
+            are interleaved.
+
+    Attributes:
+        shape: (height, width, samples), not counting the mask.
+        has_holes: whether some tiles have no bytes, so that slices have the mask.
     """
 
     def __init__(self, path: Path, page: Any, sample: int | None = None) -> None:
@@ -104,7 +108,7 @@ class TiffTiles:
         return pixels
 
     def _forget(self) -> None:
-        """Drop what was used longest ago until the rest is within bounds."""
+        """Drop the least recently used tiles until the rest is within bounds."""
         bound = _KEPT_STRIPS_BYTES if self.is_strips else _KEPT_TILES_BYTES
         while self._kept_bytes > bound:
             index = next((i for i, made in self._kept.items() if made.done()), None)
@@ -113,7 +117,7 @@ class TiffTiles:
             self._kept_bytes -= self._kept.pop(index).result().nbytes
 
     def _decode(self, index: int) -> Array:
-        """(rows, columns, samples) of a segment; at the image's edge it may be smaller."""
+        """Decode a tile or strip, (rows, columns, samples); it may be smaller at the edge."""
         n_bytes = self._bytes[index]
         encoded = os.pread(self._file, n_bytes, self._offsets[index]) if n_bytes else None
         pixels, _, shape = self._decoder(encoded, self._first + index, **self._arguments)

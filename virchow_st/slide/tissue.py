@@ -1,8 +1,8 @@
-"""Where the tissue is on an H&E slide: Otsu's threshold on colour saturation.
+"""Finds the tissue on an H&E slide by Otsu's threshold (1979) on colour saturation.
 
-Glass is grey and H&E is not, whatever the brightness of the lamp, once the slide's white point has
-taken out the lamp's colour. The threshold is kept between limits, because Otsu's method divides any
-picture in two: one of bare glass by its noise, one full of tissue by how strongly it is stained.
+After correction for the slide's white point, which removes the lamp's colour, glass is grey and
+H&E-stained tissue is not. The threshold is kept between limits, because Otsu's method divides any
+image in two: bare glass by its noise, and an image full of tissue by the strength of its stain.
 """
 
 from __future__ import annotations
@@ -17,15 +17,16 @@ from virchow_st.errors import SlideError
 from virchow_st.types import BoolArray, Float64Array, Int64Array, UInt8Array
 
 LIMITS = (10, 20)
-"""Lowest and highest threshold, of 255. Glass lies below 10; pale stroma and mucus from 20 on."""
+"""Lowest and highest threshold on saturation (0 to 255): glass has less than 10, pale stroma and
+mucus have 20 and more."""
 
 _WHITE_PERCENTILE = 99.5
-_DARKEST_WHITE = 128  # a slide without a bright spot has no white point
+_DARKEST_WHITE = 128  # lower bound of the white point, for slides without a bright area
 
-_DARKEST = 64  # what is darker is ink, a fold or the scanner's black, where saturation is noise
+_DARKEST = 64  # lower bound of brightness in saturation, which is noise in ink, folds and black
 _SMOOTHING_UM = 24.0
-_SMALLEST_PIECE_UM2 = 20_000.0  # a disc of 160 µm; smaller are dust and debris
-_LARGEST_HOLE_UM2 = 20_000.0  # smaller are lumina, vessels and fat cells
+_SMALLEST_PIECE_UM2 = 20_000.0  # a disc of 160 µm diameter; smaller pieces are dust and debris
+_LARGEST_HOLE_UM2 = 20_000.0  # smaller holes are lumina, vessels and fat cells
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,9 +34,9 @@ class Tissue:
     """A slide's tissue at low magnification.
 
     Attributes:
-        mask: (H, W) bool, True = tissue.
-        histogram: (256,) pixels by saturation, after smoothing.
-        threshold: saturation above which a pixel is tissue, of 255.
+        mask: (H, W) bool, True for tissue.
+        histogram: (256,) int64 number of pixels per saturation value, after smoothing.
+        threshold: saturation, 0 to 255, above which a pixel is tissue.
     """
 
     mask: BoolArray
@@ -44,15 +45,21 @@ class Tissue:
 
 
 def find_tissue(overview: UInt8Array, um_per_px: float, name: str = "image") -> Tissue:
-    """Tell tissue from glass.
+    """Find the tissue of a slide.
 
     Args:
         overview: (H, W, 3) uint8 RGB of the whole slide, best at 4 to 16 µm/px.
         um_per_px: side of its pixels, µm.
-        name: of the slide, for the error.
+        name: the slide's name, for the error message.
 
     Raises:
         SlideError: there is no tissue.
+
+    Example:
+        >>> overview = np.full((100, 100, 3), 240, np.uint8)
+        >>> overview[20:60, 20:60] = 200, 120, 180
+        >>> int(find_tissue(overview, um_per_px=8.0).mask.sum())
+        1596
     """
     saturation = smooth_saturation(overview, um_per_px)
     histogram = np.bincount(saturation.ravel(), minlength=256)
@@ -71,9 +78,16 @@ def find_tissue(overview: UInt8Array, um_per_px: float, name: str = "image") -> 
 
 
 def smooth_saturation(overview: UInt8Array, um_per_px: float) -> UInt8Array:
-    """Saturation as in HSV, 0 to 255, of (H, W, 3) RGB against its white point; (H, W).
+    """Colour saturation of a slide, corrected for its white point and smoothed.
 
-    A median filter of 24 µm takes out noise.
+    Saturation is defined as in HSV; a median filter of 24 µm removes noise.
+
+    Args:
+        overview: (H, W, 3) uint8 RGB of the whole slide.
+        um_per_px: side of its pixels, µm.
+
+    Returns:
+        (H, W) uint8.
     """
     white = white_point(overview).astype(np.float32)
     balanced = [
@@ -88,9 +102,15 @@ def smooth_saturation(overview: UInt8Array, um_per_px: float) -> UInt8Array:
 
 
 def white_point(overview: UInt8Array) -> Float64Array:
-    """(3,) what the slide's glass looks like: the 99.5th percentile of each colour.
+    """The colour of the slide's glass: the 99.5th percentile of each colour.
 
-    Pure white counts for nothing, as scanners fill in what they did not scan.
+    Pure white pixels are left out, because scanners fill unscanned areas with white.
+
+    Args:
+        overview: (H, W, 3) uint8 RGB.
+
+    Returns:
+        (3,) float64, at least 128 each.
     """
     scanned = overview[(overview != 255).any(axis=2)]
     if not len(scanned):
@@ -99,7 +119,7 @@ def white_point(overview: UInt8Array) -> Float64Array:
 
 
 def _without_small(mask: BoolArray, smallest_px: float) -> BoolArray:
-    """Drop connected pieces of fewer pixels."""
+    """Remove connected pieces with fewer pixels."""
     _, labels, statistics, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8))
     keep = statistics[:, cv2.CC_STAT_AREA] >= smallest_px
     keep[0] = False

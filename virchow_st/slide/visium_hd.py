@@ -1,4 +1,4 @@
-"""A Visium HD slide as Space Ranger 3.x and 4.x write it: bins, tissue, geometry, counts."""
+"""Opens a Visium HD slide written by Space Ranger 3.x or 4.x: bins, tissue, geometry, counts."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from virchow_st.types import BoolArray, Mpp
 
 _COARSEST_MPP = 1.0
 _SIZE_TOLERANCE = 0.01
-_CYTASSIST_PX = 4500  # CytAssist images are about 3000 px a side
+_CYTASSIST_PX = 4500  # CytAssist images have sides of about 3000 px
 _LEAST_INSIDE = 0.5
 _GIVE_THE_MICROSCOPE_IMAGE = (
     "give the microscope image that Space Ranger got as --image, not cytassist_image.tiff "
@@ -35,13 +35,18 @@ _GIVE_THE_MICROSCOPE_IMAGE = (
 
 @dataclass(frozen=True, eq=False)
 class VisiumHDSlide:
-    """One slide at 2 µm; its counts stay on disk until `read_counts`.
+    """One slide with bins of 2 µm; its counts stay on disk until `read_counts`.
 
     Attributes:
-        files: where its parts lie.
-        scalefactors: the numbers of ``scalefactors_json.json``.
+        files: paths of its files.
+        scalefactors: the numbers in ``scalefactors_json.json``, by name.
         bins: the listed bins, tissue mask and homography.
         matrix: the opened count matrix.
+
+    Example:
+        >>> slide = VisiumHDSlide.open("outs")  # doctest: +SKIP
+        >>> slide.grid_shape  # doctest: +SKIP
+        (3350, 3350)
     """
 
     files: SlideFiles
@@ -51,14 +56,15 @@ class VisiumHDSlide:
 
     @classmethod
     def open(cls, outs: str | Path, matrix: str = "filtered") -> VisiumHDSlide:
-        """Open ``outs/``, ``binned_outputs/`` or ``square_002um/``, prefixed names or not.
+        """Open ``outs/``, ``binned_outputs/`` or ``square_002um/``, with prefixed names or not.
 
         Args:
             outs: the folder.
-            matrix: ``"filtered"`` (the probe panel, bins in tissue) or ``"raw"`` (everything).
+            matrix: ``"filtered"`` (genes of the probe panel, bins in tissue) or ``"raw"`` (all
+                genes and bins).
 
         Raises:
-            SlideError: a part is missing, damaged, not at 2 µm, or of another assay.
+            SlideError: a file is missing, damaged, not of 2 µm bins, or of another assay.
         """
         files = find_files(Path(outs), matrix)
         scalefactors = read_scalefactors(files.scalefactors)
@@ -88,12 +94,12 @@ class VisiumHDSlide:
 
     @property
     def homography(self) -> Homography:
-        """Bins to full-resolution px."""
+        """The homography from bins to full-resolution px."""
         return self.bins.homography
 
     @property
     def mpp(self) -> Mpp:
-        """µm per full-resolution pixel at the middle of the grid."""
+        """µm per full-resolution pixel at the centre of the grid."""
         rows, cols = self.grid_shape
         return self.homography.mpp_at((cols - 1) / 2, (rows - 1) / 2)
 
@@ -103,11 +109,11 @@ class VisiumHDSlide:
         return self.matrix.genes
 
     def fingerprint(self) -> str:
-        """Fingerprint of the count matrix file: see `virchow_st.slide.space_ranger.fingerprint`."""
+        """Fingerprint of the count matrix: see `virchow_st.slide.space_ranger.fingerprint`."""
         return fingerprint(self.matrix_path)
 
     def read_counts(self, patches: PatchTable) -> PatchCounts:
-        """Stream the matrix once: UMIs of tissue bins in ``patches``, and every gene's total.
+        """Read the counts of tissue bins in ``patches``, and the totals of all genes, in one pass.
 
         Raises:
             SlideError: the matrix is damaged or disagrees with the bins.
@@ -115,18 +121,22 @@ class VisiumHDSlide:
         return read_patch_counts(self.matrix, self.bins, patches, self.files.is_filtered)
 
     def expected_size(self) -> tuple[ExpectedSize | None, list[str]]:
-        """Size of the full-resolution image by Space Ranger's pictures, and faults of those."""
+        """Size of the full-resolution image, derived from one of Space Ranger's pictures.
+
+        Returns:
+            The size, or None if no picture can be read; and one line per picture that cannot.
+        """
         return expected_size(self.folder, self.scalefactors)
 
     def check_image(self, image: SlideImage) -> None:
-        """Refuse an image that is not the one the bins' pixel positions refer to.
+        """Refuse an image other than the one that the bins' pixel positions refer to.
 
-        Its size has to be that which one of Space Ranger's pictures tells, where one does, and half
-        of the tissue bins have to lie on it.
+        Its size has to agree with one of Space Ranger's pictures within 1 %, if one can be read,
+        and at least half of the tissue bins have to lie on it.
 
         Raises:
-            SlideError: another image by its size, the CytAssist image, an image that the tissue
-                does not lie on, or one coarser than 1 µm/px.
+            SlideError: the image has another size, is the CytAssist image, does not contain the
+                tissue bins, or is coarser than 1 µm/px.
         """
         size, _ = self.expected_size()
         if size is not None:
@@ -145,7 +155,9 @@ class VisiumHDSlide:
         found = f"{image.path}: expected about {width:.0f}×{height:.0f} px, the size of "
         found += f"{size.picture} at full resolution; got {image.width}×{image.height} px"
         if _near(image.width, height) and _near(image.height, width):
-            raise SlideError(f"{found}, a quarter turn of it; give the image that Space Ranger got")
+            raise SlideError(
+                f"{found}, as if rotated by 90°; give the image that Space Ranger got as --image"
+            )
         if max(image.width, image.height) < min(_CYTASSIST_PX, max(width, height)):
             found += ", as small as a CytAssist or thumbnail image"
         raise SlideError(f"{found}; {_GIVE_THE_MICROSCOPE_IMAGE}")

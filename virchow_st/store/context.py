@@ -1,4 +1,4 @@
-"""A patch with a margin of the patches beside it, out of the same store."""
+"""Extends a patch's array by a margin of its neighbouring patches in the same store."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ _AROUND = [(row, col) for row in (-1, 0, 1) for col in (-1, 0, 1) if (row, col) 
 
 
 def with_margin(patch: Patch, read: Callable[[Patch], Array], cells: int) -> Array:
-    """What a patch holds, and as much of its neighbours around it.
+    """Read an array of a patch, extended on all sides by rows and columns of its neighbours.
 
-    Where no patch lies beside it, its own edge goes on as it ends.
+    Where a neighbour is missing, the values at the patch's edge are repeated.
 
     Args:
-        patch: which.
-        read: gives an array (S, S, …) of a patch, rows and columns as the bins lie.
+        patch: the patch in the centre.
+        read: function from a patch to its array (S, S, …), rows and columns as in the bin grid.
         cells: rows and columns of the margin, at most S.
 
     Returns:
-        (S + 2·cells, S + 2·cells, …).
+        (S + 2·cells, S + 2·cells, …) array of the same dtype.
     """
     own = read(patch)
     if cells == 0:
@@ -31,7 +31,7 @@ def with_margin(patch: Patch, read: Callable[[Patch], Array], cells: int) -> Arr
     side, store = len(own), patch.store
     margin = [(cells, cells)] * 2 + [(0, 0)] * (own.ndim - 2)
     padded = np.pad(own, margin, mode="edge")
-    # Where a neighbour before, none and one after lie in the result, and what part of it.
+    # Slices of the result, and of the neighbour, for the neighbour before, itself, and after.
     into = {-1: slice(0, cells), 0: slice(cells, cells + side), 1: slice(cells + side, None)}
     part = {-1: slice(side - cells, None), 0: slice(None), 1: slice(0, cells)}
     for row, col in _AROUND:

@@ -1,8 +1,8 @@
-"""An open ``data.mdb`` for readers, without locks and without the LMDB library.
+"""Reads an open ``data.mdb`` without locks and without the LMDB library.
 
-LMDB's own reader trusts every page of the file it maps, must be opened only once per process and
-must not be used after a fork. Here the pages are checked first (`virchow_st.store.pages`); what is
-needed after that is a memory map and a list of offsets, which threads and forked processes may
+LMDB's own reader trusts every page of the file that it maps, must be opened only once per process
+and must not be used after a fork. Here, the pages are checked first (`virchow_st.store.pages`);
+after that, a memory map and a list of offsets suffice, which threads and forked processes may
 share.
 """
 
@@ -27,8 +27,11 @@ class DataFile:
     Args:
         path: the file.
 
+    Attributes:
+        places: key → offset and size of every record, in key order.
+
     Raises:
-        StoreError: it cannot be opened, is cut short, or its pages are damaged.
+        StoreError: the file cannot be opened, is truncated, or its pages are damaged.
     """
 
     def __init__(self, path: Path) -> None:
@@ -44,18 +47,22 @@ class DataFile:
             ) from None
 
     def view(self, place: Place) -> memoryview:
-        """Read-only view of a value in the map, the fastest way to read.
+        """Read-only view of a value in the memory map, which is the fastest way to read.
 
-        A file that has been truncated since it was opened is noticed. A disk that fails to deliver
-        a mapped page ends the process (SIGBUS); `read` raises an error instead.
+        If a disk fails to deliver a mapped page, the process ends with SIGBUS; `read` raises an
+        error instead.
+
+        Raises:
+            StoreError: the file has been truncated since it was opened.
         """
         self._require(place, os.fstat(self._fd).st_size - place.offset)
         return self._map[place.offset : place.offset + place.size]
 
     def read(self, place: Place) -> memoryview:
-        """Copy of a value by a plain read, in writable memory.
+        """Copy of a value in writable memory; half as fast as `view`.
 
-        Half as fast as `view`, but a failing disk raises an error.
+        Raises:
+            StoreError: the disk fails, or the file has been truncated since it was opened.
         """
         value = np.empty(place.size, np.uint8).data
         try:
@@ -68,5 +75,5 @@ class DataFile:
         if n_there < place.size:
             raise StoreError(
                 f"{self.path}: expected {place.size} bytes at {place.offset}, got "
-                f"{max(0, n_there)}; the file was cut short, copy or extract the store again"
+                f"{max(0, n_there)}; the file is truncated, copy or extract the store again"
             )

@@ -1,4 +1,7 @@
-"""Bytes ↔ records of a store, as docs/store-format.md specifies them; no files and no LMDB here."""
+"""Packs and unpacks the records of a store, as docs/store-format.md specifies their bytes.
+
+Files and LMDB are handled elsewhere: `virchow_st.store.writer` and `virchow_st.store.reader`.
+"""
 
 from __future__ import annotations
 
@@ -24,14 +27,15 @@ from virchow_st.types import (
 )
 
 FORMAT = "virchow_st.store/1"
+"""Format of a store with up to `MAX_NARROW_GENES` genes."""
 FORMAT_WIDE = "virchow_st.store/2"
-"""The format of a store with more than `MAX_NARROW_GENES` genes."""
+"""Format of a store with more than `MAX_NARROW_GENES` genes."""
 JPEG_QUALITY = 90
 MAX_NARROW_GENES = 65_535
-"""Up to this number of genes, gene indices are ``u16`` and the store is of format 1."""
+"""Largest number of genes for which gene indices are ``u16`` and the store has format 1."""
 MAX_GENES = (1 << 32) - 1
 MAX_PANEL = 1 << 16
-"""A read gives each count its gene's place in the panel, a ``u16``."""
+"""Largest number of genes in a panel: sparse reads give the index in the panel as ``u16``."""
 MAX_DIM = 65_535
 MAX_PATCHES = 1 << 32
 
@@ -43,14 +47,14 @@ _COUNTS_HEADER = struct.Struct("<III")
 _POSITION_BITS = 14
 _POSITION_MASK = (1 << _POSITION_BITS) - 1
 _LARGEST_INLINE_COUNT = 3
-_JPEG_SEGMENT = struct.Struct(">BHBHH")  # marker, length; in a frame: bits, height, width
-_JPEG_FRAMES = (0xC0, 0xC1, 0xC2)  # sequential and progressive, Huffman coded
-_JPEG_TABLES, _JPEG_COMMENT = 0xC4, 0xFE  # markers of segments lie between these,
-_JPEG_BARE = range(0xD0, 0xDB)  # except these: restarts, begin, end and the scan itself
+_JPEG_SEGMENT = struct.Struct(">BHBHH")  # marker, length; in a frame header: bits, height, width
+_JPEG_FRAMES = (0xC0, 0xC1, 0xC2)  # frame markers: sequential and progressive, Huffman coded
+_JPEG_TABLES, _JPEG_COMMENT = 0xC4, 0xFE  # first and last marker of segments with a length,
+_JPEG_BARE = range(0xD0, 0xDB)  # except these: restart, start and end of image, start of scan
 
 
 class Kind(IntEnum):
-    """The records of a patch, in key order."""
+    """The kinds of record that every patch has, in key order."""
 
     PATCH = 1
     TISSUE_MASK = 2
@@ -63,12 +67,12 @@ class Kind(IntEnum):
 
 @dataclass(frozen=True)
 class PatchInfo:
-    """Where a patch lies and what it holds.
+    """Position and totals of a patch.
 
     Attributes:
         row0, col0: array_row and array_col of the first bin.
-        corners_px: (4, 2) float64, (x, y) in full-resolution px; top left, top right, bottom
-            right, bottom left in the bin frame.
+        corners_px: (4, 2) float64, (x, y) in full-resolution px, corner-based: the top left, top
+            right, bottom right and bottom left corner in the bin frame.
         tissue_fraction: share of tissue bins, 0 to 1.
         total_umi: sum of all counts.
     """
@@ -85,8 +89,8 @@ class SparseCounts:
     """The non-zero counts of a patch, sorted by (gene, position).
 
     Attributes:
-        genes: (P,) int64 gene indices that are present, strictly increasing.
-        indptr: (P + 1,) int64, where each gene's entries start.
+        genes: (P,) int64 indices of the genes with counts, strictly increasing.
+        indptr: (P + 1,) int64 index of each gene's first entry, and the number of entries.
         positions: (N,) uint16, row * 128 + col within the patch.
         counts: (N,) uint32 UMIs.
     """
@@ -98,12 +102,21 @@ class SparseCounts:
 
 
 def key(index: int, kind: Kind) -> bytes:
-    """Key of a record: big-endian patch index and the kind."""
+    """Key of a record: the patch index in big-endian order, and the kind.
+
+    Example:
+        >>> key(258, Kind.TOKENS).hex()
+        '0000010207'
+    """
     return _KEY.pack(index, kind)
 
 
 def unpack_key(raw: bytes) -> tuple[int, Kind]:
-    """Patch index and kind of a key; raises `StoreError` for any other bytes."""
+    """Patch index and kind of a key; the inverse of `key`.
+
+    Raises:
+        StoreError: the bytes are not a key.
+    """
     try:
         index, kind = _KEY.unpack(raw)
         return index, Kind(kind)
@@ -112,32 +125,36 @@ def unpack_key(raw: bytes) -> tuple[int, Kind]:
 
 
 def seal(record_key: bytes, payload: bytes) -> bytes:
-    """Put the checksum of key and payload before the payload."""
+    """The value of a record: the checksum of key and payload, followed by the payload."""
     return _CHECKSUM.pack(digest(record_key, payload)) + payload
 
 
 def unseal(record_key: bytes, value: memoryview) -> memoryview:
-    """Payload of a value whose checksum holds; raises `StoreError` where it does not."""
+    """Payload of a value, after comparing its checksum.
+
+    Raises:
+        StoreError: the checksum does not match.
+    """
     if len(value) < _CHECKSUM_BYTES:
         raise StoreError(f"record {record_key.hex()}: {len(value)} bytes, too short for a checksum")
     payload = payload_of(value)
     if checksum(value) != digest(record_key, payload):
-        raise StoreError(f"record {record_key.hex()}: checksum does not match, the bytes changed")
+        raise StoreError(f"record {record_key.hex()}: checksum does not match, bytes have changed")
     return payload
 
 
 def payload_of(value: memoryview) -> memoryview:
-    """Payload of a value whose checksum has been compared before."""
+    """Payload of a value, without comparing its checksum."""
     return value[_CHECKSUM_BYTES:]
 
 
 def checksum(value: memoryview) -> int:
-    """The checksum a value claims."""
+    """Checksum stored in a value."""
     return int(_CHECKSUM.unpack_from(value)[0])
 
 
 def digest(record_key: bytes, payload: bytes | memoryview) -> int:
-    """XXH3 (64 bit) of key and payload; it reads four times as fast as the older XXH64."""
+    """XXH3 (64 bit) of key and payload; four times as fast as the older XXH64."""
     hasher = xxhash.xxh3_64(record_key)
     hasher.update(payload)
     return hasher.intdigest()
@@ -147,13 +164,17 @@ def digest(record_key: bytes, payload: bytes | memoryview) -> int:
 
 
 def pack_patch(info: PatchInfo) -> bytes:
-    """88 bytes of kind PATCH."""
+    """Pack a record of kind PATCH, 88 bytes."""
     corners = np.asarray(info.corners_px, np.float64).reshape(8)
     return _PATCH.pack(info.row0, info.col0, *corners, info.tissue_fraction, 0, info.total_umi)
 
 
 def unpack_patch(payload: memoryview) -> PatchInfo:
-    """Inverse of `pack_patch`."""
+    """Unpack a record of kind PATCH.
+
+    Raises:
+        StoreError: the bytes are not such a record.
+    """
     if len(payload) != _PATCH.size:
         raise StoreError(f"patch record: expected {_PATCH.size} bytes, got {len(payload)}")
     row0, col0, *corners, tissue_fraction, zero, total_umi = _PATCH.unpack(payload)
@@ -170,14 +191,18 @@ def unpack_patch(payload: memoryview) -> PatchInfo:
 
 
 def pack_mask(mask: BoolArray) -> bytes:
-    """(128, 128) bool to 2,048 bytes, least significant bit first."""
+    """Pack a (128, 128) bool mask into 2,048 bytes, least significant bit first."""
     if mask.shape != (PATCH_BINS, PATCH_BINS):
         raise ValueError(f"mask: expected shape (128, 128), got {mask.shape}")
     return np.packbits(mask.ravel(), bitorder="little").tobytes()
 
 
 def unpack_mask(payload: memoryview) -> BoolArray:
-    """Inverse of `pack_mask`."""
+    """Unpack a mask record to (128, 128) bool.
+
+    Raises:
+        StoreError: the record has another length.
+    """
     if len(payload) * 8 != PATCH_POSITIONS:
         raise StoreError(f"mask record: expected {PATCH_POSITIONS // 8} bytes, got {len(payload)}")
     bits = np.unpackbits(np.frombuffer(payload, np.uint8), bitorder="little")
@@ -188,30 +213,30 @@ def unpack_mask(payload: memoryview) -> BoolArray:
 
 
 def format_for(n_genes: int) -> str:
-    """The format that a store of so many genes is written in."""
+    """The format in which a store of ``n_genes`` genes is written."""
     return FORMAT_WIDE if n_genes > MAX_NARROW_GENES else FORMAT
 
 
 def gene_dtype(n_genes: int) -> str:
-    """Type of the gene indices in the records of a store of so many genes, ``<u2`` or ``<u4``."""
+    """Type of gene indices in the records of a store of ``n_genes`` genes: ``<u2`` or ``<u4``."""
     return "<u4" if n_genes > MAX_NARROW_GENES else "<u2"
 
 
 def pack_counts(
     gene: Array, position: Array, count: Array, n_genes: int = MAX_NARROW_GENES
 ) -> bytes:
-    """Non-zero counts of one patch to bytes.
+    """Pack the non-zero counts of one patch.
 
     Args:
         gene: (N,) gene indices, sorted.
-        position: (N,) row * 128 + col, sorted within a gene.
+        position: (N,) row * 128 + col, sorted within each gene.
         count: (N,) UMIs, at least 1.
         n_genes: number of genes in the manifest, which decides the width of a gene index.
     """
     n = len(gene)
-    is_new = np.ones(n, bool)  # gene indices may be unsigned: compared, not subtracted
-    is_new[1:] = gene[1:] != gene[:-1]
-    starts = np.flatnonzero(is_new)  # sorted: np.unique would sort anew
+    is_new = np.ones(n, bool)
+    is_new[1:] = gene[1:] != gene[:-1]  # no difference, as indices may be unsigned
+    starts = np.flatnonzero(is_new)  # np.unique would sort the sorted genes again
     genes, sizes = gene[starts].astype(gene_dtype(n_genes)), np.diff(starts, append=n)
     inline = np.where(count <= _LARGEST_INLINE_COUNT, count, 0).astype(np.uint16)
     entries = position.astype("<u2") | (inline << _POSITION_BITS)
@@ -230,14 +255,15 @@ def pack_counts(
 
 
 class CountsParts(NamedTuple):
-    """The arrays of a counts record, views into its bytes; nothing but their lengths is checked.
+    """The arrays of a counts record, as views of its bytes; only their lengths are checked.
 
     Attributes:
-        genes: (P,) uint16, or uint32 in a store of more than 65,535 genes.
-        sizes: (P,) uint16.
-        entries: (N,) uint16.
-        padding: (0,) or (1,) uint16.
-        escapes: (2E,) uint32.
+        genes: (P,) uint16 indices of the genes with counts; uint32 in a store of more than 65,535
+            genes.
+        sizes: (P,) uint16 number of entries of each gene.
+        entries: (N,) uint16 position (low 14 bits) and count of 1 to 3, or 0 (high 2 bits).
+        padding: (0,) or (1,) uint16, zero.
+        escapes: (2E,) uint32 pairs of the index of an entry and its count above 3.
     """
 
     genes: Array
@@ -251,7 +277,7 @@ def split_counts(payload: memoryview, n_genes: int) -> CountsParts:
     """Split a counts record into its arrays.
 
     Raises:
-        StoreError: the payload's length is not the one that its header says.
+        StoreError: the payload's length differs from that given in its header.
     """
     if len(payload) < _COUNTS_HEADER.size:
         raise StoreError(f"counts record: {len(payload)} bytes, too short for its header")
@@ -275,12 +301,20 @@ def split_counts(payload: memoryview, n_genes: int) -> CountsParts:
 
 
 def _padding_bytes(gene_bytes: int, n_present: int, n: int) -> int:
-    """Zero bytes, 0 or 2, that make the escapes begin at a multiple of 4 bytes."""
+    """Number of zero bytes, 0 or 2, so that the escapes start at a multiple of 4 bytes."""
     return (gene_bytes + 2 * (n_present + n)) % 4
 
 
 def unpack_counts(payload: memoryview, n_genes: int) -> SparseCounts:
-    """Inverse of `pack_counts`; every number is checked before it is used."""
+    """Unpack a counts record; every number is checked before it is used.
+
+    Args:
+        payload: the payload of the record.
+        n_genes: number of genes in the manifest.
+
+    Raises:
+        StoreError: the record is malformed.
+    """
     genes, sizes, entries, padding, escapes = split_counts(payload, n_genes)
     n_present, n = len(genes), len(entries)
     at, large = escapes.reshape(-1, 2).T.astype(np.int64)
@@ -311,7 +345,7 @@ def unpack_counts(payload: memoryview, n_genes: int) -> SparseCounts:
 
 
 def pack_image(image: UInt8Array) -> bytes:
-    """(256, 256, 3) RGB to a JPEG file."""
+    """Encode a (256, 256, 3) uint8 RGB image as JPEG."""
     ok, jpeg = cv2.imencode(
         ".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]
     )
@@ -321,8 +355,12 @@ def pack_image(image: UInt8Array) -> bytes:
 
 
 def unpack_image(payload: memoryview) -> UInt8Array:
-    """JPEG file to (256, 256, 3) RGB uint8."""
-    if _jpeg_size(payload) != (STORED_IMAGE_PX, STORED_IMAGE_PX):  # before memory is taken for it
+    """Decode an image record to (256, 256, 3) uint8 RGB.
+
+    Raises:
+        StoreError: the record is not a JPEG of that size.
+    """
+    if _jpeg_size(payload) != (STORED_IMAGE_PX, STORED_IMAGE_PX):  # before memory is allocated
         raise StoreError("image record: expected a JPEG of 256 x 256 px")
     how = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
     try:

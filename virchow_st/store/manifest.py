@@ -71,7 +71,7 @@ class _Registration(TypedDict):
 
 
 class Manifest(TypedDict):
-    """What ``store.json`` holds; docs/store-format.md says what it means."""
+    """Content of ``store.json``; docs/store-format.md describes the entries."""
 
     format: Literal["virchow_st.store/1", "virchow_st.store/2"]
     patient: Name
@@ -102,7 +102,12 @@ def is_finished(store: Path) -> bool:
 
 
 def read_manifest(store: Path) -> dict[str, Any]:
-    """Manifest of a finished store; raises `StoreError` that names the remedy for anything else."""
+    """Read the manifest of a finished store.
+
+    Raises:
+        StoreError: the folder is missing, is not a store or not finished, or the manifest is
+            damaged or of an unknown format.
+    """
     try:
         if not store.exists():
             raise StoreError(
@@ -111,7 +116,7 @@ def read_manifest(store: Path) -> dict[str, Any]:
         if not is_finished(store):
             raise _unfinished(store)
     except OSError as e:
-        raise StoreError(f"{store}: cannot be read ({e.strerror}); look at its rights") from None
+        raise StoreError(f"{store}: cannot be read ({e.strerror}); check permissions") from None
     content = read_json(
         store / MANIFEST, Any, "copy the store or extract it again", error=StoreError
     )
@@ -130,7 +135,15 @@ def read_manifest(store: Path) -> dict[str, Any]:
 
 
 def check_manifest(content: Any, with_genes: bool = True) -> None:
-    """Raise `ValueError` unless this is a manifest, whole or without its list of genes."""
+    """Check the content of a manifest.
+
+    Args:
+        content: the parsed JSON.
+        with_genes: whether the list of genes is required and checked.
+
+    Raises:
+        ValueError: an entry is missing, of the wrong type, or out of range.
+    """
     check(content, _WithGenes if with_genes else Manifest)
     if PATCH_BINS % content["grid"]:
         raise MismatchError(f"grid: expected a divisor of {PATCH_BINS}; got {content['grid']}")

@@ -1,9 +1,9 @@
 """Finds the records of an LMDB file without trusting any number in it.
 
-LMDB trusts its pages: one flipped bit in a branch or leaf page can end the process with a SIGBUS,
-and so can a file that is truncated while it is mapped. So these pages (about one in 1,500 of a
-store) are read here first, with plain reads, and every number in them is checked. The result is
-a list of offsets and sizes, which readers then use without LMDB.
+LMDB trusts its pages: one flipped bit in a branch or leaf page can end the process with SIGBUS, and
+so can a file that is truncated while it is mapped. Therefore these pages (about one in 1,500 of a
+store) are read here first, with plain reads, and every number in them is checked. The result is a
+list of offsets and sizes, with which readers work without LMDB.
 
 The layout is that of LMDB's data version 1 (liblmdb 0.9, ``struct MDB_page``, ``MDB_meta`` and
 ``MDB_node`` in mdb.c), on a little-endian machine.
@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 from virchow_st.errors import StoreError
 
-_PAGE = struct.Struct("<QHHHH")  # page number, pad, flags, end of the node pointers, start of nodes
+_PAGE = struct.Struct("<QHHHH")  # page number, pad, flags, end of node pointers, start of nodes
 _META = struct.Struct("<IIQQ")  # magic, data version, address, map size
 _TREE = struct.Struct("<IHHQQQQQ")  # pad, flags, depth, branch, leaf, overflow pages, entries, root
 _META_END = struct.Struct("<QQ")  # last page, transaction
@@ -30,12 +30,12 @@ _PAGE_NUMBER = struct.Struct("<Q")
 
 _MAGIC, _DATA_VERSION = 0xBEEFC0DE, 1
 _BRANCH, _LEAF, _META_PAGE = 0x01, 0x02, 0x08
-_INTEGER_KEYS = 0x08  # of the tree of free pages
-_ELSEWHERE = 0x01  # the node's data lies on pages of its own
+_INTEGER_KEYS = 0x08  # set for the tree of free pages
+_ELSEWHERE = 0x01  # the node's data is stored on overflow pages
 _NO_ROOT = 2**64 - 1
 _MAX_DEPTH = 32
 _TREES_AT = _PAGE.size + _META.size
-_PAGE_SIZES = frozenset(1 << bits for bits in range(9, 16))  # what liblmdb can be built for
+_PAGE_SIZES = frozenset(1 << bits for bits in range(9, 16))  # sizes that liblmdb can be built for
 
 
 class Place(NamedTuple):
@@ -63,31 +63,38 @@ class _Meta:
 
 
 class _DamagedError(Exception):
-    """The pages are damaged; the message says how."""
+    """The pages are damaged; the message describes how."""
 
 
 def find_records(fd: int, path: Path) -> dict[bytes, Place]:
-    """Key → place of every record of an open ``data.mdb``, in key order.
+    """Find every record of an open ``data.mdb``.
 
-    Every place lies within the file; the values themselves are not read. It takes one read per
-    branch and leaf page, and memory for these and for the result.
+    It takes one read per branch and leaf page, and memory for these and for the result; the values
+    of the records are not read.
+
+    Args:
+        fd: descriptor of the file.
+        path: its path, for the message.
+
+    Returns:
+        Key → place in the file, in key order. Every place lies within the file.
 
     Raises:
-        StoreError: the file is cut short or its pages are damaged; the message names ``path``.
+        StoreError: the file is truncated or its pages are damaged.
     """
     try:
         return {place.key: place for place in _Walk(fd).main()}
     except (_DamagedError, OSError) as e:
         raise StoreError(
-            f"{path}: damaged or not whole ({e}); copy the store again or extract it again"
+            f"{path}: damaged or incomplete ({e}); copy the store again or extract it again"
         ) from None
 
 
 def check_for_writing(path: Path) -> None:
-    """Refuse an unfinished ``data.mdb`` that would crash LMDB, or make it overwrite records.
+    """Refuse an unfinished ``data.mdb`` that would crash LMDB or make it overwrite records.
 
     Raises:
-        StoreError: as `find_records`, or the list of free pages is damaged.
+        StoreError: the file is truncated, or its pages or its list of free pages are damaged.
     """
     try:
         fd = os.open(path, os.O_RDONLY)
@@ -102,15 +109,15 @@ def check_for_writing(path: Path) -> None:
 
 
 def clear_unused(path: Path) -> None:
-    """Fill with zeros all that no record and no tree holds, so that the same records are one file.
+    """Fill unused bytes with zeros, so that equal records give files of equal bytes.
 
-    LMDB leaves in a page what was there before: parts of other records, which depend on where the
-    writer was stopped and went on. Free pages become zeros too, and the file ends with its last
-    page. Nothing that LMDB reads changes; the file must not be open in it.
+    LMDB leaves old content in the unused parts of its pages, which depends on where a writer was
+    stopped and resumed. These parts and all free pages are zeroed, and the file is truncated after
+    its last page. Nothing that LMDB reads changes. The file must not be open in LMDB.
 
     Raises:
-        StoreError: as `check_for_writing`.
-        OSError: it cannot be written.
+        StoreError: the file is damaged.
+        OSError: the file cannot be written.
     """
     fd = os.open(path, os.O_RDWR)
     try:
@@ -127,7 +134,7 @@ def clear_unused(path: Path) -> None:
 
 
 class _Walk:
-    """Reads the trees of one file once."""
+    """Walks the trees of one file; a walk visits every page once."""
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
@@ -141,7 +148,7 @@ class _Walk:
         self._taken = {0, 1}  # pages that are referenced
 
     def main(self) -> list[Place]:
-        """Every record; keys strictly increasing, no two on the same page of their own."""
+        """Every record, after checking that keys increase and that no two share overflow pages."""
         places = self._tree(self._meta_now.main)
         own = [self._own_pages(place) for place in places if self._has_own_pages(place)]
         own += [(number, number + 1) for number in self._taken]
@@ -151,11 +158,11 @@ class _Walk:
 
     @property
     def n_bytes(self) -> int:
-        """What the file needs to hold its pages."""
+        """Size of the file up to the end of its last page."""
         return self._end * self._page_size
 
     def unused(self) -> Iterator[tuple[int, int]]:
-        """Start and end of every stretch that neither a tree nor a record needs."""
+        """Start and end of every range of bytes that neither a tree nor a record uses."""
         size = self._page_size
         places = [*self.main(), *self._tree(self._meta_now.free, order=_backwards)]
         own = sorted(self._own_pages(p) for p in places if self._has_own_pages(p))
@@ -174,7 +181,7 @@ class _Walk:
                 yield end * size, start * size
 
     def free(self) -> None:
-        """Check the list of free pages as well: whole numbers of pages that nothing else uses."""
+        """Check the list of free pages: they must exist and must not be used by anything else."""
         taken = set[int]()
         for place in self.main():
             taken.update(range(*self._own_pages(place)))
@@ -214,7 +221,7 @@ class _Walk:
             )
             expected_pad = self._page_size if at == 0 else 0
             if (pad, flags) != (expected_pad, expected_flags) or depth > _MAX_DEPTH:
-                raise _DamagedError(f"page {number}: its account of the trees is damaged")
+                raise _DamagedError(f"page {number}: its description of the trees is damaged")
             trees.append(_Tree(root, depth, entries, branch + leaf))
         last_page, transaction = _META_END.unpack_from(page, _TREES_AT + 2 * _TREE.size)
         return _Meta(transaction, last_page, *trees)
@@ -235,7 +242,7 @@ class _Walk:
     def _descend(
         self, number: int, depth: int, order: Callable[[bytes], bytes], places: list[Place]
     ) -> None:
-        """Append the places below page ``number``, which is ``depth`` levels above nothing."""
+        """Append the places below page ``number``; ``depth`` is 1 for a leaf page."""
         if number in self._taken:
             raise _DamagedError(f"page {number} is pointed to twice")
         start, page = self._page(number, _LEAF if depth == 1 else _BRANCH)
@@ -285,7 +292,7 @@ class _Walk:
         return place.offset % self._page_size == _PAGE.size
 
     def _own_pages(self, place: Place) -> tuple[int, int]:
-        """First page of a value's own, and the one after its last; empty for one in a leaf."""
+        """First overflow page of a value and the one after its last; empty for one in a leaf."""
         if not self._has_own_pages(place):
             return 0, 0
         end = place.offset + place.size
@@ -299,12 +306,12 @@ class _Walk:
 
 
 def _backwards(key: bytes) -> bytes:
-    """Free pages are listed by transaction, a little-endian u64; other keys compare bytewise."""
+    """Sort key of the tree of free pages, whose keys are little-endian u64 transaction numbers."""
     return key[::-1]
 
 
 def _nodes(page: bytes) -> tuple[int, ...]:
-    """Offsets of a page's nodes, each with room for its header behind the pointers."""
+    """Offsets of a page's nodes, after checking that their headers lie within the page."""
     number, _, _, lower, upper = _PAGE.unpack_from(page)
     nodes = struct.unpack_from(f"<{(lower - _PAGE.size) // 2}H", page, _PAGE.size)
     if any(not upper <= node <= len(page) - _NODE.size for node in nodes):
@@ -313,7 +320,7 @@ def _nodes(page: bytes) -> tuple[int, ...]:
 
 
 def _gaps(page: bytes) -> Iterator[tuple[int, int]]:
-    """What lies between the parts of a branch or leaf page that hold something."""
+    """Start and end of the unused ranges of bytes in a branch or leaf page."""
     _, _, flags, lower, _ = _PAGE.unpack_from(page)
     held = [(0, lower)]
     for node in _nodes(page):

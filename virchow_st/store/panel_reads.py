@@ -1,7 +1,8 @@
-"""Counts of a few genes straight from a counts record's bytes, dense or sparse, in numba.
+"""Reads the counts of a panel directly from the bytes of a counts record, dense or sparse.
 
-A record that `virchow_st.store.format.unpack_counts` refuses is refused here with the same words:
-every number is checked, those of genes outside the panel too, before any is used.
+The work is done by numba kernels. Every number of the record is checked before it is used, also
+those of genes outside the panel, and malformed records are refused with the same messages as by
+`virchow_st.store.format.unpack_counts`.
 """
 
 from __future__ import annotations
@@ -39,10 +40,10 @@ class PanelCounts:
     """The non-zero counts of a panel in one patch, sorted by (gene, position).
 
     Attributes:
-        gene: (n,) uint16, the gene's place in the panel.
+        gene: (n,) uint16 index of the gene in the panel.
         position: (n,) uint16, ``row * side + col`` in the patch's grid of ``side`` × ``side`` bins.
         count: (n,) uint32 UMIs.
-        bin_um: side of a bin, µm: 2, or 4, 8 or 16 where counts were summed.
+        bin_um: side of a bin, µm: 2, or 4, 8 or 16 if counts were summed.
         n_genes: number of genes in the panel, G.
     """
 
@@ -54,15 +55,18 @@ class PanelCounts:
 
     @property
     def side(self) -> int:
-        """Bins along a side of the patch: 128, 64, 32 or 16."""
+        """Number of bins along a side of the patch: 128, 64, 32 or 16."""
         return PATCH_BINS * BIN_UM // self.bin_um
 
     def pooled(self, bin_um: int) -> PanelCounts:
-        """The same counts summed to bins of 4, 8 or 16 µm; those at 2 µm as they are.
+        """Sum the counts to larger bins.
+
+        Args:
+            bin_um: side of the new bins: 4, 8 or 16 µm; 2 returns the counts unchanged.
 
         Raises:
-            ValueError: another bin, or these counts are pooled already.
-            StoreError: a sum beyond 32 bits.
+            ValueError: another size, or these counts have been pooled already.
+            StoreError: a sum exceeds 32 bits.
         """
         if bin_um not in SCALES_UM:
             raise ValueError(f"bin_um: expected one of {SCALES_UM}, got {bin_um}")
@@ -87,19 +91,19 @@ def read_dense(
     """Counts of a panel as dense maps.
 
     Args:
-        payload: of a counts record, its checksum compared.
+        payload: payload of a counts record whose checksum has been compared.
         n_genes: number of genes in the manifest.
-        panel: (G,) gene indices in the wanted order; one named twice is read twice.
-        out: (G, 128, 128) float32, C-contiguous, to write to, whatever it holds; made when None.
-            An error leaves it as it was.
+        panel: (G,) gene indices in any order; an index may occur several times.
+        out: (G, 128, 128) float32 C-contiguous array to overwrite; allocated if None. It is
+            unchanged if an error is raised.
 
     Returns:
-        ``out``, UMIs. Counts above 2²⁴ are rounded to the nearest float32.
+        (G, 128, 128) float32 UMIs, ``out`` if given. Counts above 2²⁴ are rounded to float32.
 
     Raises:
-        StoreError: a malformed record.
-        IndexError: a gene index outside the manifest's list.
-        ValueError: a panel or a buffer of another shape or kind.
+        StoreError: the record is malformed.
+        IndexError: a gene index is outside the manifest's list.
+        ValueError: the panel or the buffer has another shape or type.
     """
     genes = check_panel(panel, n_genes)
     shape = (len(genes), PATCH_BINS, PATCH_BINS)
@@ -120,7 +124,7 @@ def read_dense(
 def read_sparse(
     payload: memoryview, n_genes: int, panel: Sequence[int] | Int64Array
 ) -> PanelCounts:
-    """Non-zero counts of a panel at 2 µm; arguments and errors as in `read_dense`."""
+    """Non-zero counts of a panel at 2 µm; arguments and errors are those of `read_dense`."""
     genes = check_panel(panel, n_genes)
     parts = _checked_parts(payload, n_genes)
     spans = kernels.find_panel(parts.genes, parts.sizes, genes)
@@ -129,7 +133,7 @@ def read_sparse(
 
 
 def check_panel(panel: Sequence[int] | Int64Array, n_genes: int) -> Int64Array:
-    """The panel as a plain (G,) int64 array; raises as `read_dense` says."""
+    """Check a panel and return it as a (G,) int64 array; the errors are those of `read_dense`."""
     given = np.asarray(panel)
     if given.ndim != 1 or (given.size and given.dtype.kind not in "iu"):
         raise ValueError(
@@ -144,7 +148,7 @@ def check_panel(panel: Sequence[int] | Int64Array, n_genes: int) -> Int64Array:
 
 
 def _checked_parts(payload: memoryview, n_genes: int) -> CountsParts:
-    """Split a record into its arrays; raises `StoreError` for a malformed one."""
+    """Split a record into its arrays and check every number of them."""
     parts = CountsParts(*map(_plain, split_counts(payload, n_genes)))
     fault = kernels.find_fault(*parts, n_genes)
     if fault != kernels.SOUND:
@@ -153,9 +157,9 @@ def _checked_parts(payload: memoryview, n_genes: int) -> CountsParts:
 
 
 def _plain(numbers: Array) -> Array:
-    """The same numbers, copied only where they do not lie on their natural boundary.
+    """The numbers as an aligned, read-only array, copied only if they are not aligned.
 
-    Read-only whatever the payload is, so that the kernels are compiled for one kind of array.
+    It is always read-only, so that the kernels are compiled for a single array type.
     """
     aligned = np.require(numbers, requirements="A")
     aligned.flags.writeable = False

@@ -1,4 +1,4 @@
-"""Names of patients: what is left out of them, and which of them look alike."""
+"""Normalises the names of patients and finds names that differ only in spelling."""
 
 from __future__ import annotations
 
@@ -10,16 +10,28 @@ from virchow_st.runtime.lists import strip
 
 
 def patient_name(text: str) -> str:
-    """The name without blanks and invisible characters at its ends, its accents composed.
+    """A patient's name without spaces and invisible characters at its ends, in Unicode form NFC.
 
-    ``"P2 "`` and ``"P2"`` are one patient, and so are the two ways to encode an accented letter.
-    Raises `ConfigError` for one with control characters.
+    Thus ``"P2 "`` and ``"P2"`` are the same patient, and so are the two encodings of an accented
+    letter.
+
+    Raises:
+        ConfigError: the name contains control characters.
+
+    Example:
+        >>> patient_name(" P2 ")
+        'P2'
     """
     return check_plain(unicodedata.normalize("NFC", strip(text)), "patient")
 
 
 def alike(names: Iterable[str]) -> list[tuple[str, ...]]:
-    """Groups of different names that differ by upper and lower case or by blanks only, sorted."""
+    """Groups of names that differ only in upper and lower case or in spaces, sorted.
+
+    Example:
+        >>> alike(["P1", "p 1", "P2"])
+        [('P1', 'p 1')]
+    """
     groups: dict[str, set[str]] = {}
     for name in names:
         plain = unicodedata.normalize("NFKC", name).casefold()
@@ -28,9 +40,9 @@ def alike(names: Iterable[str]) -> list[tuple[str, ...]]:
 
 
 def alike_warnings(names: Iterable[str]) -> list[str]:
-    """A line for each group of names that look alike."""
+    """One warning for each group of names that `alike` finds."""
     return [
-        f"patients {' and '.join(map(repr, group))} differ by upper and lower case or blanks only; "
-        f"if they are one patient, extract with one name, or it is both trained on and tested"
+        f"patients {' and '.join(map(repr, group))} differ only in upper and lower case or spaces; "
+        f"if they are one patient, extract with one name: training and test data must not overlap"
         for group in alike(names)
     ]

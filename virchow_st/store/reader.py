@@ -1,4 +1,4 @@
-"""Reads finished stores by patch index, from any process, without locks, comparing checksums."""
+"""Reads finished stores by patch index, from any process, without locks, checking checksums."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ class Genes:
     """The genes of a store, in the order of its counts.
 
     Attributes:
-        ids: gene ids, unique.
-        symbols: gene symbols; they may repeat.
+        ids: gene ids, each occurring once.
+        symbols: gene symbols; some may occur more than once.
         totals: (G,) int64 UMIs over all patches.
     """
 
@@ -45,22 +45,35 @@ class Genes:
         return len(self.ids)
 
     def indices(self, *names: str) -> Int64Array:
-        """Indices of genes, by symbol or id, as `Patch.counts` takes them.
+        """Indices of genes given by symbol or id, as `Patch.counts` takes them.
 
         Raises:
-            ConfigError: the store has no gene of that name, or a symbol stands for several genes.
+            ConfigError: the store has no gene of that name, or a symbol belongs to several genes.
         """
         return find_genes(names, self.ids, self.symbols, "store")
 
 
 class Store:
-    """A finished store; ``store[i]`` is a `Patch`. Picklable, and usable after a fork.
+    """A finished store; ``store[i]`` is a `Patch`. It can be pickled and used after a fork.
 
     Args:
         path: folder of the store.
 
+    Attributes:
+        path: folder of the store.
+        manifest: content of ``store.json`` (docs/store-format.md).
+        genes: the genes of the store.
+
     Raises:
-        StoreError: the folder is missing, unfinished, no store, or damaged.
+        StoreError: the folder is missing, unfinished, not a store, or damaged.
+
+    Example:
+        >>> store = open_store("P1.vst")  # doctest: +SKIP
+        >>> store[0].tokens.shape  # doctest: +SKIP
+        (16, 16, 1280)
+        >>> pigr = store.genes.indices("PIGR")  # doctest: +SKIP
+        >>> store[0].dense_counts(pigr).shape  # doctest: +SKIP
+        (1, 128, 128)
     """
 
     def __init__(self, path: Path | str) -> None:
@@ -77,7 +90,7 @@ class Store:
         if n_records != len(self) * len(Kind):
             raise StoreError(
                 f"{self.path}: expected {len(self) * len(Kind)} records, found {n_records}; "
-                f"the copy is not whole, extract or copy it again"
+                f"the copy is incomplete, extract or copy it again"
             )
 
     def __len__(self) -> int:
@@ -96,12 +109,12 @@ class Store:
 
     @property
     def patient(self) -> str:
-        """Name of the slide's patient, without blanks at its ends."""
+        """Name of the slide's patient, normalised by `patient_name`."""
         return patient_name(self.manifest["patient"])
 
     @property
     def token_shape(self) -> tuple[int, int, int]:
-        """(T, T, D)."""
+        """Shape of a patch's tokens, (T, T, D)."""
         grid = self.manifest["grid"]
         return grid, grid, self.manifest["dim"]
 
@@ -112,21 +125,25 @@ class Store:
 
     @cached_property
     def patch_table(self) -> list[PatchInfo]:
-        """Place, corners and totals of every patch; read once and kept."""
+        """Position, corners and totals of every patch; read once and cached."""
         return [patch.info for patch in self]
 
     @cached_property
     def places(self) -> dict[tuple[int, int], int]:
-        """Index of the patch that begins at a bin (row0, col0)."""
+        """First bin (row0, col0) → index of the patch."""
         return {(info.row0, info.col0): i for i, info in enumerate(self.patch_table)}
 
     def record(self, index: int, kind: Kind) -> memoryview:
-        """Payload of one record, read into memory of its own, with its checksum compared."""
+        """Copy of the payload of one record, after comparing its checksum.
+
+        Raises:
+            StoreError: the record is missing or damaged.
+        """
         place = self._place(index, kind)
         return fmt.unseal(place.key, self._data.read(place))
 
     def value_bytes(self, index: int, kind: Kind) -> int:
-        """Size of one record in bytes, checksum included; the record is not read."""
+        """Size of one record in bytes including its checksum; the record is not read."""
         return self._place(index, kind).size
 
     def _place(self, index: int, kind: Kind) -> Place:
@@ -154,7 +171,7 @@ class Store:
                 payload = fmt.unseal(place.key, value)
                 self._sound.add(place.key)
             result = unpack(payload)
-            payload.release()  # raises where the result still looks into the map
+            payload.release()  # raises BufferError if the result is a view of the map
             return result
         except StoreError as e:
             raise StoreError(f"{self.path}: patch {index}: {e}; see `vst verify`") from None
@@ -166,14 +183,19 @@ class Store:
 
 @dataclass(frozen=True)
 class Patch:
-    """One patch of a store; each property reads its record each time."""
+    """One patch of a store; every access to a property reads its record again.
+
+    Attributes:
+        store: the store.
+        index: index of the patch in it.
+    """
 
     store: Store
     index: int
 
     @property
     def info(self) -> PatchInfo:
-        """Place, corners, tissue fraction and total UMIs."""
+        """Position, corners, tissue fraction and total UMIs."""
         return self._unpack(Kind.PATCH, fmt.unpack_patch)
 
     @property
@@ -203,15 +225,15 @@ class Patch:
 
     @property
     def tokens(self) -> Array:
-        """(T, T, D) float16, whether the store holds float16 or int8."""
+        """(T, T, D) float16 tokens; those of an int8 store are converted."""
         shape, dtype = self.store.token_shape, self.store.token_dtype
         return self._unpack(Kind.TOKENS, lambda payload: unpack_tokens(payload, shape, dtype))
 
     @property
     def token_codes(self) -> tuple[Array, Float32Array]:
-        """Codes (T, T, D) int8 and scales (D,) float32 of a store of int8 tokens.
+        """Codes (T, T, D) int8 and scales (D,) float32 of the tokens in an int8 store.
 
-        They take half the memory of `tokens`, which is their product rounded to float16.
+        They take half the memory of `tokens`, which are their product rounded to float16.
         """
         shape = self.store.token_shape
         return self._unpack(Kind.TOKENS, lambda payload: unpack_codes(payload, shape))
@@ -224,7 +246,7 @@ class Patch:
 
     @property
     def sparse_counts(self) -> SparseCounts:
-        """Non-zero counts of every gene."""
+        """Non-zero counts of all genes."""
         n_genes = len(self.store.genes)
         return self._unpack(Kind.COUNTS, lambda payload: fmt.unpack_counts(payload, n_genes))
 
@@ -232,7 +254,7 @@ class Patch:
         """UMIs as a sparse (G, 128·128) uint32 matrix.
 
         Args:
-            panel: gene indices in the wanted order; all genes of the store when None.
+            panel: gene indices in any order; all genes of the store if None.
         """
         stored = self.sparse_counts
         n_genes = len(self.store.genes)
@@ -248,17 +270,17 @@ class Patch:
     def dense_counts(
         self, panel: Sequence[int] | Int64Array, out: Float32Array | None = None
     ) -> Float32Array:
-        """UMIs of a panel as (G, 128, 128) float32, decoded without the matrix that `counts` makes.
+        """UMIs of a panel as (G, 128, 128) float32; faster than `counts` for few genes.
 
         Args:
-            panel: gene indices in the wanted order; an index may occur several times.
-            out: C-contiguous array to write to, such as a part of a batch; allocated when None.
+            panel: gene indices in any order; an index may occur several times.
+            out: C-contiguous array to overwrite, such as part of a batch; allocated if None.
 
         Raises:
             IndexError: a gene index outside the store's list.
             ValueError: the panel or the buffer has another shape or type.
         """
-        from virchow_st.store import panel_reads  # loads numba, which few readers need
+        from virchow_st.store import panel_reads  # imports numba, which few readers need
 
         n_genes = len(self.store.genes)
         return self._unpack(
@@ -268,7 +290,12 @@ class Patch:
     def panel_counts(self, panel: Sequence[int] | Int64Array, bin_um: int = 2) -> PanelCounts:
         """Non-zero UMIs of a panel, at 2 µm or summed to bins of 4, 8 or 16 µm.
 
-        Raises: as `dense_counts`.
+        Args:
+            panel: as for `dense_counts`.
+            bin_um: side of a bin: 2, 4, 8 or 16 µm.
+
+        Raises:
+            IndexError, ValueError: as for `dense_counts`.
         """
         from virchow_st.store import panel_reads
 
@@ -288,7 +315,15 @@ def open_store(path: Path | str) -> Store:
 
 
 def verify(store: Store, on_patch: Callable[[int, int], None] | None = None) -> list[str]:
-    """Compare the checksum of every record and unpack it; returns one line per damaged record."""
+    """Compare the checksum of every record and unpack it.
+
+    Args:
+        store: the store.
+        on_patch: called with the number of patches done and their total.
+
+    Returns:
+        One line per damaged record.
+    """
     faults: list[str] = []
     hasher = xxhash.xxh64()
     n_genes, shape, dtype = len(store.genes), store.token_shape, store.token_dtype
@@ -313,5 +348,5 @@ def verify(store: Store, on_patch: Callable[[int, int], None] | None = None) -> 
         if on_patch:
             on_patch(index + 1, len(store))
     if not faults and hasher.hexdigest() != store.manifest["records_xxh64"]:
-        faults.append("the records are not those the manifest was written for")
+        faults.append("the records are not those for which the manifest was written")
     return faults

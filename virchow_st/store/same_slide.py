@@ -1,12 +1,12 @@
-"""Tells whether two stores were extracted from the same slide, whatever they were extracted with.
+"""Finds out whether two stores were extracted from the same slide, even with different options.
 
-Bytes change when a slide is downloaded again, when Space Ranger runs again in another version or
-with another alignment, and with the options of the extraction. What stays is which barcode lies
-where on the array and how many UMIs it caught: the counts of two stores of one slide agree bin for
-bin, while those of two slides agree no better than their tissue does, because each has its own
-sampling noise. So the counts decide, after the fingerprints that tell at once.
+The bytes of a store change if Space Ranger runs again in another version or with another alignment,
+and with the options of the extraction. The position of a barcode on the array and its number of
+UMIs hardly change. The counts of two stores of one slide therefore agree bin by bin, including
+their sampling noise, whereas those of two slides agree only as far as their tissue does. Equal
+fingerprints of the input files are checked first; otherwise the counts decide.
 
-Two sections of one block are two slides by every one of these signs.
+Two sections of one tissue block count as two slides.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ from virchow_st.store.format import PatchInfo
 from virchow_st.store.reader import Store
 from virchow_st.types import PATCH_BINS, PATCH_POSITIONS, BoolArray, Float64Array, Int64Array
 
-_COMPARED_PATCHES = 6  # at most, of each pair of stores; mostly one is enough
-_ENOUGH_UMIS = 2000  # in the bins compared, of either store
-_LEAST_UMIS = 100
-# Correlation of what is left of the counts of two stores when the tissue's structure is taken out.
-# Two stores of a slide reach 1, and about 0.7 where one has half of the other's reads; two slides
-# reach 0 ± 0.02.
+_COMPARED_PATCHES = 6  # at most, per pair of stores; usually one is enough
+_ENOUGH_UMIS = 2000  # UMIs of each store in the compared bins, after which comparing stops
+_LEAST_UMIS = 100  # with fewer, the counts do not decide
+# Smallest correlation of the counts of two stores of one slide, after the tissue's structure has
+# been removed. Two stores of one slide reach 1, or about 0.7 if one has half of the reads; two
+# slides reach 0 ± 0.02.
 _SAME = 0.4
-_NEIGHBOURHOOD_BINS = 9  # side of the square whose mean counts as structure
+_NEIGHBOURHOOD_BINS = 9  # side of the square whose mean is removed as structure
 
 
 def check_different_slides(stores: Sequence[Store]) -> None:
-    """Refuse a slide that is given twice: it would be in two parts of a split at once.
+    """Refuse a slide that is given twice, because it could be in training and test data at once.
 
     Raises:
-        ConfigError: two stores are of one slide.
+        ConfigError: two stores are of the same slide.
     """
     compared = _Comparison()
     for i, store in enumerate(stores):
@@ -56,13 +56,13 @@ _KNOWN_DIFFERENT: set[frozenset[str]] = set()
 
 
 class _Comparison:
-    """Compares stores pair by pair and keeps what it has read of them."""
+    """Compares stores pair by pair and caches the patches it has read."""
 
     def __init__(self) -> None:
         self._totals: dict[tuple[int, int], _Totals] = {}
 
     def why_same(self, a: Store, b: Store) -> str:
-        """Why two stores are of one slide; empty where they are of two."""
+        """The reason why two stores must be of one slide; empty if they are of two."""
         hashes = frozenset(str(store.manifest["records_xxh64"]) for store in (a, b))
         if len(hashes) == 1:
             return "the records are the same"
@@ -100,7 +100,7 @@ class _Comparison:
 
 
 def _same_input(a: Store, b: Store, name: str) -> bool:
-    """Whether both stores were made from files of one fingerprint; stores of old may have none."""
+    """Whether both stores were made from files of the same fingerprint; it may be missing."""
     prints = [_fingerprint(store.manifest["job"], name) for store in (a, b)]
     return prints[0] is not None and prints[0] == prints[1]
 
@@ -112,9 +112,9 @@ def _fingerprint(job: Any, name: str) -> str | None:
 
 
 def _overlap_on_image(a: Store, b: Store) -> bool:
-    """Whether patches of the two lie on the same pixels of their one image.
+    """Whether patches of two stores made from the same image show the same pixels.
 
-    A scan may show two capture areas with a slide each: the image is then one, its parts are two.
+    A scan may show two capture areas, whose stores then have different parts of the same image.
     """
     boxes = []
     for store in (a, b):
@@ -122,13 +122,13 @@ def _overlap_on_image(a: Store, b: Store) -> bool:
         boxes.append((corners.min(1), corners.max(1)))
     (low_a, high_a), (low_b, high_b) = boxes
     overlap = np.minimum(high_a[:, None], high_b) - np.maximum(low_a[:, None], low_b)
-    least = 0.25 * (high_a - low_a).prod(1)  # boxes of neighbours touch where they lie aslant
+    least = 0.25 * (high_a - low_a).prod(1)  # bounding boxes of rotated neighbours overlap a little
     shared: BoolArray = (overlap > 0).all(2) & (overlap.prod(2) > least[:, None])
     return bool(shared.any())
 
 
 def _overlapping(a: Sequence[PatchInfo], b: Sequence[PatchInfo]) -> list[tuple[int, int]]:
-    """Pairs of patches that share bins of the array, those with most UMIs in common first."""
+    """Pairs of patches that share bins of the array, those with the most shared UMIs first."""
     place_of_b = {(info.row0 // PATCH_BINS, info.col0 // PATCH_BINS): j for j, info in enumerate(b)}
     pairs = []
     for i, info in enumerate(a):
@@ -148,7 +148,13 @@ def _overlapping(a: Sequence[PatchInfo], b: Sequence[PatchInfo]) -> list[tuple[i
 
 @dataclass(frozen=True)
 class _Totals:
-    """UMIs of all genes in a patch: (128, 128) float64, its tissue, and its first bin."""
+    """Total UMIs per bin of a patch.
+
+    Attributes:
+        umis: (128, 128) float64 UMIs of all genes.
+        tissue: (128, 128) bool.
+        origin: (2,) int64 row0 and col0.
+    """
 
     umis: Float64Array
     tissue: BoolArray
@@ -166,7 +172,13 @@ class _Totals:
 
 @dataclass(frozen=True)
 class _Found:
-    """Sums over the bins two patches share: products xx, yy, xy; UMIs of either; bins."""
+    """Sums over the bins that two patches share.
+
+    Attributes:
+        products: (3,) float64 Σx², Σy² and Σxy of the counts x and y without structure.
+        n_umis: (2,) float64 UMIs of each patch.
+        n_bins: number of bins.
+    """
 
     products: Float64Array
     n_umis: Float64Array
@@ -174,7 +186,7 @@ class _Found:
 
 
 def _compare(a: _Totals, b: _Totals) -> _Found:
-    """Compare counts bin by bin where both patches have tissue, without the tissue's structure."""
+    """Compare counts without structure, in the bins that are tissue in both patches."""
     start = np.maximum(a.origin, b.origin)
     stop = np.minimum(a.origin, b.origin) + PATCH_BINS
     (rows_a, cols_a), (rows_b, cols_b) = (
@@ -189,11 +201,13 @@ def _compare(a: _Totals, b: _Totals) -> _Found:
 
 
 def _without_structure(umis: Float64Array, tissue: BoolArray) -> Float64Array:
-    """What neighbours do not tell of a bin's counts, and rows and columns do not either.
+    """The part of the counts that neither the neighbourhood nor rows and columns explain.
 
-    Square roots, whose noise is the same wherever counts are many or few, less the mean of the
-    neighbourhood; then less the means of rows and columns, whose efficiencies all slides of a kind
-    may share. 0 outside tissue.
+    The square root stabilises the variance. From it are subtracted the mean of the neighbourhood,
+    and then the means of rows and columns, whose efficiencies different slides may share.
+
+    Returns:
+        Array of the same shape, 0 outside tissue.
     """
     inside = tissue.astype(np.float64)
     side = (_NEIGHBOURHOOD_BINS, _NEIGHBOURHOOD_BINS)

@@ -20,20 +20,20 @@ _GROUPS = {
 
 
 def summarise(store: Store) -> dict[str, Any]:
-    """The manifest without its list of genes, and numbers computed over all patches.
+    """Summarise a store: its manifest without the genes, and numbers over all patches.
 
     Returns:
-        All entries of the manifest but ``genes``, and
+        All entries of the manifest except ``genes``, and
 
-        - ``n_genes``, ``total_umi``: genes of the store, UMIs over all its patches;
+        - ``n_genes``, ``total_umi``: number of genes, and UMIs over all patches;
         - ``tissue_covered``: share of the slide's tissue bins that lie in patches;
         - ``nonzero``, ``nonzero_top50``: share of (gene, tissue bin) pairs with a count, over all
-          genes and over the 50 with most UMIs;
+          genes and over the 50 with the most UMIs;
         - ``n_nonzero``, ``bytes_per_nonzero``: number of non-zero counts, and bytes of the counts
           records per non-zero count;
-        - ``record_bytes``: bytes of the values, checksums included, by kind of record: tokens
+        - ``record_bytes``: bytes of the values including checksums, per kind of record: tokens
           (with class tokens), counts, images, masks, patch_table;
-        - ``bytes``: the whole folder on disk.
+        - ``bytes``: size of the whole folder on disk.
 
     Raises:
         StoreError: a record is damaged.

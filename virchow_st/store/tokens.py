@@ -20,10 +20,11 @@ _LARGEST_SCALE = np.float32(_HALF.max) / np.float32(_LARGEST_CODE)
 
 
 def pack_tokens(tokens: Array, dtype: str = "float16") -> bytes:
-    """Tokens, or the class token, to bytes.
+    """Pack the tokens of a patch, or its class token.
 
     Args:
-        tokens: (T, T, D), or (D,) in float16 only; any float dtype.
+        tokens: (T, T, D) tokens, or a (D,) class token, which is always stored as float16; of any
+            float dtype.
         dtype: ``float16`` or ``int8``.
 
     Raises:
@@ -37,10 +38,15 @@ def pack_tokens(tokens: Array, dtype: str = "float16") -> bytes:
 
 
 def unpack_tokens(payload: memoryview, shape: tuple[int, ...], dtype: str = "float16") -> Array:
-    """Bytes to a writable float16 array of ``shape``; writable float16 input is not copied.
+    """Unpack tokens to a writable float16 array; writable float16 bytes are not copied.
+
+    Args:
+        payload: payload of the record.
+        shape: shape of the tokens, (T, T, D) or (D,).
+        dtype: type in which the store holds them, ``float16`` or ``int8``.
 
     Raises:
-        StoreError: another length, or a forbidden state of int8 tokens.
+        StoreError: the payload has another length, or int8 tokens in a forbidden state.
     """
     expected = token_bytes(shape, dtype)
     if len(payload) != expected:
@@ -52,13 +58,18 @@ def unpack_tokens(payload: memoryview, shape: tuple[int, ...], dtype: str = "flo
 
 
 def token_bytes(shape: tuple[int, ...], dtype: str) -> int:
-    """Length of the payload of a token record in bytes."""
-    n = math.prod(shape)  # numpy's product would wrap around for the numbers of a damaged manifest
+    """Length of the payload of a token record in bytes.
+
+    Example:
+        >>> token_bytes((16, 16, 1280), "float16")
+        655360
+    """
+    n = math.prod(shape)  # numpy's product could overflow with the numbers of a damaged manifest
     return 2 * n if dtype == "float16" else 4 * shape[-1] + n
 
 
 def _pack_int8(half: Array) -> bytes:
-    """(T, T, D) finite float16 to scales and codes."""
+    """Pack (T, T, D) finite float16 as scales and codes."""
     x = half.astype(np.float32)
     scales = np.abs(x).max(axis=(0, 1)) / np.float32(_LARGEST_CODE)
     codes = np.rint(x / np.where(scales > 0, scales, np.float32(1)))  # half to even
@@ -66,18 +77,21 @@ def _pack_int8(half: Array) -> bytes:
 
 
 def _unpack_int8(payload: memoryview, shape: tuple[int, ...]) -> Array:
-    from virchow_st.kernels.tokens import dequantise  # loads numba, which float16 does not need
+    from virchow_st.kernels.tokens import dequantise  # imports numba, not needed for float16
 
     return dequantise(*_codes_and_scales(payload, shape))
 
 
 def unpack_codes(payload: memoryview, shape: tuple[int, ...]) -> tuple[Array, Float32Array]:
-    """Bytes of int8 tokens to copies of their codes, int8 of ``shape``, and scales, float32 (D,).
+    """Unpack int8 tokens to codes and scales.
 
-    A token is ``codes * scales`` in float32, rounded to float16.
+    Tokens are ``codes * scales`` in float32, rounded to float16.
+
+    Returns:
+        Copies of the codes, int8 of ``shape``, and of the scales, (D,) float32.
 
     Raises:
-        StoreError: another length, or a forbidden state.
+        StoreError: the payload has another length or is in a forbidden state.
     """
     expected = token_bytes(shape, "int8")
     if len(payload) != expected:
@@ -90,7 +104,7 @@ def _codes_and_scales(payload: memoryview, shape: tuple[int, ...]) -> tuple[Arra
     dim = shape[-1]
     scales = np.frombuffer(payload, "<f4", dim)
     codes = np.frombuffer(payload, np.int8, offset=4 * dim).reshape(shape)
-    # Comparisons with NaN are false; -0.0 is found by its sign bit.
+    # The comparison is false for NaN; -0.0 is found by its sign bit.
     if not (scales <= _LARGEST_SCALE).all() or np.signbit(scales).any():
         raise StoreError(f"token record: expected scales of 0 to {_LARGEST_SCALE:.2f}")
     if (codes == -128).any():

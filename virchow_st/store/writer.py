@@ -1,4 +1,4 @@
-"""Writer of stores: appends patches, can be killed and resumed, and finishes with the manifest."""
+"""Writes stores: appends patches, can be killed and resumed, and writes the manifest at the end."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ from virchow_st.store.pages import check_for_writing, clear_unused
 from virchow_st.store.tokens import pack_tokens
 from virchow_st.types import Array, BoolArray, UInt8Array
 
-_MAP_STEP = 1 << 30  # the map grows by this much, bytes; the file itself only by what is written
+_MAP_STEP = 1 << 30  # bytes by which the map grows; the file grows only by what is written
 
 
 @dataclass(frozen=True)
 class PatchRecord:
-    """All records of one patch.
+    """The content of all records of one patch.
 
     Attributes:
-        info: place of the patch, its corners on the image and its totals.
+        info: position of the patch, its corners on the image and its totals.
         tissue_mask, validity_mask: (128, 128) bool.
         gene, position, count: (N,) the non-zero counts, sorted by (gene, position).
         image: (256, 256, 3) uint8 RGB, 1 µm/px.
-        class_token: (D,), any float dtype; stored as float16.
-        tokens: (T, T, D), any float dtype; stored as the writer's ``token_dtype``.
+        class_token: (D,) of any float dtype; stored as float16.
+        tokens: (T, T, D) of any float dtype; stored as the writer's ``token_dtype``.
     """
 
     info: PatchInfo
@@ -65,43 +65,51 @@ class PatchRecord:
 
 
 def finished_job(path: Path) -> dict[str, Any] | None:
-    """The job by which a store was written; None for a store that is not finished."""
+    """The job of a finished store; None if the store is not finished."""
     return read_manifest(path).get("job") if is_finished(path) else None
 
 
 def begun_job(path: Path) -> dict[str, Any] | None:
-    """The job of an unfinished store; None where there is none or it cannot be read."""
+    """The job of an unfinished store; None if there is none or it cannot be read."""
     if is_finished(path):
         return None
     try:
         job: dict[str, Any] = read_json(path / JOB, dict[str, Any], "delete it", error=StoreError)
-    except StoreError:  # `StoreWriter` says what is wrong
+    except StoreError:  # `StoreWriter` reports what is wrong
         return None
     return job
 
 
 def remove_leftovers(path: Path) -> None:
-    """Remove a writer's own files from a finished store; a killed writer may have left them."""
-    with contextlib.suppress(OSError):  # they do no harm where they cannot be removed
+    """Remove the writer's own files from a finished store, where a killed writer may leave them."""
+    with contextlib.suppress(OSError):  # they are harmless if they cannot be removed
         for name in (JOB, LOCK):
             (path / name).unlink(missing_ok=True)
         remove_leftover_parts(path)
 
 
 class StoreWriter:
-    """The one writer of a store; a context manager.
+    """The only writer of a store; a context manager.
 
     Args:
-        path: folder of the store, made if it is not there.
-        job: what is being extracted (inputs, options, encoder). An unfinished store made by
-            another job is refused, so that a store is resumed only with its own inputs.
-        token_dtype: ``float16`` or ``int8``; one of the options that the job names.
+        path: folder of the store, created if it does not exist.
+        job: description of what is extracted (inputs, options, encoder). An unfinished store is
+            resumed only for an equal job.
+        token_dtype: ``float16`` or ``int8``; part of the job's options.
         n_genes: number of genes that the manifest will list; above 65,535 the store is written
             in format 2.
+
+    Attributes:
+        next_index: number of patches that have been committed.
 
     Raises:
         StoreError: the folder holds other files, belongs to another job, is being written by
             another process, or cannot be written.
+
+    Example:
+        >>> with StoreWriter(Path("P1.vst"), job) as writer:  # doctest: +SKIP
+        ...     writer.append(records)
+        ...     writer.finish(manifest)
     """
 
     def __init__(
@@ -137,7 +145,8 @@ class StoreWriter:
             if isinstance(e, StoreError):
                 raise
             raise StoreError(
-                f"{path}: cannot be opened for writing ({e}); make room or give another --store"
+                f"{path}: cannot be opened for writing ({e}); free disk space or give another "
+                f"--store"
             ) from None
 
     def _claim(self) -> None:
@@ -152,7 +161,7 @@ class StoreWriter:
                     f"{self.path}: was begun with other inputs or options; "
                     f"delete it or give another --store"
                 )
-        elif any(not p.name.startswith((LOCK, ".")) for p in self.path.iterdir()):  # . as of macOS
+        elif any(not p.name.startswith((LOCK, ".")) for p in self.path.iterdir()):
             raise StoreError(
                 f"{self.path}: expected a new folder or an unfinished store, found other files; "
                 f"give another --store"
@@ -165,7 +174,11 @@ class StoreWriter:
             return fmt.unpack_key(cursor.key())[0] + 1 if cursor.last() else 0
 
     def append(self, records: Sequence[PatchRecord]) -> None:
-        """Commit patches ``next_index``, ``next_index + 1``, … in one transaction."""
+        """Commit patches ``next_index``, ``next_index + 1``, … in one transaction.
+
+        Raises:
+            StoreError: the records cannot be written.
+        """
         sealed = []
         for index, record in enumerate(records, self.next_index):
             for kind, payload in record.payloads(self.token_dtype, self.n_genes):
@@ -184,9 +197,12 @@ class StoreWriter:
         self.next_index += len(records)
 
     def amend(self, job: dict[str, Any]) -> None:
-        """Replace the job, before records are appended that only the new job describes.
+        """Replace the job, for records appended from now on.
 
-        The records already appended have to be the same under both jobs.
+        The new job has to describe the records appended so far as well.
+
+        Raises:
+            StoreError: the job cannot be written.
         """
         try:
             write_json(self.path / JOB, job)
@@ -198,7 +214,11 @@ class StoreWriter:
         self.job = job
 
     def read(self, index: int, kind: Kind) -> memoryview:
-        """Payload of a committed record, with its checksum compared."""
+        """Payload of a committed record, after comparing its checksum.
+
+        Raises:
+            StoreError: the record is missing or damaged.
+        """
         key = fmt.key(index, kind)
         with self._env.begin() as txn:
             if (value := txn.get(key)) is None:
@@ -212,12 +232,16 @@ class StoreWriter:
             self._env.set_mapsize(_map_size(wanted))
 
     def finish(self, manifest: dict[str, Any]) -> None:
-        """Sync the records, then write the manifest, which makes the store finished.
+        """Sync the records to disk, then write the manifest, which makes the store finished.
+
+        Args:
+            manifest: the entries about the slide; format, patches, token type, job and hash of the
+                records are added.
 
         Raises:
             StoreError: the manifest cannot be written, or the file does not hold the records that
                 were written to it.
-            ValueError: the manifest lists genes of another format than the records.
+            ValueError: the number of genes in the manifest needs another format than the records.
         """
         store_format = fmt.format_for(self.n_genes)
         if fmt.format_for(len(manifest["genes"]["id"])) != store_format:
@@ -253,8 +277,8 @@ class StoreWriter:
         expected = [fmt.key(index, kind) for index in range(self.next_index) for kind in Kind]
         if list(file.places) != expected:
             raise StoreError(
-                f"{file.path}: expected {len(expected)} records, found {len(file.places)} or other "
-                f"ones; delete the folder and extract again"
+                f"{file.path}: expected {len(expected)} records; found {len(file.places)}, or "
+                f"others; delete the folder and extract again"
             )
         hasher = xxhash.xxh64()
         for place in file.places.values():
@@ -275,26 +299,26 @@ class StoreWriter:
 
 
 def _map_size(n_bytes: int) -> int:
-    """Whole steps, because the file records it: the same whether or not the writer was stopped."""
+    """Size of the map in whole steps; the file records it, so resuming must not change it."""
     return -(-n_bytes // _MAP_STEP) * _MAP_STEP
 
 
 def _open_environment(path: Path) -> lmdb.Environment:
-    """The environment of an unfinished store, looked over before LMDB believes its pages.
+    """Open the environment of an unfinished store, after checking its pages.
 
-    Without LMDB's own locks: `Lock` keeps other writers out and the missing manifest readers, and
-    the mapped lock file would kill the process where it meets a full disk. LMDB clears the pages
-    that it takes from the heap, lest bytes of other data leave the machine in them.
+    LMDB's own locks are not used: `Lock` excludes other writers, readers need the manifest, and
+    LMDB's mapped lock file would end the process with SIGBUS on a full disk. LMDB zeroes the pages
+    that it allocates, so that no other content of memory is written to the file.
     """
     data = path / DATA
-    is_new = not data.exists() or data.stat().st_size == 0  # empty: killed before the first byte
+    is_new = not data.exists() or data.stat().st_size == 0  # empty: killed before the first write
     if not is_new:
         check_for_writing(data)
     try:
         size = _MAP_STEP if is_new else _map_size(data.stat().st_size)
         environment = lmdb.open(str(path), map_size=size, max_dbs=0, lock=False)
     except lmdb.Error:
-        if is_new:  # half a header, for want of room
+        if is_new:  # an incomplete header, for lack of disk space
             data.unlink(missing_ok=True)
         raise
     sync_folder(path)

@@ -88,12 +88,12 @@ class SparseRows:
     @property
     def totals(self) -> Float64Array:
         """(n,) UMIs of each row."""
-        return np.bincount(self.row, self.count, len(self))
+        return np.bincount(self.row, self.count, len(self)).astype(np.float64)
 
     @property
     def gene_totals(self) -> Float64Array:
         """(G,) UMIs of each gene."""
-        return np.bincount(self.gene, self.count, self.n_genes)
+        return np.bincount(self.gene, self.count, self.n_genes).astype(np.float64)
 
     def taken(self, chosen: Int64Array) -> SparseRows:
         """Some of the rows, in the order given.
