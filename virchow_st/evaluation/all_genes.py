@@ -6,114 +6,150 @@ Letters: G genes, K factors, P patches of a slide.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from virchow_st.evaluation.scoreboard import Slide
+from virchow_st.kernels.orientation import turn
 from virchow_st.kernels.pooling import sum_pool
 from virchow_st.metrics.discovery import Discovery, by_decile, predicted_genes
 from virchow_st.metrics.factor_scores import AllGeneScores, FactorScores
 from virchow_st.run.all_genes import FDR, NULL_SCALES_UM, AllGenesTable
 from virchow_st.run.panel import Panel
-from virchow_st.types import BIN_UM, SCALES_UM, Float32Array, Float64Array, Int64Array
+from virchow_st.run.rates import left_out
+from virchow_st.run.split import Member
+from virchow_st.store.panel_reads import PanelCounts
+from virchow_st.store.reader import Store
+from virchow_st.training.dataset import N_ORIENTATIONS
+from virchow_st.types import (
+    BIN_UM,
+    SCALES_UM,
+    BoolArray,
+    Float32Array,
+    Float64Array,
+    Int64Array,
+)
 
 N_NULLS = 8
-"""Null predictions of a slide, each of which gives every patch the prediction for another one."""
+"""Null predictions of a slide: each gives every patch the turned prediction for another one."""
 _LEAST_UMIS = 20
 """UMIs on the test slide that a gene needs for its correlation to be tested against the null."""
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """A patch whose null predictions are not known yet."""
+
+    counts: PanelCounts
+    scored: BoolArray  # (128, 128)
+    factors: Float32Array  # (K, 32, 32), at 8 µm
 
 
 class AllGenes:
     """Accumulates the scores of all genes at every scale.
 
     At 8 and 16 µm every patch is also scored with the predictions for other patches, as a null. For
-    this the factors of a slide at 8 µm are kept until its last patch: 16 KiB per patch and factor.
+    this the counts of a slide's patches, and the factors at 8 µm, are kept until its last patch.
 
     Args:
+        genes: The G genes.
         loadings: (G, K) share of each gene in a factor's UMIs.
         train_rate: (G,) mean UMIs per 2 µm tissue bin of the training patients.
     """
 
-    def __init__(self, loadings: Float32Array, train_rate: Float64Array) -> None:
+    def __init__(self, genes: Panel, loadings: Float32Array, train_rate: Float64Array) -> None:
+        self._genes = genes
         self._scores = {
             scale: FactorScores(
                 loadings, scale, train_rate, n_nulls=N_NULLS if scale in NULL_SCALES_UM else 0
             )
             for scale in SCALES_UM
         }
-        self._kept: list[Float32Array] = []
+        self._factor_sums = np.zeros(loadings.shape[1])
+        self._n_bins = 0
+        self._places: tuple[Store, Int64Array] | None = None
+        self._kept: list[_Kept] = []
 
-    def add(self, slide: Slide, place: int, genes: Int64Array, factors: Float32Array) -> None:
-        """Add the prediction for one patch; patches of a slide are added in order.
+    def add(self, store: Store, member: Member, factors: Float32Array) -> None:
+        """Add the prediction for one patch; the patches of a slide follow each other.
 
         Args:
-            slide: Test slide.
-            place: Index of the patch among the slide's test patches.
-            genes: (G,) index of each gene in the slide's store.
-            factors: (K, 128, 128) UMIs per 2 µm bin.
+            store: Store of the patch.
+            member: The patch.
+            factors: (K, 128, 128) UMIs per 2 µm bin; NaN in bins that are left out, which are not
+                scored.
         """
+        if self._places is None or self._places[0] is not store:
+            self._places = store, self._genes.indices(store)
+        patch = store[member.patch]
+        counts = patch.panel_counts(self._places[1])
+        scored = patch.tissue_mask & ~left_out(factors)
+        self._factor_sums += factors[:, scored].sum(1, dtype=np.float64)
+        factors = np.nan_to_num(factors, nan=0.0)  # those of bins that are not scored
+        self._n_bins += int(scored.sum())
         for scale in SCALES_UM:
             if scale not in NULL_SCALES_UM:
-                self._update(scale, slide, place, genes, _bin_major(factors, scale))
-        assert place == len(self._kept)
-        self._kept.append(sum_pool(factors, NULL_SCALES_UM[0] // BIN_UM).astype(np.float32))
+                self._update(scale, counts, scored, _bin_major(factors, scale))
+        coarse = sum_pool(factors, NULL_SCALES_UM[0] // BIN_UM).astype(np.float32)
+        self._kept.append(_Kept(counts, scored, coarse))
 
-    def finish(self, slide: Slide, genes: Int64Array) -> None:
+    def finish_slide(self) -> None:
         """Score the slide at 8 and 16 µm, once all its patches were added."""
         partners = null_partners(len(self._kept))
-        for place, own in enumerate(self._kept):
-            others = [self._kept[other] for other in partners[:, place]]
+        for place, kept in enumerate(self._kept):
+            others = [
+                turn(self._kept[other].factors, orientation, axes=(1, 2))
+                for other, orientation in partners[:, place].tolist()
+            ]
             for scale in NULL_SCALES_UM:
-                nulls = [_bin_major(x, scale, NULL_SCALES_UM[0]) for x in others]
-                own_at_scale = _bin_major(own, scale, NULL_SCALES_UM[0])
-                self._update(scale, slide, place, genes, own_at_scale, nulls)
+                own, *nulls = (
+                    _bin_major(x, scale, of_um=NULL_SCALES_UM[0]) for x in (kept.factors, *others)
+                )
+                self._update(scale, kept.counts, kept.scored, own, nulls)
         self._kept = []
 
     def _update(
         self,
         scale: int,
-        slide: Slide,
-        place: int,
-        genes: Int64Array,
+        counts: PanelCounts,
+        scored: BoolArray,
         factors: Float32Array,
         nulls: Sequence[Float32Array] = (),
     ) -> None:
-        patch = slide.store[slide.members[place].patch]
-        counts = patch.panel_counts(genes)
-        start = np.searchsorted(counts.gene, np.arange(len(genes) + 1)).astype(np.int64)
-        self._scores[scale].update(
-            start, counts.position, counts.count, factors, patch.tissue_mask, nulls
-        )
+        start = np.searchsorted(counts.gene, np.arange(len(self._genes) + 1)).astype(np.int64)
+        self._scores[scale].update(start, counts.position, counts.count, factors, scored, nulls)
 
     @property
     def mean_factors(self) -> Float64Array:
-        """(K,) predicted UMIs of each factor per scored 2 µm bin."""
-        return self._scores[BIN_UM].mean_factors
+        """(K,) predicted UMIs of each factor per 2 µm tissue bin."""
+        return self._factor_sums / max(self._n_bins, 1)
 
-    def table(self, genes: Panel) -> AllGenesTable:
+    def table(self) -> AllGenesTable:
         """The scores of all genes."""
         scores = {scale: scores.compute() for scale, scores in self._scores.items()}
         found = {scale: _predicted(scores[scale]) for scale in NULL_SCALES_UM}
-        return AllGenesTable(genes, scores, {scale: d.q_value for scale, d in found.items()})
+        return AllGenesTable(self._genes, scores, {scale: d.q_value for scale, d in found.items()})
 
 
 def null_partners(n: int) -> Int64Array:
-    """Partners of the patches in each null prediction, (N_NULLS, n); of a single patch itself.
+    """Partner and orientation of every patch in each null prediction, (N_NULLS, n, 2).
 
-    Each row moves a random order of the patches on by another number of places, so that no patch
-    is its own partner, and none has a partner twice while there are more patches than nulls.
+    A row moves a random order of the patches on by another number of places and turns all of them
+    by another orientation, so that no patch has its own prediction as it is.
 
     Example:
-        >>> null_partners(10).shape, bool((null_partners(10) == np.arange(10)).any())
-        ((8, 10), False)
+        >>> pairs = null_partners(3)
+        >>> pairs.shape, bool((pairs == np.stack([np.arange(3), np.zeros(3)], 1)).all(2).any())
+        ((8, 3, 2), False)
     """
     order = np.random.default_rng(0).permutation(n)
-    partners = np.empty((N_NULLS, n), np.int64)
+    pairs = np.empty((N_NULLS, n, 2), np.int64)
     for i in range(N_NULLS):
-        shift = 1 + i % max(n - 1, 1)
-        partners[i, order] = np.roll(order, shift)
-    return partners
+        shift = 1 + i % (n - 1) if n > 1 else 0
+        pairs[i, order, 0] = np.roll(order, shift)
+        pairs[i, :, 1] = i % N_ORIENTATIONS if n > 1 else 1 + i % (N_ORIENTATIONS - 1)
+    return pairs
 
 
 def _bin_major(factors: Float32Array, scale_um: int, of_um: int = BIN_UM) -> Float32Array:

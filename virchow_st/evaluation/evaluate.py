@@ -92,7 +92,7 @@ def _evaluate(run: Run, folder: Path, progress: Progress, truth: Path | None) ->
 
     all_genes = None
     if run.loadings is not None:
-        all_genes = AllGenes(run.loadings, run.all_train_rate)
+        all_genes = AllGenes(run.genes.all, run.loadings, run.all_train_rate)
 
     seams = SeamAccumulator(len(run.panel), PATCH_BINS // run.state["grid"])
     n_done = n_left_out = 0
@@ -102,7 +102,7 @@ def _evaluate(run: Run, folder: Path, progress: Progress, truth: Path | None) ->
             maps_path = folder / MAPS / f"{slide.file_name}.h5"
             placed = slide.infos, block_of_patch
             with write_maps(maps_path, slide.store, run.panel, *placed, slide.name) as maps:
-                n_left_out += _predict(run, stores, slide, maps)
+                n_left_out += _predict(run, stores, slide, maps, all_genes)
                 check_left_out(n_left_out, n_bins, str(run.path))
                 partners = shuffled_places(len(slide.infos)), shifted_places(slide.infos)
                 for place, block in enumerate(block_of_patch.tolist()):
@@ -181,8 +181,16 @@ def _truth_scores(truth: Path, slides: Sequence[Slide], panel: Panel) -> TruthSc
     return TruthScores(truth, slides[0].store, panel)
 
 
-def _predict(run: Run, stores: Sequence[Store], slide: Slide, maps: SlideMaps) -> int:
-    """Predict every patch and write the rates to the maps, from which all scores are computed.
+def _predict(
+    run: Run,
+    stores: Sequence[Store],
+    slide: Slide,
+    maps: SlideMaps,
+    all_genes: AllGenes | None,
+) -> int:
+    """Predict every patch and write the panel's rates to the maps, from which they are scored.
+
+    All genes of a run with factors are scored here, since their rates are never written.
 
     Returns:
         The number of bins left out.
@@ -191,7 +199,6 @@ def _predict(run: Run, stores: Sequence[Store], slide: Slide, maps: SlideMaps) -
     margin = run.decoder.margin_um
     dataset = PatchDataset(stores, run.panel, wants_image=True, margin_um=margin)
     inner = slice(margin, margin + STORED_IMAGE_PX)
-    genes, n_done = run.genes.all.indices(slide.store), 0
     for batch in dataset.batches(slide.members, batch_size=8):
         image = batch.image if run.decoder.wants_image else None
         if all_genes is None:
@@ -199,29 +206,26 @@ def _predict(run: Run, stores: Sequence[Store], slide: Slide, maps: SlideMaps) -
         else:
             factors = run.factors(batch.tokens, image)
             rates = run.rates_of(factors)
-            for of_patch in factors:
-                all_genes.add(slide, n_done, genes, of_patch)
-                n_done += 1
+            for member, of_patch in zip(batch.members, factors, strict=True):
+                all_genes.add(slide.store, member, of_patch)
         assert batch.image is not None
         for i, member in enumerate(batch.members):
             info = slide.store.patch_table[member.patch]
             image_of = batch.image[i, inner, inner]
             maps.write(info, rates[i], batch.counts[i], batch.tissue_mask[i], image_of)
+        n_left_out += int(left_out(rates).sum())
     if all_genes is not None:
-        all_genes.finish(slide, genes)
+        all_genes.finish_slide()
+    return n_left_out
 
 
 def _write_all_genes(run: Run, folder: Path, all_genes: AllGenes) -> dict[str, Any]:
     """Write the tables of all genes and of factors; returns the summary for ``metrics.json``."""
     assert run.loadings is not None
-    table = all_genes.table(run.genes.all)
+    table, genes = all_genes.table(), run.genes.all
     write_all_genes(folder, table)
-    write_factors(
-        folder, run.genes.all, run.loadings, all_genes.mean_factors, run.all_train_rate
-    )
+    write_factors(folder, genes, run.loadings, all_genes.mean_factors, run.all_train_rate)
     return summary(table, run.loadings.shape[1])
-        n_left_out += int(left_out(rates).sum())
-    return n_left_out
 
 
 def _rate_at(maps: SlideMaps, slide: Slide, place: int) -> Float32Array | None:

@@ -229,9 +229,8 @@ class Run:
         assert isinstance(self.objective, FactorPoisson)
         output = decode(self.decoder, tokens, image, self.device)
         factors: Float32Array = self.objective.factors(output).cpu().numpy()
-        names = [f"factor {k}" for k in range(factors.shape[1])]
-        check_rates(factors, names, str(self.path), "train again with a lower --lr")
-        return factors
+        names = [f"factor {k + 1}" for k in range(factors.shape[1])]
+        return leave_out_impossible(factors, names, str(self.path), "train again with a lower --lr")
 
     def rates_of(self, factors: Float32Array) -> Float32Array:
         """Rates (B, P, 128, 128) of the panel's genes from `factors`."""

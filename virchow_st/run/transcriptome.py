@@ -99,7 +99,7 @@ def choose_genes(
         spec.removeprefix("all").removeprefix(":") or _DEFAULT_PANEL, train, others
     )
     common = common_genes(train, others, progress)
-    umis = sum(store.genes.totals[common.indices(store)] for store in train)
+    umis = np.sum([store.genes.totals[common.indices(store)] for store in train], axis=0)
     in_panel = set(panel.ids)
     chosen = [
         gene

@@ -12,9 +12,10 @@ from virchow_st.models.losses.factor_poisson import FactorStart
 from virchow_st.run.split import Member
 from virchow_st.run.transcriptome import RunGenes
 from virchow_st.runtime.progress import Progress
+from virchow_st.training.choose_factors import choose_n_factors
 from virchow_st.training.closed_form import TokenRegression, regress_on_tokens
 from virchow_st.training.dataset import PatchDataset
-from virchow_st.training.factorise import choose_n_factors, factorise
+from virchow_st.training.factorise import factorise
 from virchow_st.training.rows import rows_of
 from virchow_st.training.statistics import TrainingStatistics
 
@@ -66,7 +67,7 @@ def starting_point(
     factors, loadings = None, None
     if genes.are_factors:
         rows = rows_of(dataset, members, config.seed)
-        n_factors = config.factors or choose_n_factors(rows, seed=config.seed)
+        n_factors = config.factors or choose_n_factors(rows, seed=config.seed).n_factors
         found = factorise(rows, n_factors, config.seed)
         loadings = found.loadings.astype("f4")
         rate_K = (found.factors * rows.exposure[:, None]).sum(0) / rows.exposure.sum()
