@@ -170,6 +170,15 @@ class Console:
         self._out.print(text)
 
 
+def size_text(n_bytes: int) -> str:
+    """A number of bytes for people.
+
+    >>> size_text(1536), size_text(3 << 20)
+    ('1.5 KiB', '3.0 MiB')
+    """
+    return f"{n_bytes / 2**20:.1f} MiB" if n_bytes >= 2**20 else f"{n_bytes / 2**10:.1f} KiB"
+
+
 def _one_line(text: str) -> str:
     return " ".join(text.split())
 

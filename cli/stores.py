@@ -7,14 +7,19 @@ from typing import Any
 
 import click
 
-from virchow_st_cli.console import Console
+from virchow_st_cli.console import Console, size_text
+from virchow_st_cli.fields import inspect_fields, is_field
 from virchow_st_cli.images import inspect_images, is_image
 from virchow_st_cli.options import with_console
 
 
-@click.command(short_help="Show the content of stores or images.")
+@click.command(short_help="Show the content of stores, fields or images.")
 @click.argument(
-    "stores", metavar="STORES|IMAGES", type=click.Path(path_type=Path), nargs=-1, required=True
+    "stores",
+    metavar="STORES|FIELDS|IMAGES",
+    type=click.Path(path_type=Path),
+    nargs=-1,
+    required=True,
 )
 @click.option(
     "--json",
@@ -27,10 +32,14 @@ from virchow_st_cli.options import with_console
 def inspect(console: Console, stores: tuple[Path, ...], as_json: bool) -> None:
     """Show the content and origin of stores, one column per store.
 
-    For images: what would be read of each, its µm per pixel, and whether it can be H&E.
+    For fields: genes, factors with their leading genes, area, expected UMIs and origin. For images:
+    what would be read of each, its µm per pixel, and whether it can be H&E.
     """
     if any(is_image(path) for path in stores):
         inspect_images(console, stores, as_json)
+        return
+    if any(is_field(path) for path in stores):
+        inspect_fields(console, stores, as_json)
         return
     from virchow_st.store.reader import open_store
     from virchow_st.store.summary import summarise
@@ -66,10 +75,10 @@ def _column(summary: dict[str, Any]) -> dict[str, str]:
         "bytes a non-zero count": f"{summary['bytes_per_nonzero']:.2f}",
         "token grid": f"{summary['grid']}×{summary['grid']}×{summary['dim']}, "
         f"{summary['token_um']} µm, {summary['token_dtype']}",
-        "size on disk": _size(summary["bytes"]),
+        "size on disk": size_text(summary["bytes"]),
     }
     for name, n_bytes in summary["record_bytes"].items():
-        rows[f"  {name.replace('_', ' ')}"] = _size(n_bytes)
+        rows[f"  {name.replace('_', ' ')}"] = size_text(n_bytes)
     rows |= {
         "encoder": f"{encoder['name']} {encoder['weights']}",
         "licence": encoder["licence"] or "no restriction noted",
@@ -89,10 +98,6 @@ def _column(summary: dict[str, Any]) -> dict[str, str]:
 
 def _listed(values: dict[str, Any]) -> str:
     return ", ".join(f"{name} {value}" for name, value in values.items())
-
-
-def _size(n_bytes: int) -> str:
-    return f"{n_bytes / 2**20:.1f} MiB" if n_bytes >= 2**20 else f"{n_bytes / 2**10:.1f} KiB"
 
 
 @click.command(short_help="Compare every checksum of a store.")

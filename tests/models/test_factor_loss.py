@@ -14,6 +14,8 @@ from virchow_st.kernels.factors_cases import draw_factor_batch
 from virchow_st.models.losses import factors, factors_gpu
 from virchow_st.models.losses.base import on_device
 from virchow_st.models.losses.factors import factor_half_deviance, implementation_on
+from virchow_st.models.losses.factors_cpu import FusedFactors
+from virchow_st.models.losses.factors_gpu import ScatteredFactors
 from virchow_st.models.losses.poisson import half_deviance
 from virchow_st.models.losses.scales import tissue_bins
 from virchow_st.models.losses.targets import BatchCounts
@@ -35,9 +37,8 @@ def one_thread():
 def way(request, monkeypatch) -> str:
     """Both implementations, on the CPU; the second gathers a few counts at a time."""
     if request.param == "scattered":
-        scattered = factors_gpu.scattered_half_deviance
         monkeypatch.setattr(factors_gpu, "_CHUNK", 1000)
-        monkeypatch.setattr(factors, "implementation_on", lambda device: scattered)
+        monkeypatch.setattr(factors, "implementation_on", lambda device: ScatteredFactors)
     return request.param
 
 
@@ -276,15 +277,41 @@ def test_threads_change_nothing_bit_for_bit():
 
 
 def test_both_ways_agree_and_the_device_chooses():
-    assert implementation_on(torch.device("cpu")) is factors.fused_half_deviance
-    assert implementation_on(torch.device("cuda")) is factors_gpu.scattered_half_deviance
+    assert implementation_on(torch.device("cpu")) is FusedFactors
+    assert implementation_on(torch.device("cuda")) is ScatteredFactors
     drawn = Drawn(dtype=torch.float32)
     there = on_device(drawn.counts, torch.device("cpu"))
-    inputs = drawn.mask, drawn.n_bins(), SCALES_UM, None
-    maps = drawn.log_factors, drawn.loadings
-    fused = factors.fused_half_deviance(*maps, drawn.counts, *inputs)
-    scattered = factors_gpu.scattered_half_deviance(*maps, there, *inputs)
-    torch.testing.assert_close(fused, scattered, rtol=1e-6, atol=0)
+    maps = drawn.log_factors.detach(), drawn.loadings.detach()
+    for counts in (drawn.counts, there):
+        fused = FusedFactors(*maps, counts, drawn.mask, SCALES_UM, None)
+        scattered = ScatteredFactors(*maps, counts, drawn.mask, SCALES_UM, None)
+        torch.testing.assert_close(fused.sums_S, scattered.sums_S, rtol=1e-6, atol=0)
+        weights = torch.ones(4)
+        close([fused.loading_gradient(weights)], [scattered.loading_gradient(weights)], 1e-5)
+
+
+def test_only_the_gradient_that_is_asked_for_is_computed(way, monkeypatch):
+    """GradNorm asks for each scale's gradient of the factors alone."""
+    drawn = Drawn()
+    kind = FusedFactors if way == "fused" else ScatteredFactors
+
+    def refuse(*args):
+        raise AssertionError("the gradient of the loadings was computed")
+
+    monkeypatch.setattr(kind, "loading_gradient", refuse)
+    drawn.loss()[2].backward(inputs=[drawn.log_factors])
+    assert drawn.log_factors.grad.abs().max() > 0
+    with pytest.raises(AssertionError, match="loadings was computed"):
+        drawn.loss().sum().backward()
+
+
+def test_loadings_that_changed_before_the_gradient_are_refused(way):
+    drawn = Drawn()
+    losses = drawn.loss()
+    with torch.no_grad():
+        drawn.loadings *= 2
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        losses.sum().backward()
 
 
 def test_the_whole_transcriptome_takes_bounded_memory():

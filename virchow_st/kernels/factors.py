@@ -107,29 +107,37 @@ def factor_half_deviances(
         ratio: (S, n) output, k/Λ of each count k at 2 µm, where Λ is the rate of the level's bin
             that contains it; 0 where the count is ignored. Dtype of ``factors``.
     """
-    G = len(loadings)
-    R, C = mask.shape[1:]
-    starts = level_starts(R, C, levels[-1] + 1)
+    B, R, C = mask.shape
+    G, floor = len(loadings), factors.dtype.type(MIN_RATE)
+    tissue, starts, shift = mask.reshape(B, R * C), level_starts(R, C, levels[-1] + 1), log2(C)
     sums, touched = np.zeros(R * C), np.empty(R * C, np.int64)
-    for m in range(first, last):
-        patch, gene = m // G, m % G
-        own, tissue = slice(start[m], start[m + 1]), mask[patch].reshape(R * C)
-        out[m], ratio[:, own] = 0, 0
-        if not measured[patch, gene]:
-            continue
-        for s in range(len(levels)):
-            out[m, s] = _surprise_of_saturated(
-                position[own], count[own], tissue, C, levels[s], sums, touched
-            ) - _sum_k_log_rate(
-                factors[patch, starts[levels[s]] :],
-                loadings[gene],
-                position[own],
-                count[own],
-                tissue,
-                C,
-                levels[s],
-                ratio[s, own],
-            )
+    for s in range(len(levels)):
+        level, start_of_level = levels[s], starts[levels[s]]
+        for m in range(first, last):
+            patch, gene = m // G, m % G
+            loading = loadings[gene]
+            total, n_touched = 0.0, 0
+            for e in range(start[m], start[m + 1]):
+                p = np.int64(position[e])
+                ratio[s, e] = 0
+                if tissue[patch, p] and measured[patch, gene]:
+                    x = coarse_bin(p, shift, level)
+                    rate = _dot(loading, factors[patch, start_of_level + x])
+                    rate = floor if rate < floor else rate  # NaN stays
+                    k = factors.dtype.type(count[e])
+                    ratio[s, e] = k / rate
+                    total -= k * log(rate)
+                    if sums[x] == 0:
+                        touched[n_touched] = x
+                        n_touched += 1
+                    sums[x] += k
+            for i in range(n_touched):
+                k_of_bin = sums[touched[i]]
+                sums[touched[i]] = 0
+                total -= k_of_bin
+                if k_of_bin != 1:
+                    total += k_of_bin * math.log(k_of_bin)
+            out[m, s] = total
 
 
 @njit(cache=True, nogil=True, **OPTIONS)
@@ -167,14 +175,15 @@ def log_factor_gradient(
     row, one = np.empty((C, K), factors.dtype), factors.dtype.type(1)
     for patch in range(first, last):
         pulled[:] = 0
-        for gene in range(G):
-            w = loadings[gene]
-            for e in range(start[patch * G + gene], start[patch * G + gene + 1]):
-                for s in range(len(levels)):
-                    scale = weights[s] * ratio[s, e]
-                    if scale != 0:
-                        coarse = starts[levels[s]] + coarse_bin(position[e], shift, levels[s])
-                        _add_scaled(scale, w, pulled[coarse])
+        for s in range(len(levels)):
+            level, weight = levels[s], weights[s]
+            if weight != 0:
+                of_level = pulled[starts[level] :]
+                for gene in range(G):
+                    m, loading = patch * G + gene, loadings[gene]
+                    for e in range(start[m], start[m + 1]):
+                        x = coarse_bin(position[e], shift, level)
+                        _add_scaled(weight * ratio[s, e], loading, of_level[x])
         for level in range(n_levels - 1, 0, -1):
             width = C >> level
             for r in range(2 * (R >> level)):
@@ -230,12 +239,12 @@ def loading_gradient(
             m = patch * G + gene
             for begin in range(start[m], start[m + 1], _PART):  # float64 sums of float32 sums
                 part[:] = 0
-                for e in range(begin, min(begin + _PART, start[m + 1])):
-                    for s in range(len(levels)):
-                        scale = weights[s] * ratio[s, e]
-                        if scale != 0:
-                            coarse = starts[levels[s]] + coarse_bin(position[e], shift, levels[s])
-                            _add_scaled(scale, factors[patch, coarse], part)
+                for s in range(len(levels)):
+                    level, weight, start_of_level = levels[s], weights[s], starts[levels[s]]
+                    if weight != 0:
+                        for e in range(begin, min(begin + _PART, start[m + 1])):
+                            x = start_of_level + coarse_bin(position[e], shift, level)
+                            _add_scaled(weight * ratio[s, e], factors[patch, x], part)
                 _add_scaled(-one, part, total)
         out[gene] = total
 
@@ -262,58 +271,6 @@ def _sum_of_four(bins: Array, upper: int, lower: int, out: Array) -> None:
     a, b, c, d = bins[upper], bins[upper + 1], bins[lower], bins[lower + 1]
     for k in range(len(out)):
         out[k] = (a[k] + b[k]) + (c[k] + d[k])
-
-
-@njit(cache=True, nogil=True, **OPTIONS)
-def _surprise_of_saturated(
-    position: Array,
-    count: Float32Array,
-    tissue: BoolArray,
-    n_cols: int,
-    level: int,
-    sums: Float64Array,
-    touched: Int64Array,
-) -> float:
-    """``Σ K·log K - K`` over the bins of a level with counts of one map.
-
-    ``sums`` is 0 before and after; ``touched`` lists the bins that the map's counts fall in.
-    """
-    shift, n_touched, total = log2(n_cols), 0, 0.0
-    for i in range(len(position)):
-        if tissue[position[i]]:
-            x = coarse_bin(position[i], shift, level)
-            if sums[x] == 0:
-                touched[n_touched] = x
-                n_touched += 1
-            sums[x] += count[i]
-    for i in range(n_touched):
-        k = sums[touched[i]]
-        total += k * (math.log(k) if k != 1 else 0.0) - k  # most counts are 1
-        sums[touched[i]] = 0
-    return total
-
-
-@njit(cache=True, nogil=True, **OPTIONS)
-def _sum_k_log_rate(
-    factors: Array,
-    loading: Array,
-    position: Array,
-    count: Float32Array,
-    tissue: BoolArray,
-    n_cols: int,
-    level: int,
-    ratio: Array,
-) -> float:
-    """``Σ k·log Λ`` over the counts of one map, k at 2 µm; writes k/Λ to ``ratio``."""
-    shift, floor, total = log2(n_cols), factors.dtype.type(MIN_RATE), 0.0
-    for i in range(len(position)):
-        if tissue[position[i]]:
-            rate = _dot(loading, factors[coarse_bin(position[i], shift, level)])
-            rate = floor if rate < floor else rate  # NaN stays
-            k = factors.dtype.type(count[i])
-            ratio[i] = k / rate
-            total += k * log(rate)
-    return total
 
 
 @njit(cache=True, nogil=True, **_SUMS)

@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 
 from virchow_st.kernels import (
+    factor_cases,
+    factor_moments,
+    factor_moments_reference,
     factorise,
-    factorise_cases,
     factorise_reference,
     factors,
     factors_cases,
@@ -357,9 +359,16 @@ TABLE: tuple[Pair, ...] = (
     ),
     Pair(
         "expected_umis",
-        factorise_cases.expected_umis_by(factorise.expected_umis),
-        factorise_cases.expected_umis_by(factorise_reference.expected_umis),
-        factorise_cases.row_inputs,
+        factor_cases.expected_umis_by(factorise.expected_umis),
+        factor_cases.expected_umis_by(factorise_reference.expected_umis),
+        factor_cases.row_inputs,
+        1e-12,
+    ),
+    Pair(
+        "factor_moments",
+        factor_cases.factor_moments_by(factor_moments.factor_moments),
+        factor_cases.factor_moments_by(factor_moments_reference.factor_moments),
+        factor_cases.patch_inputs,
         1e-12,
     ),
 )

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import zarr
 
-from virchow_st.output.export.he_image import Picture
+from virchow_st.field.he_image import Picture
 from virchow_st.output.export.tables import CellTable, cell_names, write_h5ad, write_npz
 from virchow_st.run.panel import Panel
 from virchow_st.types import BoolArray, Float32Array

@@ -7,11 +7,9 @@ X bins of all patches at a scale.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from virchow_st.kernels.factors import MIN_RATE
 from virchow_st.kernels.poisson import MAX_LOG_RATE, MIN_LOG_RATE
@@ -21,116 +19,117 @@ from virchow_st.models.losses.scales import pyramid, spread
 _CHUNK = 1 << 18  # counts whose K factors and loadings are gathered at a time: 67 MB each at K = 64
 
 
-def scattered_half_deviance(
-    log_factors_BKRC: Tensor,
-    loadings_GK: Tensor,
-    counts: Counts,
-    mask_BRC: Tensor,
-    n_bins_S: Tensor,
-    scales_um: tuple[int, ...],
-    measured_BG: Tensor | None,
-) -> Tensor:
-    """`virchow_st.models.losses.factors.factor_half_deviance` by gathering and scattering."""
-    there = on_device(counts, log_factors_BKRC.device)
-    _, G, R, C = there.shape
-    n = len(there.count)
-    maps = torch.arange(len(there.start) - 1, device=there.count.device)
-    map_N = torch.repeat_interleave(maps, there.start.diff(), output_size=n)
-    position_N = there.position.long()
-    patch_N, gene_N = map_N // G, map_N % G
-    used_N = mask_BRC.reshape(-1)[patch_N * (R * C) + position_N]
-    if measured_BG is None:
-        measured_BG = torch.ones(there.shape[:2], dtype=torch.bool, device=maps.device)
-    used_N = used_N & measured_BG.reshape(-1)[map_N]
-    count_N = there.count * used_N
-    row_N, col_N = position_N // C, position_N % C
-    bin_SN = []
-    for factor in (scale // 2 for scale in scales_um):
-        width = C // factor
-        bins = (R // factor) * width
-        bin_SN.append(patch_N * bins + row_N // factor * width + col_N // factor)
-    return _Scattered.apply(
-        log_factors_BKRC, loadings_GK, gene_N, torch.stack(bin_SN), count_N, mask_BRC, n_bins_S,
-        scales_um, measured_BG,
-    )  # fmt: skip
+class ScatteredFactors:
+    """Deviances of a batch, and what their gradients need, by gathering and scattering.
 
+    A few counts at a time (`_CHUNK`) bound the memory. On a GPU the sums of the gradients are in no
+    fixed order, and asking for a gradient waits once, to skip scales of weight 0.
 
-class _Scattered(torch.autograd.Function):
-    """Autograd function; it saves the factors of all scales and a quotient per count and scale."""
+    Args:
+        log_factors_BKRC: (B, K, R, C) log h, float32 or float64.
+        loadings_GK: (G, K) W, of the same dtype, on the same device.
+        counts: Sparse UMI counts (B, G, R, C).
+        mask_BRC: (B, R, C) bool, True = tissue.
+        scales_um: Sides of the bins in increasing order, µm.
+        measured_BG: (B, G) bool, or None if every gene was measured.
 
-    @staticmethod
-    def forward(
-        ctx: Any,
+    Attributes:
+        sums_S: (S,) float64 half deviances, summed over bins and genes.
+    """
+
+    sums_S: Tensor
+
+    def __init__(
+        self,
         log_factors_BKRC: Tensor,
         loadings_GK: Tensor,
-        gene_N: Tensor,
-        bin_SN: Tensor,
-        count_N: Tensor,
+        counts: Counts,
         mask_BRC: Tensor,
-        n_bins_S: Tensor,
         scales_um: tuple[int, ...],
-        measured_BG: Tensor,
-    ) -> Tensor:
-        dtype = log_factors_BKRC.dtype
-        h_BKRC = log_factors_BKRC.clamp(MIN_LOG_RATE, MAX_LOG_RATE).exp_().mul_(mask_BRC[:, None])
-        factors_XK = [_by_bin(level) for level in pyramid(h_BKRC, scales_um)]
-        ratio_SN = torch.empty(bin_SN.shape, dtype=dtype, device=gene_N.device)
-        sums = []
-        for bin_N, factors, ratio_N in zip(bin_SN, factors_XK, ratio_SN, strict=True):
-            surprise = _surprise_of_saturated(gene_N, bin_N, count_N, len(loadings_GK))
-            for part in _parts(len(gene_N)):
-                rate = (loadings_GK[gene_N[part]] * factors[bin_N[part]]).sum(1).clamp(MIN_RATE)
-                k = count_N[part].to(dtype)
-                ratio_N[part] = k / rate
-                # The rate of an ignored count may be 0 or NaN, and takes no part.
-                surprise -= torch.where(k > 0, k * rate.log(), 0).sum(dtype=torch.float64)
-            sums.append(surprise)
-        factor_sums_BK = h_BKRC.sum((2, 3), dtype=torch.float64)
-        loading_sums_BK = measured_BG.double() @ loadings_GK.double()
-        n_expected = (factor_sums_BK * loading_sums_BK).sum()
-        ctx.save_for_backward(
-            h_BKRC, loadings_GK, gene_N, bin_SN, ratio_SN, n_bins_S, measured_BG,
-            factor_sums_BK.to(dtype), loading_sums_BK.to(dtype), *factors_XK,
-        )  # fmt: skip
-        ctx.scales = scales_um
-        return ((torch.stack(sums) + n_expected) / n_bins_S).to(dtype)
+        measured_BG: Tensor | None,
+    ) -> None:
+        self.scales, self.loadings_GK = scales_um, loadings_GK
+        clamped_BKRC = log_factors_BKRC.clamp(MIN_LOG_RATE, MAX_LOG_RATE)
+        self.h_BKRC = clamped_BKRC.exp_().mul_(mask_BRC[:, None])
+        self.factors_XK = [_by_bin(level) for level in pyramid(self.h_BKRC, scales_um)]
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_S: Tensor) -> tuple[Tensor | None, ...]:
-        h_BKRC, loadings_GK, gene_N, bin_SN, ratio_SN, n_bins_S, measured_BG, *rest = (
-            ctx.saved_tensors
-        )
-        factor_sums_BK, loading_sums_BK, *factors_XK = rest
-        weights_S = (grad_S / n_bins_S).to(h_BKRC.dtype)
-        active = [s for s, weight in enumerate(weights_S.tolist()) if weight != 0]  # waits
-        of_factors, of_loadings = None, None
-        if ctx.needs_input_grad[0]:
-            pulled = []
-            for s in active:
-                level_XK = torch.zeros_like(factors_XK[s])
-                for part in _parts(len(gene_N)):
-                    scaled = loadings_GK[gene_N[part]] * (weights_S[s] * ratio_SN[s, part, None])
-                    level_XK.index_add_(0, bin_SN[s, part], scaled)
-                pulled.append(_by_factor(level_XK, h_BKRC.shape, ctx.scales[s]))
-            pushed_BK11 = (weights_S.sum() * loading_sums_BK)[:, :, None, None]
-            if active:
-                pushed_BK11 = pushed_BK11 - spread(pulled, [ctx.scales[s] for s in active])
-            of_factors = h_BKRC * pushed_BK11
-        if ctx.needs_input_grad[1]:
-            of_loadings = weights_S.sum() * (measured_BG.to(h_BKRC.dtype).T @ factor_sums_BK)
-            for s in active:
-                for part in _parts(len(gene_N)):
-                    scaled = factors_XK[s][bin_SN[s, part]] * (
-                        weights_S[s] * ratio_SN[s, part, None]
-                    )
-                    of_loadings.index_add_(0, gene_N[part], scaled, alpha=-1)
-        return of_factors, of_loadings, *([None] * 7)
+        there = on_device(counts, log_factors_BKRC.device)
+        B, G, R, C = there.shape
+        maps = torch.arange(B * G, device=there.count.device)
+        map_N = torch.repeat_interleave(maps, there.start.diff(), output_size=len(there.count))
+        position_N = there.position.long()
+        patch_N, self.gene_N = map_N // G, map_N % G
+        if measured_BG is None:
+            measured_BG = torch.ones(B, G, dtype=torch.bool, device=maps.device)
+        self.measured_BG = measured_BG
+        tissue_N = mask_BRC.reshape(-1)[patch_N * (R * C) + position_N]
+        count_N = there.count * (tissue_N & measured_BG.reshape(-1)[map_N])
+        row_N, col_N = position_N // C, position_N % C
+        self.bin_SN = [
+            (patch_N * (R // side) + row_N // side) * (C // side) + col_N // side
+            for side in (scale // 2 for scale in scales_um)
+        ]
+
+        self.factor_sums_BK = self.h_BKRC.sum((2, 3), dtype=torch.float64)
+        self.loading_sums_BK = measured_BG.double() @ loadings_GK.double()
+        n_expected = (self.factor_sums_BK * self.loading_sums_BK).sum()  # the same at every scale
+        self.ratio_SN, sums = [], []
+        for bin_N, factors in zip(self.bin_SN, self.factors_XK, strict=True):
+            ratio_N, k_log_rate = self._quotients(bin_N, factors, count_N)
+            self.ratio_SN.append(ratio_N)
+            saturated = _surprise_of_saturated(bin_N * G + self.gene_N, count_N)
+            sums.append(saturated - k_log_rate + n_expected)
+        self.sums_S = torch.stack(sums)
+
+    def _quotients(self, bin_N: Tensor, factors: Tensor, count_N: Tensor) -> tuple[Tensor, Tensor]:
+        """k/Λ of each count k, where Λ is the rate of the scale's bin, and ``Σ k·log Λ``."""
+        ratio_N = torch.empty_like(count_N, dtype=factors.dtype)
+        k_log_rate = torch.zeros((), dtype=torch.float64, device=factors.device)
+        for part in _parts(len(count_N)):
+            rate = (self.loadings_GK[self.gene_N[part]] * factors[bin_N[part]]).sum(1)
+            rate, k = rate.clamp(MIN_RATE), count_N[part].to(rate.dtype)
+            ratio_N[part] = k / rate
+            k_log_rate += torch.xlogy(k, rate).sum(dtype=torch.float64)
+        return ratio_N, k_log_rate
+
+    def log_factor_gradient(self, weights_S: Tensor) -> Tensor:
+        """Gradient of the weighted sum of `sums_S` with respect to log h, (B, K, R, C)."""
+        weights_S = weights_S.to(self.h_BKRC.dtype)
+        pushed_BK = weights_S.sum() * self.loading_sums_BK.to(self.h_BKRC.dtype)
+        pulled = []
+        for s in (active := _active(weights_S)):
+            pulled_XK = torch.zeros_like(self.factors_XK[s])
+            for part in _parts(len(self.gene_N)):
+                scale = weights_S[s] * self.ratio_SN[s][part, None]
+                gathered = self.loadings_GK[self.gene_N[part]] * scale
+                pulled_XK.index_add_(0, self.bin_SN[s][part], gathered)
+            pulled.append(_by_factor(pulled_XK, self.h_BKRC.shape, self.scales[s]))
+        gradient_BKRC = pushed_BK[:, :, None, None]
+        if active:
+            gradient_BKRC = gradient_BKRC - spread(pulled, [self.scales[s] for s in active])
+        return self.h_BKRC * gradient_BKRC
+
+    def loading_gradient(self, weights_S: Tensor) -> Tensor:
+        """Gradient of the weighted sum of `sums_S` with respect to W, (G, K)."""
+        weights_S = weights_S.to(self.h_BKRC.dtype)
+        factor_sums_BK = self.factor_sums_BK.to(self.h_BKRC.dtype)
+        out_GK = weights_S.sum() * (self.measured_BG.to(factor_sums_BK.dtype).T @ factor_sums_BK)
+        for s in _active(weights_S):
+            for part in _parts(len(self.gene_N)):
+                scale = weights_S[s] * self.ratio_SN[s][part, None]
+                gathered = self.factors_XK[s][self.bin_SN[s][part]] * scale
+                out_GK.index_add_(0, self.gene_N[part], gathered, alpha=-1)
+        return out_GK
 
 
-def _surprise_of_saturated(gene_N: Tensor, bin_N: Tensor, count_N: Tensor, n_genes: int) -> Tensor:
-    """``Σ K·log K - K`` over the bins of a scale and genes, where K sums the counts; float64."""
-    key_N, order_N = (bin_N * n_genes + gene_N).sort()
+def _active(weights_S: Tensor) -> list[int]:
+    """Indices of scales whose weight is not 0."""
+    return [s for s, weight in enumerate(weights_S.tolist()) if weight != 0]
+
+
+def _surprise_of_saturated(key_N: Tensor, count_N: Tensor) -> Tensor:
+    """``Σ K·log K - K``, where K sums the counts of equal keys; float64."""
+    key_N, order_N = key_N.sort()
     of_N = torch.zeros_like(key_N)  # index of each distinct key, in order
     of_N[1:] = (key_N[1:] != key_N[:-1]).cumsum(0)
     sums_N = torch.zeros(len(key_N), dtype=torch.float64, device=key_N.device)

@@ -10,10 +10,10 @@ import numpy as np
 
 from virchow_st.config import ExportConfig
 from virchow_st.errors import ConfigError
+from virchow_st.field.bins import BinImages
+from virchow_st.field.he_image import add_picture
+from virchow_st.field.ngff import FLAVOURS, FULLRES, Folder
 from virchow_st.kernels.pooling import sum_pool
-from virchow_st.output.export.bins import BinImages
-from virchow_st.output.export.he_image import add_picture
-from virchow_st.output.export.ngff import FLAVOURS, FULLRES, Folder
 from virchow_st.output.export.sources import PX_PER_BIN, Source, blocks, homography, open_source
 from virchow_st.output.export.tables import (
     CellTable,

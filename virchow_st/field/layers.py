@@ -1,0 +1,254 @@
+"""What a field's Zarr folder holds, checked when it is opened (docs/field-format.md)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypedDict
+
+import numpy as np
+import zarr
+
+from virchow_st.errors import FieldError
+from virchow_st.field.bins import LEVELS
+from virchow_st.field.loadings import Loadings
+from virchow_st.field.table import NAME, read_loadings
+from virchow_st.field.write import ABOUT, COVERED, FORMAT, MAPS, PROVENANCE, TISSUE
+from virchow_st.schema import MismatchError, check
+from virchow_st.types import BIN_UM, CELL_BINS, BoolArray, UInt8Array
+
+_CELL_UM = BIN_UM * CELL_BINS
+_MOST_BINS = 1 << 20
+_PICTURE = "images/he"
+
+
+class About(TypedDict):
+    """The attribute ``virchow_st_field``, but for its format."""
+
+    maps: Literal["factors", "rates"]
+    bin_um: Literal[2]
+
+
+@dataclass(frozen=True, eq=False)
+class Layers:
+    """The parts of an opened field.
+
+    Attributes:
+        path: of the folder.
+        name: of the maps, ``factors`` or ``rates``.
+        maps: (K, R, C) float32 at 2 µm and (K, R / 4, C / 4) at 8 µm, by µm.
+        channels: names of the K factors.
+        loadings: of the genes.
+        covered: (R, C) integers, not 0 where there are values.
+        tissue: (R / 4, C / 4) or (R, C) integers, not 0 in tissue.
+        picture: levels (3, H, W) uint8, finest first, and the finest one's µm per pixel.
+        corner_um: ``(x, y)`` of the top left corner.
+        provenance: as the writer recorded it.
+    """
+
+    path: Path
+    name: str
+    maps: dict[int, zarr.Array]
+    channels: tuple[str, ...]
+    loadings: Loadings
+    covered: zarr.Array
+    tissue: zarr.Array
+    picture: tuple[list[zarr.Array], float] | None
+    corner_um: tuple[float, float]
+    provenance: dict[str, Any]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(R, C)."""
+        _, rows, cols = self.maps[BIN_UM].shape
+        return rows, cols
+
+    def read_labels(
+        self, labels: zarr.Array, rows: slice = slice(None), cols: slice = slice(None)
+    ) -> BoolArray:
+        """Where labels are not 0, in some rows and columns or everywhere."""
+        with unpacked(self.path, labels.path):
+            mask: BoolArray = np.asarray(labels[rows, cols]) != 0
+        return mask
+
+    def read_picture(self, longest_px: int) -> tuple[UInt8Array, float] | None:
+        """See `virchow_st.field.read.Field.picture`."""
+        if self.picture is None:
+            return None
+        levels, um_per_px = self.picture
+        sides = [max(level.shape[1:]) for level in levels]
+        level = next((i for i, side in enumerate(sides) if side <= longest_px), len(sides) - 1)
+        with unpacked(self.path, _PICTURE):
+            pixels = np.asarray(levels[level][:])
+        return np.ascontiguousarray(np.moveaxis(pixels, 0, 2)), um_per_px * (1 << level)
+
+
+def open_layers(path: Path) -> Layers:
+    """Open a field's folder and check all that can be checked without reading its maps.
+
+    Raises:
+        FieldError: see `virchow_st.field.read.open_field`.
+    """
+    root = _open_root(path)
+    name = _check_about(path, dict(root.attrs))
+    with unpacked(path, name):
+        maps = {um: _finest(root, f"images/{name}_{um}um")[0] for um in (BIN_UM, _CELL_UM)}
+        _check_maps(maps)
+        _, rows, cols = maps[BIN_UM].shape
+        to_um = _to_um(root, f"images/{name}_{BIN_UM}um")
+        channels = _channels(root, f"images/{name}_{BIN_UM}um", maps[BIN_UM].shape[0])
+    cells = rows // CELL_BINS, cols // CELL_BINS
+    with unpacked(path, "labels"):
+        covered = _labels(root, COVERED, ((rows, cols),))
+        tissue = _labels(root, TISSUE, ((rows, cols), cells))
+    with unpacked(path, f"tables/{NAME}"):
+        loadings = read_loadings(_group(root, f"tables/{NAME}"), name == MAPS[1])
+        if loadings.n_factors != maps[BIN_UM].shape[0]:
+            raise MismatchError(
+                f"expected {maps[BIN_UM].shape[0]} factors, as the maps; got {loadings.n_factors}"
+            )
+    picture = None
+    if _PICTURE in root:
+        with unpacked(path, _PICTURE):
+            picture = _finest(root, _PICTURE), _to_um(root, _PICTURE)[0]
+    provenance = root.attrs.get(PROVENANCE)
+    return Layers(
+        path=path,
+        name=name,
+        maps=maps,
+        channels=channels,
+        loadings=loadings,
+        covered=covered,
+        tissue=tissue,
+        picture=picture,
+        corner_um=to_um[1:],
+        provenance=provenance if isinstance(provenance, dict) else {},
+    )
+
+
+@contextmanager
+def unpacked(path: Path, part: str) -> Iterator[None]:
+    """Turn what Zarr and its codecs raise about a damaged file into a `FieldError` of one line.
+
+    They raise errors of many kinds, since a damaged file says anything; a programming error within
+    such a block would be a `FieldError` too, hence the blocks are small.
+    """
+    try:
+        yield
+    except FieldError:
+        raise
+    except Exception as e:
+        said = " ".join(str(e).split()) or type(e).__name__
+        raise FieldError(f"{path}: {part}: {said[:200]}; copy or predict the field again") from None
+
+
+def _open_root(path: Path) -> zarr.Group:
+    if not path.is_dir():
+        raise FieldError(f"{path}: no such field; write it with `vst predict … --out {path}`")
+    if not (path / "zarr.json").is_file():
+        raise FieldError(f"{path}: expected a Zarr folder of a field; found no zarr.json in it")
+    with unpacked(path, "zarr.json"):
+        root = zarr.open_group(str(path), mode="r", zarr_format=3)
+    return root
+
+
+def _check_about(path: Path, attributes: dict[str, Any]) -> str:
+    """What the maps are called; `FieldError` unless it is a field that this version reads."""
+    about = attributes.get(ABOUT)
+    if not isinstance(about, dict):
+        kind = attributes.get(PROVENANCE)
+        found = kind.get("format") if isinstance(kind, dict) else None
+        raise FieldError(
+            f"{path}: expected a field, {FORMAT}; found {found or 'another Zarr folder'}; "
+            "give what `vst predict` of this version wrote"
+        )
+    if about.get("format") != FORMAT:
+        raise FieldError(
+            f"{path}: expected a field of {FORMAT}; found {about.get('format')!r:.60}; read it "
+            "with the version of virchow_st that wrote it"
+        )
+    with unpacked(path, ABOUT):
+        check(about, About)
+    return str(about["maps"])
+
+
+def _check_maps(maps: dict[int, zarr.Array]) -> None:
+    fine, coarse = maps[BIN_UM], maps[_CELL_UM]
+    for um, array in maps.items():
+        if array.ndim != 3 or array.dtype != np.float32:
+            raise MismatchError(
+                f"expected float32 (factors, rows, columns) at {um} µm; got {array.dtype} "
+                f"{array.shape}"
+            )
+    n, rows, cols = fine.shape
+    side = 1 << (LEVELS - 1)
+    if n < 1 or any(s % side or not 0 < s <= _MOST_BINS for s in (rows, cols)):
+        raise MismatchError(
+            f"expected maps of multiples of {side} up to {_MOST_BINS:,} bins; got {fine.shape}"
+        )
+    expected = n, rows // CELL_BINS, cols // CELL_BINS
+    if coarse.shape != expected:
+        raise MismatchError(f"expected {expected} at {_CELL_UM} µm; got {coarse.shape}")
+
+
+def _labels(root: zarr.Group, name: str, shapes: tuple[tuple[int, int], ...]) -> zarr.Array:
+    (array, *_) = _finest(root, f"labels/{name}")
+    if array.shape not in shapes or array.dtype.kind not in "iu":
+        expected = " or ".join(map(str, shapes))
+        raise MismatchError(
+            f"{name}: expected integers {expected}; got {array.dtype} {array.shape}"
+        )
+    return array
+
+
+# --- OME-Zarr -------------------------------------------------------------------------------------
+
+
+def _group(root: zarr.Group, name: str) -> zarr.Group:
+    found = root.get(name)
+    if not isinstance(found, zarr.Group):
+        raise MismatchError(f"{name} is missing")
+    return found
+
+
+def _finest(root: zarr.Group, name: str) -> list[zarr.Array]:
+    """Levels of an image or of labels, finest first."""
+    group = _group(root, name)
+    (scales,) = group.attrs["ome"]["multiscales"]
+    levels = [group[dataset["path"]] for dataset in scales["datasets"]]
+    if not levels or not all(isinstance(level, zarr.Array) for level in levels):
+        raise MismatchError(f"{name} has no pixels")
+    return levels
+
+
+def _channels(root: zarr.Group, name: str, n: int) -> tuple[str, ...]:
+    listed = _group(root, name).attrs["ome"]["omero"]["channels"]
+    names = tuple(str(channel["label"]) for channel in listed)
+    if len(names) != n:
+        raise MismatchError(f"expected names of {n} channels; got {len(names)}")
+    return names
+
+
+def _to_um(root: zarr.Group, name: str) -> tuple[float, float, float]:
+    """µm per pixel of the finest level, and ``x`` and ``y`` of the corner in µm.
+
+    SpatialData has both in the image's transformation to ``global``, OME-Zarr in the level's.
+    """
+    (scales,) = _group(root, name).attrs["ome"]["multiscales"]
+    steps = {step["output"]["name"]: step for step in scales.get("coordinateTransformations", ())}
+    if not steps:
+        of_level = scales["datasets"][0]["coordinateTransformations"]
+        by_type = {step["type"]: step for step in of_level}
+        _, y, x = by_type["translation"]["translation"] if "translation" in by_type else (0, 0, 0)
+        return float(by_type["scale"]["scale"][-1]), float(x), float(y)
+    if "global" not in steps:
+        raise MismatchError("expected a transformation to 'global'; found none")
+    step = steps["global"]
+    if step["type"] == "scale":
+        return float(step["scale"][-1]), 0.0, 0.0
+    if step["type"] != "affine":
+        raise MismatchError(f"expected a scale or an affine to 'global'; got {step['type']!r:.60}")
+    _, of_y, of_x = step["affine"][:3]
+    return float(of_x[2]), float(of_x[3]), float(of_y[3])
