@@ -221,17 +221,6 @@ class TrainConfig(_Checked):
                 "leave_one_out: expected it without a test patient, since every patient is the "
                 f"test once; got test_patient {self.test_patient!r}; leave one of the two out"
             )
-        if wants_all_genes(self.panel):
-            if self.loss != "poisson":
-                raise ConfigError(
-                    f"loss: expected poisson with --panel {self.panel}, since every gene is "
-                    f"predicted as a sum of factors; got {self.loss}"
-                )
-        elif self.factors:
-            raise ConfigError(
-                f"factors: expected 0 with --panel {self.panel}, whose genes are predicted "
-                f"directly; got {self.factors}; ask for --panel all, or all:{self.panel}"
-            )
 
 
 def wants_all_genes(panel: str) -> bool:

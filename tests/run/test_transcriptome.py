@@ -8,7 +8,7 @@ from virchow_st.config import TrainConfig
 from virchow_st.errors import ConfigError
 from virchow_st.run import transcriptome
 from virchow_st.run.panel import Panel, choose_panel
-from virchow_st.run.transcriptome import RunGenes, choose_genes
+from virchow_st.run.transcriptome import RunGenes, check_factors, choose_genes
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,8 @@ def test_genes_of_a_panel_in_another_order():
 
 def test_settings_that_do_not_go_together():
     with pytest.raises(ConfigError, match="loss: expected poisson with --panel all:top:9"):
-        TrainConfig(panel="all:top:9", loss="mse")
+        check_factors(TrainConfig(panel="all:top:9", loss="mse"))
     with pytest.raises(ConfigError, match="factors: expected 0 with --panel top50"):
-        TrainConfig(factors=8)
-    assert TrainConfig(panel="all", factors=8).factors == 8
+        check_factors(TrainConfig(factors=8))
+    check_factors(TrainConfig(panel="all", factors=8))
+    check_factors(TrainConfig())

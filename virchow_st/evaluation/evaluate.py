@@ -224,7 +224,7 @@ def _write_all_genes(run: Run, folder: Path, all_genes: AllGenes) -> dict[str, A
     assert run.loadings is not None
     table, genes = all_genes.table(), run.genes.all
     write_all_genes(folder, table)
-    write_factors(folder, genes, run.loadings, all_genes.mean_factors, run.all_train_rate)
+    write_factors(folder, genes, run.loadings, all_genes.mean_factors)
     return summary(table, run.loadings.shape[1])
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypedDict
 import numpy as np
 
 from virchow_st.names import csv_name, csv_text
+from virchow_st.run.leading_genes import leading_genes
 from virchow_st.run.panel import Gene, Panel
 from virchow_st.runtime.atomic import written_whole
 from virchow_st.schema import Count, Length, MismatchError, read_table
@@ -173,9 +174,7 @@ def _check_rows(rows: Any) -> None:
         raise MismatchError("gene_id: expected every gene once")
 
 
-def write_factors(
-    run: Path, genes: Panel, loadings: Float32Array, umis: Float64Array, train_rate: Float64Array
-) -> None:
+def write_factors(run: Path, genes: Panel, loadings: Float32Array, umis: Float64Array) -> None:
     """Write ``factors.csv``: a line for each factor with its leading genes.
 
     Args:
@@ -183,9 +182,8 @@ def write_factors(
         genes: The G genes.
         loadings: (G, K) share of each gene in a factor's UMIs.
         umis: (K,) predicted UMIs of each factor per 2 µm bin of the test slides.
-        train_rate: (G,) mean UMIs of each gene per 2 µm tissue bin of the training patients.
     """
-    leading = leading_genes(loadings, train_rate)
+    leading = leading_genes(loadings, N_LEADING)
     with (
         written_whole(run / FACTORS) as aside,
         open(aside, "w", newline="", encoding="utf-8") as f,
@@ -196,24 +194,3 @@ def write_factors(
         for k, places in enumerate(leading):
             names = " ".join(labels[g] for g in places)
             rows.writerow([k + 1, f"{umis[k]:.6g}", csv_text(names)])
-
-
-def leading_genes(
-    loadings: Float32Array, train_rate: Float64Array, n: int = N_LEADING
-) -> list[list[int]]:
-    """Genes that distinguish each factor most, (K lists of up to n indices).
-
-    Genes are ranked by their part of the Kullback–Leibler divergence of the factor's mix of genes
-    from the training mean: ``W_gk · log(W_gk / m_g)``, where m_g is the gene's share of all UMIs. A
-    gene leads if it makes up much of the factor and more than of the tissue.
-
-    Example:
-        >>> loadings = np.array([[0.6, 0.5], [0.4, 0.0], [0.0, 0.5]], np.float32)
-        >>> leading_genes(loadings, train_rate=np.array([5.0, 2.0, 2.0]), n=1)
-        [[1], [2]]
-    """
-    share = train_rate / train_rate.sum()
-    with np.errstate(divide="ignore", invalid="ignore"):
-        part = np.where(loadings > 0, loadings * np.log(loadings / share[:, None]), 0.0)
-    order = np.argsort(-part, axis=0, kind="stable")[:n]
-    return [[int(g) for g in column if part[g, k] > 0] for k, column in enumerate(order.T)]

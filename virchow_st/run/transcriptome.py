@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from virchow_st.config import wants_all_genes
+from virchow_st.config import TrainConfig, wants_all_genes
 from virchow_st.errors import ConfigError
 from virchow_st.run.integrity import GENES, PANEL
 from virchow_st.run.panel import Panel, choose_panel, common_genes
@@ -70,6 +70,21 @@ class RunGenes:
                 "train anew"
             )
         return genes
+
+
+def check_factors(config: TrainConfig) -> None:
+    """Raise `ConfigError` for settings that do not go with predicting genes as factors, or not."""
+    if not wants_all_genes(config.panel):
+        if config.factors:
+            raise ConfigError(
+                f"factors: expected 0 with --panel {config.panel}, whose genes are predicted "
+                f"directly; got {config.factors}; give --panel all, or all:{config.panel}"
+            )
+    elif config.loss != "poisson":
+        raise ConfigError(
+            f"loss: expected poisson with --panel {config.panel}, since every gene is predicted as "
+            f"a sum of factors; got {config.loss}"
+        )
 
 
 def choose_genes(

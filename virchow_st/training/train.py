@@ -28,7 +28,7 @@ from virchow_st.run.integrity import file_hashes
 from virchow_st.run.lock import CHECKPOINTS, RunLock
 from virchow_st.run.split import Split, split_patients, warn_of_alike_patients
 from virchow_st.run.state import read_state
-from virchow_st.run.transcriptome import RunGenes, choose_genes
+from virchow_st.run.transcriptome import RunGenes, check_factors, choose_genes
 from virchow_st.runtime.devices import pick_device
 from virchow_st.runtime.distributed import ALONE, Processes
 from virchow_st.runtime.progress import SILENT, Progress
@@ -110,6 +110,7 @@ def _train(
 
 def _open(config: TrainConfig, processes: Processes) -> tuple[torch.device, list[Store], Split]:
     """Open device and stores for this process, and divide the patches into a split."""
+    check_factors(config)
     alone = processes.size == 1
     device = pick_device(config.device, None if alone else processes.local_rank)
     if config.batch_size % processes.size:
