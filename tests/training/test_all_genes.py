@@ -1,6 +1,7 @@
 """Training with ``--panel all``: factors, resuming, and what a run predicts."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -59,6 +60,23 @@ def test_what_it_predicts(run, config):
     factors = loaded.predict_factors(patch)
     of_panel = np.einsum("gk,krc->grc", loaded.loadings[loaded.genes.places], factors)
     np.testing.assert_allclose(loaded.predict(patch), of_panel, rtol=1e-4)
+    for g, symbol in enumerate(loaded.genes.all.symbols):
+        expected = np.tensordot(loaded.loadings[g], factors, axes=1)
+        np.testing.assert_allclose(loaded.predict_gene(patch, symbol), expected, rtol=1e-5)
+    with pytest.raises(ConfigError, match="NOGENE"):
+        loaded.predict_gene(patch, "NOGENE")
+
+
+def test_a_run_of_a_panel_has_no_factors(config, tmp_path):
+    train(tmp_path / "run", replace(config, panel="top:2", factors=0, epochs=1))
+    direct = load_run(tmp_path / "run", "cpu")
+    patch = open_store(config.stores[1])[0]
+    assert direct.loadings is None
+    assert direct.genes.all == direct.panel
+    gene = direct.panel.ids[1]
+    np.testing.assert_array_equal(direct.predict_gene(patch, gene), direct.predict(patch)[1])
+    with pytest.raises(ConfigError, match="has no factors"):
+        direct.predict_factors(patch)
 
 
 def test_resumed_it_is_the_same(run, config, tmp_path):

@@ -126,6 +126,24 @@ class Run:
         self.check_store(patch.store)
         return self.factors(*self._inputs([patch]))[0]
 
+    def predict_gene(self, patch: Patch, gene: str) -> Float32Array:
+        """Predict expected UMIs of one gene per 2 µm bin on one patch of a store.
+
+        Args:
+            patch: a patch of a store that was extracted with the run's encoder.
+            gene: symbol or id of any gene that the run predicts, see `genes`.
+
+        Returns:
+            (128, 128) float32.
+
+        Raises:
+            ConfigError: the run does not predict the gene, or as `predict` raises.
+        """
+        place = self.genes.all.index(gene)
+        if self.loadings is None:
+            return self.predict(patch)[place]
+        return np.tensordot(self.loadings[place], self.predict_factors(patch), axes=1)
+
     def predict_store(self, store: Store) -> Iterator[Float32Array]:
         """Predict expected UMIs per 2 µm bin on every patch of a store, one after another.
 
