@@ -1,9 +1,9 @@
-"""What plain ``vst train`` reaches on a patient left out, and how soon, on new simulated cohorts.
+"""Measures the scores of ``vst train`` with default settings over time, on simulated cohorts.
 
 Each cohort is simulated with the settings of ``vst demo`` and a seed of its own, extracted with the
-stain encoder, trained with the defaults, and evaluated as it stood after a minute, after two and a
-half, after six, and at the end. Time counts from the start of `train`, with reading and the
-regression that the decoder begins as.
+stain encoder and trained with the defaults. The run is evaluated on the left-out patient as of 1,
+2.5 and 6 minutes of training, and at the end. Time is measured from the start of `train` and
+includes reading the stores and the regression with which the decoder starts.
 
     python benchmarks/default_recipe.py FOLDER --cohorts 101 102 103 --json default_recipe.json
 """
@@ -27,7 +27,7 @@ _MOST_TRIES = 20
 
 
 class Snapshots:
-    """Progress listener that keeps a run as it stood when each mark was passed.
+    """Progress receiver that copies the run when the time of each mark has passed.
 
     Checkpoints are written while training goes on. The copy is made after the first epoch that ends
     past the mark, and holds the best checkpoint that had been saved by then.

@@ -32,7 +32,7 @@ def export(console: Console, source: Path, out: Path, **options: Any) -> int:
     try:
         written, content = export_run(source, out, config, console)
     except KeyboardInterrupt as e:
-        console.error("stopped; nothing was kept, the same command begins anew")
+        console.error("stopped; nothing was kept, the same command starts again")
         return exit_code(e)
     console.result(f"{written}: {content}")
     return 0

@@ -98,7 +98,8 @@ def print_comparison(console: Console, comparison: dict[str, Any], names: dict[s
             _COLUMNS,
             rows,
             (2,),
-            "Both on the same drawn blocks of the slide; unclear: the interval holds 0.",
+            "Intervals by bootstrap over blocks of the slide, the same for both; unclear: the "
+            "interval contains 0.",
             styles={0: "cyan", 3: "cyan"},
         )
 

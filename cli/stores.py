@@ -33,7 +33,7 @@ def inspect(console: Console, stores: tuple[Path, ...], as_json: bool) -> None:
     """Show the content and origin of stores, one column per store.
 
     For fields: genes, factors with their leading genes, area, expected UMIs and origin. For images:
-    what would be read of each, its µm per pixel, and whether it can be H&E.
+    how each would be read, its µm per pixel, and whether it can be H&E.
     """
     if any(is_image(path) for path in stores):
         inspect_images(console, stores, as_json)
@@ -72,7 +72,7 @@ def _column(summary: dict[str, Any]) -> dict[str, str]:
         "UMIs": f"{summary['total_umi']:,}",
         "non-zero": f"{summary['nonzero']:.2%} of genes × tissue bins",
         "non-zero, top 50 genes": f"{summary['nonzero_top50']:.2%}",
-        "bytes a non-zero count": f"{summary['bytes_per_nonzero']:.2f}",
+        "bytes per non-zero count": f"{summary['bytes_per_nonzero']:.2f}",
         "token grid": f"{summary['grid']}×{summary['grid']}×{summary['dim']}, "
         f"{summary['token_um']} µm, {summary['token_dtype']}",
         "size on disk": size_text(summary["bytes"]),
@@ -89,7 +89,7 @@ def _column(summary: dict[str, Any]) -> dict[str, str]:
             rows[name] = ", ".join(map(str, source.values()))
     rows["options"] = _listed(summary["job"]["options"])
     if "lattice" in summary:
-        rows["lattice"] = f"from bin {summary['lattice']} on (row, column)"
+        rows["lattice"] = f"starts at bin {summary['lattice']} (row, column)"
     if "registration" in summary:
         rows["registration"] = describe(summary["registration"])
     rows["written by"] = _listed(summary["software"])
@@ -112,5 +112,5 @@ def verify(console: Console, store: Path) -> int:
     faults = verify_store(opened, lambda done, total: console.step(done, total, "patches"))
     for fault in faults:
         console.result(fault)
-    console.result(f"{store}: {'damaged' if faults else f'{len(opened)} patches, all sound'}")
+    console.result(f"{store}: {'damaged' if faults else f'{len(opened)} patches, all intact'}")
     return int(bool(faults))

@@ -265,7 +265,7 @@ def test_extract_with_int8_tokens(vst, simulated: Path, stores, tmp_path: Path) 
         for kind in set(Kind) - {Kind.TOKENS}:
             assert store.record(patch.index, kind) == half.record(patch.index, kind)
     assert store.manifest["job"]["options"]["token_dtype"] == "int8"
-    assert "all sound" in vst("verify", path).out
+    assert "all intact" in vst("verify", path).out
     answer = vst(*arguments)  # float16 into the same folder
     assert answer.code == 2
     assert "other inputs or options" in answer.err

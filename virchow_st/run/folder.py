@@ -81,6 +81,6 @@ def begin(
             save(aside, file_hashes(aside))
     except OSError as e:
         raise ConfigError(
-            f"{run}: cannot be written ({e.strerror}); nothing was begun; make room or give "
+            f"{run}: cannot be written ({e.strerror}); no run was started; free disk space or give "
             "another --run, and train again"
         ) from None
