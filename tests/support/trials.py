@@ -163,7 +163,7 @@ COMMANDS = {
         lambda w: ["train", *w.stores(), "--run", w.work / "run", *TRAIN], again=train_again,
         goes_on=True,
     ),
-    "train, fusion": Command(
+    "train fusion": Command(
         lambda w: ["train", *w.stores(), "--run", w.work / "run", *FUSION], again=train_again,
         goes_on=True,
     ),
@@ -174,7 +174,7 @@ COMMANDS = {
     "evaluate": Command(
         lambda w: ["evaluate", w.work / "run", "--device", "cpu"], finds=copied_run
     ),
-    "evaluate, first": Command(
+    "evaluate first": Command(
         lambda w: ["evaluate", w.work / "run", "--device", "cpu"], finds=trained_run
     ),
     "figures": Command(
