@@ -7,9 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from virchow_st.run.score_table import (
+    ABUNDANCE_COLUMNS,
     NAMES,
     SCALES,
     Runs,
+    abundance_caption,
+    abundance_rows,
+    abundance_title,
     below_baselines,
     better_of,
     interval_text,
@@ -59,6 +63,14 @@ def print_scores(console: Console, runs: Runs) -> None:
             console.result(
                 f"seams of {name}: step of 2 µm bins across a border over one inside, 1 is none: "
                 f"{', '.join(borders)}"
+            )
+        if "all_genes" in metrics:
+            console.table(
+                abundance_title(metrics),
+                [name, *ABUNDANCE_COLUMNS],
+                [list(row) for row in abundance_rows(metrics)],
+                caption=abundance_caption(metrics),
+                styles={0: "bold cyan"},
             )
 
 

@@ -138,7 +138,16 @@ class TrainConfig(_Checked):
     )
     panel: str = setting(
         "top50",
-        "genes to predict: top50, top:N (the N most variable), or a file of gene ids or symbols",
+        "genes to predict, score and draw: top50, top:N (the N most variable), or a file of gene "
+        "ids or symbols; all, all:top:N or all:FILE to predict every gene besides, as factors "
+        "(docs/transcriptome.md)",
+    )
+    factors: int = setting(
+        0,
+        "number of factors that --panel all predicts every gene from; 0 for the number that fits "
+        "held-out training counts best",
+        at_least=0,
+        at_most=256,
     )
     decoder: str = setting(
         "fusion",
@@ -212,6 +221,16 @@ class TrainConfig(_Checked):
                 "leave_one_out: expected it without a test patient, since every patient is the "
                 f"test once; got test_patient {self.test_patient!r}; leave one of the two out"
             )
+
+
+def wants_all_genes(panel: str) -> bool:
+    """Whether a panel as ``--panel`` takes it asks for every gene.
+
+    Example:
+        >>> wants_all_genes("all"), wants_all_genes("all:top:100"), wants_all_genes("top50")
+        (True, True, False)
+    """
+    return panel == "all" or panel.startswith("all:")
 
 
 KEEP_PATHS = "say where files lie, not only what they are called; the output is made to be shared"

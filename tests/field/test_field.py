@@ -11,8 +11,9 @@ from tiny_field import CORNER_UM, PROVENANCE, TinyField
 
 import virchow_st
 from virchow_st.errors import ConfigError, FieldError
-from virchow_st.field.loadings import Loadings, leading_genes
+from virchow_st.field.loadings import Loadings
 from virchow_st.field.write import write_field
+from virchow_st.run.leading_genes import leading_genes
 from virchow_st.run.panel import Panel
 
 

@@ -14,18 +14,21 @@ from typing import Any
 
 import xxhash
 
-from virchow_st.errors import ConfigError
+from virchow_st.errors import ConfigError, to_read
 from virchow_st.schema import read_toml
 
 CONFIG, PANEL, SPLIT = "config.toml", "panel.tsv", "split.json"
 FILES = (CONFIG, PANEL, SPLIT)
+GENES = "genes.tsv"
+"""All genes that a run predicts, if they are more than its panel."""
 # Where stores lie and where a run is computed may change: the split names the stores' records.
 _PLACES = ("stores", "device", "compile")
 
 
 def file_hashes(run: Path) -> dict[str, str]:
     """The hashes of a run's files, by name; `ConfigError` for one that cannot be read."""
-    return {name: _hash(run / name) for name in FILES}
+    names = [*FILES, GENES] if (run / GENES).exists() else FILES
+    return {name: _hash(run / name) for name in names}
 
 
 def _hash(path: Path) -> str:
@@ -48,7 +51,9 @@ def hash_file(path: Path) -> str:
             while block := file.read(1 << 22):
                 digest.update(block)
     except OSError as e:
-        raise ConfigError(f"{path}: cannot be read ({e.strerror}); train anew") from None
+        raise ConfigError(
+            f"{path}: cannot be read ({e.strerror}); {to_read(e, 'train anew')}"
+        ) from None
     return digest.hexdigest()
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from virchow_st.kernels.factorise import expected_umis
 from virchow_st.kernels.pooling import sum_pool
 from virchow_st.run.split import Member
 from virchow_st.training.dataset import PatchDataset
@@ -27,6 +28,7 @@ _N_STEPS = 12
 _MOST_TOKENS = 16_384  # more do not improve the fit, and take minutes with 1,280 channels
 _MOST_LOG_RATIO = 8.0  # bound of the log ratio of a rate to the gene's mean
 _MOST_SD = 8.0  # standardised tokens are clipped to this, as in `TokenNorm`
+_N_EM_STEPS = 30
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,7 @@ def regress_on_tokens(
     statistics: TrainingStatistics,
     loss: str,
     seed: int,
+    loadings: Float32Array | None = None,
 ) -> TokenRegression:
     """Fit a decoder's output as a linear function of its tokens, on the training patches.
 
@@ -62,11 +65,18 @@ def regress_on_tokens(
             For ``mse``, one Newton step from the mean, which is a ridge regression, gives z-scores
             at 2 µm.
         seed: seed of the random choice of tokens, if there are more than 16,384.
+        loadings: (G, K) loadings of factors, if the decoder's output is the logarithm of K factors;
+            ``loss`` is then ``poisson``. The regression predicts the expected UMIs of each factor,
+            see `umis_of_factors`.
     """
     rng = np.random.default_rng(seed)
     each = math.ceil(_MOST_TOKENS / len(members))
-    parts = [_of_patch(dataset, member, statistics, rng, each) for member in members]
+    parts = [_of_patch(dataset, member, statistics, rng, each, loadings) for member in members]
     x, umis, n_bins = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    if loadings is not None:
+        rate = np.maximum(umis.sum(0), 0.5) / max(n_bins.sum(), 1.0)
+        weights, offset = poisson_regression(x, umis, n_bins, rate, PENALTY)
+        return TokenRegression(weights.astype("f4"), (np.log(rate) + offset).astype("f4"))
     if loss == "mse":
         weights, offset = poisson_regression(x, umis, n_bins, statistics.rate, PENALTY, n_steps=1)
         to_z = statistics.rate / statistics.std[0]
@@ -82,8 +92,9 @@ def _of_patch(
     statistics: TrainingStatistics,
     rng: np.random.Generator,
     most: int,
+    loadings: Float32Array | None,
 ) -> tuple[Float64Array, Float64Array, Float64Array]:
-    """Standardised tokens (n, D) of a patch, their UMIs (n, G) and numbers of tissue bins (n,).
+    """Standardised tokens (n, D) of a patch, UMIs of genes or factors (n, G or K), tissue bins.
 
     Tokens with less than half of their bins in tissue are left out; of the others, at most
     ``most`` are drawn at random.
@@ -102,7 +113,38 @@ def _of_patch(
     cell = counts.gene[inside].astype(np.int64) * T * T + row // side * T + col // side
     umis = np.bincount(cell, counts.count[inside], counts.n_genes * T * T)
     umis_nG = umis.reshape(counts.n_genes, T * T)[:, chosen].T.astype(np.float64)
+    if loadings is not None:
+        umis_nG = umis_of_factors(umis_nG, loadings)
     return np.clip(x, -_MOST_SD, _MOST_SD), umis_nG, n_bins[chosen].astype(np.float64)
+
+
+def umis_of_factors(umis: Float64Array, loadings: Float32Array) -> Float64Array:
+    """Expected UMIs of each factor in rows of counts, (n, K); a row's sum is that of its counts.
+
+    Factors are fitted to each row by EM with the loadings held fixed; the last expectation is
+    returned (Lee & Seung, NIPS 13, 2001, 556).
+
+    Args:
+        umis: (n, G) counts.
+        loadings: (G, K), columns that sum to 1.
+
+    Example:
+        >>> two_genes_each = np.array([[0.5, 0.0], [0.5, 0.0], [0.0, 1.0]], np.float32)
+        >>> umis_of_factors(np.array([[3.0, 1.0, 2.0]]), two_genes_each).round(6)
+        array([[4., 2.]])
+    """
+    of_genes = np.maximum(loadings.astype(np.float64), 1e-12)
+    row, gene = np.nonzero(umis)
+    start = np.searchsorted(row, np.arange(len(umis) + 1)).astype(np.int64)
+    factors = np.full((len(umis), of_genes.shape[1]), 1.0)
+    out, log_sums = np.empty_like(factors), np.empty(len(umis))
+    for _ in range(_N_EM_STEPS):
+        expected_umis(
+            start, gene.astype(np.int32), umis[row, gene], factors, of_genes, 0, len(umis), out,
+            log_sums,
+        )  # fmt: skip
+        factors = np.maximum(out, 1e-12)
+    return out
 
 
 def poisson_regression(
