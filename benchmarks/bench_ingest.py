@@ -1,20 +1,20 @@
-"""A whole 2 µm slide from Space Ranger's files to gene-major patch records, against what others do.
+"""Reads a full 2 µm slide from Space Ranger's files to records of patches, against other packages.
 
-`full_slide` writes the slide, once, into the folder given: 3350×3350 bins, 18,085 genes, 100 M
-non-zeros, the filtered matrix with its columns in random order and the raw one with every bin,
-row-major. Each side reads it in a process of its own, in turns; the best time of the rounds counts,
-and the largest peak of memory. The page cache is warm and our kernels are compiled before (the
-first call on a machine takes some seconds more).
+`full_slide` writes the slide once into the given folder: 3350×3350 bins, 18,085 genes, 100 M
+non-zeros; the filtered matrix with its columns in random order, and the raw matrix with all bins in
+row-major order. Every reader runs in a process of its own, in alternation; the best time and the
+largest peak memory over the rounds are reported. The page cache is warm and the kernels of this
+package are compiled before (the first call on a machine takes a few seconds longer).
 
-- ours: positions, homography, tissue mask, patch lattice, every patch's counts sorted by gene and
-  position and packed into the bytes of the store's records.
-- scanpy + pandas: `read_10x_h5`, and the positions joined to its barcodes; no patches.
-- spatialdata-io: `visium_hd` of the 2 µm bins without any image, bins as points; no patches.
-- streaming: `h5py` reads the four large datasets of the matrix once, keeps nothing.
+- ours: positions, homography, tissue mask and patch lattice; the counts of every patch, sorted by
+  gene and position and packed as records of a store.
+- scanpy + pandas: `read_10x_h5`, with the positions joined to its barcodes; no patches.
+- spatialdata-io: `visium_hd` on the 2 µm bins without images, bins as points; no patches.
+- streaming: `h5py` reads the four large datasets of the matrix once and discards them.
 
     python benchmarks/bench_ingest.py FOLDER [--small] [--peer-python PYTHON] [--json FILE]
 
-PYTHON is one in which scanpy and spatialdata-io are installed; those that are not are left out.
+PYTHON is an interpreter with scanpy and spatialdata-io; a package that it lacks is left out.
 """
 
 from __future__ import annotations
@@ -103,10 +103,10 @@ def table(order: str, size: Size, figures: dict[str, Figures]) -> Table:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="A whole 2 µm slide to patch records.")
-    parser.add_argument("folder", type=Path, help="where the slide is written, or lies already")
-    parser.add_argument("--small", action="store_true", help="400×400 bins, in seconds")
-    parser.add_argument("--peer-python", help="a Python with scanpy and spatialdata-io")
-    parser.add_argument("--rounds", type=int, default=3, help="runs of each side; the best counts")
+    parser.add_argument("folder", type=Path, help="folder of the slide, written if missing")
+    parser.add_argument("--small", action="store_true", help="400×400 bins, takes seconds")
+    parser.add_argument("--peer-python", help="interpreter with scanpy and spatialdata-io")
+    parser.add_argument("--rounds", type=int, default=3, help="timed runs; the best time is used")
     parser.add_argument("--json", type=Path, help="also write the tables to this file")
     options = parser.parse_args()
 

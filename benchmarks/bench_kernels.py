@@ -1,7 +1,7 @@
-"""Every kernel against its reference: all pairs of `virchow_st.kernels.table`, in one table.
+"""Times every kernel against its reference: all pairs of `virchow_st.kernels.table`, in one table.
 
-Both run on one thread, in alternation, on the same arrays. `bench_metrics.py` times whole
-evaluations, for which these kernels are written.
+Kernel and reference run on one thread, in alternation, on the same arrays. `bench_metrics.py`
+times whole evaluations, in which most of these kernels are used.
 
     python benchmarks/bench_kernels.py [--rounds 5] [--json FILE]
 """
@@ -18,8 +18,8 @@ from virchow_st.kernels.table import TABLE
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Kernels against what they replace.")
-    parser.add_argument("--rounds", type=int, default=5, help="timed runs; the best counts")
+    parser = argparse.ArgumentParser(description="Time kernels against their references.")
+    parser.add_argument("--rounds", type=int, default=5, help="timed runs; the best time is used")
     parser.add_argument("--json", type=Path, help="also write the tables to this file")
     options = parser.parse_args()
 

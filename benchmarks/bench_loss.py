@@ -1,25 +1,26 @@
-"""The multi-scale Poisson loss: fused and sparse, against dense counts in torch.
+"""Times the multi-scale Poisson loss: fused on sparse counts, against dense counts in PyTorch.
 
-Forward and backward of the loss alone, at 2, 4, 8 and 16 µm, from log-rates to their gradient, on
-counts that are zero in 95 of 100 bins. Three ways:
+What is timed is the loss alone at 2, 4, 8 and 16 µm, forward and backward, from log-rates to their
+gradient, with counts of which 95 % are zero. There are three implementations:
 
 - plain PyTorch (`virchow_st.models.losses.reference`): dense counts, `poisson_nll_loss`,
-  `avg_pool2d` times the area, autograd. It leaves out the constant that makes a deviance of the
-  likelihood, so it does a little less than the others;
-- torch in closed form (`virchow_st.models.losses.poisson.half_deviance`): dense counts, a
-  written-out gradient;
-- fused: lists of non-zeros; on a CPU one sweep per map by numba
-  (`virchow_st.models.losses.fused`), on a GPU the Triton kernels
+  `avg_pool2d` times the area, autograd. It leaves out the constant that turns the likelihood into
+  the deviance, so it computes slightly less than the others;
+- torch in closed form (`virchow_st.models.losses.poisson.half_deviance`): dense counts, with an
+  explicit gradient;
+- fused: lists of non-zeros; on a CPU one pass per map by numba
+  (`virchow_st.models.losses.fused`), on a GPU Triton kernels
   (`virchow_st.models.losses.fused_gpu`).
 
-Counts lie ready, dense or as lists, on the device. "GradNorm" is a step as GradNorm needs it:
-forward, each scale's gradient alone, and the gradient of the sum. All in turns in one process, the
-same number of threads each; losses and gradients must agree. GOMP_SPINCOUNT is set as vst sets it
-for itself: torch's threads would spin on after their work, and the kernels' wait for a core.
+Counts are prepared on the device, dense or as lists. "GradNorm" is a step of GradNorm: forward, the
+gradient of each scale, and the gradient of the sum. All implementations run in alternation in one
+process with the same number of threads; losses and gradients must agree. GOMP_SPINCOUNT is set as
+by vst, because torch's threads would otherwise spin after their work and keep cores from the
+kernels.
 
-Memory on a CPU is measured in a process for each: the most memory it ever had resident (VmHWM,
-Linux) while it computed, less what it had with the inputs ready. On a GPU it is what torch's
-allocator handed out at the most, in the same way.
+Memory on a CPU is measured in a separate process per implementation: the peak of resident memory
+(VmHWM, Linux) while it computes, minus the resident memory with the inputs ready. On a GPU it is
+the peak of torch's allocator, measured likewise.
 
     GOMP_SPINCOUNT=10000 python benchmarks/bench_loss.py [--device auto] [--patches 8] [--rounds 10]
         [--json FILE]
@@ -51,8 +52,8 @@ from virchow_st.types import SCALES_UM
 
 PLAIN, CLOSED, FUSED = "plain PyTorch", "torch, closed form", "fused"
 WAYS = (PLAIN, CLOSED, FUSED)
-# Arrays of 64 kB and more go back to the system when freed. Else what a process once used counts as
-# its own, and computing in it looks free.
+# Arrays of 64 kB and more are returned to the system when freed. Otherwise memory that a process
+# has used before would be reused, and computing would seem to need none.
 _RETURN_FREED = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 Loss = Callable[[Tensor], Tensor]  # (B, G, 128, 128) log-rates to (S,)
 
@@ -70,7 +71,7 @@ class Batch:
         return self.log_rate.device
 
     def loss(self, way: str) -> Loss:
-        """The loss in one of the `WAYS`, what it takes made ready."""
+        """One of the implementations in `WAYS`, with its inputs prepared."""
         n_genes = self.counts.shape[1]
         if way == FUSED:
             train_rate = torch.full((n_genes,), 0.05)
@@ -96,7 +97,7 @@ class Batch:
         return torch.from_numpy(self.counts.dense()).to(self.device)
 
     def count_bytes(self, way: str) -> int:
-        """What the counts take that a way needs."""
+        """Bytes of the counts in the form that an implementation needs."""
         if way != FUSED:
             return self.log_rate.nbytes
         return sum(x.nbytes for x in (self.counts.start, self.counts.position, self.counts.count))
@@ -132,7 +133,7 @@ def check(batch: Batch) -> None:
 
 
 def times(batch: Batch, threads: int, rounds: int) -> Table:
-    """On a GPU the number of threads does not matter, and is 1."""
+    """Time all implementations; on a GPU the number of threads is 1 and does not matter."""
     B, G = batch.counts.shape[:2]
     torch.set_num_threads(threads)
     where = f"{threads} thread{'s' * (threads > 1)}"
@@ -167,14 +168,14 @@ def memory(batch: Batch) -> Table:
         f"Memory beyond the log-rates, B = {B}, G = {G}",
         ["forward + backward", "counts, MB", "computing, MB", "both, MB", "share of plain PyTorch"],
         rows,
-        [f"The gradient, which every way has to make, takes {batch.log_rate.nbytes / 1e6:.0f} MB."],
+        [f"The gradient, which all have to compute, takes {batch.log_rate.nbytes / 1e6:.0f} MB."],
     )
 
 
 def peak_on_gpu(batch: Batch, way: str) -> int:
     """Peak memory of one step in addition to its inputs, bytes."""
     loss = batch.loss(way)
-    step(batch.log_rate, loss)  # compiles; a library's own workspace, once there, is not counted
+    step(batch.log_rate, loss)  # compiles, and allocates the libraries' workspaces before measuring
     before = torch.cuda.memory_allocated(batch.device)
     torch.cuda.reset_peak_memory_stats(batch.device)
     step(batch.log_rate, loss)
@@ -200,12 +201,12 @@ def print_memory(way: str, n_patches: int, n_genes: int) -> None:
     torch.set_num_threads(1)
     cpu = torch.device("cpu")
     small = draw_batch(1, 2, cpu)
-    step(small.log_rate, small.loss(way))  # compiles, and loads what torch loads late
+    step(small.log_rate, small.loss(way))  # compiles, and imports what torch imports lazily
     batch = draw_batch(n_patches, n_genes, cpu)
     loss = batch.loss(way)
     before = resident("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins anew
-    kept = step(batch.log_rate, loss)  # so that the gradient is there when the mark is read
+    Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
+    kept = step(batch.log_rate, loss)  # keeps the gradient until the mark is read
     peak = resident("VmHWM") - before
     assert kept[1].shape == batch.log_rate.shape
     print(peak)
@@ -221,10 +222,10 @@ def resident(name: str) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="The multi-scale Poisson loss.")
-    parser.add_argument("--patches", type=int, default=8, help="patches a batch of 50 genes")
+    parser.add_argument("--patches", type=int, default=8, help="patches per batch of 50 genes")
     parser.add_argument("--genes", type=int, default=50, help=argparse.SUPPRESS)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    parser.add_argument("--rounds", type=int, default=10, help="timed turns; the best counts")
+    parser.add_argument("--rounds", type=int, default=10, help="timed runs; the best time is used")
     parser.add_argument("--json", type=Path, help="also write the tables to this file")
     parser.add_argument("--memory-of", choices=WAYS, help=argparse.SUPPRESS)
     options = parser.parse_args()

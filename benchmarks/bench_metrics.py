@@ -1,19 +1,19 @@
-"""Evaluation against SciPy, scikit-image and scikit-learn on whole arrays.
+"""Times the evaluation against SciPy, scikit-image and scikit-learn on whole arrays.
 
-Two jobs, each on patches of 128 × 128 bins and 50 genes, as sparse as real ones:
+There are two jobs, on patches of 128 × 128 bins and 50 genes, as sparse as real ones:
 
 - masked PCC and SSIM: Pearson's r per gene over the tissue of all patches, and windowed SSIM per
-  gene and patch. The reference calls `scipy.stats.pearsonr` once a gene and
-  `skimage.metrics.structural_similarity` once a gene and patch.
+  gene and patch. The reference calls `scipy.stats.pearsonr` once per gene and
+  `skimage.metrics.structural_similarity` once per gene and patch.
 - every score of `ScaleAccumulator` at 2, 4, 8 and 16 µm with both nulls. The reference gathers
   the tissue of all patches and calls `pearsonr`, `spearmanr`, `roc_auc_score`,
   `average_precision_score`, `mean_poisson_deviance`, `structural_similarity` (four maps), a sparse
   matrix of neighbours for Moran's I, and `numpy.random.Generator.binomial` for thinning.
 
-What does not depend on the gene is done outside the loops. Both sides run on one thread, in turns,
-on the same arrays (float32 rates and uint16 counts, as a decoder and a store give them), compute in
-float64, and must agree: to 1e-6, rank scores to 1e-3 (ours are of rounded values), and the
-thinned ceiling, which uses other random numbers, to 0.02.
+Work that does not depend on the gene is done outside the loops. Both sides run on one thread, in
+alternation, on the same arrays (float32 rates as from a decoder, uint16 counts as from a store),
+and compute in float64. They must agree to 1e-6; rank scores to 1e-3 (ours round the values), and
+the thinned ceiling, for which both draw different random numbers, to 0.02.
 
     python benchmarks/bench_metrics.py [--patches 32] [--json FILE]
 """
@@ -80,7 +80,7 @@ def their_ssim(maps: list[Patch]) -> np.ndarray:
 
 
 def unit(x: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """A map scaled to 0–1 inside the mask; 0 where it is constant. Values outside are not used."""
+    """A map scaled to 0–1 inside the mask, or 0 if it is constant; values outside are not used."""
     low, high = x.min(where=mask, initial=np.inf), x.max(where=mask, initial=-np.inf)
     return (x - low) / (high - low) if high > low else np.zeros(x.shape)
 
@@ -153,7 +153,7 @@ def draw(n_patches: int) -> list[Patch]:
 
 
 def check(patches: list[Patch]) -> None:
-    """Both sides of both jobs agree."""
+    """Raise unless both sides of both jobs agree."""
     for got, want in zip(our_pcc_and_ssim(patches), their_pcc_and_ssim(patches), strict=True):
         np.testing.assert_allclose(got, want, atol=1e-6)
     wide = {"spearman": 1e-3, "auroc": 1e-3, "auprc": 1e-3}
@@ -166,9 +166,9 @@ def check(patches: list[Patch]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Evaluation against SciPy and its kin.")
+    parser = argparse.ArgumentParser(description="Time the evaluation against SciPy and others.")
     parser.add_argument("--patches", type=int, default=32, help="patches of masked PCC and SSIM")
-    parser.add_argument("--rounds", type=int, default=3, help="timed runs; the best counts")
+    parser.add_argument("--rounds", type=int, default=3, help="timed runs; the best time is used")
     parser.add_argument("--json", type=Path, help="also write the tables to this file")
     options = parser.parse_args()
 

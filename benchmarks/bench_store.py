@@ -1,16 +1,15 @@
-"""The store against other ways to keep the same tokens and counts, in one run on one disk.
+"""Times the store against other formats with the same tokens and counts, in one run on one disk.
 
-The tables of ``vst bench store``, with more patches and more peers, and with cold reads. Reads:
-whole patches of float16 tokens in random order, each into an array of its own, one thread. The
-store compares a record's checksum when it first reads it, so in the cold pass and not in the warm
-ones; none of the others does at all. Warm: all in the page cache, best of several passes in turns.
-Cold: the files' pages dropped (`posix_fadvise`, looked after with reads that may not wait) and
-everything opened anew, one pass. `store_peers` holds the peers that `virchow_st.bench.store` has
-not.
+It prints the tables of ``vst bench store`` with more patches, more formats (`store_peers`) and
+cold reads. One thread reads the float16 tokens of whole patches in random order, each into a new
+array. The store compares the checksum of a record when it first reads it, that is in the cold pass
+only; the other formats have no checksums. Warm: all files are in the page cache; best of several
+passes in alternation. Cold: the files' pages are dropped by `posix_fadvise` (which is verified by
+non-blocking reads) and all files are opened again; one pass.
 
     python benchmarks/bench_store.py [--patches 200] [--dim 1280] [--folder DIR] [--json FILE]
 
-litdata takes part where it is installed (``pip install litdata``).
+litdata is included if it is installed (``pip install litdata``).
 """
 
 from __future__ import annotations
@@ -86,18 +85,18 @@ def count_bytes(folder: Path) -> Table:
     }
     return Table(
         "Counts of a patch",
-        ["", "bytes a non-zero"],
+        ["", "bytes per non-zero"],
         [[name, n_bytes / nonzero] for name, n_bytes in ways.items()],
         [f"{nonzero:,} non-zeros of {N_GENES:,} genes."],
     )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="The store against other ways to keep the same.")
+    parser = argparse.ArgumentParser(description="Time the store against other formats.")
     parser.add_argument("--patches", type=int, default=200, help="patches to write, 2.5 MB each")
     parser.add_argument("--dim", type=int, default=1280, help="channels of a token")
-    parser.add_argument("--rounds", type=int, default=10, help="timed passes; the best counts")
-    parser.add_argument("--folder", type=Path, help="where to write, on the disk to measure")
+    parser.add_argument("--rounds", type=int, default=10, help="timed runs; the best time is used")
+    parser.add_argument("--folder", type=Path, help="scratch folder, on the disk to measure")
     parser.add_argument("--json", type=Path, help="also write the tables to this file")
     options = parser.parse_args()
 

@@ -1,8 +1,8 @@
-"""Writes a seeded 2 µm slide of full size in Space Ranger's layout: 11.2 M bins, 100 M non-zeros.
+"""Writes a random 2 µm slide of full size in Space Ranger's layout: 11.2 M bins, 100 M non-zeros.
 
-What a bin holds depends on the seed and the bin alone, so that the filtered matrix (tissue bins in
-random order) and the raw one (every bin, row-major) agree bin by bin. Nothing is kept but a block
-of columns at a time.
+The counts of a bin depend only on the seed and the bin, so that the filtered matrix (tissue bins in
+random order) and the raw matrix (all bins in row-major order) agree bin by bin. Only one block of
+columns is held in memory at a time.
 
     python benchmarks/full_slide.py FOLDER [--small]
 """
@@ -26,7 +26,7 @@ from scipy.ndimage import zoom
 CHUNK = 65_536
 BLOCK = 1 << 18  # columns drawn at a time
 TISSUE_SHARE = 0.78  # 8.7 M of 11.2 M bins, as on the public human colon slide
-AMBIENT = 0.02  # rate off the tissue, of that on it
+AMBIENT = 0.02  # rate outside tissue, relative to that in tissue
 PITCH_PX = 7.3  # px per bin: 0.274 µm/px
 HIRES_PX = 600
 MATRICES = ("filtered", "raw")
@@ -48,7 +48,7 @@ SMALL = Size(side=400, n_genes=1_500, nnz=1_400_000)
 
 @njit(cache=True)
 def _uniform(key: int, draw: int) -> float:
-    """A number in [0, 1) for a key and a draw: two rounds of SplitMix64 (Steele et al. 2014)."""
+    """Random number in [0, 1) for key and draw: two rounds of SplitMix64 (Steele et al. 2014)."""
     z = np.uint64(key) + np.uint64(draw) * np.uint64(0x9E3779B97F4A7C15)
     for _ in range(2):
         z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -62,13 +62,13 @@ def draw_columns(seed, bins, rate, mix, alias, keep, gene, count, ends):  # type
     """Draw the UMIs of bins, each a Poisson number of genes from one of two programmes.
 
     Args:
-        seed: of the slide.
-        bins: (n,) int64 row-major numbers of the bins.
+        seed: seed of the slide.
+        bins: (n,) int64 row-major indices of the bins.
         rate: (side²,) float32 expected UMIs of every bin.
         mix: (side²,) float32 share of the second programme.
         alias, keep: (2, G) alias tables of the programmes (Walker 1977).
-        gene, count: (room,) written; sorted by gene within a bin, none twice.
-        ends: (n,) int64 written: where each bin's entries end.
+        gene, count: (room,) output; sorted by gene within a bin, each gene once.
+        ends: (n,) int64 output: index after the last entry of each bin.
 
     Returns:
         The number of entries.
@@ -102,7 +102,7 @@ def draw_columns(seed, bins, rate, mix, alias, keep, gene, count, ends):  # type
 
 
 def alias_table(weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Walker's tables: take slot k, keep it with ``keep[k]``, else take ``alias[k]``."""
+    """Walker's tables: draw k; keep it with probability ``keep[k]``, else take ``alias[k]``."""
     n = len(weights)
     scaled = (weights / weights.sum() * n).tolist()
     alias, keep = np.arange(n), np.ones(n)
@@ -136,7 +136,7 @@ def barcodes(bins: np.ndarray, side: int) -> np.ndarray:
 
 
 class Slide:
-    """The maps a slide is drawn from."""
+    """The maps from which a slide is drawn."""
 
     def __init__(self, size: Size) -> None:
         rng = np.random.default_rng(size.seed)
@@ -229,7 +229,7 @@ class Slide:
         pq.write_table(table, path, compression="zstd", row_group_size=side * side)
 
     def to_px(self, col: np.ndarray, row: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Mirrored, turned by a degree and a little in perspective, as real slides are."""
+        """Pixel positions: mirrored, rotated by a degree, with slight perspective."""
         cos, sin = PITCH_PX * np.cos(0.0175), PITCH_PX * np.sin(0.0175)
         w = 1 + 1.3e-7 * col + 7.6e-8 * row
         x = (PITCH_PX * self.size.side - cos * col + sin * row) / w
@@ -238,9 +238,9 @@ class Slide:
 
 
 def write_slide(folder: Path, size: Size) -> Path:
-    """Write ``folder/outs`` with both matrices, or keep what an earlier call wrote; its path."""
-    outs, said = folder / "outs", folder / "size.json"
-    if said.exists() and json.loads(said.read_text("utf-8")) == asdict(size):
+    """Write ``folder/outs`` with both matrices, unless it exists already; returns its path."""
+    outs, size_file = folder / "outs", folder / "size.json"
+    if size_file.exists() and json.loads(size_file.read_text("utf-8")) == asdict(size):
         return outs
     square = outs / "binned_outputs" / "square_002um"
     (square / "spatial").mkdir(parents=True, exist_ok=True)
@@ -258,20 +258,20 @@ def write_slide(folder: Path, size: Size) -> Path:
         "tissue_hires_scalef": scale,
     }
     (square / "spatial" / "scalefactors_json.json").write_text(json.dumps(factors), "utf-8")
-    with h5py.File(outs / "feature_slice.h5", "w") as file:  # its head alone, for readers that ask
+    with h5py.File(outs / "feature_slice.h5", "w") as file:  # metadata only, which readers need
         layout = json.dumps({"file_format": "1.0", "transform": np.eye(3).tolist()})
         file.attrs["metadata_json"] = json.dumps({"hd_layout_json": layout})
     every = np.arange(size.side**2)
     for name, bins in zip(MATRICES, (slide.filtered_order, every), strict=True):
         slide.write_matrix(square / f"{name}_feature_bc_matrix.h5", bins)
-    said.write_text(json.dumps(asdict(size)), "utf-8")
+    size_file.write_text(json.dumps(asdict(size)), "utf-8")
     return outs
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Write a 2 µm slide of full size.")
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--small", action="store_true", help="400×400 bins, in seconds")
+    parser.add_argument("--small", action="store_true", help="400×400 bins, takes seconds")
     options = parser.parse_args()
     start = time.perf_counter()
     outs = write_slide(options.folder, SMALL if options.small else FULL)

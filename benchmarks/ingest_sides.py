@@ -1,10 +1,10 @@
-"""The sides of the ingest benchmark, each for a process of its own.
+"""The readers of the ingest benchmark, each run in a process of its own.
 
     python benchmarks/ingest_sides.py SIDE OUTS filtered|raw
 
-prints a line of JSON: ``seconds`` and ``cpu_seconds`` of the work without the imports, ``peak_gb``
-of the process, imports and all, and ``umi``, the UMIs of tissue bins. A side imports what it needs
-by itself, so that a peer's Python need not have ours.
+prints a line of JSON: ``seconds`` and ``cpu_seconds`` of the work without imports; ``peak_gb``, the
+peak memory of the process including imports; and ``umi``, the UMIs of tissue bins. Every reader
+imports its own packages, so that another package's interpreter need not have virchow_st.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 SQUARE = Path("binned_outputs", "square_002um")
 H5 = "{}_feature_bc_matrix.h5"
 POSITIONS = Path("spatial", "tissue_positions.parquet")
-STRETCH = 1 << 22
+BLOCK = 1 << 22  # entries read at once
 
 
 def ours() -> Callable[[Path, str], int]:
@@ -51,8 +51,8 @@ def h5py_stream() -> Callable[[Path, str], int]:
         with h5py.File(outs / SQUARE / H5.format(order)) as file:
             for name in ("barcodes", "indptr", "indices", "data"):
                 values = file[f"matrix/{name}"]
-                for start in range(0, len(values), STRETCH):
-                    values[start : start + STRETCH]
+                for start in range(0, len(values), BLOCK):
+                    values[start : start + BLOCK]
         return 0
 
     return read
@@ -93,7 +93,7 @@ SIDES = {f.__name__: f for f in (ours, ours_on_one_core, h5py_stream, scanpy_and
 
 
 def peak_gb() -> float:
-    """Most memory this process has held since it began; unlike ru_maxrss, none of its parent's."""
+    """Peak memory of this process; unlike ru_maxrss, it does not include the parent's."""
     status = Path("/proc/self/status").read_text("utf-8")
     return int(status.partition("VmHWM:")[2].split()[0]) * 1024 / 1e9
 
@@ -102,7 +102,7 @@ def umi_of(result: Any) -> int:
     if isinstance(result, int):
         return result
     in_tissue = result.obs["in_tissue"].to_numpy() == 1
-    return int(result.X.sum(axis=1).A1[in_tissue].sum(dtype="float64"))  # of float32
+    return int(result.X.sum(axis=1).A1[in_tissue].sum(dtype="float64"))
 
 
 def main() -> None:

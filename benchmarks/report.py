@@ -1,4 +1,4 @@
-"""How every benchmark here reports: one format on the screen, in JSON and in README.md.
+"""Reports the tables of a benchmark: on the screen, as JSON, and in README.md.
 
 A benchmark measures, builds `Table`s and ends with `publish`::
 
@@ -9,18 +9,17 @@ A benchmark measures, builds `Table`s and ends with `publish`::
                   [["sum_pool", 1e3 * ours, 1e3 * plain, plain / ours]], ["50 genes, one patch"])
     publish("kernels", [table], options.json)                   # options.json: Path or None
 
-Numbers go into the rows as numbers, their unit into the column's head (`Table` says how they are
-shown). ``--json FILE`` holds ``{"name", "machine", "tables": [{"title", "columns", "rows",
-"notes"}]}``.
+Cells are numbers, and column headings contain the unit (see `Table` for the display). ``--json
+FILE`` contains ``{"name", "machine", "tables": [{"title", "columns", "rows", "notes"}]}``.
 
-README.md gets the tables of ``name`` between two lines of its own::
+In README.md, the tables of ``name`` are written between two markers::
 
     <!-- begin kernels -->
     <!-- end kernels -->
 
-All between them, the machine's line included, is written anew by ``make bench``; whatever is said
-about the figures stands outside, and stays. A new benchmark adds its heading, a sentence on what is
-compared and the two lines; ``python benchmarks/report.py FILE.json...`` then fills them.
+``make bench`` replaces everything between them, including the line that describes the machine; text
+about the numbers belongs outside. A new benchmark adds a heading, a sentence on what is compared
+and the two markers, which ``python benchmarks/report.py FILE.json...`` then fills.
 """
 
 from __future__ import annotations
@@ -42,13 +41,13 @@ README = Path(__file__).with_name("README.md")
 def publish(
     name: str, tables: Sequence[Table], json_path: Path | None, packages: Sequence[str] = ()
 ) -> None:
-    """Print the tables, and write them as JSON where a path is given.
+    """Print the tables, and write them as JSON if a path is given.
 
     Args:
-        name: what the benchmark is called in JSON and in README.md's markers.
-        tables: what it measured.
+        name: name of the benchmark, in JSON and in README.md's markers.
+        tables: its tables.
         json_path: the file of ``--json``, or None.
-        packages: distributions whose versions the machine's line names, peers above all.
+        packages: distributions whose versions are listed in the description of the machine.
     """
     content = document(name, tables, packages)
     print(machine_line(content["machine"]))
@@ -63,7 +62,7 @@ def publish(
 
 
 def aligned(lines: list[list[str]]) -> str:
-    """Columns of texts, the first to the left and the others to the right."""
+    """Text columns, the first aligned left and the others right."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(
         "  ".join(
@@ -75,14 +74,14 @@ def aligned(lines: list[list[str]]) -> str:
 
 
 def rewrite(readme: Path, content: dict[str, Any]) -> None:
-    """Put a benchmark's tables between its markers in README.md; nothing else changes.
+    """Replace a benchmark's tables between its markers in README.md.
 
     Args:
         readme: file to change.
-        content: what `publish` wrote as JSON.
+        content: content of the JSON that `publish` wrote.
 
     Raises:
-        ValueError: the two markers of this name are not there, once each and in order.
+        ValueError: the two markers of this name do not occur once each and in order.
     """
     name = content["name"]
     begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
@@ -102,8 +101,8 @@ def rewrite(readme: Path, content: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Fill README.md from what benchmarks wrote.")
-    parser.add_argument("json", type=Path, nargs="+", help="files that --json wrote")
+    parser = argparse.ArgumentParser(description="Write the tables of benchmarks to README.md.")
+    parser.add_argument("json", type=Path, nargs="+", help="files written by --json")
     for path in parser.parse_args().json:
         rewrite(README, json.loads(path.read_text("utf-8")))
 

@@ -1,8 +1,8 @@
-"""More ways to keep the tokens (N, T, T, D) of a store, and how each is read, for `bench_store`.
+"""Other formats for tokens (N, T, T, D) and their readers, for `bench_store`.
 
 A reader is a context manager that opens the files under a folder and gives a function from a
-patch's index to its tokens, in an array of their own. zarr holds one array (N, T·T, D) with a patch
-a chunk, without compression, as HDF5 does. Each takes part where it is installed.
+patch's index to its tokens, in a new array. zarr holds one array (N, T·T, D) with one patch per
+chunk and without compression, as HDF5 does. Formats whose package is not installed are left out.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ HAS_LITDATA = find_spec("litdata") is not None
 
 
 def write_peers(folder: Path) -> None:
-    """The tokens of the folder's ``tokens.npy`` as zarr and litdata."""
+    """Write the tokens in the folder's ``tokens.npy`` as zarr and litdata."""
     tokens = np.load(folder / "tokens.npy", mmap_mode="r")
     flat = tokens.reshape(len(tokens), -1, tokens.shape[-1])
     array = zarr.create_array(
@@ -63,6 +63,6 @@ def read_litdata(folder: Path) -> Iterator[Read]:
     yield lambda i: np.asarray(dataset[i])
 
 
-PEERS: dict[str, tuple[Reader, str]] = {"zarr v3, a patch a chunk": (read_zarr, "tokens.zarr")}
+PEERS: dict[str, tuple[Reader, str]] = {"zarr v3, one patch per chunk": (read_zarr, "tokens.zarr")}
 if HAS_LITDATA:
     PEERS["litdata"] = (read_litdata, "tokens.lit")

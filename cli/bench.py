@@ -69,9 +69,7 @@ def bench(
 
     pick_device(device)  # a wrong option fails at once, not after minutes
     if json_path and not json_path.absolute().parent.is_dir():
-        raise ConfigError(
-            f"{json_path}: expected a file in a folder that is there; make the folder"
-        )
+        raise ConfigError(f"{json_path}: expected a file in an existing folder; create the folder")
     tables: list[Table] = []
     targets = TARGETS if target == "all" else (target,)
     try:

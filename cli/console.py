@@ -23,10 +23,10 @@ _PLAIN_LINE_EVERY_S = 10.0
 
 
 class _Plain(RichConsole):
-    """What names hold is shown, never obeyed: control characters come as ``\\x1b``."""
+    """Prints control characters in names as escapes such as ``\\x1b``, without effect."""
 
     def render_str(self, text: str, **options: Any) -> Text:
-        """See rich; every text that is printed, and every cell of a table, comes by here."""
+        """See rich; it is called for every text that is printed and every cell of a table."""
         return super().render_str(shown(text), **options)
 
 
@@ -69,7 +69,14 @@ class Console:
         self._err.print(f"error: {_one_line(text)}", style="bold red")
 
     def step(self, done: int, total: int, unit: str, detail: str = "") -> None:
-        """Progress of the job at hand; a smaller ``done`` than before begins a new job."""
+        """Report progress; a smaller ``done`` than before starts a new job.
+
+        Args:
+            done: Number of units done.
+            total: Number of units in all.
+            unit: What is counted, such as ``patches``.
+            detail: Further information, such as the loss.
+        """
         now, detail = time.monotonic(), shown(detail)
         if self._last_done == 0 or done <= self._last_done:
             self._started, self._first = now, done
@@ -163,11 +170,20 @@ class Console:
         self._out.print(table)
 
     def json(self, content: Any) -> None:
-        """JSON, to stdout, for programs."""
+        """Print JSON to stdout, for programs."""
         text = json.dumps(content, indent=1, ensure_ascii=False)
         if not is_plain(text.replace("\n", "")):
             text = json.dumps(content, indent=1)
         self._out.print(text)
+
+
+def size_text(n_bytes: int) -> str:
+    """A number of bytes for people.
+
+    >>> size_text(1536), size_text(3 << 20)
+    ('1.5 KiB', '3.0 MiB')
+    """
+    return f"{n_bytes / 2**20:.1f} MiB" if n_bytes >= 2**20 else f"{n_bytes / 2**10:.1f} KiB"
 
 
 def _one_line(text: str) -> str:
@@ -181,7 +197,7 @@ _IN_ASCII = str.maketrans(
 
 
 def _in_ascii(error: UnicodeError) -> tuple[str, int]:
-    """What stands for characters that an output cannot take; ``\\u…`` where nothing is alike."""
+    """Replace characters that an output cannot encode by similar ones, or else by ``\\u…``."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     text = error.object[error.start : error.end].translate(_IN_ASCII)
@@ -189,7 +205,7 @@ def _in_ascii(error: UnicodeError) -> tuple[str, int]:
 
 
 def print_anything() -> None:
-    """Let standard output and error take any text, whatever the locale's encoding."""
+    """Let standard output and error accept any text, whatever the locale's encoding."""
     codecs.register_error("virchow_st.likeness", _in_ascii)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):

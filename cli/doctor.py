@@ -34,14 +34,14 @@ _EXTRAS = ("spatial", "tracking")  # those that add commands or options; dev and
 def doctor(console: Console, image: Path | None, outs: Path | None, as_json: bool) -> int:
     """Show versions, devices and access to the gated model; exit code 1 if a package is missing.
 
-    With IMAGE and OUTS it says in seconds whether the image is the one that the counts lie on:
-    size, scale, orientation, stain and registration; exit code 1 if not.
+    With IMAGE and OUTS it checks in seconds whether the counts belong to the image, by size, scale,
+    orientation, stain and registration; exit code 1 if not.
     """
     if image is not None:
         if outs is None:
             raise ConfigError(
-                f"expected OUTS beside {image}; give Space Ranger's outs, or ask "
-                f"`vst inspect {image}` of the image alone"
+                f"expected OUTS beside {image}; give Space Ranger's outs, or check the image "
+                f"alone with `vst inspect {image}`"
             )
         return doctor_pair(console, image, outs, as_json)
     found = _found()
@@ -53,10 +53,10 @@ def doctor(console: Console, image: Path | None, outs: Path | None, as_json: boo
 
 
 def _found() -> dict[str, Any]:
-    """What ``--json`` prints. Versions are None where a package is not installed."""
+    """The content of ``--json``; the version of a package that is not installed is None."""
     packages, extras = _requirements()
     device, gpus = _device(), _gpus()
-    about = machine()  # after torch is loaded, whose threads it gives
+    about = machine()  # called after torch is loaded, to include its threads
     return {
         "format": "virchow_st.doctor/1",
         "system": f"{platform.system()} {platform.machine()}, {' '.join(platform.libc_ver())}",
@@ -131,7 +131,7 @@ def _gpus() -> list[dict[str, Any]]:
 
 
 def _gated_access() -> str:
-    """Whether the hub would let us download the weights, asked with a bounded wait."""
+    """Ask the hub, with a time limit, whether the user may download the weights of Virchow2."""
     from huggingface_hub import HfApi, get_token
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError
 
@@ -144,5 +144,5 @@ def _gated_access() -> str:
     except GatedRepoError:
         return f"no access yet: {how}"
     except (HfHubHTTPError, OSError) as e:
-        return f"the hub cannot be asked ({type(e).__name__}); --weights FILE works without it"
+        return f"the hub cannot be reached ({type(e).__name__}); --weights FILE works without it"
     return "access granted"

@@ -41,7 +41,7 @@ def evaluate(
     if json_file is not None and len(runs) == 1:
         raise ConfigError("--json: expected several runs to compare; got one, see its metrics.json")
     if json_file is not None and not json_file.parent.is_dir():
-        raise ConfigError(f"--json: {json_file.parent} is no folder; make it first")
+        raise ConfigError(f"--json: {json_file.parent} is not a folder; create it first")
     from virchow_st.evaluation.evaluate import check_comparable, evaluate_run
     from virchow_st.run.compare import compare_runs
     from virchow_st.runtime.atomic import write_json

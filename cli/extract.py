@@ -48,8 +48,8 @@ def extract(
         return _extract_cohort(console, manifest, config)
     if Processes.here().size > 1:
         raise ConfigError(
-            "torchrun: expected --manifest, whose slides its processes share out; extract a single "
-            "slide without torchrun"
+            "torchrun: expected --manifest, whose slides are divided among the processes; extract "
+            "a single slide without torchrun"
         )
     if not (outs and image and store and patient):
         raise ConfigError("expected OUTS, --image, --store and --patient, or --manifest")

@@ -1,4 +1,4 @@
-"""What ``vst inspect IMAGE`` and ``vst doctor IMAGE OUTS`` print."""
+"""Prints the reports of ``vst inspect IMAGE`` and ``vst doctor IMAGE OUTS``."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from virchow_st_cli.console import Console
 
 
 def is_image(path: Path) -> bool:
-    """Whether a path stands for an image, not a store: a file, or a folder of DICOM files."""
+    """Whether a path is that of an image and not of a store: a file, or a folder of DICOM files."""
     if path.is_dir():
         return any(path.glob("*.dcm"))
     return path.is_file() or path.suffix.lower() not in ("", ".vst")
 
 
 def inspect_images(console: Console, paths: tuple[Path, ...], as_json: bool) -> None:
-    """Say what would be read of images; an image that would be refused is an error."""
+    """Print how images would be read; raises `SlideError` for one that would be refused."""
     from virchow_st.slide.image import SlideImage
     from virchow_st.slide.image_report import report_on
 
@@ -40,7 +40,7 @@ def inspect_images(console: Console, paths: tuple[Path, ...], as_json: bool) -> 
 
 
 def doctor_pair(console: Console, image: Path, outs: Path, as_json: bool) -> int:
-    """Say whether an image and a Space Ranger folder belong together; exit code 1 if not."""
+    """Print whether an image and a Space Ranger folder belong together; exit code 1 if not."""
     from virchow_st.extract.pair_report import report_on_pair
 
     report = report_on_pair(image, outs)
@@ -54,5 +54,5 @@ def doctor_pair(console: Console, image: Path, outs: Path, as_json: bool) -> int
     for fault in report.faults:
         console.error(fault)
     if not report.faults and not as_json:
-        console.result("image and counts fit; vst extract would take them")
+        console.result("image and counts belong together; vst extract would accept them")
     return int(bool(report.faults))

@@ -35,7 +35,7 @@ from virchow_st_cli.simulate import simulate
 from virchow_st_cli.stores import inspect, verify
 from virchow_st_cli.train import train
 
-# What writing says of a full disk, a folder that is not ours, or a file where a folder has to be.
+# Errors of writing that the user can mend: a full disk, no permission, a file in place of a folder.
 _UNUSABLE_PLACE = (
     errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST,
     errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EFBIG, errno.EIO,
@@ -73,8 +73,8 @@ for _command in (
 
 def main() -> None:
     """Run the command line."""
-    # After their work torch's OpenMP threads spin for milliseconds, on cores that the threads of
-    # the kernels and of the reader wait for. libgomp reads this when torch is loaded.
+    # torch's OpenMP threads spin for milliseconds after their work and keep the cores from the
+    # threads of kernels and reader. libgomp reads this setting when torch is loaded.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     print_anything()
     sys.unraisablehook = _keep_interrupt
@@ -100,7 +100,7 @@ def run(arguments: list[str]) -> int:
         arguments = arguments or ["--help"]
         return cli.main(args=arguments, prog_name="vst", standalone_mode=False) or 0
     except click.ClickException as e:
-        if not is_main_process():  # all processes of torchrun find the same mistake; one tells it
+        if not is_main_process():  # all processes of torchrun find the same mistake; one reports it
             return e.exit_code
         if isinstance(e, click.UsageError) and e.ctx is not None:
             console.note(e.ctx.get_usage())
@@ -108,7 +108,7 @@ def run(arguments: list[str]) -> int:
         return e.exit_code
     except (click.Abort, KeyboardInterrupt) as e:
         console.error(
-            "stopped; what was finished is kept, the same command goes on from there "
+            "stopped; what was finished is kept, the same command resumes there "
             "(vst train with --resume)"
         )
         return exit_code(e)
@@ -122,13 +122,13 @@ def run(arguments: list[str]) -> int:
             raise
         if isinstance(e, OSError) and e.errno in _UNUSABLE_PLACE:
             console.error(
-                f"{e.filename or 'output'}: {e.strerror}; make room or give another place"
+                f"{e.filename or 'output'}: {e.strerror}; free disk space or give another path"
             )
             return 2
         if isinstance(e, UnicodeEncodeError):
             console.error(
-                f"the locale's encoding has no {e.object[e.start : e.end]!r}, which a name holds; "
-                "set LC_ALL=C.UTF-8"
+                f"a name contains {e.object[e.start : e.end]!r}, which the locale's encoding "
+                "lacks; set LC_ALL=C.UTF-8"
             )
             return 2
         name = type(e).__name__

@@ -79,7 +79,7 @@ def _parse(f: Any, value: Any) -> Any:
             return tuple(int(item) for item in items)
         except ValueError:
             raise ConfigError(
-                f"{f.name}: expected whole numbers with commas; got {value}"
+                f"{f.name}: expected whole numbers separated by commas; got {value}"
             ) from None
     return tuple(items)
 

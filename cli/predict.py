@@ -47,7 +47,7 @@ def predict(
     try:
         done = predict_slide([run, *also], image, out, config, console)
     except KeyboardInterrupt as e:
-        console.error("stopped; nothing was kept, the same command begins anew")
+        console.error("stopped; nothing was kept, the same command starts again")
         return exit_code(e)
     console.result(f"{done.path}: {done.n_patches} patches, {done.covered:.1%} of the tissue")
     return 0

@@ -7,9 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from virchow_st.run.score_table import (
+    ABUNDANCE_COLUMNS,
     NAMES,
     SCALES,
     Runs,
+    abundance_caption,
+    abundance_rows,
+    abundance_title,
     below_baselines,
     better_of,
     interval_text,
@@ -60,6 +64,14 @@ def print_scores(console: Console, runs: Runs) -> None:
                 f"seams of {name}: step of 2 µm bins across a border over one inside, 1 is none: "
                 f"{', '.join(borders)}"
             )
+        if "all_genes" in metrics:
+            console.table(
+                abundance_title(metrics),
+                [name, *ABUNDANCE_COLUMNS],
+                [list(row) for row in abundance_rows(metrics)],
+                caption=abundance_caption(metrics),
+                styles={0: "bold cyan"},
+            )
 
 
 def print_comparison(console: Console, comparison: dict[str, Any], names: dict[str, str]) -> None:
@@ -86,7 +98,8 @@ def print_comparison(console: Console, comparison: dict[str, Any], names: dict[s
             _COLUMNS,
             rows,
             (2,),
-            "Both on the same drawn blocks of the slide; unclear: the interval holds 0.",
+            "Intervals by bootstrap over blocks of the slide, the same for both; unclear: the "
+            "interval contains 0.",
             styles={0: "cyan", 3: "cyan"},
         )
 

@@ -7,14 +7,19 @@ from typing import Any
 
 import click
 
-from virchow_st_cli.console import Console
+from virchow_st_cli.console import Console, size_text
+from virchow_st_cli.fields import inspect_fields, is_field
 from virchow_st_cli.images import inspect_images, is_image
 from virchow_st_cli.options import with_console
 
 
-@click.command(short_help="Show the content of stores or images.")
+@click.command(short_help="Show the content of stores, fields or images.")
 @click.argument(
-    "stores", metavar="STORES|IMAGES", type=click.Path(path_type=Path), nargs=-1, required=True
+    "stores",
+    metavar="STORES|FIELDS|IMAGES",
+    type=click.Path(path_type=Path),
+    nargs=-1,
+    required=True,
 )
 @click.option(
     "--json",
@@ -27,10 +32,14 @@ from virchow_st_cli.options import with_console
 def inspect(console: Console, stores: tuple[Path, ...], as_json: bool) -> None:
     """Show the content and origin of stores, one column per store.
 
-    For images: what would be read of each, its µm per pixel, and whether it can be H&E.
+    For fields: genes, factors with their leading genes, area, expected UMIs and origin. For images:
+    how each would be read, its µm per pixel, and whether it can be H&E.
     """
     if any(is_image(path) for path in stores):
         inspect_images(console, stores, as_json)
+        return
+    if any(is_field(path) for path in stores):
+        inspect_fields(console, stores, as_json)
         return
     from virchow_st.store.reader import open_store
     from virchow_st.store.summary import summarise
@@ -63,13 +72,13 @@ def _column(summary: dict[str, Any]) -> dict[str, str]:
         "UMIs": f"{summary['total_umi']:,}",
         "non-zero": f"{summary['nonzero']:.2%} of genes × tissue bins",
         "non-zero, top 50 genes": f"{summary['nonzero_top50']:.2%}",
-        "bytes a non-zero count": f"{summary['bytes_per_nonzero']:.2f}",
+        "bytes per non-zero count": f"{summary['bytes_per_nonzero']:.2f}",
         "token grid": f"{summary['grid']}×{summary['grid']}×{summary['dim']}, "
         f"{summary['token_um']} µm, {summary['token_dtype']}",
-        "size on disk": _size(summary["bytes"]),
+        "size on disk": size_text(summary["bytes"]),
     }
     for name, n_bytes in summary["record_bytes"].items():
-        rows[f"  {name.replace('_', ' ')}"] = _size(n_bytes)
+        rows[f"  {name.replace('_', ' ')}"] = size_text(n_bytes)
     rows |= {
         "encoder": f"{encoder['name']} {encoder['weights']}",
         "licence": encoder["licence"] or "no restriction noted",
@@ -80,7 +89,7 @@ def _column(summary: dict[str, Any]) -> dict[str, str]:
             rows[name] = ", ".join(map(str, source.values()))
     rows["options"] = _listed(summary["job"]["options"])
     if "lattice" in summary:
-        rows["lattice"] = f"from bin {summary['lattice']} on (row, column)"
+        rows["lattice"] = f"starts at bin {summary['lattice']} (row, column)"
     if "registration" in summary:
         rows["registration"] = describe(summary["registration"])
     rows["written by"] = _listed(summary["software"])
@@ -89,10 +98,6 @@ def _column(summary: dict[str, Any]) -> dict[str, str]:
 
 def _listed(values: dict[str, Any]) -> str:
     return ", ".join(f"{name} {value}" for name, value in values.items())
-
-
-def _size(n_bytes: int) -> str:
-    return f"{n_bytes / 2**20:.1f} MiB" if n_bytes >= 2**20 else f"{n_bytes / 2**10:.1f} KiB"
 
 
 @click.command(short_help="Compare every checksum of a store.")
@@ -107,5 +112,5 @@ def verify(console: Console, store: Path) -> int:
     faults = verify_store(opened, lambda done, total: console.step(done, total, "patches"))
     for fault in faults:
         console.result(fault)
-    console.result(f"{store}: {'damaged' if faults else f'{len(opened)} patches, all sound'}")
+    console.result(f"{store}: {'damaged' if faults else f'{len(opened)} patches, all intact'}")
     return int(bool(faults))

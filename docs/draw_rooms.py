@@ -30,16 +30,17 @@ PLACES: dict[str, tuple[float, int, str, str]] = {
     "metrics": (0.95, 1, WORKS_ON, "definitions of the scores"),
     "store": (2.75, 1, WORKS_ON, "tokens, counts, images"),
     "run": (1.85, 2, WORKS_ON, "every file of a run directory"),
-    "slide": (4.55, 2, WORKS_ON, "scanner and sequencer files"),
+    "slide": (4.9, 2, WORKS_ON, "scanner and sequencer files"),
     "models": (2.3, 3, WORKS_ON, "encoders, decoders, losses"),
-    "output": (4.1, 3, STEP, "figures, report, export"),
-    "simulate": (-0.4, 4, BESIDE, "slides with known rates"),
-    "training": (1.4, 4, STEP, "stores → decoder"),
-    "extract": (3.2, 4, STEP, "slide + encoder → store"),
-    "predict": (5.0, 4, STEP, "H&E slide → rates"),
-    "bench": (0.5, 5, BESIDE, "speed against limits"),
-    "evaluation": (2.75, 5, STEP, "scores, ceilings, baselines"),
-    "plot": (5.0, 5, BESIDE, "one gene, in a notebook"),
+    "field": (3.95, 3, WORKS_ON, "rates of a slide on disk"),
+    "output": (4.9, 4, STEP, "figures, report, export"),
+    "simulate": (-0.4, 5, BESIDE, "slides with known rates"),
+    "training": (1.4, 5, STEP, "stores → decoder"),
+    "extract": (3.2, 5, STEP, "slide + encoder → store"),
+    "predict": (5.0, 5, STEP, "H&E slide → rates"),
+    "bench": (0.5, 6, BESIDE, "speed against limits"),
+    "evaluation": (2.75, 6, STEP, "scores, ceilings, baselines"),
+    "plot": (5.0, 6, BESIDE, "one gene, in a notebook"),
 }
 LEGEND = ((STEP, "a step of the pipeline"), (WORKS_ON, "what the steps work on"),
           (BESIDE, "beside the pipeline"))  # fmt: skip
@@ -78,16 +79,16 @@ def draw(path: Path) -> None:
     if wrong := [pair for pair in arrows if PLACES[pair[0]][1] <= PLACES[pair[1]][1]]:
         raise SystemExit(f"PLACES: expected the imported room in a lower layer; found {wrong}")
     bars = (
-        (5.85, "cli", "the commands; imports the rooms they use, and nothing imports it"),
+        (6.85, "cli", "the commands; imports the rooms they use, and nothing imports it"),
         (0.2, "runtime   kernels", "devices, processes, files, progress; numba and Triton code"),
         (-0.33, "   ".join(sorted(ground())), "single modules that every room may import"),
     )
     style = {"svg.fonttype": "none", "svg.hashsalt": "rooms", "font.family": "sans-serif"}
     with matplotlib.rc_context(style):
-        figure = Figure(figsize=(7.6, 6.1))
+        figure = Figure(figsize=(7.6, 7.0))
         FigureCanvasSVG(figure)
         axes = figure.add_axes((0, 0, 1, 1))
-        axes.set(xlim=(LEFT - 0.1, RIGHT + 0.1), ylim=(-0.65, 5.85 * LAYER + 0.3))
+        axes.set(xlim=(LEFT - 0.1, RIGHT + 0.1), ylim=(-0.65, 6.85 * LAYER + 0.3))
         axes.axis("off")
         for name, (x, layer, colour, about) in PLACES.items():
             _box(axes, x - WIDTH / 2, layer * LAYER, WIDTH, HEIGHT, colour)

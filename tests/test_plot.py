@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tiny_field import TinyField
 
 import virchow_st
 from virchow_st.errors import ConfigError
@@ -83,6 +84,28 @@ def test_rates_of_a_picture(tmp_path: Path) -> None:
     assert np.ma.masked_array(coarse).shape == (3, 3)
     with pytest.raises(ConfigError, match="panel: has no gene 'C'"):
         _ = result["C"]
+
+
+@pytest.mark.parametrize("scale_um", [2, 8])
+def test_a_field_is_drawn_as_predicted(tmp_path: Path, scale_um: int) -> None:
+    tiny = TinyField()
+    tiny.tissue = tiny.covered.copy()
+    tiny.tissue[:100] = False
+    path = tiny.write(tmp_path / "a.zarr")
+    drawn = panels(virchow_st.plot_gene(path, "GENE5", scale_um))
+    assert list(drawn) == ["H&E", "predicted"]
+    values = np.ma.masked_array(drawn["predicted"].images[0].get_array())
+    field = virchow_st.open_field(path)
+    expected = field.gene("GENE5", scale_um)
+    side = scale_um // 2
+    whole = tiny.tissue.reshape(264 // side, side, 520 // side, side).all(axis=(1, 3))
+    np.testing.assert_array_equal(values.mask, ~whole)
+    np.testing.assert_array_equal(values[whole], expected[whole])
+    (picture,) = drawn["H&E"].images
+    assert tuple(picture.get_extent()) == (0, 1040, 528, 0)
+    assert picture.get_array().shape == (528, 1040, 3)
+    again = panels(virchow_st.plot_gene(field, "GENE5", scale_um))
+    np.testing.assert_array_equal(again["predicted"].images[0].get_array(), values)
 
 
 def test_what_cannot_be_drawn(tiny_run: Path) -> None:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from virchow_st.evaluation.leave_one_out import leave_one_out
     from virchow_st.extract.cohort import extract_cohort
     from virchow_st.extract.slide import extract_slide
+    from virchow_st.field.read import Field, open_field
     from virchow_st.output.export.write import export_run
     from virchow_st.output.figures import draw_figures
     from virchow_st.output.report import write_report
@@ -45,6 +46,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "ExportConfig": "virchow_st.config",
     "ExtractConfig": "virchow_st.config",
+    "Field": "virchow_st.field.read",
     "ImageRates": "virchow_st.predict.array",
     "Panel": "virchow_st.run.panel",
     "Patch": "virchow_st.store.reader",
@@ -63,6 +65,7 @@ _HOMES = {
     "extract_slide": "virchow_st.extract.slide",
     "leave_one_out": "virchow_st.evaluation.leave_one_out",
     "load_run": "virchow_st.predict.load",
+    "open_field": "virchow_st.field.read",
     "open_store": "virchow_st.store.reader",
     "plot_gene": "virchow_st.plot",
     "predict_slide": "virchow_st.predict.slide",
@@ -74,6 +77,7 @@ _HOMES = {
 __all__ = [
     "ExportConfig",
     "ExtractConfig",
+    "Field",
     "ImageRates",
     "Panel",
     "Patch",
@@ -93,6 +97,7 @@ __all__ = [
     "extract_slide",
     "leave_one_out",
     "load_run",
+    "open_field",
     "open_store",
     "plot_gene",
     "predict_slide",

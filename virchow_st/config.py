@@ -138,7 +138,16 @@ class TrainConfig(_Checked):
     )
     panel: str = setting(
         "top50",
-        "genes to predict: top50, top:N (the N most variable), or a file of gene ids or symbols",
+        "genes to predict, score and draw: top50, top:N (the N most variable), or a file of gene "
+        "ids or symbols; all, all:top:N or all:FILE to predict every gene besides, as factors "
+        "(docs/transcriptome.md)",
+    )
+    factors: int = setting(
+        0,
+        "number of factors that --panel all predicts every gene from; 0 for the number that fits "
+        "held-out training counts best",
+        at_least=0,
+        at_most=256,
     )
     decoder: str = setting(
         "fusion",
@@ -214,6 +223,16 @@ class TrainConfig(_Checked):
             )
 
 
+def wants_all_genes(panel: str) -> bool:
+    """Whether a panel as ``--panel`` takes it asks for every gene.
+
+    Example:
+        >>> wants_all_genes("all"), wants_all_genes("all:top:100"), wants_all_genes("top50")
+        (True, True, False)
+    """
+    return panel == "all" or panel.startswith("all:")
+
+
 KEEP_PATHS = "say where files lie, not only what they are called; the output is made to be shared"
 
 
@@ -257,8 +276,9 @@ class ExportConfig(_Checked):
     )
     genes: str = setting(
         "",
-        "gene symbols or ids separated by commas, or a file of them: for a run the genes to export "
-        "(default all), for a store the genes to write images of",
+        "gene symbols or ids separated by commas, or a file of them: for a run or a field the "
+        "genes to export (default all, but of a field by factors), for a store the genes to write "
+        "images of",
     )
     slide: str = setting("", "test slide to export, if the run has several")
     keep_paths: bool = setting(False, KEEP_PATHS)

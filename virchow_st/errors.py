@@ -18,5 +18,9 @@ class StoreError(VirchowSTError):
     """A store is missing, unfinished, damaged, of another format, or incompatible with others."""
 
 
+class FieldError(VirchowSTError):
+    """A rate field is missing, damaged or of another format."""
+
+
 class ConfigError(VirchowSTError):
     """An option or a configuration file has a value that cannot be used."""

@@ -14,6 +14,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from virchow_st.errors import ConfigError
+from virchow_st.field.read import Field, open_field
 from virchow_st.kernels.pooling import pool_mask, sum_pool
 from virchow_st.output.export.sources import Source, StoreSource, open_source
 from virchow_st.output.figures.style import DPI, UNSCORED, WIDTH_IN, rate_colours, scale_bar, styled
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 _TITLES = {"rates": "predicted", "counts": "observed"}
 _HEAD_IN, _FOOT_IN, _GAP_IN, _BAR_IN = 0.42, 0.06, 0.08, 0.75
 _SHOWN_DPI = 144
+_STORED_UM = 1.0  # µm per pixel of the images of stores
 _LONGEST_PX = 1600  # of the H&E; a panel shows fewer
 
 
@@ -40,7 +42,7 @@ class GeneFigure(Figure):
 
 
 def plot_gene(
-    source: Run | Store | ImageRates | Path | str,
+    source: Run | Store | ImageRates | Field | Path | str,
     gene: str,
     scale_um: int = 8,
     *,
@@ -49,8 +51,9 @@ def plot_gene(
     """Draw one gene beside the H&E, in UMIs per bin of ``scale_um``, on one colour scale.
 
     Args:
-        source: an evaluated run (its test slide: predicted and observed), a store (observed), the
-            path of either, or the `ImageRates` of an image (predicted).
+        source: an evaluated run (its test slide: predicted and observed), a store (observed), a
+            `Field` (predicted), the path of any of them, or the `ImageRates` of an image
+            (predicted). Of a field, the whole slide is drawn and one gene at 2 µm held in memory.
         gene: symbol or id.
         scale_um: size of the bins shown: 2, 4, 8 or 16 µm.
         slide: which of a run's test slides, if it has several.
@@ -60,20 +63,33 @@ def plot_gene(
         maps are shown, the prediction's title gives Pearson's r over the bins shown.
 
     Raises:
-        ConfigError, StoreError: see `virchow_st.output.export.sources.open_source`; or the scale is
-            not one of 2, 4, 8 and 16 µm.
+        ConfigError, StoreError, FieldError: see `virchow_st.output.export.sources.open_source` and
+            `virchow_st.open_field`; or the scale is not one of 2, 4, 8 and 16 µm.
     """
     if scale_um not in SCALES_UM:
         raise ConfigError(f"scale_um: expected one of {SCALES_UM}; got {scale_um}")
     if isinstance(source, ImageRates):
         rate = source.rates[source.panel.index(gene)]
         there = source.tissue_mask & ~np.isnan(rate)
-        return _draw(gene, "", source.image, {"rates": rate}, there, scale_um)
+        return _draw_maps(gene, "", source.image, {"rates": rate}, there, scale_um)
     if isinstance(source, Store):
         return _draw_source(StoreSource(source, gene), gene, scale_um)
+    if isinstance(source, Field):
+        return _draw_field(source, gene, scale_um)
     path = Path(source) if isinstance(source, str | Path) else source.path
+    if (path / "zarr.json").is_file():
+        return _draw_field(open_field(path), gene, scale_um)
     with open_source(path, gene, slide) as opened:
         return _draw_source(opened, gene, scale_um)
+
+
+def _draw_field(field: Field, gene: str, scale_um: int) -> Figure:
+    """Read at the scale itself, which of 8 and 16 µm is a sixteenth of a whole slide's bins."""
+    found = field.picture(_LONGEST_PX)
+    image, um_per_px = found or (np.full((1, 1, 3), 255, np.uint8), float(BIN_UM))
+    whole = pool_mask(field.tissue_mask & field.covered, scale_um // BIN_UM)
+    rates = np.ma.MaskedArray(field.gene(gene, scale_um), ~whole)
+    return _draw(gene, "", image, {"rates": rates}, field.shape, scale_um, um_per_px)
 
 
 def _draw_source(source: Source, gene: str, scale_um: int) -> Figure:
@@ -81,11 +97,10 @@ def _draw_source(source: Source, gene: str, scale_um: int) -> Figure:
     maps = {kind: source.read(kind, rows, cols)[0] for kind in source.kinds}
     patient = f"patient {source.manifest['patient']}"
     image = source.read_image(rows)
-    return _draw(gene, patient, image, maps, source.tissue_mask, scale_um)
+    return _draw_maps(gene, patient, image, maps, source.tissue_mask, scale_um)
 
 
-@styled
-def _draw(
+def _draw_maps(
     gene: str,
     subject: str,
     image: UInt8Array,
@@ -93,11 +108,26 @@ def _draw(
     mask: BoolArray,
     scale_um: int,
 ) -> Figure:
-    """H&E (2R, 2C, 3) and maps (R, C) of 2 µm bins side by side."""
+    """H&E (2R, 2C, 3) and maps (R, C) of 2 µm bins."""
     factor = scale_um // BIN_UM
     shown = {kind: _pooled(values, mask, factor) for kind, values in maps.items()}
+    shape = mask.shape[0], mask.shape[1]
+    return _draw(gene, subject, image, shown, shape, scale_um, _STORED_UM)
+
+
+@styled
+def _draw(
+    gene: str,
+    subject: str,
+    image: UInt8Array,
+    shown: dict[str, np.ma.MaskedArray[Any, Any]],
+    shape: tuple[int, int],
+    scale_um: int,
+    um_per_px: float,
+) -> Figure:
+    """H&E (H, W, 3) and maps of bins of ``scale_um`` over (R, C) bins of 2 µm, side by side."""
     limit = _limit(shown)
-    height_um, width_um = (BIN_UM * n for n in mask.shape)
+    height_um, width_um = (BIN_UM * n for n in shape)
     n_panels = 1 + len(shown)
     panel_in = (WIDTH_IN - _BAR_IN - _GAP_IN * (n_panels - 1)) / n_panels
     panel_in = min(panel_in, 3.4 * width_um / height_um)
@@ -114,7 +144,8 @@ def _draw(
     axes = [place(i * (panel_in + _GAP_IN), panel_in) for i in range(n_panels)]
     extent = (0.0, float(width_um), float(height_um), 0.0)
     step = max(1, -(-max(image.shape[:2]) // _LONGEST_PX))
-    axes[0].imshow(image[::step, ::step], extent=extent)
+    far_y, far_x = (um_per_px * n for n in image.shape[:2])
+    axes[0].imshow(image[::step, ::step], extent=(0, far_x, far_y, 0))
     axes[0].set_title("H&E", loc="left")
     scale_bar(axes[0], extent)
     for panel, (kind, values) in zip(axes[1:], shown.items(), strict=True):

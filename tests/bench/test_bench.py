@@ -95,7 +95,7 @@ def test_store(folder) -> None:
     assert check(read)["numpy memmap copy"]["ratio to memmap"] == 1
     assert check(writing)["plain file"]["ratio to plain"] == 1
     assert check(panels)["scipy: unpack, slice rows, toarray"]["ratio to scipy"] == 1
-    assert {"store", "HDF5, a patch a chunk"} < set(check(read))
+    assert {"store", "HDF5, one patch per chunk"} < set(check(read))
 
 
 def test_loss() -> None:

@@ -161,7 +161,7 @@ def test_verify_finds_a_changed_byte(vst, place: Place) -> None:
     shutil.copytree(place.stores["P1"], store)
     answer = vst("verify", store)
     assert answer.code == 0
-    assert "9 patches, all sound" in answer.out
+    assert "9 patches, all intact" in answer.out
     data = bytearray((store / "data.mdb").read_bytes())
     data[data.index(b"\xff\xd8\xff") + 400] ^= 1  # within the first JPEG
     (store / "data.mdb").write_bytes(data)

@@ -49,7 +49,7 @@ def test_evaluating_on_a_full_disk_keeps_the_old_results(run: Path, limit: int) 
     typed = [sys.executable, "-c", SMALL, str(limit), "evaluate", str(run), "--device", "cpu"]
     done = subprocess.run(typed, capture_output=True, text=True, timeout=300)
     line = check_one_line(done.returncode, done.stderr)
-    assert "make room" in line
+    assert "free disk space" in line
     assert listing(run) == before
 
 
@@ -66,7 +66,7 @@ def test_training_on_a_full_disk_says_that_nothing_was_begun(run: Path, tmp_path
              "--run", str(tmp_path / "new")]  # fmt: skip
     done = subprocess.run(typed, capture_output=True, text=True, timeout=300)
     line = check_one_line(done.returncode, done.stderr)
-    assert "nothing was begun" in line
+    assert "no run was started" in line
     assert "--resume" not in line
     assert not [p for p in tmp_path.iterdir() if "new" in p.name]
 

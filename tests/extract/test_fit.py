@@ -14,28 +14,12 @@ from conftest import STAIN
 from virchow_st.errors import SlideError
 from virchow_st.extract.pair_report import report_on_pair
 from virchow_st.extract.slide import extract_slide as extract
+from virchow_st.runtime.progress import Recording
 from virchow_st.store.reader import open_store
 
 SPATIAL = Path("binned_outputs/square_002um/spatial")
 HIRES = "tissue_hires_image.png"
 RGB = {"photometric": "rgb", "tile": (256, 256), "compression": "lzw"}
-
-
-class Listener:
-    """Keeps the lines of a job."""
-
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-        self.warnings: list[str] = []
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)
-
-    def warn(self, text: str) -> None:
-        self.warnings.append(text)
-
-    def step(self, done: int, total: int, unit: str, detail: str = "") -> None:
-        pass
 
 
 @pytest.fixture(scope="module")
@@ -70,14 +54,14 @@ def test_the_way_that_lies_on_the_counts_is_read(
     stored = np.rot90(pixels, {3: 2, 6: 1}[tag]).copy() if is_true else pixels
     path = tmp_path / "a.tif"
     tifffile.imwrite(path, stored, extratags=[(274, "H", 1, tag, True)], **RGB)
-    said = Listener()
+    said = Recording()
     store = extract(simulated / "P1" / "outs", path, tmp_path / "a.vst", "P1", STAIN, said)
     assert store.manifest["registration"]["verdict"] == "aligned"
     assert store.manifest["job"]["inputs"]["image"]["orientation"] == (tag if is_true else 1)
     assert mean_off(store.path, stores["P1"]) < 3
     (warning,) = said.warnings
     assert "Orientation tag" in warning
-    again = Listener()
+    again = Recording()
     extract(simulated / "P1" / "outs", path, tmp_path / "a.vst", "P1", STAIN, again)
     assert any("already complete" in note for note in again.notes)
 
@@ -91,7 +75,7 @@ def test_without_a_measurable_registration_pixels_are_read_as_stored(
     )
     mixed = pixels.copy()
     mixed[: len(blocks) * 64] = blocks.reshape(-1, *pixels.shape[1:])
-    path, said = tmp_path / "a.tif", Listener()
+    path, said = tmp_path / "a.tif", Recording()
     tifffile.imwrite(path, mixed, extratags=[(274, "H", 1, 3, True)], **RGB)
     store = extract(simulated / "P1" / "outs", path, tmp_path / "a.vst", "P1", STAIN, said)
     assert store.manifest["job"]["inputs"]["image"]["orientation"] == 1
@@ -123,7 +107,7 @@ def test_the_right_image_is_taken_and_a_scaled_one_refused(
     simulated: Path, stores, pixels: np.ndarray, outs: Path, tmp_path: Path, how: str
 ) -> None:
     hide(outs, how)
-    said, image = Listener(), simulated / "P1" / "tissue_image.tif"
+    said, image = Recording(), simulated / "P1" / "tissue_image.tif"
     store = extract(outs, image, tmp_path / "a.vst", "P1", STAIN, said)
     assert mean_off(store.path, stores["P1"]) == 0
     spoiled = how in ("dangling", "stub", "cut")

@@ -25,6 +25,7 @@ from virchow_st.extract.registration import (
 from virchow_st.extract.slide import extract_slide
 from virchow_st.models.encoders.stain import haematoxylin, stain_maps
 from virchow_st.output.figures.registration_check import registration_figure
+from virchow_st.runtime.progress import Recording
 from virchow_st.slide.visium_hd import VisiumHDSlide
 from virchow_st.store.reader import Store, open_store, verify
 
@@ -232,23 +233,6 @@ def test_where_nothing_is_to_be_seen_nothing_is_decided(empty: str) -> None:
 # --- what users are told --------------------------------------------------------------------------
 
 
-class Listener:
-    """Keeps what a job says."""
-
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-        self.warnings: list[str] = []
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)
-
-    def warn(self, text: str) -> None:
-        self.warnings.append(text)
-
-    def step(self, done: int, total: int, unit: str, detail: str = "") -> None:
-        pass
-
-
 def misregistered(slide: Path, folder: Path, row: float, col: float) -> Path:
     """A copy of a slide's outs whose positions point to the pixels of bin (r + row, c + col)."""
     outs = Path(shutil.copytree(slide / "outs", folder / "outs"))
@@ -267,7 +251,7 @@ def misregistered(slide: Path, folder: Path, row: float, col: float) -> Path:
 def test_extract_warns_of_a_shifted_slide(simulated: Path, tmp_path: Path, patient: str) -> None:
     """The counts of a bin lie on the image of the bin 8 rows up: the image is 16 µm down."""
     outs = misregistered(simulated / patient, tmp_path, -8.0, 3.0)
-    said = Listener()
+    said = Recording()
     image = simulated / patient / "tissue_image.tif"
     store = extract_slide(outs, image, tmp_path / "s.vst", patient, STAIN, said)
     found = store.manifest["registration"]

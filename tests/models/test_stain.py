@@ -151,7 +151,7 @@ def test_tokens_turn_with_the_image(k: int, flip: bool) -> None:
     before = encoder.encode(image[None]).tokens[0]
     turned = np.rot90(np.fliplr(image) if flip else image, k)
     after = encoder.encode(turned[None]).tokens[0]
-    order = encoder.dihedral_permutation(k, flip)
+    order = dihedral_channels(encoder.layout, encoder.dim, k, flip)
     assert order is not None
     expected = np.rot90(np.fliplr(before) if flip else before, k)[..., order]
     np.testing.assert_allclose(after, expected, atol=1e-4)

@@ -16,7 +16,7 @@ from tiny_vit import tiny_encoder
 import virchow_st
 from virchow_st.config import ExtractConfig
 from virchow_st.extract.slide import extract_slide
-from virchow_st.models.encoders import load_encoder
+from virchow_st.models.encoders import dihedral_channels, load_encoder
 from virchow_st.models.encoders.base import Encoder
 from virchow_st.models.encoders.quarters import Quartered
 from virchow_st.store.reader import Store, open_store
@@ -67,7 +67,7 @@ def test_stain_tokens_of_8_um_turn_exactly_with_the_image() -> None:
     image = np.random.default_rng(0).integers(0, 256, (1, 512, 512, 3), np.uint8)
     before = fine.encode(image).tokens[0]
     turned = fine.encode(np.rot90(image[:, :, ::-1], 1, axes=(1, 2))).tokens[0]
-    order = fine.dihedral_permutation(1, True)
+    order = dihedral_channels(fine.layout, fine.dim, 1, flip=True)
     expected = np.rot90(np.fliplr(before), 1)[..., order]
     np.testing.assert_allclose(turned, expected, atol=2e-3)
 

@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from tiny_vit import CPU, tiny_encoder, tiny_published, tiny_virchow
 
 from virchow_st.errors import ConfigError
-from virchow_st.models.encoders import load_encoder
+from virchow_st.models.encoders import dihedral_channels, load_encoder
 from virchow_st.models.encoders import weights as weights_module
 from virchow_st.models.encoders.load import _image_px, load_vit
 from virchow_st.models.encoders.published import PUBLISHED, VIRCHOW2, find_published
@@ -143,7 +143,7 @@ def test_encode_equals_the_definition_and_drops_registers(images: np.ndarray) ->
 
 def test_grid_is_row_major(images: np.ndarray) -> None:
     encoder = tiny_encoder(tiny_virchow())
-    assert encoder.dihedral_permutation(1, True) is None
+    assert dihedral_channels(encoder.layout, encoder.dim, 1, flip=True) is None
     marked = images.copy()
     marked[:, 3 * 14 : 4 * 14, 11 * 14 : 12 * 14] = 255
     change = np.abs(encoder.encode(images).tokens - encoder.encode(marked).tokens).sum(-1)

@@ -25,7 +25,7 @@ from tiny_store import make_records, write_records, write_store
 
 import virchow_st
 from virchow_st.extract.slide import extract_slide
-from virchow_st.output.export.bins import rounded
+from virchow_st.field.bins import rounded
 from virchow_st.slide.geometry import Homography
 
 Vst = Callable[..., Answer]

@@ -154,6 +154,20 @@ def test_what_a_prediction_holds(predicted: Path, runs: list[Path], image: Path)
     assert tissue[:50].mean() > 0.95
 
 
+def test_it_is_a_field_whose_maps_are_the_rates(predicted: Path) -> None:
+    root = zarr.open_group(predicted, mode="r")
+    field = virchow_st.open_field(predicted)
+    assert field.is_direct
+    assert field.provenance == root.attrs["virchow_st"]
+    assert list(field.genes) == field.provenance["genes"]["id"]
+    for scale_um in (2, 8):
+        rates = root[f"images/rates_{scale_um}um/s0"][:]
+        np.testing.assert_array_equal(field.gene(field.genes[5], scale_um), rates[5])
+    np.testing.assert_array_equal(field.covered, np.isfinite(root["images/rates_2um/s0"][0]))
+    tissue = root["labels/tissue/s0"][:] == 1
+    np.testing.assert_array_equal(field.tissue_mask[::4, ::4], tissue)
+
+
 def test_blending_leaves_no_seam(predicted: Path) -> None:
     """Neighbouring bins differ no more where patches meet than where tokens do."""
     rates = zarr.open_group(predicted, mode="r")["images/rates_2um/s0"][:, :224, :224]
@@ -227,7 +241,12 @@ import spatialdata
 from spatialdata.transformations import get_transformation
 s = spatialdata.read_zarr(sys.argv[1])
 assert set(s.images) == {"he", "rates_2um", "rates_8um", "spread_2um", "spread_8um"}, s
-assert set(s.labels) == {"tissue"}
+assert set(s.labels) == {"tissue", "covered"}
+assert (s["loadings"].X.toarray() == np.eye(len(s["loadings"]))).all()
+assert list(s["loadings"].obs["gene_id"]) == s.attrs["virchow_st"]["genes"]["id"]
+to_px = get_transformation(s["rates_8um"], "fullres_px").to_affine_matrix(("x", "y"), ("x", "y"))
+mpp = s.attrs["virchow_st"]["image"]["mpp"]
+assert np.allclose(to_px, np.diag([8 / mpp, 8 / mpp, 1])), to_px
 assert s.attrs["virchow_st"]["format"] == "virchow_st.prediction/1"
 for name, um in ("he", 2 / 3), ("rates_2um", 2.0), ("rates_8um", 8.0):
     scale = get_transformation(s[name]).to_affine_matrix(("x", "y"), ("x", "y"))

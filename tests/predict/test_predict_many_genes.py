@@ -31,7 +31,7 @@ class TellingRun:
     """Rates that repeat the token, or the image's mean, times the gene's number."""
 
     def __init__(self, n_genes: int, wants_image: bool) -> None:
-        self.n_genes, self.wants_image = n_genes, wants_image
+        self.path, self.n_genes, self.wants_image = "run", n_genes, wants_image
         self.sizes: list[int] = []
 
     def rates(self, tokens: np.ndarray, image: np.ndarray | None = None) -> np.ndarray:
@@ -54,7 +54,9 @@ def test_parts(n_genes: int, sizes: list[int], wants_image: tuple[bool, ...]) ->
     patches = PatchTable(np.zeros_like(at), at, np.ones(N_PATCHES, np.float32))
     runs = [TellingRun(n_genes, wants) for wants in wants_image]
     found: dict[int, np.ndarray] = {}
-    stitcher: Any = SimpleNamespace(add=lambda _, col, rates: found.update({col: rates[:, 0, 0]}))
+    stitcher: Any = SimpleNamespace(
+        add=lambda _, col, rates: found.update({col: rates[:, 0, 0]}), n_left_out=0, n_bins=1
+    )
     image = SlideImage.of_array(pixels.astype(np.uint8))
     predict_patches(runs, TellingEncoder(), image, MPP, patches, stitcher, SILENT)  # type: ignore[arg-type]
     assert all(run.sizes == sizes for run in runs)

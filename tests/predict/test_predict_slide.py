@@ -8,8 +8,9 @@ import tifffile
 import zarr
 
 from virchow_st.errors import SlideError
-from virchow_st.output.export.bins import rounded
-from virchow_st.output.export.ngff import Folder
+from virchow_st.field.bins import rounded
+from virchow_st.field.loadings import Loadings
+from virchow_st.field.ngff import Folder
 from virchow_st.predict.lattice import covered, lay_over, window
 from virchow_st.predict.overview import write_picture
 from virchow_st.predict.rates import RateImages
@@ -150,7 +151,7 @@ def test_channels_have_names_of_their_own():
 def test_rates_at_both_scales_and_their_spread(tmp_path):
     rng = np.random.default_rng(5)
     folder = Folder(tmp_path / "a", "spatialdata", {})
-    images = RateImages(folder, Panel(("E1", "E2"), ("A", "B")), 3, (256, 264))
+    images = RateImages(folder, Loadings(Panel(("E1", "E2"), ("A", "B"))), 3, (256, 264))
     rates = rng.random((6, 256, 8), np.float32)
     there = np.ones((256, 8), bool)
     there[128:] = False

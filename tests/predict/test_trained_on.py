@@ -12,18 +12,8 @@ from virchow_st.errors import ConfigError
 from virchow_st.predict.slide import _check_alike, _restored_on_failure, tissue_picture
 from virchow_st.predict.trained_on import check_not_trained_on
 from virchow_st.run.split import Member
+from virchow_st.runtime.progress import Recording
 from virchow_st.slide.image import SlideImage
-
-
-class Listener:
-    def __init__(self):
-        self.notes, self.warnings = [], []
-
-    def note(self, text):
-        self.notes.append(text)
-
-    def warn(self, text):
-        self.warnings.append(text)
 
 
 def run_of(name, stores, train, test):
@@ -60,7 +50,7 @@ def test_a_slide_that_one_of_several_runs_was_trained_on_is_refused(
         path = resaved(path, tmp_path / "P5.tif")
     reason = "its patches are found on it, r 0.9" if is_resaved else "it was made from this file"
     with SlideImage.open(path) as image:
-        listener = Listener()
+        listener = Recording()
         check_not_trained_on(runs[:1], image, listener)  # P5 is this run's test patient
         assert listener.warnings == []
         check_not_trained_on(runs[1:], image, listener)
@@ -76,14 +66,14 @@ def test_another_slide_at_the_same_coordinates_is_another(runs, simulated, tmp_p
     for patient in ("P2", "P5"):
         path = simulated / patient / "tissue_image.tif"
         with SlideImage.open(path) as image:
-            check_not_trained_on([only, only], image, Listener())
+            check_not_trained_on([only, only], image, Recording())
 
 
 def test_stores_that_are_gone_are_said(stores, simulated, tmp_path):
     gone = {"P1": tmp_path / "gone.vst", "P2": stores["P2"], "P5": stores["P5"]}
     pair = [run_of(name, gone, ["P1", "P2"], "P5") for name in "ab"]
     with SlideImage.open(simulated / "P5" / "tissue_image.tif") as image:
-        listener = Listener()
+        listener = Recording()
         check_not_trained_on(pair, image, listener)
     assert len(listener.notes) == 2
     for name, note in zip("ab", listener.notes, strict=True):

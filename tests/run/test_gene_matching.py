@@ -9,19 +9,12 @@ from tiny_store import write_store
 from virchow_st.errors import ConfigError
 from virchow_st.run.compare import check_same_panel
 from virchow_st.run.panel import Panel, choose_panel
+from virchow_st.runtime.progress import Recording
 from virchow_st.store.genes import core_id, core_symbol, places_by_id
 
 N = 8
 IDS = [f"ENSG{g:011d}" for g in range(N)]
 SYMBOLS = [f"GENE{g}" for g in range(N)]
-
-
-class Listener:
-    def __init__(self):
-        self.warnings = []
-
-    def warn(self, text):
-        self.warnings.append(text)
 
 
 def store(folder, name, ids=IDS, symbols=SYMBOLS, seed=0):
@@ -80,7 +73,7 @@ CHANGES = {
 @pytest.mark.parametrize("change", CHANGES)
 def test_genes_are_the_same_without_version_and_genome(plain, tmp_path, change, other_first):
     other = store(tmp_path, "B", *CHANGES[change], seed=2)
-    listener = Listener()
+    listener = Recording()
     stores = [other, plain] if other_first else [plain, other]
     panel = choose_panel(f"top:{N}", stores, progress=listener)
     assert listener.warnings == []
@@ -99,7 +92,7 @@ def test_ids_of_another_kind_give_way_to_unique_symbols(plain, tmp_path):
     entrez = [str(4000 + g) for g in range(N)]
     symbols = [*SYMBOLS[:6], "GENE5", "OTHER"]  # GENE5 twice: it is no longer unique
     other = store(tmp_path, "B", entrez, symbols, seed=2)
-    listener = Listener()
+    listener = Recording()
     panel = choose_panel("top:5", [plain], [other], listener)
     (warning,) = listener.warnings
     assert "share 0 gene ids and 5 symbols" in warning
@@ -130,7 +123,7 @@ def test_a_few_shared_ids_are_no_warning_where_symbols_tell_no_more(plain, tmp_p
     """Two panels of 10x that overlap in two genes: the ids are sound."""
     ids = [*IDS[:2], *(f"ENSG{g:011d}" for g in range(100, 106))]
     symbols = [*SYMBOLS[:2], *(f"GENE{g}" for g in range(100, 106))]
-    listener = Listener()
+    listener = Recording()
     panel = choose_panel("top:2", [plain, store(tmp_path, "B", ids, symbols, seed=2)], (), listener)
     assert set(panel.ids) == set(IDS[:2])
     assert listener.warnings == []

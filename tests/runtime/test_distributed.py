@@ -145,7 +145,7 @@ def test_errors_end_all_and_are_told_once(answers, config, folder):
         "error: batch_size: expected a multiple of the 2 processes, which share a batch; got 3"
     )
     assert lost == f"error: process 1 of 2: {config.stores[0]}: no such store"
-    assert died.startswith("error: process 0 of 2: another process of the run ended; what it said")
+    assert died.startswith("error: process 0 of 2: another process of the run ended; see its")
     assert answers[1].err == ""
     assert [answer.code for answer in answers] == [1, DIED]
     assert not (folder / "odd").exists()

@@ -12,6 +12,7 @@ from tiny_store import write_store
 from virchow_st.errors import ConfigError
 from virchow_st.extract.cohort import doubtful, read_cohort
 from virchow_st.run.split import split_patients, warn_of_alike_patients
+from virchow_st.runtime.progress import Recording
 from virchow_st.store.patients import alike, patient_name
 from virchow_st.store.reader import open_store
 
@@ -30,14 +31,6 @@ def test_alike_are_names_that_differ_by_case_or_blanks_alone():
     assert alike(["P1", "P2", "P10", "P-1"]) == []
 
 
-class Listener:
-    def __init__(self):
-        self.warnings = []
-
-    def warn(self, text):
-        self.warnings.append(text)
-
-
 def test_a_store_of_old_with_a_blank_is_the_same_patients(tmp_path):
     stores = [
         write_store(tmp_path / f"{i}.vst", patient, 4, seed=i)
@@ -46,7 +39,7 @@ def test_a_store_of_old_with_a_blank_is_the_same_patients(tmp_path):
     assert [store.patient for store in stores] == ["P1", "P2", "P2", "p2"]
     split = split_patients(stores, "P2", 0)
     assert {member.store for member in split.test} == {1, 2}
-    listener = Listener()
+    listener = Recording()
     warn_of_alike_patients(stores, listener)
     (warning,) = listener.warnings
     assert warning.startswith(

@@ -13,6 +13,7 @@ from virchow_st.models.losses import build_objective
 from virchow_st.models.losses.base import DeviceCounts, dense_counts, on_device
 from virchow_st.run.panel import Panel
 from virchow_st.run.split import Member
+from virchow_st.runtime.progress import Recording
 from virchow_st.training import feed
 from virchow_st.training.dataset import BatchPlan, PatchDataset, plans
 from virchow_st.training.feed import open_feed
@@ -139,20 +140,6 @@ def test_size_is_known_before_it_is_taken(dataset, members):
     assert n_bytes <= foreseen < 1.3 * n_bytes
 
 
-class Notes:
-    def __init__(self):
-        self.notes = []
-
-    def note(self, text):
-        self.notes.append(text)
-
-    def warn(self, text):
-        raise AssertionError(text)
-
-    def step(self, done, total, unit, detail=""):
-        pass
-
-
 @pytest.mark.parametrize(
     ("free", "n_sharing", "kind"),
     [(2.1, 1, Resident), (1.9, 1, Streamed), (4.2, 2, Resident), (2.1, 2, Streamed)],
@@ -162,8 +149,9 @@ def test_kept_if_half_of_the_free_memory_is_enough(
 ):
     free_bytes = int(free * resident_bytes(dataset, members))
     monkeypatch.setattr("virchow_st.runtime.devices.free_memory", lambda device: free_bytes)
-    said = Notes()
+    said = Recording()
     assert isinstance(open_feed(dataset, members, CPU, said, n_sharing), kind)
+    assert said.warnings == []
     (note,) = said.notes
     assert re.match(r"8 patches, [23] MB, are ", note)
     assert ("kept in memory" in note) == (kind is Resident)

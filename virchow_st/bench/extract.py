@@ -271,5 +271,5 @@ def _peak_table(encoder: ViTEncoder, images: UInt8Array, encode_s: float, whole_
         f"{encoder.precision}",
         ["", "images/s", "TFLOP/s", "share of the peak"],
         [*rows, ["matrix product", peak / flops, peak / 1e12, 1.0]],
-        [f"{flops / 1e9:.0f} GFLOP an image, {min(encoder.batch, len(images))} images at once."],
+        [f"{flops / 1e9:.0f} GFLOP per image, {min(encoder.batch, len(images))} images at once."],
     )

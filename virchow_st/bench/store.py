@@ -98,7 +98,7 @@ def _read_hdf5(folder: Path) -> Iterator[Read]:
 WAYS: dict[str, tuple[Reader, str]] = {
     "numpy memmap copy": (_read_memmap, "tokens.npy"),
     "store": (_read_store, STORE),
-    "HDF5, a patch a chunk": (_read_hdf5, "tokens.h5"),
+    "HDF5, one patch per chunk": (_read_hdf5, "tokens.h5"),
 }
 
 
@@ -172,10 +172,10 @@ def time_writes(folder: Path, records: Sequence[PatchRecord]) -> Table:
             row("of which packing and JPEG", pack_s, on_disk=False),
         ],
         [
-            "The plain file takes the same payloads; the store makes them (packing, JPEG), seals "
-            "them with checksums and ends with its manifest. "
+            "The plain file takes the same payloads; the store makes them (packing, JPEG), adds "
+            "checksums and ends with its manifest. "
             f"disk: {disk.write / 1e6:.0f} MB/s into one file with one fsync; one pass each, so "
-            f"the disk's mood is in it. data.mdb is {larger:.2%} larger than the payloads."
+            f"that the disk's variation shows. data.mdb is {larger:.2%} larger than the payloads."
         ],
     )
 

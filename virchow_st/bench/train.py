@@ -165,7 +165,7 @@ def _shares_table(trainer: Trainer, n_steps: int) -> Table:
         ["", "ms per step", "share of the step"],
         [*rows, ["all", 1e3 * whole / n_steps, 1.0]],
         [
-            f"The next batch is read while a step runs. {flops / 1e9:.1f} GFLOP a step in "
+            f"The next batch is read while a step runs. {flops / 1e9:.1f} GFLOP per step in "
             f"products and convolutions, {flops * n_steps / whole / peak:.0%} of the "
             f"{peak / 1e12:.3g} TFLOP/s of this machine's matrix product."
         ],

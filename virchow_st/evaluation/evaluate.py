@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from virchow_st.errors import ConfigError
+from virchow_st.evaluation.all_genes import AllGenes, summary
 from virchow_st.evaluation.baselines import ORACLES, fit_baselines
 from virchow_st.evaluation.blocks import NOBODY, Blocks, cut_blocks, shifted_places, shuffled_places
 from virchow_st.evaluation.scoreboard import Scoreboard, Slide, scale_scores
@@ -17,6 +18,7 @@ from virchow_st.evaluation.truth import TruthScores
 from virchow_st.metrics.seams import SeamAccumulator, Seams
 from virchow_st.names import file_names
 from virchow_st.predict.load import Run, load_run
+from virchow_st.run.all_genes import write_all_genes, write_factors
 from virchow_st.run.blocks import RUN, RunBlocks, write_blocks
 from virchow_st.run.compare import DRAWS, check_same_panel, differences, other_patches
 from virchow_st.run.lock import RESULTS_SEAL, RunLock
@@ -88,6 +90,10 @@ def _evaluate(run: Run, folder: Path, progress: Progress, truth: Path | None) ->
     baselines = fit_baselines(stores, run.panel, run.split, run.train_rate, progress)
     board = Scoreboard(run.train_rate, baselines, blocks.n_blocks, slides, truth_scores)
 
+    all_genes = None
+    if run.loadings is not None:
+        all_genes = AllGenes(run.genes.all, run.loadings, run.all_train_rate)
+
     seams = SeamAccumulator(len(run.panel), PATCH_BINS // run.state["grid"])
     n_done = n_left_out = 0
     n_bins = len(run.split.test) * PATCH_BINS**2
@@ -96,7 +102,7 @@ def _evaluate(run: Run, folder: Path, progress: Progress, truth: Path | None) ->
             maps_path = folder / MAPS / f"{slide.file_name}.h5"
             placed = slide.infos, block_of_patch
             with write_maps(maps_path, slide.store, run.panel, *placed, slide.name) as maps:
-                n_left_out += _predict(run, stores, slide, maps)
+                n_left_out += _predict(run, stores, slide, maps, all_genes)
                 check_left_out(n_left_out, n_bins, str(run.path))
                 partners = shuffled_places(len(slide.infos)), shifted_places(slide.infos)
                 for place, block in enumerate(block_of_patch.tolist()):
@@ -115,6 +121,8 @@ def _evaluate(run: Run, folder: Path, progress: Progress, truth: Path | None) ->
     write_per_gene(folder, run.panel, computed)
     write_blocks(folder, RunBlocks(run.panel.ids, board.block_sums()))
     metrics = _metrics(run, slides, blocks, board, baselines.ridge_penalty, seams.compute())
+    if all_genes is not None:
+        metrics["all_genes"] = _write_all_genes(run, folder, all_genes)
     metrics["left_out_bins"] = n_left_out
     write_metrics(folder, metrics)
     return metrics
@@ -173,8 +181,16 @@ def _truth_scores(truth: Path, slides: Sequence[Slide], panel: Panel) -> TruthSc
     return TruthScores(truth, slides[0].store, panel)
 
 
-def _predict(run: Run, stores: Sequence[Store], slide: Slide, maps: SlideMaps) -> int:
-    """Predict every patch and write the rates to the maps, from which all scores are computed.
+def _predict(
+    run: Run,
+    stores: Sequence[Store],
+    slide: Slide,
+    maps: SlideMaps,
+    all_genes: AllGenes | None,
+) -> int:
+    """Predict every patch and write the panel's rates to the maps, from which they are scored.
+
+    All genes of a run with factors are scored here, since their rates are never written.
 
     Returns:
         The number of bins left out.
@@ -185,14 +201,31 @@ def _predict(run: Run, stores: Sequence[Store], slide: Slide, maps: SlideMaps) -
     inner = slice(margin, margin + STORED_IMAGE_PX)
     for batch in dataset.batches(slide.members, batch_size=8):
         image = batch.image if run.decoder.wants_image else None
-        rates = run.rates(batch.tokens, image)
+        if all_genes is None:
+            rates = run.rates(batch.tokens, image)
+        else:
+            factors = run.factors(batch.tokens, image)
+            rates = run.rates_of(factors)
+            for member, of_patch in zip(batch.members, factors, strict=True):
+                all_genes.add(slide.store, member, of_patch)
         assert batch.image is not None
         for i, member in enumerate(batch.members):
             info = slide.store.patch_table[member.patch]
             image_of = batch.image[i, inner, inner]
             maps.write(info, rates[i], batch.counts[i], batch.tissue_mask[i], image_of)
         n_left_out += int(left_out(rates).sum())
+    if all_genes is not None:
+        all_genes.finish_slide()
     return n_left_out
+
+
+def _write_all_genes(run: Run, folder: Path, all_genes: AllGenes) -> dict[str, Any]:
+    """Write the tables of all genes and of factors; returns the summary for ``metrics.json``."""
+    assert run.loadings is not None
+    table, genes = all_genes.table(), run.genes.all
+    write_all_genes(folder, table)
+    write_factors(folder, genes, run.loadings, all_genes.mean_factors)
+    return summary(table, run.loadings.shape[1])
 
 
 def _rate_at(maps: SlideMaps, slide: Slide, place: int) -> Float32Array | None:

@@ -18,7 +18,7 @@ from virchow_st.names import csv_name
 from virchow_st.runtime.distributed import Processes, SharedWork
 from virchow_st.runtime.lists import read_columns
 from virchow_st.runtime.prefetch import ahead
-from virchow_st.runtime.progress import SILENT, Progress
+from virchow_st.runtime.progress import SILENT, Progress, Recording
 from virchow_st.schema import MismatchError, Name, check
 from virchow_st.store.patients import alike_warnings, patient_name
 
@@ -145,20 +145,20 @@ def extract_cohort(path: Path, config: ExtractConfig, progress: Progress = SILEN
     work = SharedWork(processes)
 
     def prepare(item: int) -> _Prepared:
-        slide, said = slides[order[item]], _Later()
+        slide, recording = slides[order[item]], Recording()
         try:
             opened = open_slide(
-                slide.outs, slide.image, slide.store, slide.patient, config, said, encoder
+                slide.outs, slide.image, slide.store, slide.patient, config, recording, encoder
             )
         except Exception as e:
-            return _Prepared(said, e)
-        return _Prepared(said, opened)
+            return _Prepared(recording, e)
+        return _Prepared(recording, opened)
 
     with ThreadPoolExecutor(1, "next-slide") as pool:
         for item, prepared in ahead(pool, work.take(len(slides)), prepare):
             slide = slides[order[item]]
             progress.note(f"{slide.patient}: {slide.outs}")
-            prepared.said.repeat(progress)
+            prepared.messages.repeat(progress)
             n_patches, text = _finish(prepared.slide, progress)
             if n_patches is None:
                 progress.warn(text)
@@ -174,31 +174,11 @@ def extract_cohort(path: Path, config: ExtractConfig, progress: Progress = SILEN
     ]
 
 
-class _Later:
-    """Collects the messages of a job, to repeat them when its turn comes."""
-
-    def __init__(self) -> None:
-        self._said: list[tuple[bool, str]] = []
-
-    def note(self, text: str) -> None:
-        self._said.append((False, text))
-
-    def warn(self, text: str) -> None:
-        self._said.append((True, text))
-
-    def step(self, done: int, total: int, unit: str, detail: str = "") -> None:
-        pass
-
-    def repeat(self, progress: Progress) -> None:
-        for is_warning, text in self._said:
-            (progress.warn if is_warning else progress.note)(text)
-
-
 @dataclass(frozen=True)
 class _Prepared:
     """The messages collected while a slide was opened, and the slide or the error."""
 
-    said: _Later
+    messages: Recording
     slide: OpenedSlide | Exception
 
 

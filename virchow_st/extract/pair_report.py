@@ -17,7 +17,7 @@ from virchow_st.extract.fit import (
     stain_of,
 )
 from virchow_st.extract.registration import describe
-from virchow_st.runtime.progress import SILENT, Progress
+from virchow_st.runtime.progress import SILENT, Progress, Recording
 from virchow_st.slide.choice import ORIENTATIONS
 from virchow_st.slide.image import SlideImage
 from virchow_st.slide.image_report import report_on
@@ -79,10 +79,10 @@ def report_on_pair(image_path: Path, outs: Path, progress: Progress = SILENT) ->
             return PairReport(rows, tuple(warnings), (str(e),))
         patches = _some(lay_patches(slide.tissue_mask, ExtractConfig().min_tissue))
         counts = slide.read_counts(patches)
-        said = _Kept()
+        recording = Recording()
         image = ways[0]
         if opened.choice.orientation != 1:
-            image = choose_orientation(ways, slide, patches, counts, said)
+            image = choose_orientation(ways, slide, patches, counts, recording)
             rows["orientation"] = f"read {ORIENTATIONS[image.orientation]}"
         faults = []
         stain = stain_of(image, slide, patches)
@@ -100,25 +100,9 @@ def report_on_pair(image_path: Path, outs: Path, progress: Progress = SILENT) ->
         evidence = Evidence(registration, off, outline)
         if size is None and evidence.against:
             faults.append(f"{opened.path}: is not the right image: {evidence.against}")
-        return PairReport(rows, tuple(warnings + said.lines), tuple(faults))
+        return PairReport(rows, tuple(warnings + recording.warnings), tuple(faults))
 
 
 def _some(patches: PatchTable) -> PatchTable:
     at = spread(len(patches), COMPARED)
     return PatchTable(patches.row0[at], patches.col0[at], patches.tissue_fraction[at])
-
-
-class _Kept:
-    """Progress that collects notes and warnings."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def note(self, text: str) -> None:
-        self.lines.append(text)
-
-    def warn(self, text: str) -> None:
-        self.lines.append(text)
-
-    def step(self, done: int, total: int, unit: str, detail: str = "") -> None:
-        pass

@@ -33,26 +33,31 @@ def multiplicative_steps(
     exposure: Float64Array,
     factors: Float64Array,
     loadings: Float64Array,
+    prior: float,
     n_steps: int,
 ) -> tuple[Float64Array, Float64Array]:
-    """Lee & Seung's updates (NIPS 13, 2001, 556), theorem 2, with an exposure per row.
+    """Lee & Seung's updates (NIPS 13, 2001, 556), theorem 2, with exposures and a prior.
 
     Args:
         x: (n, G) counts, dense.
         exposure: (n,) > 0; x_ng has the mean ``exposure_n · Σ_k factors_nk·loadings_gk``.
         factors: (n, K) > 0 at the start.
         loadings: (G, K) > 0 at the start.
+        prior: Strength a of the gamma prior with shape 1 + a, whose mode is the gene's share of all
+            UMIs (half a UMI added to each gene).
         n_steps: Number of steps; each updates the factors and then the loadings.
 
     Returns:
-        factors and loadings after the steps, with the loadings scaled to sum 1 over genes.
+        factors and loadings after the steps.
     """
+    mode = (x.sum(0) + 0.5)[:, None]
+    mode = mode / mode.sum()
     for _ in range(n_steps):
         rate = exposure[:, None] * (factors @ loadings.T)
         up = exposure[:, None] * ((x / rate) @ loadings)
         factors = factors * up / (exposure[:, None] * loadings.sum(0))
         rate = exposure[:, None] * (factors @ loadings.T)
         scaled = exposure[:, None] * factors
-        loadings = loadings * ((x / rate).T @ scaled) / scaled.sum(0)
-    total = loadings.sum(0)
-    return factors * total, loadings / total
+        umis = loadings * ((x / rate).T @ scaled)
+        loadings = (umis + prior) / (scaled.sum(0) + prior / mode)
+    return factors, loadings

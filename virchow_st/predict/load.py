@@ -16,6 +16,7 @@ from virchow_st.models.decoders import build_decoder, decode
 from virchow_st.models.decoders.base import Decoder
 from virchow_st.models.losses import build_objective
 from virchow_st.models.losses.base import Objective
+from virchow_st.models.losses.factor_poisson import FactorPoisson, FactorStart
 from virchow_st.predict.array import MIN_TISSUE, ImageRates, predict_array
 from virchow_st.predict.image import decoded_together
 from virchow_st.run.checkpoint import load_checkpoint, read_state
@@ -23,6 +24,7 @@ from virchow_st.run.integrity import check_files
 from virchow_st.run.panel import Panel
 from virchow_st.run.rates import check_left_out, leave_out_impossible, left_out
 from virchow_st.run.split import Split, read_split
+from virchow_st.run.transcriptome import RunGenes
 from virchow_st.runtime.devices import pick_device
 from virchow_st.store.context import with_margin
 from virchow_st.store.reader import Patch, Store
@@ -37,14 +39,14 @@ class Run:
 
     Attributes:
         path: the run directory.
-        config, panel, split: settings, genes and split of the training.
+        config, genes, split: settings, genes and split of the training.
         state: epoch, encoder, token grid and token dimension, from the checkpoint.
         decoder, objective: in evaluation mode, on ``device``.
     """
 
     path: Path
     config: TrainConfig
-    panel: Panel
+    genes: RunGenes
     split: Split
     state: dict[str, Any]
     decoder: Decoder
@@ -57,8 +59,13 @@ class Run:
         return self.objective.train_rate.double().cpu().numpy()
 
     @property
+    def panel(self) -> Panel:
+        """The genes that `predict` gives: those of the panel."""
+        return self.genes.panel
+
+    @property
     def n_genes(self) -> int:
-        """Number of genes, G."""
+        """Number of genes of the panel, G."""
         return len(self.panel)
 
     @property
@@ -95,6 +102,47 @@ class Run:
         rates = self._rates([patch])[0]
         check_left_out(int(left_out(rates).sum()), PATCH_BINS**2, str(self.path))
         return rates
+
+    def predict_factors(self, patch: Patch) -> Float32Array:
+        """Predict the factors of every gene's rates on one patch of a store.
+
+        The rate of gene g of `genes.all` is ``Σ_k loadings[g, k] · factors[k]``.
+
+        Args:
+            patch: a patch of a store that was extracted with the run's encoder.
+
+        Returns:
+            (K, 128, 128) float32, UMIs of all genes per 2 µm bin that each factor has.
+
+        Raises:
+            ConfigError: the run predicts its panel directly and has no factors; or the store's
+                tokens are of another encoder than the run's.
+        """
+        if self.loadings is None:
+            raise ConfigError(
+                f"{self.path}: has no factors, since it predicts the genes of its panel directly; "
+                "train with --panel all"
+            )
+        self.check_store(patch.store)
+        return self.factors(*self._inputs([patch]))[0]
+
+    def predict_gene(self, patch: Patch, gene: str) -> Float32Array:
+        """Predict expected UMIs of one gene per 2 µm bin on one patch of a store.
+
+        Args:
+            patch: a patch of a store that was extracted with the run's encoder.
+            gene: symbol or id of any gene that the run predicts, see `genes`.
+
+        Returns:
+            (128, 128) float32.
+
+        Raises:
+            ConfigError: the run does not predict the gene, or as `predict` raises.
+        """
+        place = self.genes.all.index(gene)
+        if self.loadings is None:
+            return self.predict(patch)[place]
+        return np.tensordot(self.loadings[place], self.predict_factors(patch), axes=1)
 
     def predict_store(self, store: Store) -> Iterator[Float32Array]:
         """Predict expected UMIs per 2 µm bin on every patch of a store, one after another.
@@ -163,14 +211,49 @@ class Run:
             yield from rates
 
     def _rates(self, patches: list[Patch]) -> Float32Array:
-        """With the margin of neighbours that the decoder was trained with."""
+        return self.rates(*self._inputs(patches))
+
+    def _inputs(self, patches: list[Patch]) -> tuple[Array, UInt8Array | None]:
+        """Tokens and images with the margin of neighbours that the decoder was trained with."""
         margin = self.decoder.margin_um
         image = None
         if self.wants_image:
             image = np.stack([with_margin(p, lambda p: p.image, margin) for p in patches])
         n_tokens = margin * self.state["grid"] // PATCH_UM
         tokens = np.stack([with_margin(p, lambda p: p.tokens, n_tokens) for p in patches])
-        return self.rates(tokens, image)
+        return tokens, image
+
+    @property
+    def all_train_rate(self) -> Float64Array:
+        """(G,) mean UMIs of `genes.all` per 2 µm tissue bin of the training patients."""
+        rate = self.objective.train_rate
+        if isinstance(self.objective, FactorPoisson):
+            rate = self.objective.gene_rate
+        return rate.double().cpu().numpy()
+
+    @property
+    def loadings(self) -> Float32Array | None:
+        """(G, K) share of each of `genes.all` in a factor's UMIs; None without factors."""
+        if not isinstance(self.objective, FactorPoisson):
+            return None
+        return self.objective.loadings.detach().cpu().numpy()
+
+    @torch.inference_mode()
+    def factors(self, tokens: Array, image: UInt8Array | None = None) -> Float32Array:
+        """Factors (B, K, 128, 128) float32, UMIs per 2 µm bin; arguments and errors as `rates`.
+
+        The rate of gene g is ``Σ_k loadings[g, k] · factors[k]``. Only of a run with factors.
+        """
+        assert isinstance(self.objective, FactorPoisson)
+        output = decode(self.decoder, tokens, image, self.device)
+        factors: Float32Array = self.objective.factors(output).cpu().numpy()
+        names = [f"factor {k + 1}" for k in range(factors.shape[1])]
+        return leave_out_impossible(factors, names, str(self.path), "train again with a lower --lr")
+
+    def rates_of(self, factors: Float32Array) -> Float32Array:
+        """Rates (B, P, 128, 128) of the panel's genes from `factors`."""
+        assert self.loadings is not None
+        return np.einsum("pk,bkrc->bprc", self.loadings[self.genes.places], factors, optimize=True)
 
     @torch.inference_mode()
     def rates(self, tokens: Array, image: UInt8Array | None = None) -> Float32Array:
@@ -220,18 +303,21 @@ def load_run(path: Path | str, device: str = "auto") -> Run:
         raise ConfigError(f"{path}: no such run; write it with `vst train … --run {path}`")
     state = read_state(best)
     config = from_toml(TrainConfig, path / "config.toml")
-    panel = Panel.read(path / "panel.tsv")
     saved_split = read_split(path / "split.json")
     digest = saved_split["xxh64"]
     check_files(path, state)
+    genes = RunGenes.read(path)
     if state.get("split_xxh64", digest) != digest:  # all that older versions compare
         raise ConfigError(
             f"{path / 'split.json'}: is not the split that the run was trained with; train anew"
         )
     where = pick_device(device)
     # Shapes only: the checkpoint holds the values.
+    n_genes, factors = len(genes.all), None
+    if n_factors := state.get("n_factors"):
+        factors = FactorStart.of_shape(n_genes, n_factors, len(genes.panel))
     objective = build_objective(
-        config.loss, torch.ones(len(panel)), torch.ones(4, len(panel)), config.scales
+        config.loss, torch.ones(n_genes), torch.ones(4, n_genes), config.scales, factors
     )
     dim = torch.ones(state["dim"])
     decoder = build_decoder(config.decoder, state["grid"], dim, dim, objective.initial_bias)
@@ -239,7 +325,7 @@ def load_run(path: Path | str, device: str = "auto") -> Run:
     return Run(
         path=path,
         config=config,
-        panel=panel,
+        genes=genes,
         split=Split.of(saved_split),
         state=state,
         decoder=decoder.to(where).eval(),

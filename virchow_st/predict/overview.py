@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from virchow_st.output.export.he_image import CHUNK_PX, Picture, add_picture
-from virchow_st.output.export.ngff import Folder
+from virchow_st.field.he_image import CHUNK_PX, Picture, add_picture
+from virchow_st.field.ngff import Folder
 from virchow_st.predict.image import OVERVIEW_LEVEL, picture_factor
 from virchow_st.slide.image import SlideImage
 

@@ -1,18 +1,21 @@
-"""The rate images of a prediction: mean and spread over runs of the finished blocks."""
+"""The maps of a prediction: mean and spread over runs of the finished blocks."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
+from virchow_st.field.bins import BinImages
+from virchow_st.field.loadings import Loadings
+from virchow_st.field.ngff import Folder
+from virchow_st.field.write import FieldMaps
 from virchow_st.kernels.pooling import sum_pool
-from virchow_st.output.export.bins import BinImages
-from virchow_st.output.export.ngff import Folder
-from virchow_st.run.panel import Panel
 from virchow_st.types import CELL_BINS, BoolArray, Float32Array
 
 
 class RateImages:
-    """``rates_2um`` and ``rates_8um``, and with several runs ``spread_2um`` and ``spread_8um``.
+    """The field of a prediction, and with several runs ``spread_2um`` and ``spread_8um``.
 
     A pixel at 2 µm holds the expected UMIs of a 2 µm bin; a pixel at 8 µm those of an 8 µm bin, the
     sum over its sixteen 2 µm bins. The spread is the standard deviation over the runs (n − 1). Bins
@@ -21,16 +24,19 @@ class RateImages:
 
     Args:
         folder: the Zarr folder to write to.
-        panel: its genes are the channels.
+        loadings: of the genes.
         n_runs: number of runs.
         shape: rows and columns of the 2 µm grid, multiples of 8.
     """
 
-    def __init__(self, folder: Folder, panel: Panel, n_runs: int, shape: tuple[int, int]) -> None:
+    def __init__(
+        self, folder: Folder, loadings: Loadings, n_runs: int, shape: tuple[int, int]
+    ) -> None:
         self._n_runs = n_runs
-        channels = panel.labels
-        self._rates = BinImages(folder, "rates", channels, shape)
-        self._spread = BinImages(folder, "spread", channels, shape) if n_runs > 1 else None
+        self._field = FieldMaps(folder, loadings, shape)
+        self._spread = (
+            BinImages(folder, "spread", loadings.factor_names, shape) if n_runs > 1 else None
+        )
 
     def write(self, row0: int, col0: int, rates: Float32Array, there: BoolArray) -> None:
         """Write the block that begins at bin (row0, col0).
@@ -42,9 +48,13 @@ class RateImages:
             there: (h, w) bool, True inside patches.
         """
         if self._spread is None:
-            self._rates.write(row0, col0, rates)
+            self._field.write(row0, col0, rates)
             return
         by_run = rates.reshape(self._n_runs, -1, *there.shape)
         at_8um = np.stack([sum_pool(run, CELL_BINS) for run in by_run])
-        self._rates.write(row0, col0, by_run.mean(axis=0), at_8um.mean(axis=0))
+        self._field.write(row0, col0, by_run.mean(axis=0), at_8um.mean(axis=0))
         self._spread.write(row0, col0, by_run.std(axis=0, ddof=1), at_8um.std(axis=0, ddof=1))
+
+    def finish(self, provenance: dict[str, Any]) -> None:
+        """Write what makes the folder a field; see `FieldMaps.finish`."""
+        self._field.finish(provenance)

@@ -13,12 +13,13 @@ import xxhash
 
 from virchow_st.config import PredictConfig, to_toml
 from virchow_st.errors import ConfigError
+from virchow_st.field.bins import LEVELS
+from virchow_st.field.he_image import Picture
+from virchow_st.field.loadings import Loadings
+from virchow_st.field.ngff import FLAVOURS, Folder
 from virchow_st.models.encoders.base import Encoder
-from virchow_st.output.export.bins import LEVELS
-from virchow_st.output.export.he_image import Picture
-from virchow_st.output.export.ngff import FLAVOURS, Folder
+from virchow_st.output.export.convert import convert
 from virchow_st.output.export.tables import check_format
-from virchow_st.predict.convert import convert
 from virchow_st.predict.image import (
     OVERVIEW_LEVEL,
     check_tissue,
@@ -104,7 +105,8 @@ def predict_slide(
         with new_output(out) as aside, _restored_on_failure(picture):
             flavour = config.format if config.format in FLAVOURS else FLAVOURS[0]
             zarr_path = aside / "zarr"
-            folder = Folder(zarr_path, flavour, {})
+            to_px = np.array([[1 / mpp, 0, 0], [0, 1 / mpp, 0]])
+            folder = Folder(zarr_path, flavour, {}, um_to_px=to_px)
             pyramid = write_picture(folder, image, mpp)
             overview, um_per_px = pyramid.read(OVERVIEW_LEVEL)
             tissue = find_tissue(overview, um_per_px, str(image_path))
@@ -119,16 +121,17 @@ def predict_slide(
                 f"{len(patches)} patches: see {picture}; a lower --min-tissue takes in more"
             )
             folder.add_labels("tissue", cells.shape, BIN_UM * CELL_BINS)[:] = cells
-            written = RateImages(folder, runs[0].panel, len(runs), shape)
+            written = RateImages(folder, Loadings(runs[0].panel), len(runs), shape)
             stitcher = Stitcher(patches, config.overlap_um // BIN_UM, shape, written.write)
             predict_patches(runs, encoder, image, mpp, patches, stitcher, progress)
             for warning in image.read_warnings():
                 progress.warn(warning)
-            folder.finish(
-                virchow_st=_provenance(runs, encoder, image, mpp, config, tissue, patches, share)
+            written.finish(
+                _provenance(runs, encoder, image, mpp, config, tissue, patches, share)
                 | {"left_out_bins": stitcher.n_left_out}
             )
-            convert(zarr_path, aside / "result", config.format, runs[0].panel, pyramid)
+            name = image.path.name
+            convert(zarr_path, aside / "result", config.format, runs[0].panel, pyramid, name)
     return Prediction(out, picture, len(patches), share, stitcher.most_open)
 
 

@@ -10,9 +10,9 @@ from virchow_st.config import TrainConfig, from_toml, to_toml
 from virchow_st.errors import ConfigError
 from virchow_st.run.integrity import check_files, file_hashes
 from virchow_st.run.lock import CHECKPOINTS, RunLock
-from virchow_st.run.panel import Panel
 from virchow_st.run.split import Split
 from virchow_st.run.state import read_state
+from virchow_st.run.transcriptome import RunGenes
 from virchow_st.runtime.atomic import settled, write_text
 from virchow_st.store.reader import Store
 
@@ -55,7 +55,7 @@ def begin(
     config: TrainConfig,
     split: Split,
     stores: Sequence[Store],
-    panel: Panel,
+    genes: RunGenes,
     save: Callable[[Path, dict[str, str]], None],
     lock: RunLock,
 ) -> None:
@@ -65,7 +65,7 @@ def begin(
 
     Args:
         run: directory to write; it is there whole or not at all.
-        config, split, stores, panel: what fixes the run.
+        config, split, stores, genes: what fixes the run.
         save: writes ``checkpoints`` into the folder that it is given.
         lock: that has taken the run's name.
 
@@ -77,10 +77,10 @@ def begin(
         with lock.new_run(run) as aside:
             write_text(aside / "config.toml", text)
             split.write(aside / "split.json", stores)
-            panel.write(aside / "panel.tsv")
+            genes.write(aside)
             save(aside, file_hashes(aside))
     except OSError as e:
         raise ConfigError(
-            f"{run}: cannot be written ({e.strerror}); nothing was begun; make room or give "
+            f"{run}: cannot be written ({e.strerror}); no run was started; free disk space or give "
             "another --run, and train again"
         ) from None

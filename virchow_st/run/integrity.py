@@ -19,13 +19,16 @@ from virchow_st.schema import read_toml
 
 CONFIG, PANEL, SPLIT = "config.toml", "panel.tsv", "split.json"
 FILES = (CONFIG, PANEL, SPLIT)
+GENES = "genes.tsv"
+"""All genes that a run predicts, if they are more than its panel."""
 # Where stores lie and where a run is computed may change: the split names the stores' records.
 _PLACES = ("stores", "device", "compile")
 
 
 def file_hashes(run: Path) -> dict[str, str]:
     """The hashes of a run's files, by name; `ConfigError` for one that cannot be read."""
-    return {name: _hash(run / name) for name in FILES}
+    names = [*FILES, GENES] if (run / GENES).exists() else FILES
+    return {name: _hash(run / name) for name in names}
 
 
 def _hash(path: Path) -> str:

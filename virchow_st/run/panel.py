@@ -87,6 +87,11 @@ class Panel:
             )
         return np.array(found, np.int64)
 
+    def of(self, ids: Sequence[str]) -> Panel:
+        """The panel's genes of these ids, in this order."""
+        symbol_of = dict(zip(self.ids, self.symbols, strict=True))
+        return Panel(*_columns(ids, symbol_of), self.key)
+
     @property
     def genes(self) -> tuple[Gene, ...]:
         """The genes of the panel, in its order."""
@@ -218,19 +223,27 @@ def choose_panel(
     Example:
         >>> panel = choose_panel("top:200", [open_store("P1.vst")])  # doctest: +SKIP
     """
+    common = common_genes(train, others, progress)
+    if spec == "top50" or spec.startswith("top:"):
+        ids = _most_variable(_size(spec), train, common)
+    else:
+        ids = _named_genes(Path(spec), common)
+    if len(ids) > MAX_PANEL:
+        raise ConfigError(f"panel: expected at most {MAX_PANEL} genes; got {len(ids)}")
+    return common.of(ids)
+
+
+def common_genes(
+    train: Sequence[Store], others: Sequence[Store] = (), progress: Progress = SILENT
+) -> Panel:
+    """All genes that every store lists, in the order of their ids; see `choose_panel`."""
     stores = [*train, *others]
     key = _matching_key(stores, progress)
     symbol_of = dict(zip(train[0].genes.ids, train[0].genes.symbols, strict=True))
     common = set(symbol_of)
     for store in stores[1:]:
         common &= _shared(train[0].genes, store.genes, key)
-    if spec == "top50" or spec.startswith("top:"):
-        ids = _most_variable(_size(spec), train, Panel(*_columns(sorted(common), symbol_of), key))
-    else:
-        ids = _named_genes(Path(spec), common, symbol_of)
-    if len(ids) > MAX_PANEL:
-        raise ConfigError(f"panel: expected at most {MAX_PANEL} genes; got {len(ids)}")
-    return Panel(*_columns(ids, symbol_of), key)
+    return Panel(*_columns(sorted(common), symbol_of), key)
 
 
 def _columns(
@@ -346,11 +359,11 @@ def _variance(stores: Sequence[Store], candidates: Panel) -> Float64Array:
     return mean_square - mean**2
 
 
-def _named_genes(path: Path, common: set[str], symbol_of: dict[str, str]) -> tuple[str, ...]:
+def _named_genes(path: Path, common: Panel) -> tuple[str, ...]:
     if not path.is_file():
         raise ConfigError(f"panel: expected top50, top:N or a readable file; got {path}")
     names = names_in_file(path)
-    ids, symbols = _columns(sorted(common), symbol_of)
+    ids, symbols = common.ids, common.symbols
     places = named_places(ids, symbols)
     found = {name: places.get(name) or places.get(core_id(name), []) for name in names}
     if missing := [name for name, those in found.items() if not those]:

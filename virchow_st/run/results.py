@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NotRequired, TextIO, 
 import numpy as np
 
 from virchow_st.names import csv_name, csv_text
+from virchow_st.run.all_genes import AllGenesMetrics
 from virchow_st.run.panel import Gene, Panel
 from virchow_st.runtime.atomic import write_json, written_whole
 from virchow_st.schema import Count, Length, MismatchError, Name, check, read_json, read_table
@@ -105,6 +106,7 @@ class _Metrics(TypedDict):
     slides: NotRequired[dict[str, dict[str, dict[str, Any]]]]
     truth: NotRequired[dict[str, dict[str, Any]]]
     seams: NotRequired[dict[str, float | None]]
+    all_genes: NotRequired[AllGenesMetrics]
     left_out_bins: NotRequired[Count]
 
 

@@ -116,6 +116,63 @@ def table_caption(metrics: Metrics) -> str:
     )
 
 
+ABUNDANCE_COLUMNS = ("UMIs per 2 µm bin", "genes", "PCC", "ceiling", "share of it", "D²")
+"""Columns of `abundance_rows` after the label."""
+
+
+def abundance_rows(metrics: Metrics, scale: str = "8") -> list[tuple[str, ...]]:
+    """Scores of all genes at one scale in ten groups by abundance, the most abundant first.
+
+    Args:
+        metrics: ``metrics.json`` content with ``all_genes``.
+        scale: Side of the bins, µm.
+
+    Returns:
+        Rows of a label and `ABUNDANCE_COLUMNS`; the first is that of all genes together.
+    """
+    found = metrics["all_genes"]
+    every = found["scales"][scale]
+    groups = found["deciles"][scale][::-1]
+    labels = ["tenth 1, most", *(f"tenth {i}" for i in range(2, 10)), "tenth 10, least"]
+    rows = [("all genes", "", *_of_group(every))]
+    for label, group in zip(labels, groups, strict=True):
+        umis = group["umis_per_2um_bin"]
+        rows.append((label, "–" if umis is None else f"{umis:.1e}", *_of_group(group)))
+    return rows
+
+
+def _of_group(group: Metrics) -> tuple[str, ...]:
+    share = group["pcc_of_ceiling"]
+    return (
+        str(group["n_genes_scored"]),
+        _number(group["pcc"]),
+        _number(group["pcc_ceiling"]),
+        "–" if share is None else f"{share:.0%}",
+        _number(group["d2_poisson"]),
+    )
+
+
+def abundance_title(metrics: Metrics, scale: str = "8") -> str:
+    """Title of the table of `abundance_rows`."""
+    found = metrics["all_genes"]
+    return f"All {found['n_genes']} genes, as {found['n_factors']} factors, at {scale} µm"
+
+
+def abundance_caption(metrics: Metrics) -> str:
+    """How many genes are predicted beyond chance, and how to read the table, in short lines."""
+    found = metrics["all_genes"]
+    predicted = " and ".join(
+        f"{n} of {found['n_tested'][scale]} at {scale} µm"
+        for scale, n in found["n_predicted"].items()
+    )
+    return (
+        f"Predicted beyond chance: {predicted}\n(false discovery rate {found['fdr']:.0%}, "
+        f"against {found['null_draws']} null predictions made for other patches). Tenths are by\n"
+        "UMIs on the test slide. PCC, ceiling: means over genes; D²: mean of all genes,\n"
+        "median of a tenth."
+    )
+
+
 def below_baselines(runs: Runs) -> list[str]:
     """Warnings: one line per run, score and baseline, if the baseline is better at some scale."""
     lines = []
@@ -237,9 +294,12 @@ def _by_how_much(metrics: Metrics, baseline: str, scale: str, score: str) -> str
 
 
 def _numbers(scales: Metrics, score: str) -> tuple[str, ...]:
-    values = [scales[scale][score] for scale in SCALES]
+    return tuple(_number(scales[scale][score]) for scale in SCALES)
+
+
+def _number(value: float | None) -> str:
     # Adding 0.0 after rounding turns a negative zero into zero.
-    return tuple("–" if value is None else f"{round(value, 3) + 0.0:.3f}" for value in values)
+    return "–" if value is None else f"{round(value, 3) + 0.0:.3f}"
 
 
 def _percents(scales: Metrics, score: str) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NotRequired, TypedDict, cast
 
 from virchow_st.errors import ConfigError
-from virchow_st.run.integrity import FILES, check_files, hash_of
+from virchow_st.run.integrity import FILES, GENES, check_files, hash_of
 from virchow_st.run.lock import CHECKPOINTS
 from virchow_st.runtime.atomic import settled
 from virchow_st.schema import Count, Length, MismatchError, Name, Within, read_json
@@ -38,6 +38,7 @@ class State(TypedDict):
     encoder: Encoder
     split_xxh64: NotRequired[str]
     files: NotRequired[dict[str, str]]
+    n_factors: NotRequired[Count]  # with --panel all
     tensors_xxh64: NotRequired[str]
     xxh64: NotRequired[str]
 
@@ -50,8 +51,9 @@ def _check_state(state: Any) -> None:
         raise MismatchError(
             f"best_epoch: expected at most {state['epoch']}; got {state['best_epoch']}"
         )
-    if "files" in state and sorted(state["files"]) != sorted(FILES):
-        raise MismatchError(f"files: expected the hashes of {', '.join(FILES)}")
+    files = (*FILES, GENES) if "n_factors" in state else FILES
+    if "files" in state and sorted(state["files"]) != sorted(files):
+        raise MismatchError(f"files: expected the hashes of {', '.join(files)}")
     rest = {name: value for name, value in state.items() if name != "xxh64"}
     if state.get("xxh64", expected := hash_of(rest)) != expected:
         raise MismatchError("does not match its own hash, so it was changed")

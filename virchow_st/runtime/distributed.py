@@ -192,8 +192,8 @@ def process_group() -> Iterator[Processes]:
         if not _is_lost_connection(e):
             raise
         raise VirchowSTError(
-            f"process {processes.rank} of {processes.size}: another process of the run ended; what "
-            "it said tells why; what was finished is kept, --resume goes on from there"
+            f"process {processes.rank} of {processes.size}: another process of the run ended; see "
+            "its message for the reason; what was finished is kept, --resume continues there"
         ) from e
     distributed.destroy_process_group()  # after an error the others learn of it from the exit
 

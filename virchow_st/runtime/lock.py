@@ -55,7 +55,7 @@ class Lock:
         try:
             self._descriptor = self._take()
         except OSError as e:
-            remedy = "make room" if e.errno in _NO_ROOM else "give a place that can be"
+            remedy = "free disk space" if e.errno in _NO_ROOM else "give another path"
             raise ConfigError(f"{output}: cannot be written ({e.strerror}); {remedy}") from None
 
     def moved(self, file: Path) -> None:

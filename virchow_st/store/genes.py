@@ -209,8 +209,14 @@ def find_genes(
         >>> find_genes(["PIGR"], ["ENSG00000119888", "ENSG00000162896"], ["EPCAM", "PIGR"], "panel")
         array([1])
     """
+    return find_named(names, named_places(ids, symbols), ids, source)
+
+
+def find_named(
+    names: Iterable[str], by_name: Mapping[str, list[int]], ids: Sequence[str], source: str
+) -> Int64Array:
+    """As `find_genes`, in the table that `named_places` gives of the list."""
     found: list[int] = []
-    by_name = named_places(ids, symbols)
     for name in names:
         places = by_name.get(name) or by_name.get(core_id(name), [])
         if not places:

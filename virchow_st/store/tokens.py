@@ -12,8 +12,6 @@ import numpy as np
 from virchow_st.errors import StoreError
 from virchow_st.types import Array, Float32Array
 
-TOKEN_DTYPES = ("float16", "int8")
-
 _HALF = np.finfo(np.float16)
 _LARGEST_CODE = 127  # -128 stays unused, so that codes are symmetric
 _LARGEST_SCALE = np.float32(_HALF.max) / np.float32(_LARGEST_CODE)

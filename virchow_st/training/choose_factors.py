@@ -14,7 +14,6 @@ from virchow_st.types import Float64Array
 TOLERANCE = 0.02
 """Share of the best gain that a smaller number of factors may lack."""
 _FITTED_SHARE = 0.8
-_N_STEPS = 50
 _PIECE = 1 << 18  # counts whose rates are computed at once
 
 
@@ -41,8 +40,7 @@ def choose_n_factors(
 
     Every count is split at random into a part of about 80 %, to which each candidate is fitted, and
     a part that is held out. The held-out counts are scored by their Poisson log-likelihood at the
-    fitted rates. One UMI with the mean profile is added to the loadings of each factor, so that a
-    gene that is absent from the fitted part of a factor keeps a rate above 0.
+    fitted rates.
 
     Args:
         counts: Rows of counts; of more than 16,384, that many are drawn.
@@ -78,10 +76,8 @@ def choose_n_factors(
     single = _log_likelihood(held_out, depth[:, None], mean[:, None])
     gains = []
     for n_factors in candidates:
-        found = factorise(fitted, n_factors, seed, _N_STEPS)
-        umis = (fitted.exposure[:, None] * found.factors).sum(0)
-        loadings = (found.loadings * umis + mean[:, None]) / (umis + 1)
-        gains.append((_log_likelihood(held_out, found.factors, loadings) - single) / n_umis)
+        found = factorise(fitted, n_factors, seed)
+        gains.append((_log_likelihood(held_out, found.factors, found.loadings) - single) / n_umis)
     enough = np.array(gains) >= max(gains) - TOLERANCE * abs(max(gains))
     return FactorChoice(candidates[int(np.argmax(enough))], candidates, np.array(gains))
 

@@ -1,6 +1,6 @@
-"""Poisson regression from tokens to counts in closed form: where a decoder's training begins.
+"""Poisson regression from tokens to counts, solved without gradient descent, to start a decoder.
 
-Letters: n tokens, T tokens a side, D token channels, G genes.
+Letters in shapes: n tokens, T tokens per side of a patch, D token channels, G genes.
 """
 
 from __future__ import annotations
@@ -11,25 +11,29 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from virchow_st.kernels.factorise import expected_umis
 from virchow_st.kernels.pooling import sum_pool
 from virchow_st.run.split import Member
 from virchow_st.training.dataset import PatchDataset
 from virchow_st.training.statistics import TrainingStatistics
 from virchow_st.types import PATCH_BINS, Float32Array, Float64Array
 
-# Of a standardised channel's variance. Channels that another patient's stain shifts by a third of
-# their spread cost as much; on two simulated cohorts and two real slides what follows best on a
-# patient left out lay between 0.05 and 0.5.
 PENALTY = 0.2
+"""L2 penalty on the weights, relative to the variance 1 of a standardised channel.
+
+On two simulated cohorts and two real slides, the penalty that predicted a left-out patient best
+was between 0.05 and 0.5.
+"""
 _N_STEPS = 12
-_MOST_TOKENS = 16_384  # more change nothing and take minutes with 1,280 channels
-_MOST_LOG_RATIO = 8.0  # of a rate to the gene's mean
-_MOST_SD = 8.0  # as `TokenNorm` cuts them
+_MOST_TOKENS = 16_384  # more do not improve the fit, and take minutes with 1,280 channels
+_MOST_LOG_RATIO = 8.0  # bound of the log ratio of a rate to the gene's mean
+_MOST_SD = 8.0  # standardised tokens are clipped to this, as in `TokenNorm`
+_N_EM_STEPS = 30
 
 
 @dataclass(frozen=True)
 class TokenRegression:
-    """A linear function of standardised tokens.
+    """A linear function of standardised tokens: ``output = tokens @ weights + intercept``.
 
     Attributes:
         weights: (D, G) float32.
@@ -46,21 +50,33 @@ def regress_on_tokens(
     statistics: TrainingStatistics,
     loss: str,
     seed: int,
+    loadings: Float32Array | None = None,
 ) -> TokenRegression:
-    """What a decoder's output is best at first, given tokens alone and linearly.
+    """Fit a decoder's output as a linear function of its tokens, on the training patches.
+
+    The decoder starts from this fit, so that its first epoch improves on a regression instead of
+    on the gene means.
 
     Args:
         dataset: the run's patches.
         members: the training patches; no others are read.
-        statistics: of those.
-        loss: ``poisson`` or ``nb``: a Poisson regression gives log-rates. ``mse``: the first of its
-            Newton steps, which is a ridge regression, gives z-scores at 2 µm.
-        seed: which tokens, where there are more than `_MOST_TOKENS`.
+        statistics: mean rates and token statistics of the training patches.
+        loss: the decoder's loss. For ``poisson`` and ``nb``, a Poisson regression gives log-rates.
+            For ``mse``, one Newton step from the mean, which is a ridge regression, gives z-scores
+            at 2 µm.
+        seed: seed of the random choice of tokens, if there are more than 16,384.
+        loadings: (G, K) loadings of factors, if the decoder's output is the logarithm of K factors;
+            ``loss`` is then ``poisson``. The regression predicts the expected UMIs of each factor,
+            see `umis_of_factors`.
     """
     rng = np.random.default_rng(seed)
     each = math.ceil(_MOST_TOKENS / len(members))
-    parts = [_of_patch(dataset, member, statistics, rng, each) for member in members]
+    parts = [_of_patch(dataset, member, statistics, rng, each, loadings) for member in members]
     x, umis, n_bins = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    if loadings is not None:
+        rate = np.maximum(umis.sum(0), 0.5) / max(n_bins.sum(), 1.0)
+        weights, offset = poisson_regression(x, umis, n_bins, rate, PENALTY)
+        return TokenRegression(weights.astype("f4"), (np.log(rate) + offset).astype("f4"))
     if loss == "mse":
         weights, offset = poisson_regression(x, umis, n_bins, statistics.rate, PENALTY, n_steps=1)
         to_z = statistics.rate / statistics.std[0]
@@ -76,10 +92,12 @@ def _of_patch(
     statistics: TrainingStatistics,
     rng: np.random.Generator,
     most: int,
+    loadings: Float32Array | None,
 ) -> tuple[Float64Array, Float64Array, Float64Array]:
-    """Standardised tokens (n, D), their UMIs (n, G) and tissue bins (n,).
+    """Standardised tokens (n, D) of a patch, UMIs of genes or factors (n, G or K), tissue bins.
 
-    Of tokens at least half of whose bins are tissue, at most so many, drawn at random.
+    Tokens with less than half of their bins in tissue are left out; of the others, at most
+    ``most`` are drawn at random.
     """
     patch, T = dataset.patch(member), dataset.token_shape[0]
     side = PATCH_BINS // T
@@ -95,7 +113,38 @@ def _of_patch(
     cell = counts.gene[inside].astype(np.int64) * T * T + row // side * T + col // side
     umis = np.bincount(cell, counts.count[inside], counts.n_genes * T * T)
     umis_nG = umis.reshape(counts.n_genes, T * T)[:, chosen].T.astype(np.float64)
+    if loadings is not None:
+        umis_nG = umis_of_factors(umis_nG, loadings)
     return np.clip(x, -_MOST_SD, _MOST_SD), umis_nG, n_bins[chosen].astype(np.float64)
+
+
+def umis_of_factors(umis: Float64Array, loadings: Float32Array) -> Float64Array:
+    """Expected UMIs of each factor in rows of counts, (n, K); a row's sum is that of its counts.
+
+    Factors are fitted to each row by EM with the loadings held fixed; the last expectation is
+    returned (Lee & Seung, NIPS 13, 2001, 556).
+
+    Args:
+        umis: (n, G) counts.
+        loadings: (G, K), columns that sum to 1.
+
+    Example:
+        >>> two_genes_each = np.array([[0.5, 0.0], [0.5, 0.0], [0.0, 1.0]], np.float32)
+        >>> umis_of_factors(np.array([[3.0, 1.0, 2.0]]), two_genes_each).round(6)
+        array([[4., 2.]])
+    """
+    of_genes = np.maximum(loadings.astype(np.float64), 1e-12)
+    row, gene = np.nonzero(umis)
+    start = np.searchsorted(row, np.arange(len(umis) + 1)).astype(np.int64)
+    factors = np.full((len(umis), of_genes.shape[1]), 1.0)
+    out, log_sums = np.empty_like(factors), np.empty(len(umis))
+    for _ in range(_N_EM_STEPS):
+        expected_umis(
+            start, gene.astype(np.int32), umis[row, gene], factors, of_genes, 0, len(umis), out,
+            log_sums,
+        )  # fmt: skip
+        factors = np.maximum(out, 1e-12)
+    return out
 
 
 def poisson_regression(
@@ -106,22 +155,32 @@ def poisson_regression(
     penalty: float,
     n_steps: int = _N_STEPS,
 ) -> tuple[Float64Array, Float64Array]:
-    """Penalised maximum likelihood of ``umis ~ Poisson(n_bins · rate · exp(x @ w + b))``.
+    """Penalised maximum likelihood fit of ``umis ~ Poisson(n_bins · rate · exp(x @ w + b))``.
 
-    Minimises, for each gene, ``Σ(Λ - K·log Λ) / Σ(n_bins·rate) + penalty·Σw²/2`` by Newton steps
-    with the curvature at the mean rate, which all genes share, so that one matrix is inverted; a
-    step that would not go down is halved (McCullagh & Nelder 1989, § 2.5).
+    For each gene it minimises ``Σ(Λ - K·log Λ) / Σ(n_bins·rate) + penalty·Σw²/2``, where K are the
+    UMIs and Λ their expectation, by Newton steps (McCullagh & Nelder 1989, § 2.5). The steps use
+    the curvature at the mean rate, which is the same for all genes, so that only one matrix is
+    inverted. The step of a gene is halved while it would increase the objective.
 
     Args:
         x: (n, D) standardised tokens.
-        umis: (n, G) summed over a token's tissue bins.
-        n_bins: (n,) how many those are.
-        rate: (G,) > 0, UMIs per bin.
-        penalty: > 0; the intercept has none.
-        n_steps: Newton steps.
+        umis: (n, G) UMIs summed over the tissue bins of each token.
+        n_bins: (n,) numbers of tissue bins.
+        rate: (G,) mean UMIs per bin, > 0.
+        penalty: L2 penalty on the weights, > 0; the intercept is not penalised.
+        n_steps: number of Newton steps.
 
     Returns:
-        Weights (D, G) and intercept (G,), to be added to ``log rate``.
+        Weights (D, G) and intercept (G,) of the log ratio of a rate to ``rate``.
+
+    Example:
+        >>> x = np.array([[-1.0], [-1.0], [1.0], [1.0]])
+        >>> umis = np.array([[10.0], [10.0], [30.0], [30.0]])  # of one gene, in 64 bins each
+        >>> weights, intercept = poisson_regression(
+        ...     x, umis, np.full(4, 64.0), rate=np.array([20 / 64]), penalty=1e-6
+        ... )
+        >>> np.round(np.exp(x @ weights + intercept)[:, 0] * 20, 2)
+        array([10., 10., 30., 30.])
     """
     total = max(n_bins.sum(), 1.0)
     x = np.concatenate([x, np.ones((len(x), 1))], axis=1)
@@ -129,11 +188,11 @@ def poisson_regression(
     ridge[-1] = 1e-9
     curvature = (x * n_bins[:, None]).T @ x / total + np.diag(ridge)
     inverse = np.linalg.inv(curvature)
-    relative = umis / (total * rate)  # of what the gene has in all
+    relative = umis / (total * rate)  # UMIs relative to the gene's expected total
     share = n_bins[:, None] / total
 
     def at(w: Float64Array) -> tuple[Float64Array, Float64Array]:
-        """Objective (G,), and the rates' share of the total (n, G)."""
+        """Objective (G,), and expected UMIs relative to the gene's expected total (n, G)."""
         log_ratio = np.clip(x @ w, -_MOST_LOG_RATIO, _MOST_LOG_RATIO)
         expected = share * np.exp(log_ratio)
         fit = (expected - relative * log_ratio).sum(0)

@@ -2,8 +2,14 @@
 
 The count x of row n and gene g is modelled as Poisson with mean ``e_n · Σ_k l_nk · f_gk``, where e
 is the exposure, l ≥ 0 the factors and f ≥ 0 the loadings. The fit is by the multiplicative updates
-of Lee & Seung (NIPS 13, 2001, 556), which are an EM algorithm, so that the likelihood never falls.
-A step costs time proportional to the number of non-zero counts times K.
+of Lee & Seung (NIPS 13, 2001, 556), which are an EM algorithm. A step costs time proportional to
+the number of non-zero counts times K.
+
+Most genes have few UMIs, and maximum likelihood fits their noise: the more steps, the worse it
+predicts counts that were held out. The loadings therefore have a prior: the ratio of a loading to
+the gene's share of all UMIs has a gamma distribution with mode 1, the same for all genes. It draws
+a gene with few UMIs in a factor towards its mean, and leaves abundant genes to their counts (as in
+DuMouchel, Am. Stat. 53, 1999, 177).
 
 Letters: n rows, G genes, K factors.
 """
@@ -14,18 +20,21 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.sparse import csr_matrix
 
-from virchow_st.kernels.factorise import expected_umis
 from virchow_st.runtime.devices import core_count
 from virchow_st.training.factor_start import start_loadings
+from virchow_st.training.factor_steps import FLOOR, FactorModel, expected_by_row, single_factor
 from virchow_st.training.rows import SparseRows
-from virchow_st.types import Array, Float64Array, Int64Array
+from virchow_st.types import Float64Array
 
-FLOOR = 1e-10
-"""Smallest factor and loading; a value of 0 would stay 0 in a multiplicative update."""
-_LEAST_STEPS = 10
-_N_CHUNKS = 64  # of rows or genes, computed in parallel
+PRIOR = 2.0
+"""Strength of the prior on loadings.
+
+On simulated rows of 18,000 genes and on two real breast sections, what predicted held-out counts
+best was between 0.3 and 3.
+"""
+_SPAN = 5  # steps whose mean gain decides whether the fit ends
+_FASTER = 1.3  # by which steps are lengthened as long as the objective rises
 
 
 @dataclass(frozen=True)
@@ -37,33 +46,44 @@ class Factorisation:
             factor.
         factors: (n, K) float64 > 0, UMIs of all genes per 2 µm tissue bin that a factor has in a
             row.
-        log_likelihood: (steps + 1,) float64, before each step and at the end; without the term
+        log_likelihood: (steps + 1,) float64, at the start and after each step; without the term
             Σ ln x!, which depends on the counts alone.
+        objective: (steps + 1,) float64, log-likelihood plus log prior, which never falls.
     """
 
     loadings: Float64Array
     factors: Float64Array
     log_likelihood: Float64Array
+    objective: Float64Array
 
 
 def factorise(
-    counts: SparseRows, n_factors: int, seed: int, n_steps: int = 100, tolerance: float = 1e-4
+    counts: SparseRows,
+    n_factors: int,
+    seed: int,
+    n_steps: int = 60,
+    tolerance: float = 1e-3,
+    prior: float = PRIOR,
 ) -> Factorisation:
-    """Fit factors and loadings by maximum likelihood.
+    """Fit factors and loadings by maximum posterior probability.
 
-    A step updates the factors and then the loadings. The fit ends after ``n_steps``, or when the
-    last step added less than ``tolerance`` of the gain over a single factor, for which all rows
-    have the same mix of genes. The result does not depend on the number of threads.
+    A step updates the factors and then the loadings. Steps are lengthened as long as the objective
+    rises, and taken back and set to those of EM when it falls (Salakhutdinov & Roweis, ICML 2003,
+    664), which takes about half as many. The fit ends when the last five steps have added, on
+    average, less than ``tolerance`` of the gain over a single factor, for which all rows have the
+    same mix of genes. The result does not depend on the number of threads.
 
     Args:
         counts: Rows of counts, with their exposures.
         n_factors: Number of factors K.
         seed: Seed of the start, see `training.factor_start.start_loadings`.
-        n_steps: Largest number of steps.
+        n_steps: Largest number of steps, those that were taken back included.
         tolerance: Smallest relative gain of a step; 0 does all steps.
+        prior: Strength of the prior: the expected UMIs of a gene in a factor below which its mean
+            outweighs its counts; 0 for maximum likelihood.
 
     Raises:
-        ValueError: ``n_factors`` is below 1, or there are no counts.
+        ValueError: ``n_factors`` is below 1, ``prior`` below 0, or there are no counts.
 
     Example:
         Rows that are mixtures of two programmes of three genes:
@@ -72,41 +92,45 @@ def factorise(
         >>> programmes = np.array([[0.8, 0.2, 0.0], [0.0, 0.1, 0.9]])
         >>> mean = 64 * rng.gamma(0.5, 20.0, (200, 2)) @ programmes
         >>> rows = SparseRows.from_dense(rng.poisson(mean), exposure=np.full(200, 64.0))
-        >>> found = factorise(rows, n_factors=2, seed=0, n_steps=300, tolerance=0)
+        >>> found = factorise(rows, n_factors=2, seed=0, n_steps=200, tolerance=0)
         >>> found.loadings.T[np.argsort(found.loadings[0])].round(1)
         array([[0. , 0.1, 0.9],
                [0.8, 0.2, 0. ]])
     """
-    if n_factors < 1:
-        raise ValueError(f"n_factors: expected at least 1; got {n_factors}")
+    if n_factors < 1 or prior < 0:
+        raise ValueError(
+            f"n_factors, prior: expected at least 1 and 0; got {n_factors} and {prior}"
+        )
     if not counts.count.sum() > 0:
         raise ValueError("counts: expected at least one UMI; got none")
-    exposure = counts.exposure[:, None]
     f_GK = start_loadings(counts, n_factors, seed)
-    depth = counts.totals[:, None] / exposure
+    depth = counts.totals[:, None] / counts.exposure[:, None]
     l_nK = np.maximum(np.repeat(depth / n_factors, n_factors, axis=1), FLOOR)
-    least, constant = _single_factor(counts), (counts.totals * np.log(counts.exposure)).sum()
-    by_row, by_gene = _Side.both(counts)
-    history: list[float] = []
+    single = single_factor(counts)
     with ThreadPoolExecutor(core_count()) as pool:
-        for step in range(n_steps + 1):
-            umis, log_sum = by_row.expected(l_nK, f_GK, pool)
-            total = (exposure * l_nK).sum(0) * f_GK.sum(0)
-            history.append(float(log_sum + constant - total.sum()))
-            if step == n_steps or _has_ended(history, least, tolerance):
+        model, length = FactorModel(counts, prior, pool), 1.0
+        step = model.step(l_nK, f_GK)
+        likelihoods, objectives = [step.log_likelihood], [step.objective]
+        for _ in range(n_steps):
+            ahead = model.lengthened(l_nK, f_GK, step, length)
+            following = model.step(*ahead)
+            if length > 1 and following.objective < objectives[-1]:
+                length = 1.0
+                continue
+            (l_nK, f_GK), step = ahead, following
+            length *= _FASTER
+            likelihoods.append(step.log_likelihood)
+            objectives.append(step.objective)
+            gained = objectives[-1] - objectives[-1 - _SPAN] if len(objectives) > _SPAN else np.inf
+            if gained < _SPAN * tolerance * abs(objectives[-1] - single):
                 break
-            l_nK = np.maximum(umis / (exposure * f_GK.sum(0)), FLOOR)
-            umis, _ = by_gene.expected(f_GK, l_nK, pool)
-            f_GK = umis / (exposure * l_nK).sum(0)
-            total = np.maximum(f_GK.sum(0), FLOOR)
-            l_nK, f_GK = np.maximum(l_nK * total, FLOOR), np.maximum(f_GK / total, FLOOR)
-    total = f_GK.sum(0)
-    l_nK, f_GK = l_nK * total, f_GK / total
-    order = np.argsort(-(exposure * l_nK).sum(0), kind="stable")
+    l_nK, f_GK = l_nK * f_GK.sum(0), f_GK / f_GK.sum(0)
+    order = np.argsort(-(counts.exposure[:, None] * l_nK).sum(0), kind="stable")
     return Factorisation(
         np.ascontiguousarray(f_GK[:, order]),
         np.ascontiguousarray(l_nK[:, order]),
-        np.array(history),
+        np.array(likelihoods),
+        np.array(objectives),
     )
 
 
@@ -135,61 +159,4 @@ def responsibilities(counts: SparseRows, found: Factorisation) -> Float64Array:
             f"factorisation; got {len(counts)} and {counts.n_genes}"
         )
     with ThreadPoolExecutor(core_count()) as pool:
-        by_row = _Side.of(counts.indptr, counts.gene, counts.count)
-        return by_row.expected(found.factors, found.loadings, pool)[0]
-
-
-def _has_ended(history: list[float], least: float, tolerance: float) -> bool:
-    """Whether the last step's gain is small; never in the first steps, or with tolerance 0."""
-    if len(history) <= _LEAST_STEPS or tolerance == 0:
-        return False
-    return history[-1] - history[-2] < tolerance * abs(history[-1] - least)
-
-
-def _single_factor(counts: SparseRows) -> float:
-    """Log-likelihood of a single factor at its maximum: row total × gene total / total."""
-    rows, genes = counts.totals, counts.gene_totals
-    n = rows.sum()
-    log_sums = [(x[x > 0] * np.log(x[x > 0])).sum() for x in (rows, genes)]
-    return float(sum(log_sums) - n * np.log(n) - n)
-
-
-@dataclass(frozen=True)
-class _Side:
-    """The counts by row or by gene, and the limits of the chunks computed in parallel."""
-
-    start: Int64Array
-    index: Array
-    count: Array
-    limits: Int64Array
-
-    @classmethod
-    def both(cls, counts: SparseRows) -> tuple[_Side, _Side]:
-        """The counts by row, and the same counts by gene."""
-        shape = (len(counts), counts.n_genes)
-        by_gene = csr_matrix((counts.count, counts.gene, counts.indptr), shape).tocsc()
-        return (
-            cls.of(counts.indptr, counts.gene, counts.count),
-            cls.of(by_gene.indptr, by_gene.indices, by_gene.data),
-        )
-
-    @classmethod
-    def of(cls, start: Array, index: Array, count: Array) -> _Side:
-        """Divide rows into chunks with about equally many counts each."""
-        inner = np.searchsorted(start, np.linspace(0, start[-1], _N_CHUNKS + 1)[1:-1])
-        limits = np.unique(np.concatenate([[0], inner, [len(start) - 1]]))
-        return cls(start.astype(np.int64), index.astype(np.int32), count.astype("f4"), limits)
-
-    def expected(
-        self, own: Float64Array, other: Float64Array, pool: ThreadPoolExecutor
-    ) -> tuple[Float64Array, float]:
-        """Expected UMIs of each factor, (len(own), K), and ``Σ x ln λ`` without exposures."""
-        out, log_sums = np.empty_like(own), np.empty(len(own))
-
-        def compute(first: int, last: int) -> None:
-            expected_umis(
-                self.start, self.index, self.count, own, other, first, last, out, log_sums
-            )
-
-        list(pool.map(compute, self.limits[:-1].tolist(), self.limits[1:].tolist()))
-        return out, float(log_sums.sum())
+        return expected_by_row(counts, found.factors, found.loadings, pool)

@@ -19,6 +19,7 @@ from virchow_st.models.decoders.base import Decoder
 from virchow_st.models.decoders.variation import variations
 from virchow_st.models.losses import build_balance, build_objective
 from virchow_st.models.losses.balance import gradient_norms
+from virchow_st.models.losses.factor_poisson import FactorStart
 from virchow_st.run.checkpoint import load_checkpoint
 from virchow_st.run.split import Member
 from virchow_st.runtime.distributed import Processes
@@ -53,10 +54,12 @@ class Learner:
         n_steps: Optimiser steps of the whole run.
         stain_variation: Strength of the augmentation.
         regression: What the decoder begins as, if it begins as a regression; not for a resumed run.
+        factors: Factors that the genes' rates are sums of; None if they are predicted directly.
 
     Attributes:
         decoder, objective, balance, optimizer: Modules and optimiser, equal in all processes.
         mean: Moving average of the decoder's weights with ``--ema``, else None.
+        n_factors: Number of factors; 0 if genes are predicted directly.
     """
 
     def __init__(
@@ -71,14 +74,16 @@ class Learner:
         n_steps: int,
         stain_variation: float,
         regression: TokenRegression | None = None,
+        factors: FactorStart | None = None,
     ) -> None:
         torch.manual_seed(config.seed)
         self.device = device
         self.processes = processes
         self._lr, self._balance_every = config.lr, config.balance_every
+        self.n_factors = 0 if factors is None else len(factors.rate_K)
         self._n_steps, self._with_muon = n_steps, config.optimizer == "muon"
         rate, std = torch.tensor(statistics.rate), torch.tensor(statistics.std)
-        self.objective = build_objective(config.loss, rate, std, config.scales).to(device)
+        self.objective = build_objective(config.loss, rate, std, config.scales, factors).to(device)
         self.decoder: Decoder = build_decoder(
             config.decoder,
             dataset.token_shape[0],

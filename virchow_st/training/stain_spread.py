@@ -1,4 +1,4 @@
-"""How differently the training patients are stained: what chooses the strength of augmentation."""
+"""Measures how much staining differs between patients, to set the strength of augmentation."""
 
 from __future__ import annotations
 
@@ -11,26 +11,29 @@ from virchow_st.run.split import Member
 from virchow_st.training.dataset import PatchDataset
 from virchow_st.types import Float64Array
 
-# Standard deviation, over laboratories, of the logarithm of a stain's strength, for which the
-# augmentation at strength 1 is made.
+# Standard deviation of the logarithm of a stain's strength between laboratories; augmentation of
+# strength 1 varies stains by as much.
 _BETWEEN_LABORATORIES = 0.15
-_MOST_PATCHES = 16  # of a patient; the measures are quantiles of a million pixels by then
-_TISSUE_DENSITY = 0.08
-# Nuclei are about as dark in every tissue, and so are its most eosinophilic parts: means would tell
-# how many nuclei there are, which is no matter of the laboratory.
+_MOST_PATCHES = 16  # patches per patient; they hold a million pixels, enough for quantiles
+_TISSUE_DENSITY = 0.08  # smallest optical density (mean over colours) of a stained pixel
+# Quantiles that measure the stain itself: nuclei, and the most eosinophilic parts, are about
+# equally dark in every tissue. A mean would depend on the number of nuclei instead.
 _HAEMATOXYLIN_QUANTILE, _EOSIN_QUANTILE = 0.98, 0.90
-_LEAST_STRENGTH = 0.01
+_LEAST_STRENGTH = 0.01  # optical density; bounds the logarithm
 
 
 def variation_from_data(dataset: PatchDataset, members: Sequence[Member]) -> float:
-    """Strength of stain augmentation, 0 to 1, that fits how the training patients differ.
+    """Strength of stain augmentation that matches the differences between the training patients.
 
-    The standard deviation between patients of the logarithm of each stain's strength, in units of
-    what laboratories differ by. One patient alone differs from nobody: 0.
+    It is the standard deviation between patients of the logarithm of stain strength (root mean
+    square over haematoxylin and eosin), in units of the standard deviation between laboratories.
 
     Args:
         dataset: the run's patches.
         members: the training patches; no others are read.
+
+    Returns:
+        0 to 1, rounded to three digits; 0 if there is only one training patient.
     """
     by_patient: dict[str, list[Member]] = {}
     for member in members:
@@ -43,7 +46,7 @@ def variation_from_data(dataset: PatchDataset, members: Sequence[Member]) -> flo
 
 
 def _stain_strengths(dataset: PatchDataset, members: Sequence[Member]) -> Float64Array:
-    """Optical density of haematoxylin and of eosin where a patient's slides have most, (2,)."""
+    """Strengths of haematoxylin and eosin on a patient's slides, (2,): quantiles of density."""
     chosen = np.unique(np.linspace(0, len(members) - 1, _MOST_PATCHES).astype(int))
     pixels = []
     for member in (members[i] for i in chosen):

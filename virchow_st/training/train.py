@@ -26,13 +26,13 @@ from virchow_st.run.folder import begin, check_resumable
 from virchow_st.run.history import History, by_scale, summary
 from virchow_st.run.integrity import file_hashes
 from virchow_st.run.lock import CHECKPOINTS, RunLock
-from virchow_st.run.panel import Panel, choose_panel
 from virchow_st.run.split import Split, split_patients, warn_of_alike_patients
+from virchow_st.run.state import read_state
+from virchow_st.run.transcriptome import RunGenes, check_factors, choose_genes
 from virchow_st.runtime.devices import pick_device
 from virchow_st.runtime.distributed import ALONE, Processes
 from virchow_st.runtime.progress import SILENT, Progress
 from virchow_st.store.reader import Store, open_store
-from virchow_st.training.closed_form import TokenRegression, regress_on_tokens
 from virchow_st.training.dataset import BatchPlan, PatchDataset, check_same_encoder, plans
 from virchow_st.training.feed import open_feed
 from virchow_st.training.feed.base import Feed
@@ -41,6 +41,7 @@ from virchow_st.training.learner import Learner
 from virchow_st.training.loss_watch import LossWatch
 from virchow_st.training.schedule import Schedule
 from virchow_st.training.stain_spread import variation_from_data
+from virchow_st.training.start import NO_START, Start, starting_point
 from virchow_st.training.statistics import TrainingStatistics, training_statistics
 from virchow_st.training.validation import ValidationSums
 
@@ -83,23 +84,21 @@ def _train(
         lambda: _open(config, processes), same=lambda opened: opened[2]
     )
     warn_of_alike_patients(stores, progress)
-    panel = processes.from_first(lambda: _panel(run, config, stores, split, resume, progress, lock))
-    dataset = PatchDataset(stores, panel)
+    genes = processes.from_first(lambda: _genes(run, config, stores, split, resume, progress, lock))
+    dataset = PatchDataset(stores, genes.all)
     progress.note(
         f"{len(split.train)} patches to train on, {len(split.validation)} to validate, "
-        f"{len(panel)} genes"
+        f"{len(genes.all)} genes"
     )
     statistics = processes.from_first(lambda: training_statistics(dataset, split.train))
-    regression = None
-    if decoder_class(config.decoder).begins_as_regression and not resume:
-        regression = processes.from_first(
-            lambda: regress_on_tokens(dataset, split.train, statistics, config.loss, config.seed)
-        )
-    trainer = Trainer(config, dataset, split, statistics, device, processes, progress, regression)
+    start = processes.from_first(
+        lambda: _start(run, config, dataset, split, statistics, genes, resume, progress)
+    )
+    trainer = Trainer(config, dataset, split, statistics, device, processes, progress, start)
     if resume:
         trainer.load(run)
     elif processes.is_first:  # epoch 0: a run stopped in its first epoch can resume
-        begin(run, config, split, stores, panel, trainer.save_first, lock)
+        begin(run, config, split, stores, genes, trainer.save_first, lock)
     try:
         trainer.fit(run, progress)
     except OSError as e:
@@ -111,6 +110,7 @@ def _train(
 
 def _open(config: TrainConfig, processes: Processes) -> tuple[torch.device, list[Store], Split]:
     """Open device and stores for this process, and divide the patches into a split."""
+    check_factors(config)
     alone = processes.size == 1
     device = pick_device(config.device, None if alone else processes.local_rank)
     if config.batch_size % processes.size:
@@ -128,7 +128,7 @@ def _open(config: TrainConfig, processes: Processes) -> tuple[torch.device, list
     return device, stores, split
 
 
-def _panel(
+def _genes(
     run: Path,
     config: TrainConfig,
     stores: Sequence[Store],
@@ -136,16 +136,34 @@ def _panel(
     resume: bool,
     progress: Progress,
     lock: RunLock,
-) -> Panel:
-    """Choose the panel of a new run, or read it from a run to resume, after checking the folder."""
+) -> RunGenes:
+    """Choose the genes of a new run, or read those of a run to resume after checking its folder."""
     if resume:
         lock.take(run)
         check_resumable(run, config, split)
-        return Panel.read(run / "panel.tsv")
+        return RunGenes.read(run)
     lock.take_new(run)
     trainers = [s for s in stores if s.patient != config.test_patient]
     testers = [s for s in stores if s.patient == config.test_patient]
-    return choose_panel(config.panel, trainers, testers, progress)
+    return choose_genes(config.panel, trainers, testers, progress)
+
+
+def _start(
+    run: Path,
+    config: TrainConfig,
+    dataset: PatchDataset,
+    split: Split,
+    statistics: TrainingStatistics,
+    genes: RunGenes,
+    resume: bool,
+    progress: Progress,
+) -> Start:
+    """What training begins with; of a run to resume only the shapes, as its checkpoint has all."""
+    if resume:
+        n_factors = read_state(run / CHECKPOINTS / "last").get("n_factors")
+        return Start.to_resume(genes, n_factors)
+    begins = decoder_class(config.decoder).begins_as_regression
+    return starting_point(dataset, split.train, statistics, genes, config, begins, progress)
 
 
 class Trainer:
@@ -159,7 +177,7 @@ class Trainer:
         device: Device of decoder and loss.
         processes: Processes that share every batch.
         progress: Receives notes on precision, compilation and the feed.
-        regression: What the decoder begins as, if it begins as a regression and the run is new.
+        start: Factors, and what the decoder begins as.
     """
 
     def __init__(
@@ -171,7 +189,7 @@ class Trainer:
         device: torch.device,
         processes: Processes = ALONE,
         progress: Progress = SILENT,
-        regression: TokenRegression | None = None,
+        start: Start = NO_START,
     ) -> None:
         self.config = config
         self.dataset = dataset
@@ -200,7 +218,8 @@ class Trainer:
             compiled,
             self.schedule.total,
             stain_variation,
-            regression,
+            start.regression,
+            start.factors,
         )
         self.scales_um = self.learner.objective.scales_um
         if about := self.learner.forward.about:
@@ -291,12 +310,13 @@ class Trainer:
         """Mean loss and mean per-gene PCC on the validation patches, (S,) each."""
         learner, members = self.learner, self.split.validation
         learner.eval_decoder.eval()
-        sums = ValidationSums(self.scales_um, len(self.dataset.panel), self.device)
+        sums = ValidationSums(self.scales_um, len(learner.objective.train_rate), self.device)
         batches = plans(members, self.config.batch_size)
         for batch in self.feed.batches(batches[self.processes.rank :: self.processes.size]):
             output_BGRC = learner.forward.of(learner.eval_decoder, batch)
             losses_S = learner.objective(output_BGRC, batch.counts, batch.tissue_mask)
-            sums.add(batch, learner.objective.rate(output_BGRC), losses_S)
+            counts = learner.objective.panel_counts(batch.counts)
+            sums.add(batch, counts, learner.objective.rate(output_BGRC), losses_S)
         return sums.compute(len(members), self.processes)
 
     def _own(self, batch: BatchPlan) -> BatchPlan:
@@ -367,6 +387,8 @@ class Trainer:
             "encoder": manifest["encoder"],
             "files": self.files,
         }
+        if self.learner.n_factors:
+            state["n_factors"] = self.learner.n_factors
         write = save_checkpoint if writer is None else writer.save
         if is_best:
             write(run / CHECKPOINTS / "best", self.learner.inference_modules(), state)

@@ -15,7 +15,7 @@ from torch import Tensor
 from virchow_st.kernels.moments import masked_moments
 from virchow_st.kernels.pooling import pool_mask, sum_pool
 from virchow_st.metrics.correlation import pearson_from_moments
-from virchow_st.models.losses.base import dense_counts
+from virchow_st.models.losses.base import Counts, dense_counts
 from virchow_st.models.losses.targets import BatchCounts
 from virchow_st.runtime.distributed import Processes
 from virchow_st.training.feed.base import DeviceBatch
@@ -38,26 +38,25 @@ class ValidationSums:
             (len(scales_um), n_genes, 6), dtype=torch.float64, device=device
         )
 
-    def add(self, batch: DeviceBatch, rates_BGRC: Tensor, losses_S: Tensor) -> None:
+    def add(self, batch: DeviceBatch, counts: Counts, rates_BGRC: Tensor, losses_S: Tensor) -> None:
         """Add a batch.
 
         Args:
             batch: Patches of the batch.
+            counts: Their UMI counts of the genes that the rates are of.
             rates_BGRC: Predicted UMIs per 2 µm bin.
             losses_S: Mean loss of the batch at each scale.
         """
         self._loss_S += losses_S * len(batch.members)
-        if isinstance(batch.counts, BatchCounts):
+        if isinstance(counts, BatchCounts):
             # On a CPU the kernels of evaluation are used, which need no temporary maps.
             moments = self._moments_SG6.numpy()
             masks = batch.tissue_mask.numpy()
-            for rate, counts, mask in zip(
-                rates_BGRC.numpy(), batch.counts.dense(), masks, strict=True
-            ):
+            for rate, dense, mask in zip(rates_BGRC.numpy(), counts.dense(), masks, strict=True):
                 for i, scale in enumerate(self._scales_um):
-                    moments[i] += pooled_moments(rate, counts, mask, scale)
+                    moments[i] += pooled_moments(rate, dense, mask, scale)
             return
-        counts_BGRC = dense_counts(batch.counts, rates_BGRC.device)
+        counts_BGRC = dense_counts(counts, rates_BGRC.device)
         for rate_GRC, counts_GRC, mask_RC in zip(
             rates_BGRC, counts_BGRC, batch.tissue_mask, strict=True
         ):

@@ -73,10 +73,6 @@ class Encoder(ABC):
         tokens = self.encode(images)
         return lambda: tokens
 
-    def dihedral_permutation(self, k: int, flip: bool) -> Int64Array | None:
-        """Order of the channels after a flip and ``k`` quarter turns; see `dihedral_channels`."""
-        return dihedral_channels(self.layout, self.dim, k, flip)
-
     def _check_images(self, images: UInt8Array) -> None:
         side = self.image_px
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != (side, side, 3):

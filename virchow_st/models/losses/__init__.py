@@ -9,10 +9,15 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from virchow_st.models.losses.base import Balance, Objective
+    from virchow_st.models.losses.factor_poisson import FactorStart
 
 
 def build_objective(
-    name: str, train_rate: Tensor, train_std: Tensor, scales_um: Sequence[int]
+    name: str,
+    train_rate: Tensor,
+    train_std: Tensor,
+    scales_um: Sequence[int],
+    factors: FactorStart | None = None,
 ) -> Objective:
     """Build the loss that ``--loss`` names.
 
@@ -21,10 +26,16 @@ def build_objective(
         train_rate: (G,) mean UMIs per 2 µm tissue bin of the training patches.
         train_std: (4, G) standard deviation of their counts at 2, 4, 8 and 16 µm.
         scales_um: Sides of the supervised bins, µm.
+        factors: Factors that the rates of all genes are made of; None if the decoder predicts the
+            genes directly. `TrainConfig` allows them with ``poisson`` alone.
 
     Raises:
         ValueError: Unknown name.
     """
+    if factors is not None:
+        from virchow_st.models.losses.factor_poisson import FactorPoisson
+
+        return FactorPoisson(train_rate, scales_um, factors)
     if name == "poisson":
         from virchow_st.models.losses.poisson import MultiScalePoisson
 

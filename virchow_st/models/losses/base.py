@@ -52,6 +52,10 @@ class Objective(nn.Module):
     def rate(self, output_BGRC: Tensor) -> Tensor:
         """Convert the decoder's output to predicted UMIs per 2 µm bin, of the same shape."""
 
+    def panel_counts(self, counts: Counts) -> Counts:
+        """Counts of the genes that `rate` is of, out of those that the loss takes."""
+        return counts
+
     @abstractmethod
     def forward(self, output_BGRC: Tensor, counts: Counts, tissue_mask_BRC: Tensor) -> Tensor:
         """Compute the loss of each scale.
@@ -85,6 +89,39 @@ def on_device(counts: Counts, device: torch.device) -> DeviceCounts:
         count=torch.from_numpy(counts.count).to(device, non_blocking=True),
         shape=counts.shape,
     )
+
+
+def genes_of(counts: Counts, genes: Tensor) -> Counts:
+    """Counts of some of the genes, in their order and of the same kind as ``counts``.
+
+    Args:
+        counts: Sparse counts of (B, G, R, C).
+        genes: (P,) int64 indices, 0 to G − 1.
+
+    Example:
+        >>> import numpy as np
+        >>> counts = BatchCounts.of_dense(np.array([[[[0, 2]], [[1, 0]], [[0, 3]]]]))
+        >>> genes_of(counts, torch.tensor([2, 0])).dense()[0, :, 0]
+        array([[0., 3.],
+               [0., 2.]], dtype=float32)
+    """
+    is_on_host = isinstance(counts, BatchCounts)
+    there = on_device(counts, torch.device("cpu") if is_on_host else genes.device)
+    B, G, R, C = there.shape
+    genes = genes.to(there.start.device)
+    maps = (torch.arange(B, device=genes.device)[:, None] * G + genes).flatten()
+    first = there.start[maps]
+    size = there.start[maps + 1] - first
+    ends = size.cumsum(0)
+    start = torch.cat([ends.new_zeros(1), ends])
+    entry = torch.repeat_interleave(first - start[:-1], size) + torch.arange(
+        int(ends[-1]), device=genes.device
+    )
+    shape = (B, len(genes), R, C)
+    position, count = there.position[entry], there.count[entry]
+    if is_on_host:
+        return BatchCounts(start.numpy(), position.numpy().view("u2"), count.numpy(), shape)
+    return DeviceCounts(start, position, count, shape)
 
 
 def dense_counts(counts: Counts, device: torch.device) -> Tensor:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from virchow_st.errors import ConfigError
-from virchow_st.output.export.bins import CELL_UM
+from virchow_st.field.bins import CELL_UM
 from virchow_st.run.panel import Panel
 from virchow_st.types import Array, Int64Array, UInt8Array
 

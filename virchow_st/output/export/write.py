@@ -10,10 +10,11 @@ import numpy as np
 
 from virchow_st.config import ExportConfig
 from virchow_st.errors import ConfigError
+from virchow_st.field.bins import BinImages
+from virchow_st.field.he_image import add_picture
+from virchow_st.field.ngff import FLAVOURS, FULLRES, Folder
 from virchow_st.kernels.pooling import sum_pool
-from virchow_st.output.export.bins import BinImages
-from virchow_st.output.export.he_image import add_picture
-from virchow_st.output.export.ngff import FLAVOURS, FULLRES, Folder
+from virchow_st.output.export.field import export_field
 from virchow_st.output.export.sources import PX_PER_BIN, Source, blocks, homography, open_source
 from virchow_st.output.export.tables import (
     CellTable,
@@ -39,10 +40,10 @@ _SOFTWARE = ("virchow_st", "numpy", "zarr")
 def export_run(
     path: Path, out: Path, config: ExportConfig, progress: Progress = SILENT
 ) -> tuple[Path, str]:
-    """Write the predictions of a run on its test slide, or a store, for other programs.
+    """Write predictions of a run on its test slide, a store, or a field for other programs.
 
     Args:
-        path: an evaluated run, or a store.
+        path: an evaluated run, a store, or a field.
         out: what to write; it is written completely or not at all.
         config: options.
         progress: receives notes, warnings and step counts.
@@ -51,10 +52,15 @@ def export_run(
         ``out``, and a short description of its content.
 
     Raises:
-        ConfigError, StoreError: see `open_source`; ``out`` is there already, or a library that the
-            format needs is not installed, or a format without a table got no genes of a store.
+        ConfigError, StoreError, FieldError: see `open_source` and `export_field`; ``out`` is there
+            already, or a library that the format needs is not installed, or a format without a
+            table got no genes of a store.
     """
     check_absent(out)
+    if (path / "zarr.json").is_file():
+        check_format(config.format)
+        with new_output(out) as aside:
+            return out, export_field(path, aside, config, FORMAT, progress)
     with open_source(path, config.genes, config.slide, config.keep_paths) as source:
         is_store = source.kinds == ("counts",)
         check_format(config.format, config.format == "spatialdata" and is_store)

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import zarr
 
-from virchow_st.output.export.ngff import Folder
+from virchow_st.field.ngff import Folder
 from virchow_st.types import UInt8Array
 
 CHUNK_PX = 512

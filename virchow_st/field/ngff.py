@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import zarr
-from zarr.codecs import BloscCodec
+from zarr.codecs import BloscCodec, Crc32cCodec
 
 from virchow_st.types import Float64Array
 
@@ -29,7 +29,7 @@ _OME = "0.5"
 FULLRES = "fullres_px"
 """Name of the second coordinate system, in pixels of the original image."""
 # Rounded rates take 0.43 of their bytes, against 0.63 with Zarr's default, in half the time.
-_PACKED = BloscCodec(cname="zstd", clevel=3, shuffle="bitshuffle")
+PACKED = [BloscCodec(cname="zstd", clevel=3, shuffle="bitshuffle"), Crc32cCodec()]
 
 
 class Folder:
@@ -76,7 +76,8 @@ class Folder:
         chunk: int,
         fill: float,
         brightest: float,
-        together: bool = False,
+        in_blocks: bool = False,
+        by_channel: bool = False,
     ) -> list[zarr.Array]:
         """Add an image and return its levels, (C, H, W) each, every one half as large as the last.
 
@@ -90,8 +91,10 @@ class Folder:
             chunk: side of the finest level's chunks, px.
             fill: value of chunks that are never written.
             brightest: value that viewers show as white, if the flavour can store it.
-            together: each chunk holds one channel, and the chunks of all channels at a position are
-                in one file; otherwise a chunk holds all channels.
+            in_blocks: chunks halve with the levels, so that a block of the finest level is one
+                file of every level; otherwise the chunks of all levels have one size.
+            by_channel: each chunk holds one channel, and the chunks of all channels at a position
+                are in one file; otherwise a chunk holds all channels.
         """
         group = self._add(f"images/{name}", "cyx", um_per_px, levels)
         ome = dict(group.attrs["ome"])
@@ -99,16 +102,16 @@ class Folder:
         group.attrs["ome"] = ome
         arrays = []
         for level in range(levels):
-            side = max(chunk >> level, 1) if together else chunk
+            side = max(chunk >> level, 1) if in_blocks else chunk
             depth = len(channels)
             arrays.append(
                 group.create_array(
                     f"s{level}",
                     shape=(depth, shape[0] >> level, shape[1] >> level),
                     dtype=dtype,
-                    chunks=(1 if together else depth, side, side),
-                    shards=(depth, side, side) if together else None,
-                    compressors=_PACKED,
+                    chunks=(1 if by_channel else depth, side, side),
+                    shards=(depth, side, side) if by_channel else None,
+                    compressors=PACKED,
                     fill_value=fill,
                     dimension_names=("c", "y", "x"),
                 )
@@ -116,7 +119,12 @@ class Folder:
         return arrays
 
     def add_labels(
-        self, name: str, shape: tuple[int, int], um_per_px: float, dtype: str = "uint8"
+        self,
+        name: str,
+        shape: tuple[int, int],
+        um_per_px: float,
+        dtype: str = "uint8",
+        chunk: int = 512,
     ) -> zarr.Array:
         """Add labels of one level, (H, W) integers; 0 where nothing is written."""
         group = self._add(f"labels/{name}", "yx", um_per_px, 1)
@@ -124,8 +132,18 @@ class Folder:
         self._labels.append(name)
         self._root["labels"].attrs["ome"] = {"version": _OME, "labels": self._labels}
         return group.create_array(
-            "s0", shape=shape, dtype=dtype, chunks=(512, 512), dimension_names=("y", "x")
+            "s0",
+            shape=shape,
+            dtype=dtype,
+            chunks=(chunk, chunk),
+            compressors=PACKED,
+            dimension_names=("y", "x"),
         )
+
+    @property
+    def root(self) -> zarr.Group:
+        """The Zarr group of the folder."""
+        return self._root
 
     def add_table(self, name: str, table: Any, labels: str) -> None:
         """Add an AnnData that annotates labels of this folder (SpatialData flavour only).

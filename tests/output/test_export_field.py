@@ -1,0 +1,113 @@
+"""``vst export FIELD``: genes of a field as images and as files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cli_place import Answer
+from tiny_field import CORNER_UM, PROVENANCE, TinyField
+
+import virchow_st
+
+Vst = Callable[..., Answer]
+NAMES = "GENE5,ENSG00000"
+
+
+@pytest.fixture(scope="module")
+def tiny() -> TinyField:
+    return TinyField()
+
+
+@pytest.fixture(scope="module")
+def path(tiny: TinyField, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.write(tmp_path_factory.mktemp("field") / "slide.zarr")
+
+
+@pytest.mark.parametrize("flavour", ["spatialdata", "ome-zarr"])
+def test_genes_become_images_of_a_field_that_holds_them(
+    vst: Vst, tiny: TinyField, path: Path, tmp_path: Path, flavour: str
+) -> None:
+    out = tmp_path / "out.zarr"
+    answer = vst("export", path, "--out", out, "--genes", NAMES, "--format", flavour)
+    assert answer.code == 0, answer.err
+    assert answer.out == f"{out}: 264×520 bins, 2 genes as images\n"
+    field = virchow_st.open_field(out)
+    assert field.is_direct
+    assert field.genes == ("ENSG00005", "ENSG00000")
+    np.testing.assert_allclose(field.gene("GENE5"), tiny.rates[5], rtol=6.2e-5)
+    np.testing.assert_allclose(field.gene("ENSG00000"), tiny.rates[0], rtol=6.2e-5)
+    at_8um = tiny.rates[5].reshape(66, 4, 130, 4).sum(axis=(1, 3))
+    np.testing.assert_allclose(field.gene("GENE5", 8), at_8um, rtol=1e-4)
+    np.testing.assert_array_equal(field.tissue_mask, tiny.tissue)
+    assert field.corner_um == CORNER_UM
+    picture = field.picture()
+    assert picture is not None
+    np.testing.assert_array_equal(picture[0], tiny.picture)
+    about = field.provenance["field"]
+    assert about == {"path": "slide.zarr", "provenance": PROVENANCE}
+    if flavour == "spatialdata":
+        assert field.layers.um_to_px is not None
+        np.testing.assert_allclose(field.layers.um_to_px, [[0, 4, 7], [4, 0, 9.0]], atol=1e-9)
+
+
+def test_npz(vst: Vst, tiny: TinyField, path: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.npz"
+    answer = vst("export", path, "--out", out, "--genes", NAMES, "--format", "npz", "--keep-paths")
+    assert answer.code == 0, answer.err
+    cells = tiny.tissue.reshape(66, 4, 130, 4).all(axis=(1, 3))
+    with np.load(out) as found:
+        assert list(found["gene_id"]) == ["ENSG00005", "ENSG00000"]
+        at_8um = tiny.rates[[5, 0]].reshape(2, 66, 4, 130, 4).sum(axis=(2, 4))
+        np.testing.assert_allclose(found["rates_8um"], at_8um, rtol=1e-4)
+        np.testing.assert_array_equal(found["tissue"], cells)
+        assert json.loads(str(found["virchow_st"]))["field"]["path"] == str(path)
+
+
+@pytest.mark.skipif(find_spec("anndata") is None, reason="pip install 'virchow_st[spatial]'")
+def test_anndata_lies_in_the_frame_of_the_field(vst: Vst, tmp_path: Path) -> None:
+    import anndata
+
+    tiny = TinyField()
+    tiny.tissue = tiny.covered.copy()
+    path = tiny.write(tmp_path / "slide.zarr")
+    out = tmp_path / "out.h5ad"
+    answer = vst("export", path, "--out", out, "--genes", "GENE5", "--format", "h5ad")
+    assert answer.code == 0, answer.err
+    table = anndata.read_h5ad(out)
+    row, col = np.nonzero(tiny.covered.reshape(66, 4, 130, 4).all(axis=(1, 3)))
+    at_8um = tiny.rates[5].reshape(66, 4, 130, 4).sum(axis=(1, 3))
+    np.testing.assert_allclose(table.X[:, 0], at_8um[row, col], rtol=1e-4)
+    xy = np.stack([col, row], axis=1) * 8 + 4 + np.array(CORNER_UM)
+    np.testing.assert_array_equal(table.obsm["spatial"], xy)
+    assert table.obs_names[0] == f"s_008um_{row[0] + 2:05d}_{col[0] + 5:05d}-1"
+    of_slide = table.uns["spatial"]["slide"]
+    scale = of_slide["scalefactors"]["tissue_hires_scalef"]
+    x, y = CORNER_UM  # where the picture begins, in the frame of obsm["spatial"]
+    hires = of_slide["images"]["hires"]
+    np.testing.assert_array_equal(hires[int(y * scale), int(x * scale)], tiny.picture[0, 0])
+
+
+def test_what_is_refused(vst: Vst, path: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.zarr"
+    for arguments, words in (
+        ([], "expected the genes to write; a field by factors has 30"),
+        (["--genes", "GENE77"], "has no gene 'GENE77'"),
+        (["--genes", "GENE5", "--slide", "S"], "is a field, of one slide"),
+    ):
+        answer = vst("export", path, "--out", out, *arguments)
+        assert answer.code == 2
+        assert words in answer.err
+    assert not list(tmp_path.iterdir())
+
+
+def test_all_genes_of_a_field_that_holds_them(vst: Vst, tmp_path: Path) -> None:
+    tiny = TinyField(direct=True, n_genes=3, shape=(16, 24))
+    path = tiny.write(tmp_path / "a.zarr", picture=False)
+    answer = vst("export", path, "--out", tmp_path / "b.zarr")
+    assert answer.code == 0, answer.err
+    np.testing.assert_array_equal(virchow_st.open_field(tmp_path / "b.zarr").factors(), tiny.maps)

@@ -1,0 +1,230 @@
+"""Scores of every gene of a run with factors, without dense rates.
+
+Letters: G genes, K factors, P patches of a slide.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from virchow_st.kernels.orientation import turn
+from virchow_st.kernels.pooling import sum_pool
+from virchow_st.metrics.discovery import Discovery, by_decile, predicted_genes
+from virchow_st.metrics.factor_scores import AllGeneScores, FactorScores
+from virchow_st.run.all_genes import FDR, NULL_SCALES_UM, AllGenesTable
+from virchow_st.run.panel import Panel
+from virchow_st.run.rates import left_out
+from virchow_st.run.split import Member
+from virchow_st.store.panel_reads import PanelCounts
+from virchow_st.store.reader import Store
+from virchow_st.training.dataset import N_ORIENTATIONS
+from virchow_st.types import (
+    BIN_UM,
+    SCALES_UM,
+    BoolArray,
+    Float32Array,
+    Float64Array,
+    Int64Array,
+)
+
+N_NULLS = 8
+"""Null predictions of a slide: each gives every patch the turned prediction for another one."""
+_LEAST_UMIS = 20
+"""UMIs on the test slide that a gene needs for its correlation to be tested against the null."""
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """A patch whose null predictions are not known yet."""
+
+    counts: PanelCounts
+    scored: BoolArray  # (128, 128)
+    factors: Float32Array  # (K, 32, 32), at 8 µm
+
+
+class AllGenes:
+    """Accumulates the scores of all genes at every scale.
+
+    At 8 and 16 µm every patch is also scored with the predictions for other patches, as a null. For
+    this the counts of a slide's patches, and the factors at 8 µm, are kept until its last patch.
+
+    Args:
+        genes: The G genes.
+        loadings: (G, K) share of each gene in a factor's UMIs.
+        train_rate: (G,) mean UMIs per 2 µm tissue bin of the training patients.
+    """
+
+    def __init__(self, genes: Panel, loadings: Float32Array, train_rate: Float64Array) -> None:
+        self._genes = genes
+        self._scores = {
+            scale: FactorScores(
+                loadings, scale, train_rate, n_nulls=N_NULLS if scale in NULL_SCALES_UM else 0
+            )
+            for scale in SCALES_UM
+        }
+        self._factor_sums = np.zeros(loadings.shape[1])
+        self._n_bins = 0
+        self._places: tuple[Store, Int64Array] | None = None
+        self._kept: list[_Kept] = []
+
+    def add(self, store: Store, member: Member, factors: Float32Array) -> None:
+        """Add the prediction for one patch; the patches of a slide follow each other.
+
+        Args:
+            store: Store of the patch.
+            member: The patch.
+            factors: (K, 128, 128) UMIs per 2 µm bin; NaN in bins that are left out, which are not
+                scored.
+        """
+        if self._places is None or self._places[0] is not store:
+            self._places = store, self._genes.indices(store)
+        patch = store[member.patch]
+        counts = patch.panel_counts(self._places[1])
+        scored = patch.tissue_mask & ~left_out(factors)
+        self._factor_sums += factors[:, scored].sum(1, dtype=np.float64)
+        factors = np.nan_to_num(factors, nan=0.0)  # those of bins that are not scored
+        self._n_bins += int(scored.sum())
+        for scale in SCALES_UM:
+            if scale not in NULL_SCALES_UM:
+                self._update(scale, counts, scored, _bin_major(factors, scale))
+        coarse = sum_pool(factors, NULL_SCALES_UM[0] // BIN_UM).astype(np.float32)
+        self._kept.append(_Kept(counts, scored, coarse))
+
+    def finish_slide(self) -> None:
+        """Score the slide at 8 and 16 µm, once all its patches were added."""
+        partners = null_partners(len(self._kept))
+        for place, kept in enumerate(self._kept):
+            others = [
+                turn(self._kept[other].factors, orientation, axes=(1, 2))
+                for other, orientation in partners[:, place].tolist()
+            ]
+            for scale in NULL_SCALES_UM:
+                own, *nulls = (
+                    _bin_major(x, scale, of_um=NULL_SCALES_UM[0]) for x in (kept.factors, *others)
+                )
+                self._update(scale, kept.counts, kept.scored, own, nulls)
+        self._kept = []
+
+    def _update(
+        self,
+        scale: int,
+        counts: PanelCounts,
+        scored: BoolArray,
+        factors: Float32Array,
+        nulls: Sequence[Float32Array] = (),
+    ) -> None:
+        start = np.searchsorted(counts.gene, np.arange(len(self._genes) + 1)).astype(np.int64)
+        self._scores[scale].update(start, counts.position, counts.count, factors, scored, nulls)
+
+    @property
+    def mean_factors(self) -> Float64Array:
+        """(K,) predicted UMIs of each factor per 2 µm tissue bin."""
+        return self._factor_sums / max(self._n_bins, 1)
+
+    def table(self) -> AllGenesTable:
+        """The scores of all genes."""
+        scores = {scale: scores.compute() for scale, scores in self._scores.items()}
+        found = {scale: _predicted(scores[scale]) for scale in NULL_SCALES_UM}
+        return AllGenesTable(self._genes, scores, {scale: d.q_value for scale, d in found.items()})
+
+
+def null_partners(n: int) -> Int64Array:
+    """Partner and orientation of every patch in each null prediction, (N_NULLS, n, 2).
+
+    A row moves a random order of the patches on by another number of places and turns all of them
+    by another orientation, so that no patch has its own prediction as it is.
+
+    Example:
+        >>> pairs = null_partners(3)
+        >>> pairs.shape, bool((pairs == np.stack([np.arange(3), np.zeros(3)], 1)).all(2).any())
+        ((8, 3, 2), False)
+    """
+    order = np.random.default_rng(0).permutation(n)
+    pairs = np.empty((N_NULLS, n, 2), np.int64)
+    for i in range(N_NULLS):
+        shift = 1 + i % (n - 1) if n > 1 else 0
+        pairs[i, order, 0] = np.roll(order, shift)
+        pairs[i, :, 1] = i % N_ORIENTATIONS if n > 1 else 1 + i % (N_ORIENTATIONS - 1)
+    return pairs
+
+
+def _bin_major(factors: Float32Array, scale_um: int, of_um: int = BIN_UM) -> Float32Array:
+    """Factors (K, R, C) summed to a scale, (bins, K)."""
+    pooled = sum_pool(factors, scale_um // of_um) if scale_um > of_um else factors
+    return np.ascontiguousarray(pooled.reshape(len(factors), -1).T)
+
+
+def _predicted(scores: AllGeneScores) -> Discovery:
+    """Genes predicted beyond the null; those with hardly any UMIs are not tested."""
+    enough = scores.mean * scores.n_bins >= _LEAST_UMIS
+    return predicted_genes(np.where(enough, scores.pcc, np.nan), scores.pcc_null, FDR)
+
+
+def summary(table: AllGenesTable, n_factors: int) -> dict[str, Any]:
+    """``all_genes`` of ``metrics.json``, see docs/metrics.md."""
+    return {
+        "n_genes": len(table.genes),
+        "n_factors": n_factors,
+        "null_draws": N_NULLS,
+        "fdr": FDR,
+        "n_tested": _by_scale({s: int(np.isfinite(q).sum()) for s, q in table.q_value.items()}),
+        "n_predicted": _by_scale({s: int((q <= FDR).sum()) for s, q in table.q_value.items()}),
+        "scales": _by_scale({scale: _means(scores) for scale, scores in table.scores.items()}),
+        "deciles": _by_scale({scale: _deciles(scores) for scale, scores in table.scores.items()}),
+    }
+
+
+def _by_scale(values: dict[int, Any]) -> dict[str, Any]:
+    return {str(scale): value for scale, value in values.items()}
+
+
+def _means(scores: AllGeneScores) -> dict[str, Any]:
+    """Means over scored genes, and the share of the ceiling."""
+    scored = scores.scored
+    pcc, ceiling = scores.pcc[scored], scores.pcc_ceiling[scored]
+    return {
+        "n_bins": scores.n_bins,
+        "n_genes_scored": int(scored.sum()),
+        "pcc": _number(_mean(pcc)),
+        "pcc_ceiling": _number(_mean(ceiling)),
+        "pcc_of_ceiling": _ratio(pcc.sum(), ceiling.sum()),
+        "d2_poisson": _number(_mean(scores.d2_poisson[scored])),
+        "calibration": _number(np.nanmedian(scores.calibration) if scored.any() else np.nan),
+    }
+
+
+def _deciles(scores: AllGeneScores) -> list[dict[str, Any]]:
+    """Ten groups of genes, from the least to the most abundant on the test slide."""
+    of_score = {
+        name: by_decile(getattr(scores, name), scores.mean)
+        for name in ("pcc", "pcc_ceiling", "d2_poisson")
+    }
+    pcc, ceiling = of_score["pcc"], of_score["pcc_ceiling"]
+    umis = pcc.abundance / (scores.scale_um // BIN_UM) ** 2
+    return [
+        {
+            "umis_per_2um_bin": _number(umis[i]),
+            "n_genes_scored": int(pcc.n_genes[i]),
+            "pcc": _number(pcc.mean[i]),
+            "pcc_ceiling": _number(ceiling.mean[i]),
+            "pcc_of_ceiling": _ratio(pcc.mean[i], ceiling.mean[i]),
+            "d2_poisson": _number(of_score["d2_poisson"].median[i]),
+        }
+        for i in range(len(umis))
+    ]
+
+
+def _mean(values: Float64Array) -> float:
+    return float(values.mean()) if values.size else float("nan")
+
+
+def _ratio(a: float, b: float) -> float | None:
+    return float(a / b) if b > 0 else None
+
+
+def _number(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None

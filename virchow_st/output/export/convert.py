@@ -1,0 +1,83 @@
+"""Converts a finished Zarr folder of genes to the requested format, if it is a single file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+
+from virchow_st.field.bins import CELL_UM
+from virchow_st.field.he_image import Picture
+from virchow_st.kernels.pooling import pool_mask
+from virchow_st.output.export.tables import CellTable, cell_names, write_h5ad, write_npz
+from virchow_st.run.panel import Panel
+from virchow_st.types import CELL_BINS, BoolArray, Float32Array, UInt8Array
+
+_LONGEST_PICTURE_PX = 2000  # as Space Ranger's hires image
+
+
+def convert(
+    folder: Path,
+    out: Path,
+    name: str,
+    panel: Panel,
+    picture: Picture | None,
+    library: str,
+    corner_um: tuple[float, float] = (0.0, 0.0),
+) -> None:
+    """Make the result from the finished Zarr folder: the folder itself, or one file.
+
+    Args:
+        folder: holds genes directly; it is moved if it is the result.
+        out: what to write.
+        name: ``"spatialdata"``, ``"ome-zarr"``, ``"h5ad"`` or ``"npz"``. The last two hold the
+            rates at 8 µm in memory: 4 bytes per gene and cell.
+        panel: its genes.
+        picture: H&E image of the slide, if there is one.
+        library: name of the slide, under which AnnData has the image.
+        corner_um: ``(x, y)`` of the folder's top left corner.
+    """
+    if name not in ("h5ad", "npz"):
+        folder.rename(out)
+        return
+    root = zarr.open_group(str(folder), mode="r")
+    about: dict[str, Any] = root.attrs["virchow_st"]
+    images: dict[str, Float32Array] = {
+        name: np.asarray(root[f"images/{name}/s0"][:])
+        for name in ("rates_8um", "spread_8um")
+        if f"images/{name}" in root
+    }
+    tissue = _in_cells(root["labels/tissue/s0"][:].astype(bool), images["rates_8um"].shape[1])
+    if name == "npz":
+        write_npz(out, images, panel, about, tissue=tissue)
+        return
+    row, col = np.nonzero(tissue & ~np.isnan(images["rates_8um"][0]))
+    values, *spread = (np.ascontiguousarray(image[:, row, col].T) for image in images.values())
+    (col0, rest_x), (row0, rest_y) = (divmod(at, CELL_UM) for at in corner_um)
+    row, col = row + int(row0), col + int(col0)
+    table = CellTable(
+        values=values,
+        row=row,
+        col=col,
+        names=cell_names(row, col),
+        corner_um=(rest_x, rest_y),
+        genes=panel,
+        library=library,
+        layers={"spread": spread[0]} if spread else {},
+        picture=None if picture is None else _from_zero(picture, corner_um),
+    )
+    write_h5ad(out, table, about)
+
+
+def _in_cells(tissue: BoolArray, n_rows: int) -> BoolArray:
+    """The tissue mask in cells of 8 µm; of one of 2 µm bins, the cells that are wholly tissue."""
+    return tissue if len(tissue) == n_rows else pool_mask(tissue, CELL_BINS)
+
+
+def _from_zero(picture: Picture, corner_um: tuple[float, float]) -> tuple[UInt8Array, float]:
+    """The picture, small, with white before its corner, so that it begins at (0, 0) µm."""
+    rgb, um_per_px = picture.read_small(_LONGEST_PICTURE_PX)
+    left, top = (round(at / um_per_px) for at in corner_um)
+    return np.pad(rgb, ((top, 0), (left, 0), (0, 0)), constant_values=255), um_per_px

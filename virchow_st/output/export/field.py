@@ -1,0 +1,108 @@
+"""Exports genes of a rate field: as images, or as 8 µm bins in one file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from virchow_st.config import ExportConfig
+from virchow_st.errors import ConfigError
+from virchow_st.field.he_image import CHUNK_PX, Picture, add_picture
+from virchow_st.field.loadings import Loadings
+from virchow_st.field.ngff import FLAVOURS, Folder
+from virchow_st.field.read import Field, open_field
+from virchow_st.field.write import TISSUE, FieldMaps
+from virchow_st.output.export.convert import convert
+from virchow_st.run.panel import Panel
+from virchow_st.runtime.progress import Progress
+from virchow_st.runtime.software import versions
+from virchow_st.store.genes import split_names
+from virchow_st.types import BIN_UM, BLOCK_BINS, CELL_BINS, Int64Array
+
+_SOFTWARE = ("virchow_st", "numpy", "zarr")
+
+
+def export_field(
+    path: Path, aside: Path, config: ExportConfig, format_name: str, progress: Progress
+) -> str:
+    """Write some genes of a field to ``aside / "result"``, block by block.
+
+    As a folder the result is a field again, which holds these genes directly.
+
+    Args:
+        path: of the field.
+        aside: folder for unfinished work.
+        config: options.
+        format_name: name and version of the provenance.
+        progress: receives step counts.
+
+    Returns:
+        A short description of the content.
+
+    Raises:
+        ConfigError: no genes are named of a field by factors, or one that the field has not.
+        FieldError: it is no field, or damaged.
+    """
+    if config.slide:
+        raise ConfigError(f"slide: {path} is a field, of one slide; leave out --slide")
+    field = open_field(path)
+    index = _chosen(field, config.genes)
+    genes = Panel(tuple(field.genes[i] for i in index), tuple(field.symbols[i] for i in index))
+    flavour = config.format if config.format in FLAVOURS else FLAVOURS[0]
+    zarr_path = aside / "zarr"
+    folder = Folder(zarr_path, flavour, {}, field.corner_um, field.layers.um_to_px)
+    picture = _copy_picture(field, folder)
+    tissue = field.layers.read_labels(field.layers.tissue)
+    folder.add_labels(TISSUE, tissue.shape, BIN_UM * field.shape[0] / tissue.shape[0])[:] = tissue
+    maps = FieldMaps(folder, Loadings(genes), field.shape)
+    rows, cols = field.shape
+    places = [(r, c) for r in range(0, rows, BLOCK_BINS) for c in range(0, cols, BLOCK_BINS)]
+    for n, (row, col) in enumerate(places, start=1):
+        size = min(BLOCK_BINS, rows - row), min(BLOCK_BINS, cols - col)
+        maps.write(row, col, field.window(row, col, *size, list(genes.ids)))
+        progress.step(n, len(places), "blocks")
+    maps.finish(_about(field, genes, config, format_name))
+    convert(zarr_path, aside / "result", config.format, genes, picture, path.stem, field.corner_um)
+    if config.format in FLAVOURS:
+        return f"{rows}×{cols} bins, {len(genes)} genes as images"
+    return f"{len(genes)} genes × {rows // CELL_BINS}×{cols // CELL_BINS} bins of 8 µm"
+
+
+def _chosen(field: Field, names: str) -> Int64Array:
+    if names:
+        return field.index(split_names(names))
+    if field.is_direct:
+        return field.index()
+    raise ConfigError(
+        f"{field.path}: expected the genes to write; a field by factors has {len(field.genes):,}, "
+        "too many for images; name some with --genes"
+    )
+
+
+def _copy_picture(field: Field, folder: Folder) -> Picture | None:
+    """The H&E picture as it is, band by band."""
+    if field.layers.picture is None:
+        return None
+    levels, um_per_px = field.layers.picture
+    _, height, width = levels[0].shape
+    picture = add_picture(folder, height, width, um_per_px, fewest_levels=len(levels))
+    for top in range(0, height, CHUNK_PX):
+        picture.write(top, field.layers.read_pixels(0, slice(top, min(top + CHUNK_PX, height))))
+    picture.fill_coarser()
+    return picture
+
+
+def _about(field: Field, genes: Panel, config: ExportConfig, format_name: str) -> dict[str, Any]:
+    of_field = {name: of for name, of in field.provenance.items() if name != "genes"}
+    return {
+        "format": format_name,
+        "source": "field",
+        "field": {
+            "path": str(field.path) if config.keep_paths else field.path.resolve().name,
+            "provenance": of_field,
+        },
+        "units": {"rates": "expected UMIs a bin"},
+        "genes": {"id": list(genes.ids), "symbol": list(genes.symbols)},
+        "options": {"format": config.format},
+        "software": versions(_SOFTWARE),
+    }

@@ -1,0 +1,142 @@
+"""Steps of a Poisson factorisation with a prior on the loadings.
+
+Letters: n rows, G genes, K factors.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.sparse import csr_matrix
+
+from virchow_st.kernels.factorise import expected_umis
+from virchow_st.training.rows import SparseRows
+from virchow_st.types import Array, Float64Array, Int64Array
+
+FLOOR = 1e-10
+"""Smallest factor and loading; a value of 0 would stay 0 in a multiplicative update."""
+_N_CHUNKS = 64  # of rows or genes, computed in parallel
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a step found.
+
+    Attributes:
+        factors, loadings: (n, K) and (G, K), after the step.
+        log_likelihood: Of the factors and loadings that the step began with, without Σ ln x!.
+        objective: The same plus their log prior.
+    """
+
+    factors: Float64Array
+    loadings: Float64Array
+    log_likelihood: float
+    objective: float
+
+
+class FactorModel:
+    """Counts with mean ``e_n · Σ_k l_nk · f_gk``, and a gamma prior on the loadings f.
+
+    The log prior of a loading is ``a·(ln r − r + 1)`` with ``r = f_gk / m_g``, where m_g is the
+    gene's share of all UMIs: a gamma distribution with mode m_g and shape 1 + a, up to a constant
+    that makes it 0 at the mode.
+
+    Args:
+        counts: Rows of counts.
+        prior: Strength a ≥ 0.
+        pool: Threads that chunks are computed by.
+    """
+
+    def __init__(self, counts: SparseRows, prior: float, pool: ThreadPoolExecutor) -> None:
+        shape = (len(counts), counts.n_genes)
+        by_gene = csr_matrix((counts.count, counts.gene, counts.indptr), shape).tocsc()
+        self._by_row = _Side.of(counts.indptr, counts.gene, counts.count)
+        self._by_gene = _Side.of(by_gene.indptr, by_gene.indices, by_gene.data)
+        self._exposure = counts.exposure[:, None]
+        self._constant = float((counts.totals * np.log(counts.exposure)).sum())
+        mean = counts.gene_totals + 0.5  # half a UMI for genes without any
+        self._mean = (mean / mean.sum())[:, None]
+        self._prior, self._pool = prior, pool
+
+    def step(self, factors: Float64Array, loadings: Float64Array) -> Step:
+        """Update the factors and then the loadings (EM; Lee & Seung, NIPS 13, 2001, 556).
+
+        Args:
+            factors: (n, K) float64 > 0, l.
+            loadings: (G, K) float64 > 0, f.
+        """
+        umis, log_sum = self._by_row.expected(factors, loadings, self._pool)
+        share = loadings.sum(0)
+        total = float(((self._exposure * factors).sum(0) * share).sum())
+        log_likelihood = log_sum + self._constant - total
+        objective = log_likelihood
+        if self._prior > 0:
+            ratio = loadings / self._mean
+            objective += self._prior * float((np.log(ratio) - ratio + 1).sum())
+        factors = np.maximum(umis / (self._exposure * share), FLOOR)
+        umis, _ = self._by_gene.expected(loadings, factors, self._pool)
+        expected = (self._exposure * factors).sum(0)
+        loadings = (umis + self._prior) / (expected + self._prior / self._mean)
+        return Step(factors, np.maximum(loadings, FLOOR), log_likelihood, objective)
+
+    def lengthened(
+        self, factors: Float64Array, loadings: Float64Array, step: Step, length: float
+    ) -> tuple[Float64Array, Float64Array]:
+        """Factors and loadings ``length`` times as far as the step went, in logarithms.
+
+        They are scaled to the total of the counts.
+        """
+        more = length - 1.0
+        factors = np.maximum(step.factors * (step.factors / factors) ** more, FLOOR)
+        loadings = np.maximum(step.loadings * (step.loadings / loadings) ** more, FLOOR)
+        total = ((self._exposure * factors).sum(0) * loadings.sum(0)).sum()
+        return factors * (self._by_row.count.sum(dtype=np.float64) / total), loadings
+
+
+def single_factor(counts: SparseRows) -> float:
+    """Log-likelihood of a single factor at its maximum: row total × gene total / total."""
+    rows, genes = counts.totals, counts.gene_totals
+    n = rows.sum()
+    log_sums = [(x[x > 0] * np.log(x[x > 0])).sum() for x in (rows, genes)]
+    return float(sum(log_sums) - n * np.log(n) - n)
+
+
+def expected_by_row(
+    counts: SparseRows, factors: Float64Array, loadings: Float64Array, pool: ThreadPoolExecutor
+) -> Float64Array:
+    """Expected UMIs (n, K) of each factor in each row."""
+    side = _Side.of(counts.indptr, counts.gene, counts.count)
+    return side.expected(factors, loadings, pool)[0]
+
+
+@dataclass(frozen=True)
+class _Side:
+    """The counts by row or by gene, and the limits of the chunks computed in parallel."""
+
+    start: Int64Array
+    index: Array
+    count: Array
+    limits: Int64Array
+
+    @classmethod
+    def of(cls, start: Array, index: Array, count: Array) -> _Side:
+        """Divide rows into chunks with about equally many counts each."""
+        inner = np.searchsorted(start, np.linspace(0, start[-1], _N_CHUNKS + 1)[1:-1])
+        limits = np.unique(np.concatenate([[0], inner, [len(start) - 1]]))
+        return cls(start.astype(np.int64), index.astype(np.int32), count.astype("f4"), limits)
+
+    def expected(
+        self, own: Float64Array, other: Float64Array, pool: ThreadPoolExecutor
+    ) -> tuple[Float64Array, float]:
+        """Expected UMIs of each factor, (len(own), K), and ``Σ x ln λ`` without exposures."""
+        out, log_sums = np.empty_like(own), np.empty(len(own))
+
+        def compute(first: int, last: int) -> None:
+            expected_umis(
+                self.start, self.index, self.count, own, other, first, last, out, log_sums
+            )
+
+        list(pool.map(compute, self.limits[:-1].tolist(), self.limits[1:].tolist()))
+        return out, float(log_sums.sum())
