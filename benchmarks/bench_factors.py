@@ -10,18 +10,21 @@ whatever the number of genes, drawn from the model itself. Three ways:
 - maps from factors: the same with log-rates made from the factors by torch, and the gradients
   carried back to factors and loadings.
 
-Maps are left out where they take more than 1 GB. "GradNorm" is a step as GradNorm needs it:
+Maps are left out where they take more than 1 GB, and 0.2 GB where they are made from factors, which
+takes several arrays of that size. "GradNorm" is a step as GradNorm needs it:
 forward, the gradient of each scale alone (of the factors, or of the maps), and all gradients of the
-sum. All ways run in turns in one process on the same number of threads; losses and gradients must
-agree.
+sum. All ways run in turns in one process, on one thread; losses and gradients must agree. The time
+is that of the processor, which other programs disturb less.
 
-    GOMP_SPINCOUNT=10000 python benchmarks/bench_factors.py [--patches 4] [--factors 32]
-        [--rounds 8] [--json FILE]
+    OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 python benchmarks/bench_factors.py [--patches 4]
+        [--factors 32,64] [--rounds 4] [--json FILE]
 """
 
 from __future__ import annotations
 
 import argparse
+import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +34,8 @@ import torch
 from report import Table, interleaved, publish
 from torch import Tensor
 
-from virchow_st.kernels.factors_cases import draw_factor_batch
+from virchow_st.bench.tables import Cell
+from virchow_st.kernels.factor_loss_cases import draw_factor_batch
 from virchow_st.models.losses.factors import factor_half_deviance
 from virchow_st.models.losses.fused import fused_half_deviance
 from virchow_st.models.losses.scales import tissue_bins
@@ -40,7 +44,7 @@ from virchow_st.types import SCALES_UM
 
 GENES = (50, 500, 2_000, 18_000)
 FACTORS, READY, MADE = "factors", "maps, ready", "maps from factors"
-_LARGEST_MAPS = 1e9  # bytes of all log-rates; a step makes several arrays of that size
+_LARGEST = {FACTORS: math.inf, READY: 1e9, MADE: 2e8}  # bytes of all log-rates
 
 
 @dataclass(frozen=True)
@@ -55,7 +59,8 @@ class Batch:
     log_rate: Tensor | None
 
     def ways(self) -> list[str]:
-        return [FACTORS] if self.log_rate is None else [FACTORS, READY, MADE]
+        n_bytes = 4 * math.prod(self.counts.shape)
+        return [way for way, largest in _LARGEST.items() if n_bytes <= largest]
 
     def inputs(self, way: str) -> list[Tensor]:
         """What a way takes gradients of; GradNorm takes those of the first."""
@@ -90,7 +95,7 @@ def draw(n_patches: int, n_genes: int, n_factors: int) -> Batch:
     shape = B, n_genes, R, C
     mask = torch.from_numpy(drawn.mask)
     log_rate = None
-    if 4 * np.prod(shape) <= _LARGEST_MAPS:
+    if 4 * math.prod(shape) <= _LARGEST[READY]:
         log_rate = log_rates(log_factors, loadings).requires_grad_()
     return Batch(
         log_factors=log_factors.requires_grad_(),
@@ -112,25 +117,23 @@ def step(batch: Batch, way: str, scale_by_scale: bool = False) -> tuple[Tensor, 
 
 
 def check(batch: Batch) -> None:
-    if batch.log_rate is None:
-        return
     losses, *gradients = step(batch, FACTORS)
-    torch.testing.assert_close(losses, step(batch, READY)[0], rtol=1e-5, atol=0)
-    others, *other_gradients = step(batch, MADE)
-    torch.testing.assert_close(losses, others, rtol=1e-5, atol=0)
-    for ours, other in zip(gradients, other_gradients, strict=True):
-        assert (ours - other).abs().max() <= 1e-4 * other.abs().max()
+    for way in batch.ways()[1:]:
+        others, *other_gradients = step(batch, way)
+        torch.testing.assert_close(losses, others, rtol=1e-5, atol=0)
+        if way == MADE:
+            for ours, other in zip(gradients, other_gradients, strict=True):
+                assert (ours - other).abs().max() <= 1e-4 * other.abs().max()
 
 
-def times(batch: Batch, threads: int, rounds: int) -> list[list[object]]:
-    """Rows: way, genes, ms per patch of a step, ratio to factors, the same with GradNorm."""
-    torch.set_num_threads(threads)
+def times(batch: Batch, rounds: int) -> list[list[Cell]]:
+    """Rows: genes and way, CPU ms per patch of a step, ratio to factors, the same with GradNorm."""
     B, G = batch.counts.shape[:2]
     ways = batch.ways()
     calls: list[Callable[[], object]] = [
         lambda w=w, s=s: step(batch, w, s) for s in (False, True) for w in ways
     ]
-    seconds = interleaved(*calls, rounds=rounds)
+    seconds = interleaved(*calls, rounds=rounds, clock=time.process_time)
     alone, gradnorm = seconds[: len(ways)], seconds[len(ways) :]
     return [
         [f"{G:,} genes, {way}", 1e3 * a / B, a / alone[0], 1e3 * g / B, g / gradnorm[0]]
@@ -138,31 +141,32 @@ def times(batch: Batch, threads: int, rounds: int) -> list[list[object]]:
     ]
 
 
+def measure(n_patches: int, n_factors: int, rounds: int) -> Table:
+    rows, sizes = [], []
+    for n_genes in GENES:
+        batch = draw(n_patches, n_genes, n_factors)
+        check(batch)
+        rows += times(batch, rounds)
+        sizes.append(f"{len(batch.counts.count) / n_patches:,.0f} of {n_genes:,} genes")
+    return Table(
+        f"B = {n_patches}, K = {n_factors}, one thread",
+        ["forward + backward", "CPU ms per patch", "ratio", "GradNorm, CPU ms per patch",
+         "ratio with GradNorm"],
+        rows,
+        [f"Non-zeros per patch, 9 UMIs per bin: {', '.join(sizes)}. Ratios are to factors."],
+    )  # fmt: skip
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="The Poisson loss of a rate field of factors.")
     parser.add_argument("--patches", type=int, default=4)
-    parser.add_argument("--factors", type=int, default=32)
-    parser.add_argument("--rounds", type=int, default=8, help="timed turns; the best counts")
+    parser.add_argument("--factors", default="32,64", help="numbers of factors, a table each")
+    parser.add_argument("--rounds", type=int, default=4, help="timed turns; the best counts")
     parser.add_argument("--json", type=Path, help="also write the tables to this file")
     options = parser.parse_args()
-    rows: dict[int, list[list[object]]] = {1: [], 2: []}
-    notes = []
-    for n_genes in GENES:
-        batch = draw(options.patches, n_genes, options.factors)
-        check(batch)
-        notes.append(f"{len(batch.counts.count) / options.patches:,.0f} of {n_genes:,} genes")
-        for threads, table in rows.items():
-            table += times(batch, threads, options.rounds)
-    columns = ["", "ms per patch", "ratio to factors", "GradNorm, ms per patch", "ratio"]
-    tables = [
-        Table(
-            f"B = {options.patches}, K = {options.factors}, {n} thread{'s' * (n > 1)}",
-            columns,
-            table,
-            ["Non-zeros per patch: " + ", ".join(notes) + ". 9 UMIs per bin."],
-        )
-        for n, table in rows.items()
-    ]
+    torch.set_num_threads(1)
+    numbers = [int(n) for n in options.factors.split(",")]
+    tables = [measure(options.patches, n, options.rounds) for n in numbers]
     publish("factors", tables, options.json)
 
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch.nn.functional import avg_pool2d
 
+from virchow_st.kernels.factor_loss_cases import draw_factor_batch
 from virchow_st.kernels.factors import MIN_RATE
-from virchow_st.kernels.factors_cases import draw_factor_batch
 from virchow_st.models.losses import factors, factors_gpu
 from virchow_st.models.losses.base import on_device
 from virchow_st.models.losses.factors import factor_half_deviance, implementation_on
