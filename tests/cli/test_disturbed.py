@@ -49,7 +49,7 @@ def test_evaluating_on_a_full_disk_keeps_the_old_results(run: Path, limit: int) 
     typed = [sys.executable, "-c", SMALL, str(limit), "evaluate", str(run), "--device", "cpu"]
     done = subprocess.run(typed, capture_output=True, text=True, timeout=300)
     line = check_one_line(done.returncode, done.stderr)
-    assert "free disk space" in line
+    assert "raise the largest size of a file" in line
     assert listing(run) == before
 
 
@@ -58,7 +58,20 @@ def test_simulating_on_a_full_disk_leaves_nothing(tmp_path: Path) -> None:
              "--genes", "60", "--patients", "P1"]  # fmt: skip
     done = subprocess.run(typed, capture_output=True, text=True, timeout=300)
     check_one_line(done.returncode, done.stderr)
-    assert not listing(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("limit", [4_000, pytest.param(200_000, marks=pytest.mark.slow)])
+def test_exporting_h5ad_on_a_full_disk_leaves_nothing(run: Path, limit: int) -> None:
+    """It ended with a segmentation fault: HDF5 cannot close a file that it could not write."""
+    before = listing(run.parent)
+    out = run.parent / "e.h5ad"
+    typed = [sys.executable, "-c", SMALL, str(limit), "export", str(run), "--out", str(out),
+             "--format", "h5ad"]  # fmt: skip
+    done = subprocess.run(typed, capture_output=True, text=True, timeout=300)
+    line = check_one_line(done.returncode, done.stderr)
+    assert f"{out}: File too large; raise the largest size of a file" in line
+    assert listing(run.parent) == before
 
 
 def test_training_on_a_full_disk_says_that_nothing_was_begun(run: Path, tmp_path: Path) -> None:

@@ -42,6 +42,7 @@ PEEK = os.WEXITED | os.WNOHANG | os.WNOWAIT  # whether it has ended, which stays
 SIMULATE = ("--bins", "384", "--genes", "120")
 TRAIN = ("--test-patient", "P5", "--panel", "top:6", "--decoder", "linear", "--epochs", str(EPOCHS),
          "--batch-size", "4", "--accumulate", "1", "--device", "cpu", "-q")  # fmt: skip
+FUSION = tuple("fusion" if word == "linear" else word for word in TRAIN)
 _LOADED = (
     "torch", "numba", "h5py", "zarr", "matplotlib.pyplot", "tifffile", "torch_geometric.nn", "timm",
     "torch.utils.tensorboard", "virchow_st_cli.main",
@@ -160,6 +161,10 @@ COMMANDS = {
     ),
     "train": Command(
         lambda w: ["train", *w.stores(), "--run", w.work / "run", *TRAIN], again=train_again,
+        goes_on=True,
+    ),
+    "train, fusion": Command(
+        lambda w: ["train", *w.stores(), "--run", w.work / "run", *FUSION], again=train_again,
         goes_on=True,
     ),
     "train --resume": Command(

@@ -219,12 +219,13 @@ def test_the_start_has_a_group_for_every_kind_of_row() -> None:
 
 
 def test_held_out_counts_choose_the_number_of_programmes() -> None:
-    choice = choose_n_factors(rows(n=1000, K=4, umis=500), candidates=(12, 1, 2, 4, 8), seed=0)
+    choice = choose_n_factors(rows(n=1000, K=4, umis=500), candidates=(30, 1, 2, 4, 24), seed=0)
     assert choice.n_factors == 4
-    assert choice.candidates == (1, 2, 4, 8, 12)
+    assert choice.candidates == (1, 2, 4, 24, 30)
     assert abs(choice.gains[0]) < 1e-3
     assert choice.gains[1] < 0.9 * choice.gains[2]
-    assert choice.gains[4] < choice.gains[2]
+    assert choice.gains[3] < 0.98 * choice.gains[2]
+    assert np.isnan(choice.gains[4])  # not tried, because 24 are worse than 4
 
 
 def test_without_programmes_the_fewest_factors_are_chosen() -> None:
@@ -232,7 +233,7 @@ def test_without_programmes_the_fewest_factors_are_chosen() -> None:
     counts = rng.poisson(rng.gamma(4, 1, (500, 1)) * rng.gamma(1, 1, 60))
     choice = choose_n_factors(SparseRows.from_dense(counts, np.full(500, 64.0)), (2, 4, 8), 0)
     assert choice.n_factors == 2
-    assert (choice.gains <= 0).all()
+    assert choice.gains[0] <= 0
 
 
 def test_of_many_rows_some_are_drawn(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -86,8 +86,10 @@ class FactorModel:
     ) -> tuple[Float64Array, Float64Array]:
         """Factors and loadings ``length`` times as far as the step went, in logarithms.
 
-        They are scaled to the total of the counts.
+        They are scaled to the total of the counts. Length 1 is the step itself.
         """
+        if length == 1:
+            return step.factors, step.loadings
         more = length - 1.0
         factors = np.maximum(step.factors * (step.factors / factors) ** more, FLOOR)
         loadings = np.maximum(step.loadings * (step.loadings / loadings) ** more, FLOOR)
