@@ -17,7 +17,7 @@ sum. All ways run in turns in one process, on one thread; losses and gradients m
 is that of the processor, which other programs disturb less.
 
     OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 python benchmarks/bench_factors.py [--patches 4]
-        [--factors 32,64] [--rounds 4] [--json FILE]
+        [--factors 32] [--rounds 4] [--json FILE]
 """
 
 from __future__ import annotations
@@ -160,7 +160,7 @@ def measure(n_patches: int, n_factors: int, rounds: int) -> Table:
 def main() -> None:
     parser = argparse.ArgumentParser(description="The Poisson loss of a rate field of factors.")
     parser.add_argument("--patches", type=int, default=4)
-    parser.add_argument("--factors", default="32,64", help="numbers of factors, a table each")
+    parser.add_argument("--factors", default="32", help="numbers of factors, a table each")
     parser.add_argument("--rounds", type=int, default=4, help="timed turns; the best counts")
     parser.add_argument("--json", type=Path, help="also write the tables to this file")
     options = parser.parse_args()
