@@ -25,7 +25,6 @@ from virchow_st.bench import (
     metrics,
     run_target,
     store,
-    tables,
     train,
 )
 from virchow_st.bench.encoder import open_encoder
