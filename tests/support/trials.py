@@ -37,6 +37,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 KINDS = ("killed", "twice", "disk", "read-only")
 IS_ROOT = os.geteuid() == 0
 EPOCHS = 3
+LOG = 4096  # bytes that what a command prints, which goes to a file too, may take
 GENE = "EPCAM"  # drawing all would take most of the time
 PEEK = os.WEXITED | os.WNOHANG | os.WNOWAIT  # whether it has ended, which stays to be asked
 SIMULATE = ("--bins", "384", "--genes", "120")
@@ -398,7 +399,7 @@ class Trials:
             room = _used(self.world.work) + int(share * self.sizes[0])
             _mount(self.world.work, f"remount,size={max(room, 4096)}")
         else:
-            largest = max(1, int(share * self.sizes[1]))
+            largest = max(LOG, int(share * self.sizes[1]))
         code, _, err = ended(self.start(largest=largest))
         if code != 0:  # 0: it was enough
             check_refusal(code, err, problems)
