@@ -16,8 +16,7 @@ from virchow_st.denoise.slide import LEAST_UMIS, SlideCounts, read_slide
 from virchow_st.errors import ConfigError
 from virchow_st.field.loadings import Loadings
 from virchow_st.field.write import Block, write_field
-from virchow_st.output.export.sources import PX_PER_BIN, StoreSource
-from virchow_st.output.export.write import um_to_px
+from virchow_st.output.export.sources import PX_PER_BIN, StoreSource, homography
 from virchow_st.runtime.atomic import check_absent
 from virchow_st.runtime.progress import SILENT, Progress
 from virchow_st.runtime.software import versions
@@ -104,7 +103,7 @@ def denoise_store(
         _provenance(store, slide, found, config, scores),
         picture=(_picture(source), BIN_UM / PX_PER_BIN),
         corner_um=corner_um,
-        um_to_px=um_to_px(source),
+        um_to_px=homography(source).um_to_px(*slide.corner, *slide.tissue.shape)[0],
     )
     return Denoised(out, len(slide.panel), found.n_factors, found.width_um, scores)
 
