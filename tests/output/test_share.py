@@ -283,6 +283,33 @@ def test_another_licence_and_a_base_model_in_the_header(shared, tmp_path) -> Non
     assert "metrics" not in about
 
 
+def test_names_are_no_markup() -> None:
+    from virchow_st.output.share.markdown import code, plain_text
+
+    hostile = "a|b`<script>\n# *x*\x1b[1m"
+    assert code(hostile) == "`a¦b´<script> # *x*\\x1b[1m`"
+    assert plain_text(hostile) == r"a\|b\`&lt;script&gt; \# \*x\*\\x1b\[1m"
+
+
+def test_a_panel_that_was_a_file_keeps_its_name_alone(stain_run) -> None:
+    from dataclasses import replace
+
+    from virchow_st.config import TrainConfig, from_toml
+    from virchow_st.output.share.nameless import _without_paths
+    from virchow_st.run.split import read_split
+
+    split = read_split(stain_run / "split.json")
+    names = {patient: patient for patient in PATIENTS}
+    config = from_toml(TrainConfig, stain_run / "config.toml")
+    for panel, told in (
+        ("/home/me/study/genes.txt", "genes.txt"),
+        ("all:/home/me/genes.txt", "all:genes.txt"),
+        ("all:top:6", "all:top:6"),
+        ("all", "all"),
+    ):
+        assert _without_paths(replace(config, panel=panel), split, names).panel == told
+
+
 # --- the Hub ------------------------------------------------------------------------------------
 
 

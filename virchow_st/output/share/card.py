@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from virchow_st.config import TrainConfig
-from virchow_st.names import shown
 from virchow_st.output.share.gene_scores import gene_section
+from virchow_st.output.share.listing import is_repo
 from virchow_st.output.share.markdown import code, plain_text, table
 from virchow_st.output.share.terms import Terms
 from virchow_st.run.integrity import SPLIT
@@ -24,6 +24,7 @@ from virchow_st.run.score_table import (
     abundance_caption,
     abundance_rows,
     abundance_title,
+    below_baselines,
     score_rows,
     table_caption,
     table_title,
@@ -92,12 +93,12 @@ def _what(config: TrainConfig, genes: RunGenes) -> str:
     return (
         f"Predicts the expression of {n} gene{'s' * (n > 1)} from an H&E image: {rate} of 2 µm, as "
         f"Visium HD would count them. A `{config.decoder}` decoder with the loss `{config.loss}`, "
-        "trained with [virchow_st](https://pypi.org/project/virchow_st/) on tokens of a frozen "
-        "encoder."
+        "trained with virchow_st on tokens of a frozen encoder."
     )
 
 
 def _use(name: str) -> str:
+    source = f"hf:{name}" if is_repo(name) else name
     return f"""## How to use it
 
 ```python
@@ -107,7 +108,7 @@ rates = run.predict_image(image, mpp=0.5)  # image: (H, W, 3) uint8 RGB, H&E at 
 ```
 
 `rates["GENE"]` is then a map with one value for each 2 µm bin. For whole slides:
-`vst predict hf:{shown(name)} SLIDE.svs --out slide.zarr`."""
+{code(f"vst predict {source} SLIDE.svs --out slide.zarr")}."""
 
 
 def _encoder(state: Mapping[str, Any]) -> str:
@@ -173,6 +174,8 @@ def _scores(metrics: dict[str, Any]) -> str:
         table(("", *SCALES), rows),
         plain_text(table_caption(metrics).replace("\n", " ")),
     ]
+    if below := below_baselines({"this model": metrics}):
+        parts.append("\n".join(f"- {plain_text(line)}" for line in below))
     if "all_genes" in metrics:
         parts += [
             f"### {plain_text(abundance_title(metrics))}",
@@ -193,9 +196,8 @@ def _not_tested(is_scored: bool) -> str:
     return (
         "## What it was not tested on\n\n"
         f"{tested}"
-        "- Tissues, diseases, laboratories, stains and scanners other than those of its slides.\n"
-        "- Frozen sections, images coarser than those of its training, and regions with less than "
-        "half tissue.\n"
+        "- Tissues, diseases, preparations (fixed or frozen), stains, laboratories, scanners and\n"
+        "  magnifications other than those of its slides.\n"
         "- Any clinical use. It is for research; a predicted map is no measurement."
     )
 

@@ -65,6 +65,6 @@ def gene_section(scores: Sequence[GeneScore]) -> str:
             f"## How far to trust each gene, at {SCALE_UM} µm",
             table((f"PCC on the held-out patient at {SCALE_UM} µm", "genes"), rows),
             table(heads, ranked),
-            "`per_gene.csv` has every gene at every scale.",
+            "`per_gene.csv` has every gene of the panel at every scale.",
         ]
     )

@@ -5,26 +5,13 @@ huggingface_hub is imported when one of these functions is called.
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from virchow_st.errors import ConfigError
-from virchow_st.output.share.listing import BEST, FILES, LISTING, check_listed
+from virchow_st.output.share.listing import BEST, FILES, LISTING, check_listed, is_repo
 from virchow_st.output.share.write import check_may_be_shared, fill
 from virchow_st.runtime.progress import SILENT, Progress
-
-_REPO = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*", re.ASCII)
-
-
-def is_repo(text: str) -> bool:
-    """Whether a text has the form of a repository of the Hub, ``ORG/NAME``, and not of a path.
-
-    Example:
-        >>> is_repo("org/crc-50-genes"), is_repo("./org/crc"), is_repo("crc"), is_repo("/a/b")
-        (True, False, False, False)
-    """
-    return _REPO.fullmatch(text) is not None
 
 
 def push_run(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, TypedDict
@@ -28,6 +29,7 @@ BEST = f"{CHECKPOINTS}/best"
 NEEDED = (CONFIG, PANEL, SPLIT, f"{BEST}/{STATE}", f"{BEST}/{TENSORS}")
 FILES = (*NEEDED, GENES, METRICS, PER_GENE_FILE)
 """Every file that a shared run may list; paths within the folder."""
+_REPO = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*", re.ASCII)
 _REMEDY = "share the run again, or download it again"
 
 
@@ -50,6 +52,16 @@ class _Listing(TypedDict):
     n_genes: Count
     encoder: _Encoder
     files: dict[str, _File]
+
+
+def is_repo(text: str) -> bool:
+    """Whether a text has the form of a repository of the Hub, ``ORG/NAME``, and not of a path.
+
+    Example:
+        >>> is_repo("org/crc-50-genes"), is_repo("./org/crc"), is_repo("crc"), is_repo("/a/b")
+        (True, False, False, False)
+    """
+    return _REPO.fullmatch(text) is not None
 
 
 def write_listing(folder: Path, about: Mapping[str, Any]) -> None:
