@@ -18,7 +18,7 @@ from typing import Any
 import click
 
 from virchow_st import __version__
-from virchow_st.errors import VirchowSTError
+from virchow_st.errors import VirchowSTError, to_write_or
 from virchow_st.runtime.distributed import is_main_process
 from virchow_st.runtime.interrupt import Terminated, exit_code, raise_on_sigterm
 from virchow_st_cli.bench import bench
@@ -123,9 +123,7 @@ def run(arguments: list[str]) -> int:
         if "--debug" in arguments:
             raise
         if isinstance(e, OSError) and e.errno in _UNUSABLE_PLACE:
-            console.error(
-                f"{e.filename or 'output'}: {e.strerror}; free disk space or give another path"
-            )
+            console.error(f"{e.filename or 'output'}: {e.strerror}; {to_write_or(e)}")
             return 2
         if isinstance(e, UnicodeEncodeError):
             console.error(

@@ -29,13 +29,13 @@ ROOMS: dict[str, set[str]] = {
     "run": {"runtime", "kernels", "store", "metrics"},
     "field": {"runtime", "kernels", "store", "run"},
     "training": {"runtime", "kernels", "store", "models", "metrics", "run"},
-    # Geometry alone of the slide: where an exported bin lies on the image.
+    # Geometry alone of the slide: where a bin lies on the image.
     "output": {"runtime", "kernels", "slide", "store", "metrics", "run", "field"},
     "predict": {"runtime", "kernels", "slide", "store", "models", "run", "field", "output"},
     "extract": {"runtime", "kernels", "slide", "store", "models", "output"},
     "plot": {"kernels", "store", "field", "output", "predict"},
-    "evaluation": {"runtime", "kernels", "store", "models", "metrics", "simulate", "run",
-                   "training", "predict"},
+    "evaluation": {"runtime", "kernels", "slide", "store", "models", "metrics", "simulate", "run",
+                   "field", "training", "predict"},
     "bench": {"runtime", "kernels", "slide", "store", "models", "metrics", "simulate", "run",
               "training", "extract"},
 }  # fmt: skip
@@ -43,6 +43,7 @@ ROOMS: dict[str, set[str]] = {
 # Where only some modules of a room may be imported: (importing room, room) → those modules.
 NARROW = {
     ("output", "slide"): {"virchow_st.slide.geometry"},
+    ("evaluation", "slide"): {"virchow_st.slide.geometry"},
     ("extract", "output"): {"virchow_st.output.figures.registration_check"},
     # How token channels turn with the patch; a stain baseline.
     ("training", "models.encoders"): {"virchow_st.models.encoders.base"},

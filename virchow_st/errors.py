@@ -5,6 +5,17 @@ Each message is one line: the file or option, what was expected, what was found,
 
 from __future__ import annotations
 
+import errno
+
+_TO_WRITE = {
+    errno.ENOSPC: "free disk space",
+    errno.EDQUOT: "free disk space",
+    errno.EFBIG: "raise the largest size of a file (ulimit -f)",
+    errno.EACCES: "get the rights to it",
+    errno.EPERM: "get the rights to it",
+    errno.EROFS: "make the disk writable",
+}
+
 
 class VirchowSTError(Exception):
     """Base class of all errors raised on purpose; the command line prints them in one line."""
@@ -24,3 +35,23 @@ class FieldError(VirchowSTError):
 
 class ConfigError(VirchowSTError):
     """An option or a configuration file has a value that cannot be used."""
+
+
+def to_write(error: OSError) -> str:
+    """What makes a write possible that failed; empty where only another place does.
+
+    >>> to_write(PermissionError(errno.EACCES, "Permission denied"))
+    'get the rights to it'
+    """
+    return _TO_WRITE.get(error.errno or 0, "")
+
+
+def to_write_or(error: OSError, otherwise: str = "give another path") -> str:
+    """`to_write`, or what to do otherwise."""
+    return f"{step} or {otherwise}" if (step := to_write(error)) else otherwise
+
+
+def to_read(error: OSError, otherwise: str) -> str:
+    """What to do about a file that cannot be read: of a damaged one, ``otherwise``."""
+    is_refused = error.errno in (errno.EACCES, errno.EPERM)
+    return "get the rights to it" if is_refused else otherwise

@@ -35,7 +35,7 @@ from typing import (
     is_typeddict,
 )
 
-from virchow_st.errors import ConfigError, VirchowSTError
+from virchow_st.errors import ConfigError, VirchowSTError, to_read
 from virchow_st.names import is_plain
 
 _MOST = 1 << 63
@@ -361,7 +361,7 @@ def read_text(
     except UnicodeDecodeError as e:
         raise error(f"{path}: cannot be read as text ({e}); {remedy}") from None
     except OSError as e:
-        raise error(f"{path}: cannot be read ({e.strerror}); {remedy}") from None
+        raise error(f"{path}: cannot be read ({e.strerror}); {to_read(e, remedy)}") from None
 
 
 def _checked(

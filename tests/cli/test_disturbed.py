@@ -49,7 +49,7 @@ def test_evaluating_on_a_full_disk_keeps_the_old_results(run: Path, limit: int) 
     typed = [sys.executable, "-c", SMALL, str(limit), "evaluate", str(run), "--device", "cpu"]
     done = subprocess.run(typed, capture_output=True, text=True, timeout=300)
     line = check_one_line(done.returncode, done.stderr)
-    assert "free disk space" in line
+    assert "raise the largest size of a file" in line
     assert listing(run) == before
 
 
@@ -58,7 +58,20 @@ def test_simulating_on_a_full_disk_leaves_nothing(tmp_path: Path) -> None:
              "--genes", "60", "--patients", "P1"]  # fmt: skip
     done = subprocess.run(typed, capture_output=True, text=True, timeout=300)
     check_one_line(done.returncode, done.stderr)
-    assert not listing(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("limit", [4_000, pytest.param(200_000, marks=pytest.mark.slow)])
+def test_exporting_h5ad_on_a_full_disk_leaves_nothing(run: Path, limit: int) -> None:
+    """It ended with a segmentation fault: HDF5 cannot close a file that it could not write."""
+    before = listing(run.parent)
+    out = run.parent / "e.h5ad"
+    typed = [sys.executable, "-c", SMALL, str(limit), "export", str(run), "--out", str(out),
+             "--format", "h5ad"]  # fmt: skip
+    done = subprocess.run(typed, capture_output=True, text=True, timeout=300)
+    line = check_one_line(done.returncode, done.stderr)
+    assert f"{out}: File too large; raise the largest size of a file" in line
+    assert listing(run.parent) == before
 
 
 def test_training_on_a_full_disk_says_that_nothing_was_begun(run: Path, tmp_path: Path) -> None:
@@ -103,6 +116,27 @@ def test_who_writes_an_output_is_alone(vst, run: Path, tmp_path: Path) -> None:
             answer = vst(*typed)
             assert f"{target}: being written by process " in check_one_line(answer.code, answer.err)
     assert not out.exists()
+
+
+def test_two_predictions_of_one_output(
+    vst, stain_run: Path, simulated: Path, tmp_path: Path
+) -> None:
+    """The first ended with exit code 0 and half of its bins: the second deleted them meanwhile."""
+    out = tmp_path / "p.zarr"
+    typed = ["predict", stain_run, simulated / "P5" / "tissue_image.tif", "--device", "cpu"]
+    assert vst(*typed, "--out", tmp_path / "alone.zarr").code == 0
+    command = [sys.executable, "-m", "virchow_st_cli.main", *map(str, typed), "--out", str(out)]
+    both = [
+        subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+        for _ in range(2)
+    ]
+    errors = [process.communicate(timeout=300)[1] for process in both]
+    codes = [process.returncode for process in both]
+    assert sorted(codes) == [0, 2], errors
+    line = check_one_line(2, errors[codes.index(2)])
+    assert "being written by process" in line or "is already there" in line
+    assert listing(out) == listing(tmp_path / "alone.zarr")
+    assert not [path.name for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
 SLOW = """

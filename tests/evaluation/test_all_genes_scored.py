@@ -1,15 +1,22 @@
 """Scores of all genes of a run with factors, against those of dense rates."""
 
+import json
 import math
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from tiny_store import write_store
 from tiny_training import few_steps, tiny_config, two_patients
 
 from virchow_st.errors import ConfigError
 from virchow_st.evaluation.all_genes import N_NULLS, null_partners
 from virchow_st.evaluation.evaluate import evaluate_run
+from virchow_st.evaluation.fields import SlideField
+from virchow_st.evaluation.scoreboard import Slide
+from virchow_st.field.read import open_field
+from virchow_st.field.write import FieldMaps
+from virchow_st.kernels.pooling import sum_pool
 from virchow_st.metrics.accumulate import ScaleAccumulator
 from virchow_st.predict.load import load_run
 from virchow_st.run.all_genes import read_all_genes
@@ -119,3 +126,95 @@ def test_a_run_of_a_panel_has_no_such_files(run, tmp_path):
         train(tmp_path / "run", config)
     assert "all_genes" not in evaluate_run(tmp_path / "run", "cpu")
     assert not (tmp_path / "run" / "all_genes.csv").exists()
+    assert not (tmp_path / "run" / "fields").exists()
+
+
+# --- fields -------------------------------------------------------------------------------------
+
+
+def test_the_field_holds_the_predicted_factors(run):
+    loaded = load_run(run, "cpu")
+    store = open_store(loaded.config.stores[1])
+    field = open_field(run / "fields" / "P5.zarr")
+    infos = store.patch_table
+    row0, col0 = min(i.row0 for i in infos), min(i.col0 for i in infos)
+    assert field.corner_um == (2 * col0, 2 * row0)
+    assert field.genes == loaded.genes.all.ids
+    np.testing.assert_array_equal(field.loadings, loaded.loadings)
+    covered, tissue = np.zeros(field.shape, bool), np.zeros(field.shape, bool)
+    picture, um_per_px = field.picture()
+    assert um_per_px == 2
+    for member in loaded.split.test:
+        patch = store[member.patch]
+        row, col = patch.row0 - row0, patch.col0 - col0
+        at = slice(row, row + 128), slice(col, col + 128)
+        covered[at], tissue[at] = True, patch.tissue_mask
+        expected = loaded.predict_factors(patch)
+        np.testing.assert_allclose(
+            field.factors(row, col, 128, 128), expected, rtol=2**-11 + 1e-6, atol=0
+        )
+        gene = loaded.genes.all.ids[1]
+        at_8um = sum_pool(loaded.predict_gene(patch, gene)[None], 4)[0]
+        np.testing.assert_allclose(
+            field.gene(gene, 8)[row // 4 : row // 4 + 32, col // 4 : col // 4 + 32],
+            at_8um,
+            rtol=2**-11 + 1e-5,
+        )
+        of_patch = patch.image.astype(float).reshape(128, 2, 128, 2, 3).mean((1, 3))
+        assert np.abs(picture[at] - of_patch).max() <= 0.5
+    np.testing.assert_array_equal(field.covered, covered)
+    np.testing.assert_array_equal(field.tissue_mask, tissue)
+
+
+def test_the_field_says_what_it_is_from(run):
+    found = open_field(run / "fields" / "P5.zarr").provenance
+    assert (found["patient"], found["n_patches"], found["left_out_bins"]) == ("P5", 4, 0)
+    assert found["runs"] == [{"path": "run", "decoder": "linear", "epoch": 3}]
+    assert str(run.parent) not in json.dumps(found)
+
+
+def test_blocks_are_written_once_and_whole(run, tmp_path, monkeypatch):
+    """Of 2 × 3 patches, in any order: two blocks, and one that is not whole."""
+    written = []
+    real = FieldMaps.write
+
+    def write(self, row, col, maps):
+        written.append((row, col, maps.shape[1:], int(np.isnan(maps[0]).sum())))
+        real(self, row, col, maps)
+
+    monkeypatch.setattr(FieldMaps, "write", write)
+    loaded = load_run(run, "cpu")
+    store = write_store(tmp_path / "S.vst", "S", 6, n_genes=4, columns=3)
+    infos = [store.patch_table[i] for i in (5, 0, 1, 3, 4)]  # without the last of the first row
+    slide = Slide("S", "S", store, [], infos, np.arange(4))
+    field = SlideField(tmp_path / "fields" / "S.zarr", loaded, slide)
+    rng = np.random.default_rng(0)
+    factors = {i.row0 * 1000 + i.col0: rng.gamma(1, 1, (2, 128, 128)) for i in infos}
+    for info in infos:
+        of_patch = factors[info.row0 * 1000 + info.col0].astype(np.float32)
+        field.add(info, of_patch, np.ones((128, 128), bool), np.zeros((256, 256, 3), np.uint8))
+    field.finish(0)
+    assert sorted(written) == [(0, 0, (256, 256), 0), (0, 256, (256, 128), 128 * 128)]
+    found = open_field(tmp_path / "fields" / "S.zarr")
+    for info in infos:
+        at = found.factors(info.row0 - infos[1].row0, info.col0 - infos[1].col0, 128, 128)
+        expected = factors[info.row0 * 1000 + info.col0]
+        np.testing.assert_allclose(at, expected, rtol=2**-11 + 1e-6)
+
+
+def test_an_evaluation_that_fails_leaves_the_old_field(run, monkeypatch):
+    before = {p: p.read_bytes() for p in (run / "fields").rglob("*") if p.is_file()}
+    stale = run / "fields" / "OTHER.zarr"
+    monkeypatch.setattr("virchow_st.evaluation.fields.SlideField.finish", fail)
+    with pytest.raises(OSError, match="no space"):
+        evaluate_run(run, "cpu")
+    assert {p: p.read_bytes() for p in (run / "fields").rglob("*") if p.is_file()} == before
+    monkeypatch.undo()
+    stale.mkdir()
+    evaluate_run(run, "cpu")
+    assert not stale.exists()
+    assert {p: p.read_bytes() for p in (run / "fields").rglob("*") if p.is_file()} == before
+
+
+def fail(*_):
+    raise OSError("no space")

@@ -84,7 +84,9 @@ def test_one_run_given_twice_is_refused():
     def run(name, seed):
         state = {"encoder": 0, "grid": 16, "dim": 8, "epoch": 3}
         panel = SimpleNamespace(ids=("E0",))
-        return SimpleNamespace(path=Path(name), config=seed, split=0, state=state, panel=panel)
+        return SimpleNamespace(
+            path=Path(name), config=seed, split=0, state=state, panel=panel, loadings=None
+        )
 
     _check_alike([run("a", 0), run("b", 1)])
     with pytest.raises(ConfigError, match="copy: is the same run as a; their spread would be 0"):

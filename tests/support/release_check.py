@@ -36,7 +36,7 @@ def install(wheel: Path, folder: Path) -> Path:
     programs = folder / "bin"
     paths = {"base": str(folder), "platbase": str(folder)}
     packages = Path(sysconfig.get_path("purelib", vars=paths))
-    borrowed = dict.fromkeys(sysconfig.get_path(kind) for kind in ("purelib", "platlib"))
+    borrowed = [path for path in sys.path if Path(path).name in ("site-packages", "dist-packages")]
     (packages / "borrowed.pth").write_text("\n".join(borrowed) + "\n")
     pip = [sys.executable, "-m", "pip", "--python", str(programs / "python"), "--quiet"]
     options = ["--no-deps", "--no-index", "--force-reinstall", "--no-warn-script-location"]

@@ -13,12 +13,13 @@ from virchow_st.errors import ConfigError
 from virchow_st.evaluation.all_genes import AllGenes, summary
 from virchow_st.evaluation.baselines import ORACLES, fit_baselines
 from virchow_st.evaluation.blocks import NOBODY, Blocks, cut_blocks, shifted_places, shuffled_places
+from virchow_st.evaluation.fields import SlideField
 from virchow_st.evaluation.scoreboard import Scoreboard, Slide, scale_scores
 from virchow_st.evaluation.truth import TruthScores
 from virchow_st.metrics.seams import SeamAccumulator, Seams
 from virchow_st.names import file_names
 from virchow_st.predict.load import Run, load_run
-from virchow_st.run.all_genes import write_all_genes, write_factors
+from virchow_st.run.all_genes import FIELDS, write_all_genes, write_factors
 from virchow_st.run.blocks import RUN, RunBlocks, write_blocks
 from virchow_st.run.compare import DRAWS, check_same_panel, differences, other_patches
 from virchow_st.run.lock import RESULTS_SEAL, RunLock
@@ -102,7 +103,10 @@ def _evaluate(run: Run, folder: Path, progress: Progress, truth: Path | None) ->
             maps_path = folder / MAPS / f"{slide.file_name}.h5"
             placed = slide.infos, block_of_patch
             with write_maps(maps_path, slide.store, run.panel, *placed, slide.name) as maps:
-                n_left_out += _predict(run, stores, slide, maps, all_genes)
+                field = None
+                if all_genes is not None:
+                    field = SlideField(folder / FIELDS / f"{slide.file_name}.zarr", run, slide)
+                n_left_out += _predict(run, stores, slide, maps, all_genes, field)
                 check_left_out(n_left_out, n_bins, str(run.path))
                 partners = shuffled_places(len(slide.infos)), shifted_places(slide.infos)
                 for place, block in enumerate(block_of_patch.tolist()):
@@ -187,10 +191,12 @@ def _predict(
     slide: Slide,
     maps: SlideMaps,
     all_genes: AllGenes | None,
+    field: SlideField | None,
 ) -> int:
     """Predict every patch and write the panel's rates to the maps, from which they are scored.
 
-    All genes of a run with factors are scored here, since their rates are never written.
+    All genes of a run with factors are scored here, since their rates are never written; the
+    factors are, to the field.
 
     Returns:
         The number of bins left out.
@@ -200,22 +206,26 @@ def _predict(
     dataset = PatchDataset(stores, run.panel, wants_image=True, margin_um=margin)
     inner = slice(margin, margin + STORED_IMAGE_PX)
     for batch in dataset.batches(slide.members, batch_size=8):
-        image = batch.image if run.decoder.wants_image else None
-        if all_genes is None:
+        image, factors = batch.image if run.decoder.wants_image else None, None
+        if run.loadings is None:
             rates = run.rates(batch.tokens, image)
         else:
             factors = run.factors(batch.tokens, image)
             rates = run.rates_of(factors)
-            for member, of_patch in zip(batch.members, factors, strict=True):
-                all_genes.add(slide.store, member, of_patch)
         assert batch.image is not None
         for i, member in enumerate(batch.members):
             info = slide.store.patch_table[member.patch]
-            image_of = batch.image[i, inner, inner]
-            maps.write(info, rates[i], batch.counts[i], batch.tissue_mask[i], image_of)
+            image_of, tissue = batch.image[i, inner, inner], batch.tissue_mask[i]
+            maps.write(info, rates[i], batch.counts[i], tissue, image_of)
+            if factors is not None:
+                assert all_genes is not None
+                assert field is not None
+                all_genes.add(slide.store, member, factors[i])
+                field.add(info, factors[i], tissue, image_of)
         n_left_out += int(left_out(rates).sum())
-    if all_genes is not None:
+    if all_genes is not None and field is not None:
         all_genes.finish_slide()
+        field.finish(n_left_out)
     return n_left_out
 
 

@@ -1,4 +1,4 @@
-"""The maps of a prediction: mean and spread over runs of the finished blocks."""
+"""The maps of a prediction: factors, or mean and spread over runs, of the finished blocks."""
 
 from __future__ import annotations
 
@@ -34,8 +34,9 @@ class RateImages:
     ) -> None:
         self._n_runs = n_runs
         self._field = FieldMaps(folder, loadings, shape)
+        has_spread = n_runs > 1 and loadings.is_direct
         self._spread = (
-            BinImages(folder, "spread", loadings.factor_names, shape) if n_runs > 1 else None
+            BinImages(folder, "spread", loadings.factor_names, shape) if has_spread else None
         )
 
     def write(self, row0: int, col0: int, rates: Float32Array, there: BoolArray) -> None:
@@ -48,6 +49,8 @@ class RateImages:
             there: (h, w) bool, True inside patches.
         """
         if self._spread is None:
+            if self._n_runs > 1:
+                rates = np.where(np.isnan(rates).any(axis=0), np.float32(np.nan), rates)
             self._field.write(row0, col0, rates)
             return
         by_run = rates.reshape(self._n_runs, -1, *there.shape)

@@ -15,11 +15,13 @@ from virchow_st.config import PredictConfig, to_toml
 from virchow_st.errors import ConfigError
 from virchow_st.field.bins import LEVELS
 from virchow_st.field.he_image import Picture
-from virchow_st.field.loadings import Loadings
 from virchow_st.field.ngff import FLAVOURS, Folder
+from virchow_st.field.read import open_field
 from virchow_st.models.encoders.base import Encoder
 from virchow_st.output.export.convert import convert
+from virchow_st.output.export.field import write_genes
 from virchow_st.output.export.tables import check_format
+from virchow_st.predict.factors import maps_of, panel_of_all
 from virchow_st.predict.image import (
     OVERVIEW_LEVEL,
     check_tissue,
@@ -35,6 +37,7 @@ from virchow_st.predict.overview import write_picture
 from virchow_st.predict.rates import RateImages
 from virchow_st.predict.stitch import Stitcher
 from virchow_st.predict.trained_on import check_not_trained_on
+from virchow_st.run.panel import Panel
 from virchow_st.runtime.atomic import check_absent, new_output, remove, written_whole
 from virchow_st.runtime.progress import SILENT, Progress
 from virchow_st.runtime.software import versions
@@ -89,6 +92,10 @@ def predict_slide(
     check_format(config.format)
     runs = [load_run(path, config.device) for path in run_paths]
     _check_alike(runs)
+    panel = panel_of_all(runs)
+    given, loadings = maps_of(runs)
+    if len(loadings.genes) < len(runs[0].genes.all):
+        progress.note(f"{len(loadings.genes):,} genes are predicted by all runs")
     with SlideImage.open(image_path) as image:
         check_not_trained_on(runs, image, progress)
         places = image.choice.mpp_places
@@ -121,17 +128,18 @@ def predict_slide(
                 f"{len(patches)} patches: see {picture}; a lower --min-tissue takes in more"
             )
             folder.add_labels("tissue", cells.shape, BIN_UM * CELL_BINS)[:] = cells
-            written = RateImages(folder, Loadings(runs[0].panel), len(runs), shape)
+            written = RateImages(folder, loadings, len(runs), shape)
             stitcher = Stitcher(patches, config.overlap_um // BIN_UM, shape, written.write)
-            predict_patches(runs, encoder, image, mpp, patches, stitcher, progress)
+            predict_patches(given, encoder, image, mpp, patches, stitcher, progress)
             for warning in image.read_warnings():
                 progress.warn(warning)
             written.finish(
                 _provenance(runs, encoder, image, mpp, config, tissue, patches, share)
                 | {"left_out_bins": stitcher.n_left_out}
             )
-            name = image.path.name
-            convert(zarr_path, aside / "result", config.format, runs[0].panel, pyramid, name)
+            if not loadings.is_direct and config.format not in FLAVOURS:
+                zarr_path = _panel_alone(zarr_path, aside / "panel", panel, progress)
+            convert(zarr_path, aside / "result", config.format, panel, pyramid, image.path.name)
     return Prediction(out, picture, len(patches), share, stitcher.most_open)
 
 
@@ -148,6 +156,13 @@ def _remarks(image: SlideImage, given_mpp: float) -> list[str]:
     return remarks
 
 
+def _panel_alone(path: Path, out: Path, panel: Panel, progress: Progress) -> Path:
+    """A folder with the rates of the panel, out of a field by factors."""
+    field = open_field(path)
+    write_genes(field, panel, out, FLAVOURS[0], field.provenance, progress)
+    return out
+
+
 def _check_alike(runs: Sequence[Run]) -> None:
     first = runs[0]
     for run in runs[1:]:
@@ -156,7 +171,15 @@ def _check_alike(runs: Sequence[Run]) -> None:
                 f"{run.path}: expected a run on tokens of {named(first.state['encoder'])}, as "
                 f"{first.path}; got {named(run.state['encoder'])}; give runs of one encoder"
             )
-        if not same_ids(run.panel.ids, first.panel.ids):
+        if (run.loadings is None) != (first.loadings is None):
+            kinds = [
+                f"{'genes directly' if r.loadings is None else 'factors'}" for r in (first, run)
+            ]
+            raise ConfigError(
+                f"{run.path}: expected a run that predicts {kinds[0]}, as {first.path}; got one "
+                f"that predicts {kinds[1]}; give runs of one kind"
+            )
+        if first.loadings is None and not same_ids(run.panel.ids, first.panel.ids):
             raise ConfigError(
                 f"{run.path}: expected the genes of {first.path} in their order; got others; give "
                 "runs with one --panel file"
@@ -188,7 +211,7 @@ def _provenance(
     patches: PatchTable,
     share: float,
 ) -> dict[str, Any]:
-    panel = runs[0].panel
+    panel = runs[0].panel  # of factors, the table of loadings lists every gene
     return {
         "format": FORMAT,
         "unit": "expected UMIs a bin",

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from virchow_st.metrics.factor_scores import AllGeneScores
 
 ALL_GENES, FACTORS = "all_genes.csv", "factors.csv"
+FIELDS = "fields"
+"""Folder of the predicted factors of a run's test slides, a field for each."""
 NULL_SCALES_UM = (8, 16)
 """Scales at which genes are tested against null predictions, µm."""
 FDR = 0.05

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from virchow_st.config import TrainConfig, from_toml, to_toml
-from virchow_st.errors import ConfigError
+from virchow_st.errors import ConfigError, to_write_or
 from virchow_st.run.integrity import check_files, file_hashes
 from virchow_st.run.lock import CHECKPOINTS, RunLock
 from virchow_st.run.split import Split
@@ -81,6 +81,6 @@ def begin(
             save(aside, file_hashes(aside))
     except OSError as e:
         raise ConfigError(
-            f"{run}: cannot be written ({e.strerror}); no run was started; free disk space or give "
-            "another --run, and train again"
+            f"{run}: cannot be written ({e.strerror}); no run was started; "
+            f"{to_write_or(e, 'give another --run')}, and train again"
         ) from None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,7 +13,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from virchow_st.errors import ConfigError
+from virchow_st.errors import ConfigError, to_read
 from virchow_st.runtime.hdf5 import HELD, is_held_by_another
 from virchow_st.types import BIN_UM, PATCH_BINS, Array, Int64Array
 
@@ -50,7 +52,10 @@ def open_hdf5(path: Path, file_format: str) -> Iterator[h5py.File]:
     except OSError as e:
         if is_held_by_another(e):
             raise ConfigError(f"{path}: {HELD}") from None
-        raise ConfigError(f"{path}: cannot be read as HDF5 ({e}); {AGAIN}") from None
+        reason = os.strerror(e.errno) if e.errno in (errno.EACCES, errno.EPERM) else e
+        raise ConfigError(
+            f"{path}: cannot be read as HDF5 ({reason}); {to_read(e, AGAIN)}"
+        ) from None
     with file:
         with told(path):
             found = file.attrs.get("format")

@@ -14,7 +14,7 @@ from typing import Any
 
 import xxhash
 
-from virchow_st.errors import ConfigError
+from virchow_st.errors import ConfigError, to_read
 from virchow_st.schema import read_toml
 
 CONFIG, PANEL, SPLIT = "config.toml", "panel.tsv", "split.json"
@@ -51,7 +51,9 @@ def hash_file(path: Path) -> str:
             while block := file.read(1 << 22):
                 digest.update(block)
     except OSError as e:
-        raise ConfigError(f"{path}: cannot be read ({e.strerror}); train anew") from None
+        raise ConfigError(
+            f"{path}: cannot be read ({e.strerror}); {to_read(e, 'train anew')}"
+        ) from None
     return digest.hexdigest()
 
 

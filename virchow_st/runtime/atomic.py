@@ -9,9 +9,11 @@ power cut leaves the old or the new, too.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -99,8 +101,10 @@ def new_output(out: Path) -> Iterator[Path]:
                 yield aside
                 _sync_below(aside / "result")
                 (aside / "result").rename(out)
-            finally:
-                remove(aside)
+            except BaseException:
+                _remove_for_good(aside)
+                raise
+            remove(aside)
             sync_folder(out.parent)
 
 
@@ -178,6 +182,7 @@ def replaced_together(folder: Path, seal: str) -> Iterator[Path]:
             aside.mkdir()
             yield aside
             _sync_below(aside)
+            _check_replaceable(folder, aside)
             os.rename(aside, folder / _READY)
         except BaseException:
             remove(aside)
@@ -187,6 +192,14 @@ def replaced_together(folder: Path, seal: str) -> Iterator[Path]:
             raise
         sync_folder(folder)
         finish_replacing(folder, seal)
+
+
+def _check_replaceable(folder: Path, aside: Path) -> None:
+    """Raise `PermissionError` where a folder of old files could not be removed for the new ones."""
+    for new in aside.iterdir():
+        for below in (folder / new.name, *(folder / new.name).rglob("*")):
+            if below.is_dir() and not os.access(below, os.R_OK | os.W_OK | os.X_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(below))
 
 
 def finish_replacing(folder: Path, seal: str) -> None:
@@ -217,6 +230,19 @@ def remove(path: Path) -> None:
     else:
         with contextlib.suppress(OSError):
             path.unlink(missing_ok=True)
+
+
+def _remove_for_good(folder: Path) -> None:
+    """Remove a folder whose filling failed; other threads may still write to it for a moment.
+
+    Where one chunk of an array cannot be written, Zarr raises at once, and its threads go on with
+    the chunks that they have begun.
+    """
+    for _ in range(20):
+        remove(folder)
+        time.sleep(0.05)
+        if not folder.exists():
+            return
 
 
 # --- the disk -----------------------------------------------------------------------------------

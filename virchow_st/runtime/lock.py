@@ -20,12 +20,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from virchow_st.errors import ConfigError
+from virchow_st.errors import ConfigError, to_write_or
 
 LOCK_NAME = ".lock"
 """The lock's file within a folder that is written in place, such as a run."""
 _WITHOUT_FLOCK = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOLCK)
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 _HOLDER = re.compile(r"process (\d+) on (.*)\n(.*)\n?")
 
 
@@ -55,8 +54,9 @@ class Lock:
         try:
             self._descriptor = self._take()
         except OSError as e:
-            remedy = "free disk space" if e.errno in _NO_ROOM else "give another path"
-            raise ConfigError(f"{output}: cannot be written ({e.strerror}); {remedy}") from None
+            raise ConfigError(
+                f"{output}: cannot be written ({e.strerror}); {to_write_or(e)}"
+            ) from None
 
     def moved(self, file: Path) -> None:
         """Note the lock file's new path, after a folder around it was renamed."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from zlib import crc32
 
@@ -74,8 +75,7 @@ def simulate_cohort(
     for folder, origin in zip(folders, origins, strict=True):
         _stands(folder, origin)  # refused before anything is made
     _read_list(out / "slides.csv")
-    out.mkdir(parents=True, exist_ok=True)
-    with locked(out, out / LOCK_NAME):
+    with _cohort_folder(out):
         remove_leftovers(out)
         standing = [_stands(folder, o) for folder, o in zip(folders, origins, strict=True)]
         genes = draw_genes(np.random.default_rng(config.seed), config.genes)
@@ -87,6 +87,21 @@ def simulate_cohort(
             if on_slide is not None:
                 on_slide(folder.name)
     return folders
+
+
+@contextmanager
+def _cohort_folder(out: Path) -> Iterator[None]:
+    """The cohort's folder, locked; one that is new and stays empty is removed."""
+    is_new = not out.exists()
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        with locked(out, out / LOCK_NAME):
+            yield
+    except BaseException:
+        if is_new:
+            with suppress(OSError):
+                out.rmdir()
+        raise
 
 
 def _write_slide(

@@ -17,6 +17,7 @@ from virchow_st.types import BIN_UM, PATCH_BINS, Array, Float64Array, Mpp
 _FIT_POINTS = 20_000
 _RESIDUAL_BLOCK = 1 << 20
 _AFFINE_GRID = 9  # points per side of the grid on which a patch's affine is fitted
+_AREA_GRID = 33  # likewise for an area of many patches
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,6 +138,38 @@ class Homography:
         affine = np.linalg.lstsq(design, np.stack([x, y], axis=1), rcond=None)[0].T
         affine[:, 2] -= affine[:, :2].sum(axis=1) * middle
         return affine
+
+    def um_to_px(self, row0: int, col0: int, rows: int, cols: int) -> tuple[Float64Array, float]:
+        """The affine map that approximates the homography over an area of the lattice.
+
+        Args:
+            row0, col0: first bin of the area.
+            rows, cols: its size in bins.
+
+        Returns:
+            (2, 3) float64 from ``(x, y, 1)`` in µm, x along array_col and y along array_row from
+            the outer corner of bin (0, 0), to full-resolution px; and its largest error, px.
+
+        Example:
+            >>> quarter_um = Homography(np.array([[8, 0, 4], [0, 8, 4], [0, 0, 1.0]]))
+            >>> affine, error_px = quarter_um.um_to_px(0, 0, 128, 128)
+            >>> affine.round(6).tolist(), error_px < 1e-9
+            ([[4.0, 0.0, 0.0], [0.0, 4.0, 0.0]], True)
+        """
+        col, row = (
+            grid.ravel()
+            for grid in np.meshgrid(
+                col0 + np.linspace(0, cols, _AREA_GRID), row0 + np.linspace(0, rows, _AREA_GRID)
+            )
+        )
+        px = np.stack(self.to_px(col - 0.5, row - 0.5), axis=1)  # edges, half a bin from centres
+        xy_um = BIN_UM * np.stack([col, row], axis=1)
+        middle = xy_um.mean(axis=0)  # keeps the design well conditioned
+        design = np.column_stack([xy_um - middle, np.ones(len(xy_um))])
+        affine: Float64Array = np.linalg.lstsq(design, px, rcond=None)[0].T
+        affine[:, 2] -= affine[:, :2] @ middle
+        error = px - (xy_um @ affine[:, :2].T + affine[:, 2])
+        return affine, float(np.hypot(*error.T).max())
 
     def _largest_residual(self, cols: Array, rows: Array, x_px: Array, y_px: Array) -> float:
         worst = 0.0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -158,6 +160,11 @@ def reading(path: Path, expected: str) -> Iterator[None]:
 def _damaged(path: Path, expected: str, error: Exception) -> SlideError:
     if is_held_by_another(error):
         return SlideError(f"{path}: {HELD}")
+    if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM):
+        return SlideError(
+            f"{path}: expected {expected}; it cannot be read ({os.strerror(error.errno)}); "
+            "get the rights to it"
+        )
     reason = " ".join(str(error).split()) or type(error).__name__
     return SlideError(
         f"{path}: expected {expected}; it cannot be read ({reason[:160]}); the file is cut off or "
@@ -179,6 +186,9 @@ def _bin_folder(outs: Path) -> Path:
     # Do not search the whole tree: the given folder may be a disk with a million files.
     other = {path.name for place in _PLACES for path in _visible(outs, f"{place}*square_0*um")}
     actual = f"only {', '.join(sorted(other))}" if other else "no binned output"
+    for path in (outs, *_visible(outs, "*binned_outputs"), *_visible(outs, "*outs")):
+        if path.is_dir() and not os.access(path, os.R_OK | os.X_OK):
+            raise SlideError(f"{path}: cannot be read (Permission denied); get the rights to it")
     raise SlideError(
         f"{outs}: expected square_002um, the 2 µm bins, here or in outs/binned_outputs; found "
         f"{actual}; give the outs folder of a Visium HD run, with binned_outputs/square_002um in it"

@@ -25,7 +25,7 @@ class FactorChoice:
         n_factors: The smallest candidate whose gain is within `TOLERANCE` of the best.
         candidates: The candidates, in rising order.
         gains: (len(candidates),) float64, log-likelihood of the held-out counts above that of a
-            single factor, per held-out UMI.
+            single factor, per held-out UMI; NaN where not tried.
     """
 
     n_factors: int
@@ -40,7 +40,8 @@ def choose_n_factors(
 
     Every count is split at random into a part of about 80 %, to which each candidate is fitted, and
     a part that is held out. The held-out counts are scored by their Poisson log-likelihood at the
-    fitted rates.
+    fitted rates. Candidates are tried in rising order, up to the first that is worse than the best
+    by more than `TOLERANCE`.
 
     Args:
         counts: Rows of counts; of more than 16,384, that many are drawn.
@@ -74,12 +75,15 @@ def choose_n_factors(
     mean /= mean.sum()
     depth = np.maximum(fitted.totals, 0.5) / fitted.exposure
     single = _log_likelihood(held_out, depth[:, None], mean[:, None])
-    gains = []
-    for n_factors in candidates:
+    gains = np.full(len(candidates), np.nan)
+    for i, n_factors in enumerate(candidates):
         found = factorise(fitted, n_factors, seed)
-        gains.append((_log_likelihood(held_out, found.factors, found.loadings) - single) / n_umis)
-    enough = np.array(gains) >= max(gains) - TOLERANCE * abs(max(gains))
-    return FactorChoice(candidates[int(np.argmax(enough))], candidates, np.array(gains))
+        log_likelihood = _log_likelihood(held_out, found.factors, found.loadings)
+        gains[i] = (log_likelihood - single) / n_umis
+        enough = gains >= np.nanmax(gains) * (1 - TOLERANCE * np.sign(np.nanmax(gains)))
+        if not enough[i]:
+            break
+    return FactorChoice(candidates[int(np.argmax(enough))], candidates, gains)
 
 
 def _log_likelihood(counts: SparseRows, factors: Float64Array, loadings: Float64Array) -> float:

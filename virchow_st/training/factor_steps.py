@@ -86,8 +86,10 @@ class FactorModel:
     ) -> tuple[Float64Array, Float64Array]:
         """Factors and loadings ``length`` times as far as the step went, in logarithms.
 
-        They are scaled to the total of the counts.
+        They are scaled to the total of the counts. Length 1 is the step itself.
         """
+        if length == 1:
+            return step.factors, step.loadings
         more = length - 1.0
         factors = np.maximum(step.factors * (step.factors / factors) ** more, FLOOR)
         loadings = np.maximum(step.loadings * (step.loadings / loadings) ** more, FLOOR)
@@ -101,14 +103,6 @@ def single_factor(counts: SparseRows) -> float:
     n = rows.sum()
     log_sums = [(x[x > 0] * np.log(x[x > 0])).sum() for x in (rows, genes)]
     return float(sum(log_sums) - n * np.log(n) - n)
-
-
-def expected_by_row(
-    counts: SparseRows, factors: Float64Array, loadings: Float64Array, pool: ThreadPoolExecutor
-) -> Float64Array:
-    """Expected UMIs (n, K) of each factor in each row."""
-    side = _Side.of(counts.indptr, counts.gene, counts.count)
-    return side.expected(factors, loadings, pool)[0]
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from virchow_st.config import TrainConfig
-from virchow_st.errors import ConfigError
+from virchow_st.errors import ConfigError, to_write
 from virchow_st.models.decoders import decoder_class
 from virchow_st.run.checkpoint import CheckpointWriter, save_checkpoint
 from virchow_st.run.folder import begin, check_resumable
@@ -104,7 +104,7 @@ def _train(
     except OSError as e:
         raise ConfigError(
             f"{e.filename or run}: cannot be written ({e.strerror}); what was finished is kept; "
-            "make room, then go on with --resume"
+            f"{to_write(e) or 'mend that'}, then go on with --resume"
         ) from None
 
 

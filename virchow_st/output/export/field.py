@@ -49,8 +49,38 @@ def export_field(
     index = _chosen(field, config.genes)
     genes = Panel(tuple(field.genes[i] for i in index), tuple(field.symbols[i] for i in index))
     flavour = config.format if config.format in FLAVOURS else FLAVOURS[0]
-    zarr_path = aside / "zarr"
-    folder = Folder(zarr_path, flavour, {}, field.corner_um, field.layers.um_to_px)
+    about = _about(field, genes, config, format_name)
+    picture = write_genes(field, genes, aside / "zarr", flavour, about, progress)
+    result = aside / "result"
+    convert(aside / "zarr", result, config.format, genes, picture, path.stem, field.corner_um)
+    rows, cols = field.shape
+    if config.format in FLAVOURS:
+        return f"{rows}×{cols} bins, {len(genes)} genes as images"
+    return f"{len(genes)} genes × {rows // CELL_BINS}×{cols // CELL_BINS} bins of 8 µm"
+
+
+def write_genes(
+    field: Field,
+    genes: Panel,
+    path: Path,
+    flavour: str,
+    provenance: dict[str, Any],
+    progress: Progress,
+) -> Picture | None:
+    """Write a field that holds some genes of another directly, block by block.
+
+    Args:
+        field: the other.
+        genes: of its genes.
+        path: folder to create.
+        flavour: see `Folder`.
+        provenance: of the new field.
+        progress: receives step counts.
+
+    Returns:
+        The H&E picture of the new field, if the other has one.
+    """
+    folder = Folder(path, flavour, {}, field.corner_um, field.layers.um_to_px)
     picture = _copy_picture(field, folder)
     tissue = field.layers.read_labels(field.layers.tissue)
     folder.add_labels(TISSUE, tissue.shape, BIN_UM * field.shape[0] / tissue.shape[0])[:] = tissue
@@ -61,11 +91,8 @@ def export_field(
         size = min(BLOCK_BINS, rows - row), min(BLOCK_BINS, cols - col)
         maps.write(row, col, field.window(row, col, *size, list(genes.ids)))
         progress.step(n, len(places), "blocks")
-    maps.finish(_about(field, genes, config, format_name))
-    convert(zarr_path, aside / "result", config.format, genes, picture, path.stem, field.corner_um)
-    if config.format in FLAVOURS:
-        return f"{rows}×{cols} bins, {len(genes)} genes as images"
-    return f"{len(genes)} genes × {rows // CELL_BINS}×{cols // CELL_BINS} bins of 8 µm"
+    maps.finish(provenance)
+    return picture
 
 
 def _chosen(field: Field, names: str) -> Int64Array:

@@ -14,6 +14,7 @@ import numpy as np
 from virchow_st.errors import ConfigError
 from virchow_st.field.bins import CELL_UM
 from virchow_st.run.panel import Panel
+from virchow_st.runtime.hdf5 import written_hdf5
 from virchow_st.types import Array, Int64Array, UInt8Array
 
 if TYPE_CHECKING:
@@ -107,8 +108,20 @@ def to_anndata(table: CellTable, about: dict[str, Any]) -> AnnData:
 
 
 def write_h5ad(out: Path, table: CellTable, about: dict[str, Any]) -> None:
-    """Write the table as an AnnData file."""
-    to_anndata(table, about).write_h5ad(out, compression="gzip")
+    """Write the table as an AnnData file, as `anndata.AnnData.write_h5ad` does.
+
+    That opens the file by itself, and HDF5 ends the process with a segmentation fault where the
+    disk is full; see `virchow_st.runtime.hdf5`.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    from anndata.io import write_elem
+
+    made = to_anndata(table, about)
+    made.strings_to_categoricals()
+    with written_hdf5(out) as output:
+        write_elem(output.file, "/", made, dataset_kwargs={"compression": "gzip"})
 
 
 def write_npz(

@@ -33,7 +33,6 @@ FORMAT = "virchow_st.export/1"
 CELLS, TABLE = "bins_8um", "table"
 """Names of the labels of 8 µm bins and of their table; SpatialData requires both to differ."""
 _LONGEST_PICTURE_PX = 2000  # as Space Ranger's hires image
-_FIT_POINTS = 33  # per side of the grid on which the affine to full-resolution px is fitted
 _SOFTWARE = ("virchow_st", "numpy", "zarr")
 
 
@@ -91,7 +90,7 @@ def _write_folder(
     """Write images, labels and, from a store, the table of all genes, block by block."""
     shape = source.tissue_mask.shape
     corner_um = float(BIN_UM * source.col0), float(BIN_UM * source.row0)
-    folder = Folder(path, flavour, {}, corner_um, _um_to_px(source))
+    folder = Folder(path, flavour, {}, corner_um, _um_to_px(source)[0])
     picture = add_picture(folder, PX_PER_BIN * shape[0], PX_PER_BIN * shape[1], BIN_UM / PX_PER_BIN)
     for row in range(0, shape[0], BLOCK_BINS):
         rows = slice(row, min(row + BLOCK_BINS, shape[0]))
@@ -211,37 +210,15 @@ def _write_npz(source: Source, out: Path, about: dict[str, Any], progress: Progr
     return f"{len(source.panel)} genes × {rows}×{cols} bins of 8 µm"
 
 
-def _um_to_px(source: Source) -> Float64Array:
-    """(2, 3) affine from µm on the lattice to full-resolution px, fitted over the source's area."""
-    xy_um, px = _pairs(source)
-    middle = xy_um.mean(axis=0)  # keeps the design well conditioned
-    design = np.column_stack([xy_um - middle, np.ones(len(xy_um))])
-    affine: Float64Array = np.linalg.lstsq(design, px, rcond=None)[0].T
-    affine[:, 2] -= affine[:, :2] @ middle
-    return affine
-
-
-def _pairs(source: Source) -> tuple[Float64Array, Float64Array]:
-    """Points over the source's area, (N, 2) ``(x, y)`` in µm and exactly in full-resolution px."""
+def _um_to_px(source: Source) -> tuple[Float64Array, float]:
+    """See `virchow_st.slide.geometry.Homography.um_to_px`, over the source's area."""
     rows, cols = source.tissue_mask.shape
-    col, row = (
-        grid.ravel()
-        for grid in np.meshgrid(
-            source.col0 + np.linspace(0, cols, _FIT_POINTS),
-            source.row0 + np.linspace(0, rows, _FIT_POINTS),
-        )
-    )
-    x, y = homography(source).to_px(
-        col - 0.5, row - 0.5
-    )  # edges of bins lie half a bin from centres
-    return BIN_UM * np.stack([col, row], axis=1), np.stack([x, y], axis=1)
+    return homography(source).um_to_px(source.row0, source.col0, rows, cols)
 
 
 def _provenance(source: Source, config: ExportConfig) -> dict[str, Any]:
     manifest = source.manifest
-    xy_um, px = _pairs(source)
-    affine = _um_to_px(source)
-    error = px - (xy_um @ affine[:, :2].T + affine[:, 2])
+    affine, error_px = _um_to_px(source)
     units = {"rates": "expected UMIs a bin", "counts": "UMIs a bin"}
     return {
         "format": FORMAT,
@@ -254,7 +231,7 @@ def _provenance(source: Source, config: ExportConfig) -> dict[str, Any]:
         "homography": manifest["homography"],
         FULLRES: {
             "affine": affine.tolist(),
-            "largest_error": float(np.hypot(*error.T).max()),
+            "largest_error": error_px,
         },
         "mpp": manifest["mpp"],
         "genes": {"id": list(source.panel.ids), "symbol": list(source.panel.symbols)},
