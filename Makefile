@@ -48,6 +48,7 @@ bench: $(READY)
 	$(ONE_THREAD) $(BIN)/python benchmarks/bench_factorise.py --json .bench/factorise.json
 	$(ONE_THREAD) $(BIN)/python benchmarks/bench_store.py --rounds 12 --folder .bench --json .bench/store.json
 	$(SHORT_SPIN) $(BIN)/python benchmarks/bench_loss.py --json .bench/loss.json
+	$(ONE_THREAD) $(BIN)/python benchmarks/bench_factors.py --json .bench/factors.json
 	$(BIN)/python benchmarks/bench_ingest.py .bench/slide --json .bench/ingest.json \
 	  $(if $(PEER_PYTHON),--peer-python $(PEER_PYTHON))
 	$(BIN)/python benchmarks/report.py .bench/*.json

@@ -1,4 +1,4 @@
-"""A tiny simulated cohort and its stores, made once a session; the command line in process."""
+"""Fixtures: a tiny simulated cohort and its stores, made once per session; runs; commands."""
 
 from __future__ import annotations
 
@@ -62,13 +62,13 @@ def stain_run(stores: dict[str, Path], tmp_path_factory: pytest.TempPathFactory)
 
 @pytest.fixture
 def place(tmp_path: Path, simulated: Path, stores: dict[str, Path]) -> Place:
-    """An empty folder to make a mistake in."""
+    """An empty folder for mistaken commands."""
     return Place(tmp_path, simulated, stores)
 
 
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An evaluated run of tiny stores, which lie beside it; see `tiny_run`; read only."""
+    """An evaluated run on tiny stores in the same folder; see `make_run`; read only."""
     from tiny_run import make_run
 
     return make_run(tmp_path_factory.mktemp("tiny"))
@@ -89,19 +89,19 @@ def vst(capfd: pytest.CaptureFixture[str]) -> Callable[..., Answer]:
 
 @pytest.fixture(scope="session")
 def drawn_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Result files of a run of six genes and seven patches, rates known; read only."""
+    """Result files of a run with six genes, seven patches and known rates; read only."""
     return FigureRun().write(tmp_path_factory.mktemp("drawn") / "poisson")
 
 
 @pytest.fixture(scope="session")
 def worse_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same slide, predicted worse; read only."""
+    """Result files of a worse prediction of the same slide; read only."""
     return FigureRun(skill=0.4, loss="mse").write(tmp_path_factory.mktemp("worse") / "mse")
 
 
 @pytest.fixture(scope="session")
 def pictures(drawn_run: Path, worse_run: Path) -> dict[str, list[Any]]:
-    """All pictures of the run against the one that predicts worse, by name."""
+    """All pictures of the run, compared with the worse one: name → pages."""
     return all_pictures(drawn_run, worse_run, n_genes=2)
 
 
@@ -132,7 +132,7 @@ def evaluated_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def markers_for_tissue() -> Iterator[None]:
-    """Lets slides through whose pictures are markers and whose counts are random.
+    """Disable the checks of stain and fit, for slides with drawn markers and random counts.
 
     Tests of geometry need them; whether a picture can be H&E and belongs to its counts is tested in
     tests/slide/test_stain_check.py and tests/extract/test_fit.py.

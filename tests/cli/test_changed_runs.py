@@ -7,11 +7,14 @@ import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from changed_weights import WEIGHTS, change_weights
 from cli_place import Answer
 from torch import Tensor
+
+from virchow_st.run.integrity import hash_of
 
 Vst = Callable[..., Answer]
 
@@ -103,6 +106,31 @@ def test_a_bit_of_the_weights(vst: Vst, run: Path, simulated: Path, command: str
     name = flip_bit(run)
     line = refused(vst, run.parent, commands(run, simulated / "P5" / "tissue_image.tif")[command])
     assert name in line
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"grid": 0}, "grid: expected 1 to 128; got 0"),
+        ({"grid": 48}, "grid: expected a divisor of 128"),
+        ({"grid": "16"}, "grid: expected a whole number"),
+        ({"dim": 1 << 50}, "dim: expected 1 to"),
+        ({"epoch": -1}, "epoch: expected at least 0"),
+        ({"encoder": {}}, "encoder.name is missing"),
+        ({"first_losses": []}, "first_losses: expected 1 to 4 parts"),
+        ({"files": {"config.toml": ""}}, "files: expected the hashes of"),
+    ],
+)
+def test_values_of_the_state_that_cannot_be(
+    vst: Vst, run: Path, change: dict[str, Any], named: str
+) -> None:
+    """Though it matches its own hash: KeyError, ZeroDivisionError, or memory for all of dim."""
+    path = run / "checkpoints" / "best" / "state.json"
+    state = json.loads(path.read_text()) | change
+    del state["xxh64"]
+    path.write_text(json.dumps(state | {"xxh64": hash_of(state)}))
+    for arguments in (["evaluate", run, "--device", "cpu"], ["report", run]):
+        assert f"{path}: {named}" in refused(vst, run.parent, arguments)
 
 
 @pytest.mark.parametrize("bias", [50.0, float("nan")])

@@ -154,6 +154,19 @@ def test_min_tissue_that_no_patch_has(vst, place: Place) -> None:
     assert "--min-tissue" in line
 
 
+def test_tissue_wholly_off_the_image(vst, place: Place) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    outs = place.outs()
+    path = outs / SQUARE / "spatial" / "tissue_positions.parquet"
+    table, name = pq.read_table(path), "pxl_col_in_fullres"
+    off = pa.array(table[name].to_numpy() + 1e5)
+    pq.write_table(table.set_column(table.schema.get_field_index(name), name, off), path)
+    line = refused(vst, place, place.extract(outs=outs))
+    assert "image" in line
+
+
 @pytest.mark.parametrize(
     ("option", "value", "expected"),
     [
@@ -214,8 +227,10 @@ def test_demo_leaves_other_folders_alone(vst, place: Place) -> None:
     (place.folder / "mine").mkdir()
     (place.folder / "mine" / "thesis.docx").write_text("years of work")
     assert "mine" in refused(vst, place, ["demo", place.folder / "mine"])
-    (place.folder / "mine" / "demo.json").write_text('{"title": "my own demo"}')
-    assert "mine" in refused(vst, place, ["demo", place.folder / "mine"])
+    mark = place.folder / "mine" / "demo.json"
+    for text in ('{"title": "my own demo"}', "[]", "{", '{"format": 1, "program": []}', "\udcff"):
+        mark.write_text(text, "utf-8", "surrogateescape")
+        assert str(mark) in refused(vst, place, ["demo", place.folder / "mine"])
 
 
 @pytest.mark.parametrize("command", ["inspect", "verify"])

@@ -118,6 +118,27 @@ def test_who_writes_an_output_is_alone(vst, run: Path, tmp_path: Path) -> None:
     assert not out.exists()
 
 
+def test_two_predictions_of_one_output(
+    vst, stain_run: Path, simulated: Path, tmp_path: Path
+) -> None:
+    """The first ended with exit code 0 and half of its bins: the second deleted them meanwhile."""
+    out = tmp_path / "p.zarr"
+    typed = ["predict", stain_run, simulated / "P5" / "tissue_image.tif", "--device", "cpu"]
+    assert vst(*typed, "--out", tmp_path / "alone.zarr").code == 0
+    command = [sys.executable, "-m", "virchow_st_cli.main", *map(str, typed), "--out", str(out)]
+    both = [
+        subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+        for _ in range(2)
+    ]
+    errors = [process.communicate(timeout=300)[1] for process in both]
+    codes = [process.returncode for process in both]
+    assert sorted(codes) == [0, 2], errors
+    line = check_one_line(2, errors[codes.index(2)])
+    assert "being written by process" in line or "is already there" in line
+    assert listing(out) == listing(tmp_path / "alone.zarr")
+    assert not [path.name for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
 SLOW = """
 import sys, time
 from virchow_st.evaluation import evaluate as module

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -43,6 +44,21 @@ def test_every_file_lies_in_the_run(vst: Vst, tmp_path: Path, patients: tuple[st
     assert len(list((run / "maps").iterdir())) == 1
     pictures = [path.relative_to(run / "figures") for path in (run / "figures").rglob("*.png")]
     assert sum("overview" in str(path) for path in pictures) == len(patients), pictures
+
+
+@pytest.mark.parametrize("key", ["patient", "slide"])
+@pytest.mark.parametrize("name", ["E\x1b[31mSC", "a\nb", "\x00", "", "\ud800"])
+def test_names_that_a_terminal_would_obey_are_refused(
+    vst: Vst, tmp_path: Path, key: str, name: str
+) -> None:
+    store = write_store(tmp_path / "A.vst", "A", 1).path
+    path = store / "store.json"
+    path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | {key: name}))
+    for arguments in (["inspect", store], ["verify", store], ["export", store, "--out", "x"]):
+        answer = vst(*arguments)
+        assert answer.code == 2
+        assert f"{path}: {key}: expected" in answer.err
+        assert "\x1b" not in answer.out + answer.err
 
 
 def listing(folder: Path) -> set[str]:

@@ -92,5 +92,7 @@ def test_no_output_says_where_its_sources_lie(
             assert str(place).encode() in found  # so it would have been found
             continue
         assert [secret for secret in secrets if secret.encode() in found] == []
+    events = list((run / "tensorboard").glob("*"))
+    assert not [path.name for path in events if socket.gethostname() in path.name]
     assert (tmp_path / "out" / "prediction_tissue.png").is_file()
     assert PLACE.encode() not in (tmp_path / "out" / "prediction_tissue.png").read_bytes()

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch.nn.functional import avg_pool2d
 
+from virchow_st.kernels.factor_loss_cases import draw_factor_batch
 from virchow_st.kernels.factors import MIN_RATE
-from virchow_st.kernels.factors_cases import draw_factor_batch
 from virchow_st.models.losses import factors, factors_gpu
 from virchow_st.models.losses.base import on_device
 from virchow_st.models.losses.factors import factor_half_deviance, implementation_on
@@ -22,6 +22,7 @@ from virchow_st.models.losses.targets import BatchCounts
 from virchow_st.types import SCALES_UM
 
 B, G, K, SIDE = 2, 50, 6, 32
+DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -276,18 +277,32 @@ def test_threads_change_nothing_bit_for_bit():
         assert all(torch.equal(a, b) for a, b in zip(other, results[0], strict=True))
 
 
-def test_both_ways_agree_and_the_device_chooses():
+def test_the_device_chooses():
     assert implementation_on(torch.device("cpu")) is FusedFactors
     assert implementation_on(torch.device("cuda")) is ScatteredFactors
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_both_ways_agree_wherever_the_counts_are(device):
     drawn = Drawn(dtype=torch.float32)
-    there = on_device(drawn.counts, torch.device("cpu"))
     maps = drawn.log_factors.detach(), drawn.loadings.detach()
-    for counts in (drawn.counts, there):
-        fused = FusedFactors(*maps, counts, drawn.mask, SCALES_UM, None)
-        scattered = ScatteredFactors(*maps, counts, drawn.mask, SCALES_UM, None)
-        torch.testing.assert_close(fused.sums_S, scattered.sums_S, rtol=1e-6, atol=0)
-        weights = torch.ones(4)
-        close([fused.loading_gradient(weights)], [scattered.loading_gradient(weights)], 1e-5)
+    measured = torch.rand(B, G) < 0.7
+    weights = torch.tensor([1.0, 2, 3, 4])
+    fused = FusedFactors(*maps, drawn.counts, drawn.mask, SCALES_UM, measured)
+    for counts in (drawn.counts, on_device(drawn.counts, torch.device(device))):
+        there = [x.to(device) for x in (*maps, drawn.mask, measured, weights)]
+        scattered = ScatteredFactors(*there[:2], counts, there[2], SCALES_UM, there[3])
+        torch.testing.assert_close(fused.sums_S, scattered.sums_S.cpu(), rtol=1e-6, atol=0)
+        for name in ("log_factor_gradient", "loading_gradient"):
+            got = getattr(scattered, name)(there[4]).cpu()
+            close([got], [getattr(fused, name)(weights)], 2e-5)
+
+
+def test_counts_may_be_tensors():
+    drawn = Drawn()
+    losses = drawn.loss()
+    drawn.counts = on_device(drawn.counts, torch.device("cpu"))
+    assert torch.equal(drawn.loss(), losses)
 
 
 def test_only_the_gradient_that_is_asked_for_is_computed(way, monkeypatch):
@@ -303,6 +318,19 @@ def test_only_the_gradient_that_is_asked_for_is_computed(way, monkeypatch):
     assert drawn.log_factors.grad.abs().max() > 0
     with pytest.raises(AssertionError, match="loadings was computed"):
         drawn.loss().sum().backward()
+
+
+def test_either_input_may_be_fixed(way):
+    drawn = Drawn()
+    weights = torch.ones(4, dtype=torch.float64)
+    wanted = drawn.gradients(drawn.loss(), weights)
+    for fixed, other in (("loadings", "log_factors"), ("log_factors", "loadings")):
+        drawn = Drawn()
+        setattr(drawn, fixed, getattr(drawn, fixed).detach())
+        drawn.loss().sum().backward()
+        close([getattr(drawn, other).grad], [wanted[other == "loadings"]], 1e-12)
+    drawn.loadings.requires_grad_(False)
+    assert not drawn.loss().requires_grad
 
 
 def test_loadings_that_changed_before_the_gradient_are_refused(way):
@@ -329,8 +357,8 @@ def test_the_whole_transcriptome_takes_bounded_memory():
     maps, lists = 4 * n_factors * 128 * 128, len(drawn.counts.count)
     assert peak < 4 * maps + 20 * lists + 8 * 4 * n_genes + 2 * 4 * n_genes * n_factors
     assert (losses > 0).all()
-    measured = drawn.log_factors.grad.isfinite().all() and drawn.loadings.grad.isfinite().all()
-    assert measured
+    assert drawn.log_factors.grad.isfinite().all()
+    assert drawn.loadings.grad.isfinite().all()
 
 
 @pytest.mark.parametrize("name", ["counts", "loadings", "mask", "measured"])

@@ -82,7 +82,9 @@ def test_poisson_is_torchs_up_to_the_saturated_likelihood(patch, scale, poisson)
     output, counts, mask = patch
     loss = poisson((scale,))(output, counts, mask).item()
     m = mask[:, None].double().numpy()
-    rate, count = (pooled(x, scale) for x in (np.exp(output.double().numpy()) * m, counts * m))
+    rate, count = (
+        pooled(x, scale) for x in (np.exp(output.double().numpy()) * m, counts.numpy() * m)
+    )
     holds = np.broadcast_to(pooled(m, scale) > 0, rate.shape)
     rate, count = torch.from_numpy(rate[holds]), torch.from_numpy(count[holds])
     nll = poisson_nll_loss(rate, count, log_input=False, eps=0.0)
@@ -203,7 +205,7 @@ def test_batch_counts_of_dense_and_back(patch):
 def nb_by_scipy(output, counts, mask, size, scale):
     """``log Poisson(K; K) - log NB(K; Λ, θ)`` a bin, from scipy's two distributions."""
     m = mask[:, None].double().numpy()
-    rate, k = (pooled(x, scale) for x in (np.exp(output.double().numpy()) * m, counts * m))
+    rate, k = (pooled(x, scale) for x in (np.exp(output.double().numpy()) * m, counts.numpy() * m))
     holds = np.broadcast_to(pooled(m, scale) > 0, rate.shape)
     theta = np.broadcast_to(size.double().numpy()[:, None, None], rate.shape)[holds]
     rate, k = rate[holds], k[holds]

@@ -412,7 +412,7 @@ def test_a_missing_file_is_named(run: Path, file: str, message: str) -> None:
         (r"(?s)(,8,[^,]*),.*", r"\1", "line 4: expected 24 fields; got 4"),
         (r"(,16,)[^,]*", r"\1nan", "expected numbers; got nan"),
         (r"(,16,)[^,]*", r"\1many", "could not convert"),
-        (r"(?s)\n.*", "\n", "expected at least one gene"),
+        (r"(?s)\n.*", "\n", "holds no gene"),
     ],
 )
 def test_a_damaged_table_of_genes_is_refused(run: Path, old: str, new: str, message: str) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import cv2
 import numpy as np
@@ -17,6 +19,7 @@ from virchow_st.config import PredictConfig
 from virchow_st.field.loadings import Loadings
 from virchow_st.field.ngff import Folder
 from virchow_st.field.read import open_field
+from virchow_st.predict.factors import maps_of
 from virchow_st.predict.rates import RateImages
 from virchow_st.predict.slide import predict_slide
 from virchow_st.run.panel import Panel
@@ -96,6 +99,25 @@ def test_several_runs_give_the_mean(runs: list[Path], image: Path, tmp_path: Pat
     for gene in (both.genes[0], both.genes[-1]):
         expected = (one.gene(gene) + other.gene(gene)) / 2
         np.testing.assert_allclose(both.gene(gene), expected, rtol=2e-3)
+
+
+def run_of(ids: tuple[str, ...], n_factors: int) -> Any:
+    """Loadings that tell gene and factor."""
+    genes = Panel(ids, tuple(f"S{gene}" for gene in ids))
+    values = np.array([[10 * int(gene) + k for k in range(n_factors)] for gene in ids], np.float32)
+    return SimpleNamespace(
+        path=Path("run"), state={}, wants_image=False, loadings=values,
+        genes=SimpleNamespace(all=genes),
+    )  # fmt: skip
+
+
+def test_several_runs_share_the_genes_of_all() -> None:
+    runs = [run_of(("1", "2", "3", "4"), 1), run_of(("4", "9", "2"), 2)]
+    given, loadings = maps_of(runs)
+    assert loadings.genes.ids == ("2", "4")
+    assert loadings.values is not None
+    np.testing.assert_array_equal(loadings.values, np.array([[20, 20, 21], [40, 40, 41]]) / 2)
+    assert [run.n_genes for run in given] == [1, 2]
 
 
 def test_runs_of_two_kinds_are_refused(

@@ -83,9 +83,9 @@ def test_stores_that_are_gone_are_said(stores, simulated, tmp_path):
 def test_one_run_given_twice_is_refused():
     def run(name, seed):
         state = {"encoder": 0, "grid": 16, "dim": 8, "epoch": 3}
-        genes = SimpleNamespace(all=SimpleNamespace(ids=("E0",)))
+        panel = SimpleNamespace(ids=("E0",))
         return SimpleNamespace(
-            path=Path(name), config=seed, split=0, state=state, genes=genes, loadings=None
+            path=Path(name), config=seed, split=0, state=state, panel=panel, loadings=None
         )
 
     _check_alike([run("a", 0), run("b", 1)])

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pytest
 import torch
 from dying import DiesAfterEpoch, Killed
@@ -19,6 +20,7 @@ from tiny_training import few_steps, history, tiny_config, two_patients
 
 from virchow_st.config import to_toml
 from virchow_st.errors import ConfigError
+from virchow_st.predict.load import load_run
 from virchow_st.runtime.distributed import ALONE, Processes, process_group
 from virchow_st.training.train import train
 
@@ -104,6 +106,7 @@ def folder(config, tmp_path_factory):
     train(folder / "alone", config)
     begun = simpler(config)
     train(folder / "alone2", begun)
+    train(folder / "alone_all", of_all_genes(config))
     with pytest.raises(Killed):
         train(folder / "two2", begun, progress=DiesAfterEpoch(1))
     return folder
@@ -113,11 +116,16 @@ def simpler(config):
     return replace(config, decoder="linear", loss="mse", epochs=2, ema=0.0)
 
 
+def of_all_genes(config):
+    return replace(simpler(config), panel="all:top:2", factors=2, loss="poisson", epochs=1)
+
+
 @pytest.fixture(scope="module")
 def answers(config, folder):
     """One start for all of it: loading torch takes longer than the runs."""
     a = written(config, folder / "a.toml")
     b = written(simpler(config), folder / "b.toml")
+    of_all = written(of_all_genes(config), folder / "all.toml")
     odd = written(replace(config, batch_size=3), folder / "odd.toml")
     c = written(replace(simpler(config), epochs=3), folder / "c.toml")
     return together(
@@ -125,6 +133,7 @@ def answers(config, folder):
         *("no-store", a, folder / "lost"),
         *("nothing", a, folder / "two"),
         *("nothing", b, folder / "two2"),
+        *("nothing", of_all, folder / "two_all"),
         *("dies", c, folder / "dies"),
     )
 
@@ -132,6 +141,12 @@ def answers(config, folder):
 def test_two_processes_train_as_one(answers, folder):
     """Images, stain drawn at random, learned dispersions, GradNorm, a mean of the weights."""
     assert_close(folder / "two", folder / "alone")
+
+
+def test_two_processes_learn_factors_and_loadings_as_one(answers, folder):
+    assert_close(folder / "two_all", folder / "alone_all")
+    a, b = (load_run(folder / name, "cpu").loadings for name in ("two_all", "alone_all"))
+    np.testing.assert_allclose(a, b, rtol=1e-3)
 
 
 def test_two_processes_resume_what_one_began(answers, folder):

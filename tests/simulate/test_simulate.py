@@ -18,6 +18,7 @@ from skimage.color import rgb2hed
 from virchow_st.config import SimulateConfig
 from virchow_st.errors import ConfigError, SlideError
 from virchow_st.extract.cohort import read_cohort
+from virchow_st.runtime.lock import LOCK_NAME, locked
 from virchow_st.simulate import simulate_cohort, true_rate
 from virchow_st.simulate.frame import draw_frame
 from virchow_st.simulate.morphology import MARGIN_BINS, PX_PER_BIN
@@ -357,6 +358,20 @@ def test_rows_of_others_in_the_list_of_slides_come_back(tmp_path):
     assert (tmp_path / "slides.csv").read_text() == listed + row
     patients = [(slide.patient, slide.outs.name) for slide in read_cohort(tmp_path / "slides.csv")]
     assert patients == [("=cmd", "-o"), ("a, b", "o"), ("A", "outs")]
+
+
+def test_what_a_killed_simulation_left_goes_and_a_living_one_s_stays(tmp_path):
+    small = SimulateConfig(patients=("A",), bins=128, genes=60)
+    simulate_cohort(tmp_path, small)
+    left = tmp_path / ".B.part"
+    left.mkdir()
+    (left / "half").write_text("")
+    with locked(tmp_path, tmp_path / LOCK_NAME):
+        with pytest.raises(ConfigError, match="being written by process"):
+            simulate_cohort(tmp_path, small)
+        assert (left / "half").exists()
+    simulate_cohort(tmp_path, small)
+    assert not [path.name for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
 def test_an_interrupted_slide_leaves_nothing(tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""A headless Chromium to look at pages with, where there is one."""
+"""Starts a headless Chromium, in which tests look at the report, if one is installed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FLAGS = (
 
 @contextmanager
 def chromium(profile: Path) -> Iterator[Any]:
-    """A selenium driver of a browser with a fresh profile; skips the test where there is none."""
+    """A selenium driver of a browser with a new profile; skips the test if there is no browser."""
     binary = shutil.which("chromium") or shutil.which("chromium-browser")
     driver = shutil.which("chromedriver")
     if binary is None or driver is None:
@@ -41,13 +41,13 @@ def chromium(profile: Path) -> Iterator[Any]:
 
 
 def resize(browser: Any, width: int, height: int) -> None:
-    """Make what is inside the window this large, px."""
+    """Set the size of the page's viewport, px."""
     size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
 
 
 def pixels(element: Any) -> np.ndarray:
-    """What is seen of an element, brought into the window, (height, width, 3) uint8."""
+    """Screenshot of an element, scrolled into view, (height, width, 3) uint8."""
     show = "arguments[0].scrollIntoView({block: 'center'})"
     element.parent.execute_script(show, element)
     return np.array(Image.open(io.BytesIO(element.screenshot_as_png)).convert("RGB"))

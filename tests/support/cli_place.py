@@ -1,4 +1,4 @@
-"""A place to make a mistake in on the command line, and what a refusal has to be."""
+"""Runs mistaken commands in a scratch folder and checks how they are refused."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import lmdb
 
 
 class Answer(NamedTuple):
-    """What a command left: exit code, standard output and standard error."""
+    """Result of a command: exit code, standard output and standard error."""
 
     code: int
     out: str
@@ -21,21 +21,21 @@ class Answer(NamedTuple):
 
 
 class Place:
-    """A folder to make a mistake in, over read-only slides and stores."""
+    """A scratch folder for mistaken commands, with read-only slides and stores."""
 
     def __init__(self, folder: Path, simulated: Path, stores: dict[str, Path]) -> None:
         self.folder, self.stores = folder, stores
         self.slide = simulated / "P1"
 
     def listing(self) -> dict[str, bytes]:
-        """Every path below the folder, with the content of files."""
+        """Path → content of every file and folder below the scratch folder."""
         return {
             str(p.relative_to(self.folder)): p.read_bytes() if p.is_file() else b""
             for p in sorted(self.folder.rglob("*"))
         }
 
     def outs(self) -> Path:
-        """A copy of the slide's outs to damage."""
+        """A copy of the slide's outs that a test may damage."""
         return Path(shutil.copytree(self.slide / "outs", self.folder / "outs"))
 
     def extract(
@@ -53,7 +53,10 @@ class Place:
 
 
 def refused(vst: Callable[..., Answer], place: Place, arguments: list[object]) -> str:
-    """Run a mistake; assert one line, exit code 2 and an untouched folder; return the line."""
+    """Run a mistaken command and return its error.
+
+    Asserts that the error is one line, the exit code is 2, and the folder is unchanged.
+    """
     before = place.listing()
     answer = vst(*arguments)
     assert answer.code == 2, answer

@@ -1,8 +1,8 @@
-"""Read stores that may be damaged: run as a script, each store in a forked process of its own.
+"""Reads stores that may be damaged; a script that reads each store in a forked process.
 
-``damaged_reader.py WHOLE STORE...`` prints a word for each: ``right`` (all as in the store WHOLE),
-``named`` (what is not right raises `StoreError` and `verify` lists it), ``refused`` (on opening),
-or what went wrong.
+``damaged_reader.py WHOLE STORE...`` prints one word per store: ``right`` (all records equal those
+of the store WHOLE), ``named`` (damaged records raise `StoreError` and `verify` lists them),
+``refused`` (opening raises `StoreError`), or the fault of the reader, such as ``wrong data``.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from virchow_st.errors import StoreError
 from virchow_st.store.format import Kind
 from virchow_st.store.reader import Patch, Store, open_store, verify
 
-MEMORY = 1 << 30  # beyond what the process has when it starts to read, bytes
+MEMORY = 1 << 30  # limit of additional memory while reading, bytes
 SECONDS = 30
 FINE = ("right", "named", "refused")
 WORDS = (*FINE, "unclear message", "wrong data", "verify saw nothing", "unforeseen error")
 
 
 def contents(patch: Patch) -> list[str]:
-    """A word for each record: a hash of what its property gives, or ``StoreError``."""
+    """One word per record: a hash of the value read, or ``StoreError``."""
     read = {
         Kind.PATCH: lambda: repr(patch.info).encode(),
         Kind.TISSUE_MASK: lambda: patch.tissue_mask.tobytes(),

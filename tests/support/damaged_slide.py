@@ -1,7 +1,8 @@
-"""Read slides that may be damaged: run as a script, each slide in a forked process of its own.
+"""Reads slides that may be damaged; a script that reads each slide in a forked process.
 
-``damaged_slide.py WHOLE SLIDE...`` prints a word for each folder: ``right`` (all as in the folder
-WHOLE), ``refused`` (a `SlideError` of one line that names a file of it), or what went wrong.
+``damaged_slide.py WHOLE SLIDE...`` prints one word per folder: ``right`` (everything equals the
+folder WHOLE), ``refused`` (a `SlideError` of one line that names one of its files), or the fault of
+the reader, such as ``wrong data``.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from virchow_st.slide.visium_hd import VisiumHDSlide
 
 
 def contents(outs: str) -> tuple[Any, np.ndarray]:
-    """What a slide gives that must be right to the last bit, and its homography."""
+    """The contents of a slide that must be exact, and the corners of its first patch."""
     slide = VisiumHDSlide.open(outs)
     counts = slide.read_counts(lay_patches(slide.tissue_mask, 0.0))
     patches = [tuple(values.tobytes() for values in patch) for patch in counts]
@@ -38,7 +39,7 @@ def judge(outs: str, whole: tuple[Any, np.ndarray]) -> str:
         exact, corners = contents(outs)
     except SlideError as e:
         return "refused" if outs in str(e) and "\n" not in str(e) else "unclear message"
-    near = np.abs(corners - whole[1]).max() < 0.1  # px: what a flip in a fraction may do
+    near = np.abs(corners - whole[1]).max() < 0.1  # px; a low bit may be flipped
     return "right" if exact == whole[0] and near else "wrong data"
 
 

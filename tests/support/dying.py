@@ -1,14 +1,14 @@
-"""A training that is stopped from outside, in the same process."""
+"""Stops a training abruptly in the same process, as if the process had been killed."""
 
 from __future__ import annotations
 
 
 class Killed(BaseException):
-    """What nothing catches."""
+    """An exception that no code catches."""
 
 
 class DiesAfterEpoch:
-    """A listener whose death ends the training that it listens to, once an epoch is told."""
+    """A `Progress` that raises `Killed` when the training reports the end of an epoch."""
 
     def __init__(self, epoch: int) -> None:
         self.epoch = epoch

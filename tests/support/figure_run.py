@@ -33,7 +33,7 @@ P = 128
 
 @dataclass
 class FigureRun:
-    """What is written; tests change a part before `write`.
+    """The content of the result files; tests change parts of it before they call `write`.
 
     Attributes:
         patient: of the test slide.
@@ -151,7 +151,7 @@ class FigureRun:
 
 
 def all_pictures(run: Path, other: Path | None, n_genes: int) -> dict[str, list[Picture]]:
-    """What ``vst figures`` would save of a run's first genes, pages by name, in order."""
+    """The pictures that ``vst figures`` would save for a run's first genes: name → pages."""
     results = read_results(run)
     against = None if other is None else OtherRun.read(results, other)
     (path,) = (run / "maps").glob("*.h5")
@@ -165,7 +165,7 @@ def _standardised(field: np.ndarray) -> np.ndarray:
 
 
 def _stain(mask: np.ndarray, rate: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Pink stroma, purple nuclei where the first gene is strong, white glass."""
+    """An image with pink stroma, purple nuclei where the first gene is high, and white glass."""
     up = np.ones((2, 2))
     tissue = np.kron(mask, up)[..., None]
     chance = np.kron(rate / rate.max(), up) * 0.02 + 0.002

@@ -43,7 +43,7 @@ def draw(
 
 
 def shuffled(counts: BatchCounts, rng: np.random.Generator) -> BatchCounts:
-    """The same counts, each map's in another order."""
+    """The same counts, in random order within each map."""
     order = np.concatenate(
         [a + rng.permutation(b - a) for a, b in zip(counts.start, counts.start[1:], strict=False)]
     ).astype(int)
@@ -60,7 +60,7 @@ def triton_loss(
 def plain_loss(
     output: Tensor, counts: BatchCounts, mask: Tensor, scales: tuple[int, ...] = SCALES
 ) -> Tensor:
-    """In float64, less the least it can be."""
+    """Plain PyTorch in float64, minus the loss of a perfect prediction."""
     dense = dense_counts(counts, output.device).double()
     least = saturated_poisson(dense, mask, scales)
     return plain_poisson(output.double(), dense, mask, scales) - least
@@ -73,7 +73,7 @@ def step(
     mask: Tensor,
     scales: tuple[int, ...] = SCALES,
 ) -> tuple[Tensor, Tensor]:
-    """Losses, and the gradient of their weighted sum."""
+    """Losses and the gradient of their weighted sum."""
     x = output.detach().requires_grad_()
     losses = loss(x, counts, mask, scales)
     weights = torch.linspace(0.5, 2, len(scales), device=DEVICE)
@@ -198,7 +198,7 @@ def test_same_bits_every_time_and_in_any_order_of_counts() -> None:
 
 
 def test_each_scales_gradient_can_be_asked_for_before_the_whole() -> None:
-    """As GradNorm does."""
+    """GradNorm asks for the gradients in this order."""
     output, counts, mask = draw(G=1)
     output = output.requires_grad_()
     losses = triton_loss(output, counts, mask)
@@ -253,7 +253,7 @@ def test_tissue_bins_are_torchs() -> None:
 
 
 def test_index_of_counts() -> None:
-    """Bits, numbers before and order, from NumPy; maps without counts and more than a chunk."""
+    """Bit masks, offsets and order equal NumPy's, for maps without counts and with many chunks."""
     umis = np.random.default_rng(3).poisson(0.8, (1, 3, 64, 64))
     umis[0, 1] = 0
     counts = shuffled(BatchCounts.of_dense(umis), np.random.default_rng(4))

@@ -1,4 +1,4 @@
-"""A picture that looks like H&E to a program: pink stroma, purple nuclei, glass; drawn by rules."""
+"""Draws an image with the colours of H&E: pink stroma, purple nuclei, white glass."""
 
 from __future__ import annotations
 

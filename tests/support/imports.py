@@ -1,4 +1,4 @@
-"""What the modules of the package import, read from their source without running them."""
+"""Finds the imports of the package's modules in their source, without running them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def modules_of(folder: Path, package: str) -> dict[str, Path]:
-    """Every module of a package by its dotted name."""
+    """Dotted name → file of every module of a package."""
     found = {}
     for file in sorted(folder.rglob("*.py")):
         parts = [package, *file.relative_to(folder).with_suffix("").parts]
@@ -18,7 +18,7 @@ def modules_of(folder: Path, package: str) -> dict[str, Path]:
 
 
 def imports_of(file: Path, name: str, known: set[str]) -> set[str]:
-    """Modules that a file imports anywhere in it: within functions and for type checks alike."""
+    """Modules that a file imports, including imports within functions and for type checking."""
     found = set()
     for node in ast.walk(ast.parse(file.read_text("utf-8"))):
         if isinstance(node, ast.Import):
@@ -37,7 +37,7 @@ def room(module: str) -> str:
 
 
 def rooms_imported() -> dict[str, set[str]]:
-    """Every room of the package, and which other rooms its modules import."""
+    """Room of the package → the other rooms that its modules import."""
     modules = modules_of(ROOT / "virchow_st", "virchow_st")
     inner = {name: file for name, file in modules.items() if name != "virchow_st"}
     rooms: dict[str, set[str]] = {room(name): set() for name in inner}
@@ -49,7 +49,7 @@ def rooms_imported() -> dict[str, set[str]]:
 
 
 def without_implied(rooms: dict[str, set[str]]) -> set[tuple[str, str]]:
-    """The imports between rooms that no longer way through other rooms implies.
+    """The imports between rooms that are not implied by a path through other rooms.
 
     Args:
         rooms: every room and the rooms that it imports, without circles.

@@ -49,7 +49,7 @@ def main(config: TrainConfig, folder: Path, seed: int, n_runs: int) -> None:
 
 
 def train_in_fork(run: Path, config: TrainConfig, dies: tuple[int, float] | None) -> int:
-    """Train or resume to the end, or until seconds after an epoch; the exit status."""
+    """Train or resume, to the end or until some seconds after an epoch; returns the exit status."""
     child = os.fork()
     if child == 0:
         code = 1

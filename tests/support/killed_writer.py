@@ -21,7 +21,7 @@ DIED = 77
 
 
 def main(path: Path) -> None:
-    """As `virchow_st.extract.slide.extract_slide` does it."""
+    """Write a store in the same steps as `virchow_st.extract.slide.extract_slide`."""
     records = make_records(N_PATCHES, grid=4, dim=512)
     print("ready", flush=True)
     if finished_job(path) == JOB:

@@ -1,4 +1,4 @@
-"""Runs as older versions left them: without a hash."""
+"""Makes runs like those of older versions, whose checkpoints hold no hashes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def without_hashes(run: Path) -> Path:
-    """Take the hashes out of the checkpoints of a run, so that its files may be changed."""
+    """Remove the hashes from a run's checkpoints, so that its files can be changed."""
     for part in ("best", "last"):
         path = run / "checkpoints" / part / "state.json"
         state = json.loads(path.read_text("utf-8"))

@@ -13,7 +13,7 @@ HOSTILE = "</script><script>alert(1)</script><!--"
 
 
 def write_picture(path: Path, width: int = 2160, height: int = 400) -> None:
-    """A picture with a line on white, as figures are."""
+    """Write a PNG with a line on a white background, like a figure."""
     image = np.full((height, width, 3), 255, np.uint8)
     image[height // 2] = 0
     path.parent.mkdir(exist_ok=True)

@@ -1,4 +1,4 @@
-"""An independent reader of a Visium HD slide: what the package reads is compared with it."""
+"""An independent reader of a Visium HD slide, with which tests compare the package's reader."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SQUARE = "binned_outputs/square_002um"
 
 
 class Reference:
-    """A slide's counts and tissue, read with h5py, scipy and pyarrow and nothing of the package.
+    """A slide's counts and tissue, read with h5py, scipy and pyarrow only.
 
     Attributes:
         tissue: (rows, cols) bool.

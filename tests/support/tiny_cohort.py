@@ -1,4 +1,4 @@
-"""Settings of the tiny simulated cohort that conftest makes once a session."""
+"""Settings of the tiny simulated cohort that conftest makes once per session."""
 
 from virchow_st.config import ExtractConfig, SimulateConfig
 

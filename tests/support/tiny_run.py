@@ -17,7 +17,7 @@ TILTED, _ = homography("turn 1 mirror perspective", BINS, BINS)
 
 
 def make_run(folder: Path) -> Path:
-    """Stores A.vst (5 patches) and T.vst (3 patches, one place empty), and their run."""
+    """Make stores A.vst (5 patches) and T.vst (3 patches, with one missing between), and a run."""
     encoder = {"name": "tiny", "weights": "0" * 16, "licence": LICENCE}
     write_store(folder / "A.vst", "A", 5, seed=0, slide="A", encoder=encoder)
     write_store(

@@ -19,7 +19,7 @@ from virchow_st.slide.geometry import Homography
 PITCH_PX = 6.0  # a third of a µm per pixel
 
 
-# Every way a slide may lie: quarter turns (and a degree more), mirrored or not, tilted or not.
+# Orientations of a slide: rotated by multiples of 90° (plus a degree), mirrored, tilted, or not.
 COMBINATIONS = [
     f"turn {turn}{mirror}{tilt}"
     for turn in range(4)
@@ -29,7 +29,7 @@ COMBINATIONS = [
 
 
 def homography(kind: str, rows: int, cols: int) -> tuple[Homography, tuple[int, int]]:
-    """A homography of the named kind, and the (width, height) of an image that holds the grid."""
+    """A homography of the named kind, and (width, height) of an image that contains the grid."""
     if kind in COMBINATIONS:
         angle = 90.0 * int(kind.split()[1]) + 1.0
     else:
@@ -51,7 +51,7 @@ def homography(kind: str, rows: int, cols: int) -> tuple[Homography, tuple[int, 
 
 @dataclass
 class TinySlide:
-    """What goes into the files; tests change a part and write it."""
+    """The content of a slide's files; tests change parts of it before they write it."""
 
     rows: int = 150
     cols: int = 140
@@ -86,7 +86,7 @@ class TinySlide:
         return np.array([k == "Gene Expression" for k in self.kinds])
 
     def write(self, folder: Path) -> Path:
-        """Write outs/binned_outputs/square_002um with both matrices; returns outs."""
+        """Write outs/binned_outputs/square_002um with both matrices; returns the outs folder."""
         square = folder / f"{self.prefix}binned_outputs" / "square_002um"
         (square / "spatial").mkdir(parents=True)
         rng = np.random.default_rng(self.seed + 1)
@@ -143,7 +143,7 @@ class TinySlide:
 def draw_markers(
     h: Homography, size: tuple[int, int], bins: list[tuple[int, int]], side: float = 3.0
 ) -> np.ndarray:
-    """An image, (h, w, 3) uint8, light but for dark squares of ``side`` bins around (row, col)s.
+    """A light image, (h, w, 3) uint8, with dark squares of ``side`` bins around given bins.
 
     Each pixel is the mean of 8×8 points mapped to the bin grid by the exact homography.
     """
@@ -163,7 +163,7 @@ def draw_markers(
 
 
 def halves(image: np.ndarray, factor: int) -> np.ndarray:
-    """A pyramid level: means of whole blocks, the rest at the right and bottom cut off."""
+    """A pyramid level: means of whole blocks; the remainder at the right and bottom is cut off."""
     h, w = (n // factor * factor for n in image.shape[:2])
     size = (w // factor, h // factor)
     return cv2.resize(image[:h, :w], size, interpolation=cv2.INTER_AREA)

@@ -1,4 +1,4 @@
-"""Small stores whose tokens tell the counts, so that a decoder has something to learn."""
+"""Writes small stores whose tokens determine the rates, so that a decoder can learn them."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def make_records(
     columns: int = 2,
     rate: float = 0.3,
 ) -> list[PatchRecord]:
-    """Patches side by side, ``columns`` a row. A gene's log-rate in a token is linear in it."""
+    """Adjacent patches, ``columns`` per row; a gene's log-rate is linear in the token."""
     weights = np.random.default_rng(1234).normal(size=(dim, n_genes))  # the same for all patients
     rng = np.random.default_rng(seed)
     records = []
@@ -133,6 +133,6 @@ def make_manifest(records: Sequence[PatchRecord], n_genes: int) -> dict[str, Any
 
 
 def checksum_of_all(store: Store) -> tuple[int, list[int]]:
-    """What a worker process reads of a store; here, so that a spawned one can import it."""
+    """Read a store in a worker process; defined here so that a spawned process can import it."""
     sums = [int(p.tokens.view(np.uint16).sum() + p.counts().sum() + p.image.sum()) for p in store]
     return len(store), sums

@@ -1,4 +1,4 @@
-"""Two patients whose tokens tell their counts, and a recipe that learns from them in seconds."""
+"""Two patients whose tokens determine the rates, and settings that learn them in seconds."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _TIMES = ("seconds", "patches_per_s")
 
 @contextmanager
 def few_steps(n: int) -> Iterator[None]:
-    """Epochs of at least ``n`` optimiser steps; in earnest they are more."""
+    """Set the smallest number of optimiser steps per epoch to ``n``; the default is larger."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(schedule, "_LEAST_STEPS_PER_EPOCH", n)
         yield
@@ -29,7 +29,7 @@ def few_steps(n: int) -> Iterator[None]:
 def two_patients(
     folder: Path, n_patches: tuple[int, int] = (5, 4), columns: int = 5
 ) -> tuple[str, ...]:
-    """Write stores of 4 genes; their paths."""
+    """Write stores of 4 genes; returns their paths."""
     for seed, (path, patient, n) in enumerate(zip(paths(folder), PATIENTS, n_patches, strict=True)):
         write_store(Path(path), patient, n, n_genes=4, seed=seed, columns=columns)
     return paths(folder)
@@ -49,7 +49,7 @@ def tiny_config(stores: tuple[str, ...], **changes: Any) -> TrainConfig:
 
 
 def history(run: Path, *, with_times: bool = False) -> list[dict[str, Any]]:
-    """The epochs of a run, without what no two runs share."""
+    """The epochs in a run's history, without times, which differ between runs."""
     lines = [json.loads(line) for line in (run / "history.jsonl").read_text("utf-8").splitlines()]
     left_out = () if with_times else _TIMES
     return [{k: v for k, v in line.items() if k not in left_out} for line in lines]

@@ -1,4 +1,4 @@
-"""A ViT of Virchow2's kind small enough for tests: SwiGLU, four registers, 48 wide, 2 deep."""
+"""A tiny ViT with Virchow2's architecture: SwiGLU, four registers; 48 channels, two blocks."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ TINY: dict[str, Any] = {"embed_dim": 48, "depth": 2, "num_heads": 3}
 
 
 def tiny_published(published: Published = VIRCHOW2) -> Published:
-    """A published model, its architecture 48 wide and 2 deep."""
+    """A published model, reduced to 48 channels and two blocks."""
     return replace(published, arguments={**published.arguments, **TINY})
 
 
 def tiny_virchow(seed: int = 0) -> torch.nn.Module:
-    """Virchow2's kind of ViT, with weights large enough to matter."""
+    """A tiny ViT like Virchow2, with weights large enough to influence the output."""
     model = tiny_published().model()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():

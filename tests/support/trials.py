@@ -37,6 +37,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 KINDS = ("killed", "twice", "disk", "read-only")
 IS_ROOT = os.geteuid() == 0
 EPOCHS = 3
+LOG = 4096  # bytes that what a command prints, which goes to a file too, may take
 GENE = "EPCAM"  # drawing all would take most of the time
 PEEK = os.WEXITED | os.WNOHANG | os.WNOWAIT  # whether it has ended, which stays to be asked
 SIMULATE = ("--bins", "384", "--genes", "120")
@@ -51,7 +52,7 @@ _LOADED = (
 
 @dataclass
 class World:
-    """What is made once and read by all: slides, stores, an evaluated run; and a place to work."""
+    """Inputs shared by all trials (slides, stores, an evaluated run), and a work folder."""
 
     folder: Path
 
@@ -99,7 +100,7 @@ class World:
 
 @dataclass(frozen=True)
 class Command:
-    """A command to disturb: what it finds in the work folder, and what is typed."""
+    """A command to disturb: how its work folder is prepared, and its arguments."""
 
     type: Callable[[World], list[object]]
     again: Callable[[World], list[object]] | None = None  # what is typed after a disturbance
@@ -163,7 +164,7 @@ COMMANDS = {
         lambda w: ["train", *w.stores(), "--run", w.work / "run", *TRAIN], again=train_again,
         goes_on=True,
     ),
-    "train, fusion": Command(
+    "train fusion": Command(
         lambda w: ["train", *w.stores(), "--run", w.work / "run", *FUSION], again=train_again,
         goes_on=True,
     ),
@@ -174,7 +175,7 @@ COMMANDS = {
     "evaluate": Command(
         lambda w: ["evaluate", w.work / "run", "--device", "cpu"], finds=copied_run
     ),
-    "evaluate, first": Command(
+    "evaluate first": Command(
         lambda w: ["evaluate", w.work / "run", "--device", "cpu"], finds=trained_run
     ),
     "figures": Command(
@@ -200,7 +201,7 @@ COMMANDS = {
 
 @dataclass
 class Running:
-    """A command at work in a fork of this process."""
+    """A command that runs in a fork of this process."""
 
     process: int
     log: Path
@@ -234,7 +235,7 @@ def start(
 
 
 def ended(running: Running, kill_after: float | None = None) -> tuple[int, str, str]:
-    """Exit status (negative of a signal), standard output and error of a command."""
+    """Exit status (negative for a signal), standard output and standard error of a command."""
     deadline = time.monotonic() + (600 if kill_after is None else kill_after)
     status = 0
     while True:
@@ -259,7 +260,7 @@ def ended(running: Running, kill_after: float | None = None) -> tuple[int, str, 
 
 
 def digest(folder: Path) -> dict[str, str]:
-    """Every path below a folder with the hash of its content, less what tells the time."""
+    """Path → hash of the content of every file below a folder, without recorded times."""
     found = {}
     for path in sorted(folder.rglob("*")):
         name = str(path.relative_to(folder))
@@ -287,7 +288,7 @@ def difference(a: dict[str, str], b: dict[str, str]) -> str:
 
 
 def check_refusal(code: int, err: str, problems: list[str]) -> None:
-    """A command that could not do its work ends with 2 and one line."""
+    """Check that a command that could not do its work ended with exit code 2 and one line."""
     lines = [line for line in err.splitlines() if line.startswith("error: ")]
     if code != 2:
         problems.append(f"exit {code}")
@@ -342,7 +343,7 @@ class Trials:
         self.sizes = max(_bytes(self.world.work) - before, 1), max(files)
 
     def repeat(self, problems: list[str]) -> None:
-        """The command once more, which has to leave what an undisturbed one leaves."""
+        """Run the command again; it has to leave the same files as an undisturbed one."""
         code, _, err = ended(self.start(again=True))
         if code != 0:
             problems.append(f"repeated: exit {code}, {err.strip().splitlines()[-1:]}")
@@ -361,7 +362,7 @@ class Trials:
         return problems
 
     def _is_done(self) -> bool:
-        """Whether all is there, before or after the last tidying."""
+        """Whether the output is complete, before or after the command's final clean-up."""
         left = digest(self.world.work)
         return all(left.get(name) == found for name, found in self.result.items())
 
@@ -398,7 +399,7 @@ class Trials:
             room = _used(self.world.work) + int(share * self.sizes[0])
             _mount(self.world.work, f"remount,size={max(room, 4096)}")
         else:
-            largest = max(1, int(share * self.sizes[1]))
+            largest = max(LOG, int(share * self.sizes[1]))
         code, _, err = ended(self.start(largest=largest))
         if code != 0:  # 0: it was enough
             check_refusal(code, err, problems)
@@ -414,7 +415,7 @@ class Trials:
         return problems
 
     def _has_drawn(self, before: dict[str, str], left: dict[str, str]) -> bool:
-        """Whether a report has drawn all of the figures that it lacked, and nothing else."""
+        """Whether a report has drawn exactly the figures that were missing."""
         figures = {name: found for name, found in self.result.items() if "/figures" in name}
         return self.name == "report" and left == before | figures
 

@@ -16,7 +16,7 @@ from virchow_st.training import factorise as module
 from virchow_st.training.choose_factors import choose_n_factors
 from virchow_st.training.factor_start import start_loadings
 from virchow_st.training.factor_steps import FactorModel, single_factor
-from virchow_st.training.factorise import factorise, responsibilities
+from virchow_st.training.factorise import factorise
 from virchow_st.training.rows import SparseRows
 
 
@@ -183,19 +183,6 @@ def test_a_single_factor_is_the_gene_means() -> None:
     )
     np.testing.assert_allclose(found.factors[:, 0], sparse.totals / sparse.exposure, rtol=1e-9)
     assert found.log_likelihood[-1] == pytest.approx(single_factor(sparse), rel=1e-10)
-
-
-def test_responsibilities_divide_each_rows_umis() -> None:
-    counts, exposure, _ = draw()
-    sparse = SparseRows.from_dense(counts, exposure)
-    found = factorise(sparse, 3, seed=0, n_steps=12)
-    got = responsibilities(sparse, found)
-    np.testing.assert_allclose(got.sum(1), counts.sum(1), rtol=1e-9)
-    share = found.factors[:, None] * found.loadings
-    share /= share.sum(2, keepdims=True)
-    np.testing.assert_allclose(got, (counts[:, :, None] * share).sum(1), rtol=1e-9)
-    with pytest.raises(ValueError, match="expected 300 rows and 60 genes"):
-        responsibilities(sparse.taken(np.arange(5)), found)
 
 
 def test_what_cannot_be_factorised_is_refused() -> None:

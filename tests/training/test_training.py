@@ -13,7 +13,7 @@ from virchow_st.errors import ConfigError
 from virchow_st.models.decoders.variation import variations
 from virchow_st.models.losses.balance import GradNorm
 from virchow_st.predict.load import load_run
-from virchow_st.run.panel import Panel
+from virchow_st.run.panel import Panel, choose_panel
 from virchow_st.run.split import Split
 from virchow_st.store.reader import open_store
 from virchow_st.training import learner
@@ -208,7 +208,7 @@ def test_variation_is_what_was_asked_for(config):
 def make_trainer(config):
     stores = [open_store(path) for path in config.stores]
     split = training.split_patients(stores, config.test_patient, config.seed)
-    panel = training.choose_panel(config.panel, stores[:1], stores[1:])
+    panel = choose_panel(config.panel, stores[:1], stores[1:])
     dataset = training.PatchDataset(stores, panel)
     statistics = training.training_statistics(dataset, split.train)
     return training.Trainer(config, dataset, split, statistics, torch.device("cpu"))

@@ -102,9 +102,9 @@ def factor_half_deviances(
         count: (n,) UMIs, > 0.
         levels: (S,) levels to compute, increasing.
         first, last: Half-open range of maps to compute.
-        out: (B·G, S) output, ``Σ K·log(K/Λ) - K`` over the bins of each level; Λ is at least
-            ``MIN_RATE``.
-        ratio: (S, n) output, k/Λ of each count k at 2 µm, where Λ is the rate of the level's bin
+        out: (B·G, S) output, ``Σ Y·log(Y/Λ) - Y`` over the bins of each level, where Y is the count
+            and Λ the rate of a bin; Λ is at least ``MIN_RATE``.
+        ratio: (S, n) output, y/Λ of each count y at 2 µm, where Λ is the rate of the level's bin
             that contains it; 0 where the count is ignored. Dtype of ``factors``.
     """
     B, R, C = mask.shape
@@ -124,19 +124,19 @@ def factor_half_deviances(
                     x = coarse_bin(p, shift, level)
                     rate = _dot(loading, factors[patch, start_of_level + x])
                     rate = floor if rate < floor else rate  # NaN stays
-                    k = factors.dtype.type(count[e])
-                    ratio[s, e] = k / rate
-                    total -= k * log(rate)
+                    y = factors.dtype.type(count[e])
+                    ratio[s, e] = y / rate
+                    total -= y * log(rate)
                     if sums[x] == 0:
                         touched[n_touched] = x
                         n_touched += 1
-                    sums[x] += k
+                    sums[x] += y
             for i in range(n_touched):
-                k_of_bin = sums[touched[i]]
+                y_of_bin = sums[touched[i]]
                 sums[touched[i]] = 0
-                total -= k_of_bin
-                if k_of_bin != 1:
-                    total += k_of_bin * math.log(k_of_bin)
+                total -= y_of_bin
+                if y_of_bin != 1:
+                    total += y_of_bin * math.log(y_of_bin)
             out[m, s] = total
 
 
@@ -201,7 +201,8 @@ def log_factor_gradient(
 def loading_gradient(
     factors: Array,
     factor_sums: Array,
-    mask: BoolArray,
+    n_rows: int,
+    n_cols: int,
     measured: BoolArray,
     start: Int64Array,
     position: Array,
@@ -219,16 +220,16 @@ def loading_gradient(
     not measure the gene are left out.
 
     Args:
-        factors, mask, measured, start, position, ratio, levels: As in `factor_half_deviances`.
+        factors, measured, start, position, ratio, levels: As in `factor_half_deviances`.
         factor_sums: (B, K) ``Σ_x h_k(x)`` over a patch, the same at every level; dtype of
             ``factors``.
+        n_rows, n_cols: R and C.
         weights: (S,) w_s, dtype of ``factors``; a level of weight 0 costs nothing.
         first, last: Half-open range of genes to compute.
         out: (G, K) output, dtype of ``factors``.
     """
     B, G = measured.shape
-    R, C = mask.shape[1:]
-    starts, shift = level_starts(R, C, levels[-1] + 1), log2(C)
+    starts, shift = level_starts(n_rows, n_cols, levels[-1] + 1), log2(n_cols)
     K, one = factors.shape[2], np.float64(1)
     part, total, total_weight = np.empty(K, factors.dtype), np.empty(K), weights.sum()
     for gene in range(first, last):

@@ -43,7 +43,7 @@ def factor_half_deviances(
     out: Float64Array,
     ratio: Array,
 ) -> None:
-    """``Σ K·log(K/Λ) - K`` per map and level, and the quotient k/Λ of every count."""
+    """``Σ Y·log(Y/Λ) - Y`` per map and level, and the quotient y/Λ of every count y at 2 µm."""
     G = len(loadings)
     for m in range(first, last):
         patch, gene = m // G, m % G
@@ -88,7 +88,8 @@ def log_factor_gradient(
 def loading_gradient(
     factors: Array,
     factor_sums: Array,
-    mask: BoolArray,
+    n_rows: int,
+    n_cols: int,
     measured: BoolArray,
     start: Int64Array,
     position: Array,
@@ -100,13 +101,13 @@ def loading_gradient(
     out: Array,
 ) -> None:
     """``Σ_b Σ_s w_s·(Σ_x h - Σ_e ratio_se·h)`` with dense sums of the quotients."""
-    B, G = measured.shape
+    shape, G = (n_rows, n_cols), measured.shape[1]
     out[first:last] = 0
-    for patch in range(B):
+    for patch in range(len(factors)):
         for s, level in enumerate(levels):
             own = start[patch * G : (patch + 1) * G + 1]
-            dense = _sums(_dense(own, position, ratio[s], mask.shape[1:]), level)
-            h = _level(factors[patch].astype(np.float64), mask.shape[1:], level)
+            dense = _sums(_dense(own, position, ratio[s], shape), level)
+            h = _level(factors[patch].astype(np.float64), shape, level)
             pulled = np.einsum("grc,rck->gk", dense, h)
             pushed = measured[patch][:, None] * factor_sums[patch]
             out[first:last] += weights[s] * (pushed - pulled)[first:last]

@@ -21,7 +21,7 @@ from virchow_st.models.encoders.base import Encoder
 from virchow_st.output.export.convert import convert
 from virchow_st.output.export.field import write_genes
 from virchow_st.output.export.tables import check_format
-from virchow_st.predict.factors import maps_of
+from virchow_st.predict.factors import maps_of, panel_of_all
 from virchow_st.predict.image import (
     OVERVIEW_LEVEL,
     check_tissue,
@@ -92,6 +92,10 @@ def predict_slide(
     check_format(config.format)
     runs = [load_run(path, config.device) for path in run_paths]
     _check_alike(runs)
+    panel = panel_of_all(runs)
+    given, loadings = maps_of(runs)
+    if len(loadings.genes) < len(runs[0].genes.all):
+        progress.note(f"{len(loadings.genes):,} genes are predicted by all runs")
     with SlideImage.open(image_path) as image:
         check_not_trained_on(runs, image, progress)
         places = image.choice.mpp_places
@@ -124,7 +128,6 @@ def predict_slide(
                 f"{len(patches)} patches: see {picture}; a lower --min-tissue takes in more"
             )
             folder.add_labels("tissue", cells.shape, BIN_UM * CELL_BINS)[:] = cells
-            given, loadings = maps_of(runs)
             written = RateImages(folder, loadings, len(runs), shape)
             stitcher = Stitcher(patches, config.overlap_um // BIN_UM, shape, written.write)
             predict_patches(given, encoder, image, mpp, patches, stitcher, progress)
@@ -135,9 +138,8 @@ def predict_slide(
                 | {"left_out_bins": stitcher.n_left_out}
             )
             if not loadings.is_direct and config.format not in FLAVOURS:
-                zarr_path = _panel_alone(zarr_path, aside / "panel", runs[0].panel, progress)
-            name = image.path.name
-            convert(zarr_path, aside / "result", config.format, runs[0].panel, pyramid, name)
+                zarr_path = _panel_alone(zarr_path, aside / "panel", panel, progress)
+            convert(zarr_path, aside / "result", config.format, panel, pyramid, image.path.name)
     return Prediction(out, picture, len(patches), share, stitcher.most_open)
 
 
@@ -177,7 +179,7 @@ def _check_alike(runs: Sequence[Run]) -> None:
                 f"{run.path}: expected a run that predicts {kinds[0]}, as {first.path}; got one "
                 f"that predicts {kinds[1]}; give runs of one kind"
             )
-        if not same_ids(run.genes.all.ids, first.genes.all.ids):
+        if first.loadings is None and not same_ids(run.panel.ids, first.panel.ids):
             raise ConfigError(
                 f"{run.path}: expected the genes of {first.path} in their order; got others; give "
                 "runs with one --panel file"

@@ -105,14 +105,6 @@ def single_factor(counts: SparseRows) -> float:
     return float(sum(log_sums) - n * np.log(n) - n)
 
 
-def expected_by_row(
-    counts: SparseRows, factors: Float64Array, loadings: Float64Array, pool: ThreadPoolExecutor
-) -> Float64Array:
-    """Expected UMIs (n, K) of each factor in each row."""
-    side = _Side.of(counts.indptr, counts.gene, counts.count)
-    return side.expected(factors, loadings, pool)[0]
-
-
 @dataclass(frozen=True)
 class _Side:
     """The counts by row or by gene, and the limits of the chunks computed in parallel."""

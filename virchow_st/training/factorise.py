@@ -23,7 +23,7 @@ import numpy as np
 
 from virchow_st.runtime.devices import core_count
 from virchow_st.training.factor_start import start_loadings
-from virchow_st.training.factor_steps import FLOOR, FactorModel, expected_by_row, single_factor
+from virchow_st.training.factor_steps import FLOOR, FactorModel, single_factor
 from virchow_st.training.rows import SparseRows
 from virchow_st.types import Float64Array
 
@@ -132,31 +132,3 @@ def factorise(
         np.array(likelihoods),
         np.array(objectives),
     )
-
-
-def responsibilities(counts: SparseRows, found: Factorisation) -> Float64Array:
-    """Expected UMIs of each factor in each row, given its counts.
-
-    Args:
-        counts: The rows that ``found`` was fitted to.
-        found: Factors and loadings.
-
-    Returns:
-        (n, K) float64, ``Σ_g x_ng · l_nk · f_gk / Σ_j l_nj · f_gj``; a row sums to the row's UMIs.
-
-    Raises:
-        ValueError: Rows or genes of another number than those of ``found``.
-
-    Example:
-        >>> rows = SparseRows.from_dense(np.array([[4, 0], [1, 3]]), np.array([64.0, 64.0]))
-        >>> responsibilities(rows, factorise(rows, n_factors=2, seed=0)).sum(1).round(6)
-        array([4., 4.])
-    """
-    expected = (len(found.factors), len(found.loadings))
-    if (len(counts), counts.n_genes) != expected:
-        raise ValueError(
-            f"counts: expected {expected[0]} rows and {expected[1]} genes, as in the "
-            f"factorisation; got {len(counts)} and {counts.n_genes}"
-        )
-    with ThreadPoolExecutor(core_count()) as pool:
-        return expected_by_row(counts, found.factors, found.loadings, pool)

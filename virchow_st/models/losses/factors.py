@@ -29,9 +29,9 @@ def factor_half_deviance(
     """Half the Poisson deviance per bin at each scale, of rates that are sums of factors.
 
     The rate of gene g in a 2 µm tissue bin x is ``λ_g(x) = Σ_k W_gk·h_k(x)``, where h is the
-    exponential of the log factors, clamped as log-rates are. K is the count and Λ the rate of a
+    exponential of the log factors, clamped as log-rates are. Y is the count and Λ the rate of a
     coarser bin, each summed over its 2 µm tissue bins, and a bin contributes
-    ``K·log(K/Λ) - (K - Λ)`` (McCullagh & Nelder 1989, § 2.3). The result equals that of
+    ``Y·log(Y/Λ) - (Y - Λ)`` (McCullagh & Nelder 1989, § 2.3). The result equals that of
     `virchow_st.models.losses.poisson.half_deviance` for log λ, without any array of genes × bins:
     ``ΣΛ`` is a sum over factors of products of sums, and single rates are computed for non-zero
     counts only. Time and memory are O(non-zeros · K) and O(non-zeros + B·K·R·C + G·K).

@@ -49,13 +49,13 @@ class FusedFactors:
         log_factors, self.loadings = _array(log_factors_BKRC), _array(loadings_GK)
         self.shape = B, _, R, C = log_factors.shape
         self.levels_S = np.array([scale.bit_length() - 2 for scale in scales_um])  # 2 µm is 0
-        self.mask = _array(mask_BRC)
+        mask = _array(mask_BRC)
         self.lists = np.asarray(counts.start), np.asarray(counts.position)
         all_genes = np.ones((B, len(self.loadings)), np.bool_)
         self.measured = all_genes if measured_BG is None else _array(measured_BG)
-        self.factors_BTK = _factor_levels(log_factors, self.mask, int(self.levels_S[-1]) + 1)
-        n_finest = R * C
-        self.factor_sums_BK = self.factors_BTK[:, :n_finest].sum(1, dtype=np.float64)
+        self.factors_BTK = _factor_levels(log_factors, mask, int(self.levels_S[-1]) + 1)
+        n_coarsest = (R * C) >> (2 * int(self.levels_S[-1]))
+        self.factor_sums_BK = self.factors_BTK[:, -n_coarsest:].sum(1, dtype=np.float64)
         self.loading_sums_BK = self.measured.astype(np.float64) @ self.loadings
 
         sums_MS = np.empty((len(self.lists[0]) - 1, len(self.levels_S)))
@@ -63,7 +63,7 @@ class FusedFactors:
         self.ratio_SN = np.empty((len(self.levels_S), len(lists[2])), log_factors.dtype)
         side_by_side(
             lambda first, last: kernels.factor_half_deviances(
-                self.factors_BTK, self.loadings, self.mask, self.measured, *lists, self.levels_S,
+                self.factors_BTK, self.loadings, mask, self.measured, *lists, self.levels_S,
                 first, last, sums_MS, self.ratio_SN,
             ),
             len(sums_MS),
@@ -92,7 +92,7 @@ class FusedFactors:
         sums, weights = self.factor_sums_BK.astype(dtype), weights_S.numpy().astype(dtype)
         side_by_side(
             lambda first, last: kernels.loading_gradient(
-                self.factors_BTK, sums, self.mask, self.measured, *self.lists, self.ratio_SN,
+                self.factors_BTK, sums, *self.shape[2:], self.measured, *self.lists, self.ratio_SN,
                 self.levels_S, weights, first, last, out_GK,
             ),
             len(out_GK),

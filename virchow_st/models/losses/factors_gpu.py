@@ -75,22 +75,22 @@ class ScatteredFactors:
         n_expected = (self.factor_sums_BK * self.loading_sums_BK).sum()  # the same at every scale
         self.ratio_SN, sums = [], []
         for bin_N, factors in zip(self.bin_SN, self.factors_XK, strict=True):
-            ratio_N, k_log_rate = self._quotients(bin_N, factors, count_N)
+            ratio_N, y_log_rate = self._quotients(bin_N, factors, count_N)
             self.ratio_SN.append(ratio_N)
             saturated = _surprise_of_saturated(bin_N * G + self.gene_N, count_N)
-            sums.append(saturated - k_log_rate + n_expected)
+            sums.append(saturated - y_log_rate + n_expected)
         self.sums_S = torch.stack(sums)
 
     def _quotients(self, bin_N: Tensor, factors: Tensor, count_N: Tensor) -> tuple[Tensor, Tensor]:
-        """k/Λ of each count k, where Λ is the rate of the scale's bin, and ``Σ k·log Λ``."""
+        """y/Λ of each count y, where Λ is the rate of the scale's bin, and ``Σ y·log Λ``."""
         ratio_N = torch.empty_like(count_N, dtype=factors.dtype)
-        k_log_rate = torch.zeros((), dtype=torch.float64, device=factors.device)
+        y_log_rate = torch.zeros((), dtype=torch.float64, device=factors.device)
         for part in _parts(len(count_N)):
             rate = (self.loadings_GK[self.gene_N[part]] * factors[bin_N[part]]).sum(1)
-            rate, k = rate.clamp(MIN_RATE), count_N[part].to(rate.dtype)
-            ratio_N[part] = k / rate
-            k_log_rate += torch.xlogy(k, rate).sum(dtype=torch.float64)
-        return ratio_N, k_log_rate
+            rate, y = rate.clamp(MIN_RATE), count_N[part].to(rate.dtype)
+            ratio_N[part] = y / rate
+            y_log_rate += torch.xlogy(y, rate).sum(dtype=torch.float64)
+        return ratio_N, y_log_rate
 
     def log_factor_gradient(self, weights_S: Tensor) -> Tensor:
         """Gradient of the weighted sum of `sums_S` with respect to log h, (B, K, R, C)."""
@@ -112,8 +112,8 @@ class ScatteredFactors:
     def loading_gradient(self, weights_S: Tensor) -> Tensor:
         """Gradient of the weighted sum of `sums_S` with respect to W, (G, K)."""
         weights_S = weights_S.to(self.h_BKRC.dtype)
-        factor_sums_BK = self.factor_sums_BK.to(self.h_BKRC.dtype)
-        out_GK = weights_S.sum() * (self.measured_BG.to(factor_sums_BK.dtype).T @ factor_sums_BK)
+        pushed_GK = self.measured_BG.double().T @ self.factor_sums_BK
+        out_GK = weights_S.sum() * pushed_GK.to(self.h_BKRC.dtype)
         for s in _active(weights_S):
             for part in _parts(len(self.gene_N)):
                 scale = weights_S[s] * self.ratio_SN[s][part, None]
@@ -128,7 +128,7 @@ def _active(weights_S: Tensor) -> list[int]:
 
 
 def _surprise_of_saturated(key_N: Tensor, count_N: Tensor) -> Tensor:
-    """``Σ K·log K - K``, where K sums the counts of equal keys; float64."""
+    """``Σ Y·log Y - Y``, where Y sums the counts of equal keys; float64."""
     key_N, order_N = key_N.sort()
     of_N = torch.zeros_like(key_N)  # index of each distinct key, in order
     of_N[1:] = (key_N[1:] != key_N[:-1]).cumsum(0)

@@ -130,7 +130,8 @@ def loading_inputs(rng: np.random.Generator) -> tuple[Any, ...]:
     _, ratio = deviances_by(factors_reference.factor_half_deviances)(*inputs)
     sums = factors[:, : PATCH_BINS**2].sum(1)
     weights = _WEIGHTS / 10_000  # gradients of about 1; they are sums over the bins of a patch
-    return factors, sums, mask, measured, start, position, ratio, _LEVELS, weights
+    shape = mask.shape[1:]
+    return factors, sums, *shape, measured, start, position, ratio, _LEVELS, weights
 
 
 def levels_by(kernel: Callable[..., None]) -> Callable[..., Array]:
@@ -174,9 +175,10 @@ def log_factor_gradients_by(kernel: Callable[..., None]) -> Callable[..., Array]
 def loading_gradients_by(kernel: Callable[..., None]) -> Callable[..., Array]:
     """Wrap ``loading_gradient`` into a function that returns the gradient of all genes."""
 
-    def of_all(factors: Array, sums: Array, mask: BoolArray, measured: Array, *more: Any) -> Array:
+    def of_all(factors: Array, *inputs: Any) -> Array:
+        measured = inputs[3]
         out = np.full((measured.shape[1], factors.shape[2]), np.nan, factors.dtype)
-        kernel(factors, sums, mask, measured, *more, 0, len(out), out)
+        kernel(factors, *inputs, 0, len(out), out)
         return out
 
     return of_all
