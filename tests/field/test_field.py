@@ -171,6 +171,8 @@ def test_what_cannot_be_asked(field: virchow_st.Field) -> None:
             field.sum_over(wrong)
     with pytest.raises(ConfigError, match="labels: expected 0 or more; got -3"):
         field.sum_over(np.full((264, 520), -3))
+    with pytest.raises(ConfigError, match="labels: expected numbers from 1 on, .* number them"):
+        field.sum_over(np.full((264, 520), 1 << 40))
     assert field.sum_over(np.zeros((264, 520), np.uint8)).shape == (0, 30)
 
 

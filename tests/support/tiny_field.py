@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import google_crc32c
 import numpy as np
 from numcodecs import blosc
 
@@ -76,5 +75,15 @@ class TinyField:
 def plain_chunk(data: bytes) -> bytes:
     """What is in a chunk file: Blosc's frame, then its CRC-32C, little-endian."""
     frame, crc = data[:-4], data[-4:]
-    assert google_crc32c.value(frame) == int.from_bytes(crc, "little")
+    assert crc32c(frame) == int.from_bytes(crc, "little")
     return bytes(blosc.decompress(frame))
+
+
+def crc32c(data: bytes) -> int:
+    """CRC-32C (Castagnoli), bit by bit: reflected polynomial 0x82F63B78."""
+    value = 0xFFFFFFFF
+    for byte in data:
+        value ^= byte
+        for _ in range(8):
+            value = value >> 1 ^ (0x82F63B78 if value & 1 else 0)
+    return value ^ 0xFFFFFFFF

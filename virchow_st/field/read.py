@@ -279,6 +279,11 @@ class Field:
             low, high = min(low, int(band.min())), max(high, int(band.max()))
         if low < 0:
             raise ConfigError(f"labels: expected 0 or more; got {low}")
+        if high > rows * cols:
+            raise ConfigError(
+                f"labels: expected numbers from 1 on, at most as many as bins; got {high} for "
+                f"{rows * cols} bins; number them anew"
+            )
         sums: Float64Array = np.zeros((high, len(factors)))
         for start, stop in bands:
             band = np.asarray(labels[start:stop])

@@ -117,7 +117,7 @@ def write_field(
             comes, the field has no values.
         loadings: of the genes on the K maps.
         tissue: (R, C) bool on the 2 µm grid, whose sides are multiples of 8.
-        provenance: where the field came from; anything that JSON takes.
+        provenance: origin of the field; anything that JSON takes.
         picture: (H, W, 3) uint8 RGB whose corner is the field's, and its µm/px.
         corner_um: ``(x, y)`` of the field's top left corner.
         um_to_px: (2, 3) affine from ``(x, y, 1)`` in µm to px of the original image.

@@ -235,7 +235,7 @@ class SharedWork:
             yield item
 
     def answer(self, item: int, text: str) -> None:
-        """Say what became of an item, for `collect`."""
+        """Report the outcome of an item, for `collect`."""
         if self.processes.size == 1:
             self._own[item] = text
         else:

@@ -65,7 +65,7 @@ class Lock:
 
     def release(self) -> None:
         """Remove the file, then drop the lock."""
-        with contextlib.suppress(OSError):  # of a file system that became read-only
+        with contextlib.suppress(OSError):  # on a file system that is read-only by now
             self._file.unlink(missing_ok=True)
         if self._descriptor is not None:
             os.close(self._descriptor)
