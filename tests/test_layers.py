@@ -74,6 +74,7 @@ OUTSIDE = {
     "field": {"numpy", "zarr", "cv2", "anndata"},
     "output.figures": {"numpy", "h5py", "matplotlib"},
     "output.report": {"numpy", "cv2"},
+    "output.share": {"huggingface_hub"},
 }  # fmt: skip
 
 PACKAGE = modules_of(ROOT / "virchow_st", "virchow_st")
@@ -206,6 +207,7 @@ def test_importing_the_package_is_light() -> None:
         "report",
         "predict",
         "export",
+        "push",
         "demo",
     ],
 )
