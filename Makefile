@@ -5,7 +5,7 @@ READY := .venv/.ready
 # Versions to install; lower_bounds.txt holds the first ones that pyproject.toml allows.
 CONSTRAINTS ?= constraints.txt
 
-.PHONY: demo test test-all coverage lint docs dist bench vendor clean
+.PHONY: demo test test-all coverage lint docs dist release-check bench vendor clean
 .DELETE_ON_ERROR:
 
 demo: $(READY)
@@ -36,6 +36,10 @@ dist: $(READY) .venv/.dist
 	rm -rf dist
 	$(BIN)/python -m build --outdir dist .
 	$(BIN)/python -m twine check --strict dist/*
+
+# The wheel (which is built from the sdist) in an environment of its own, away from the source tree.
+release-check: dist
+	set -- dist/*.whl && $(BIN)/python tests/support/release_check.py "$$1"
 
 # PEER_PYTHON: a Python with scanpy and spatialdata-io, which then take part in the ingest.
 # SHORT_SPIN: as vst sets it for itself (cli/main.py says why).

@@ -31,6 +31,7 @@ from virchow_st_cli.export import export
 from virchow_st_cli.extract import extract
 from virchow_st_cli.figures import figures
 from virchow_st_cli.predict import predict
+from virchow_st_cli.push import push
 from virchow_st_cli.report import report
 from virchow_st_cli.simulate import simulate
 from virchow_st_cli.stores import inspect, verify
@@ -67,6 +68,7 @@ for _command in (
     predict,
     denoise,
     export,
+    push,
     demo,
     bench,
 ):

@@ -84,6 +84,7 @@ OUTSIDE = {
     "denoise": {"numpy", "scipy", "cv2"},
     "output.figures": {"numpy", "h5py", "matplotlib"},
     "output.report": {"numpy", "cv2"},
+    "output.share": {"huggingface_hub"},
 }  # fmt: skip
 
 PACKAGE = modules_of(ROOT / "virchow_st", "virchow_st")
@@ -217,6 +218,7 @@ def test_importing_the_package_is_light() -> None:
         "predict",
         "denoise",
         "export",
+        "push",
         "demo",
     ],
 )

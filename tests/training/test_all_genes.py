@@ -10,7 +10,8 @@ from tiny_training import few_steps, history, tiny_config, two_patients
 
 from virchow_st.errors import ConfigError
 from virchow_st.evaluation.evaluate import evaluate_run
-from virchow_st.predict.load import load_run
+from virchow_st.output.share import save_run
+from virchow_st.predict.load import Run, load_run
 from virchow_st.run.split import split_patients
 from virchow_st.run.transcriptome import choose_genes
 from virchow_st.runtime.progress import SILENT
@@ -48,6 +49,18 @@ def test_it_learns(run):
     assert state["n_factors"] == 2
     assert sorted(state["files"]) == ["config.toml", "genes.tsv", "panel.tsv", "split.json"]
     assert lines[-1]["validation"]["pcc"]["16"] > 0.5
+
+
+def test_shared_it_predicts_the_same(run, config, tmp_path):
+    save_run(run, tmp_path / "model", license="mit")
+    assert (tmp_path / "model/genes.tsv").read_bytes() == (run / "genes.tsv").read_bytes()
+    patch = open_store(config.stores[1])[0]
+    shared = Run.from_pretrained(tmp_path / "model", device="cpu")
+    expected = load_run(run, "cpu").predict_factors(patch)
+    np.testing.assert_array_equal(shared.predict_factors(patch), expected)
+    (tmp_path / "model/genes.tsv").unlink()
+    with pytest.raises(ConfigError, match=r"genes\.tsv: is listed in config\.json"):
+        Run.from_pretrained(tmp_path / "model", device="cpu")
 
 
 def test_what_it_predicts(run, config):

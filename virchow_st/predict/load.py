@@ -17,6 +17,8 @@ from virchow_st.models.decoders.base import Decoder
 from virchow_st.models.losses import build_objective
 from virchow_st.models.losses.base import Objective
 from virchow_st.models.losses.factor_poisson import FactorPoisson, FactorStart
+from virchow_st.output.share import fetch_run, push_run, save_run
+from virchow_st.output.share.listing import check_listed
 from virchow_st.predict.array import MIN_TISSUE, ImageRates, predict_array
 from virchow_st.predict.image import decoded_together
 from virchow_st.run.checkpoint import load_checkpoint, read_state
@@ -31,6 +33,7 @@ from virchow_st.store.reader import Patch, Store
 from virchow_st.types import PATCH_BINS, PATCH_UM, Array, Float32Array, Float64Array, UInt8Array
 
 _BATCH_PATCHES = 8
+_ON_HUB = "hf:"
 
 
 @dataclass(frozen=True)
@@ -275,6 +278,68 @@ class Run:
         symbols, source = self.panel.symbols, str(self.path)
         return leave_out_impossible(rates, symbols, source, "train again with a lower --lr")
 
+    @classmethod
+    def from_pretrained(
+        cls, name: Path | str, *, revision: str | None = None, device: str = "auto"
+    ) -> Run:
+        """Load a shared run from a local folder or from the Hugging Face Hub.
+
+        Every file is compared with the list in the run's ``config.json``.
+
+        Args:
+            name: folder that `save_pretrained` wrote, if there is one of this name; otherwise
+                ``ORG/NAME`` on the Hub, which is downloaded once and cached.
+            revision: branch, tag or commit on the Hub; a commit pins exactly what is loaded.
+            device: where to predict: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+
+        Raises:
+            ConfigError: there is no such run, or it is damaged or not whole.
+
+        Example:
+            >>> run = Run.from_pretrained("ORG/NAME")  # doctest: +SKIP
+        """
+        if not Path(name).is_dir():
+            return load_run(fetch_run(str(name), revision), device)
+        check_listed(Path(name))
+        return load_run(name, device)
+
+    def save_pretrained(
+        self, folder: Path | str, *, license: str = "", keep_names: bool = False
+    ) -> None:
+        """Write the run as a folder to share, with a model card; uses no network.
+
+        Names of patients become ``patient-1`` and so on, and paths are taken out; predictions stay
+        the same bit by bit.
+
+        Args:
+            folder: to write; it must not be there yet.
+            license: licence of the shared model, such as ``apache-2.0`` or the address of a text;
+                by default that of the encoder.
+            keep_names: keep the names of patients.
+
+        Raises:
+            ConfigError: the encoder's licence forbids to share the run, or a file is damaged.
+        """
+        save_run(self.path, Path(folder), license=license, keep_names=keep_names)
+
+    def push_to_hub(
+        self, repo_id: str, *, private: bool = True, license: str = "", keep_names: bool = False
+    ) -> str:
+        """Upload the run to the Hugging Face Hub in one commit, as `save_pretrained` writes it.
+
+        Args:
+            repo_id: ``ORG/NAME``; made if it is not there.
+            private: whether a repository that is made now can be seen by its owners only.
+            license, keep_names: as for `save_pretrained`.
+
+        Returns:
+            Address of the commit.
+
+        Raises:
+            ConfigError: as `save_pretrained`, or the Hub refuses.
+        """
+        return push_run(self.path, repo_id, license=license, keep_names=keep_names, private=private)
+
     def check_store(self, store: Store) -> None:
         """Raise `ConfigError` unless the store's tokens are those the decoder was trained on."""
         manifest = store.manifest
@@ -291,12 +356,16 @@ def load_run(path: Path | str, device: str = "auto") -> Run:
     """Load the best checkpoint of a run directory.
 
     Args:
-        path: run directory written by ``vst train --run``.
+        path: run directory written by ``vst train --run``; or ``hf:ORG/NAME``, optionally with
+            ``@REVISION``, for a run on the Hugging Face Hub, which is downloaded once and cached.
         device: where to predict: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
 
     Raises:
         ConfigError: there is no such run, or no checkpoint in it.
     """
+    if str(path).startswith(_ON_HUB):
+        repo, _, revision = str(path).removeprefix(_ON_HUB).partition("@")
+        return load_run(fetch_run(repo, revision or None), device)
     path = Path(path)
     best = path / "checkpoints" / "best"
     if not path.is_dir():

@@ -21,11 +21,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from virchow_st.errors import ConfigError
-from virchow_st.run.integrity import hash_file, hash_of
-from virchow_st.run.state import FORMAT, STATE, read_state
-from virchow_st.runtime.atomic import replaced_folder, settled
-
-_TENSORS = "tensors.safetensors"
+from virchow_st.run.integrity import hash_file
+from virchow_st.run.state import FORMAT, STATE, TENSORS, read_state, sealed, tensors_file
+from virchow_st.runtime.atomic import replaced_folder
 
 
 def save_checkpoint(
@@ -95,11 +93,10 @@ def _copied(
 def _write(folder: Path, tensors: dict[str, Tensor], state: Mapping[str, Any]) -> None:
     with replaced_folder(folder) as aside:
         try:
-            save_file(tensors, aside / _TENSORS)
+            save_file(tensors, aside / TENSORS)
         except SafetensorError as e:
-            raise _as_os_error(e, aside / _TENSORS) from None
-        content = {"format": FORMAT, **state, "tensors_xxh64": hash_file(aside / _TENSORS)}
-        content["xxh64"] = hash_of(content)
+            raise _as_os_error(e, aside / TENSORS) from None
+        content = sealed({"format": FORMAT, **state, "tensors_xxh64": hash_file(aside / TENSORS)})
         (aside / STATE).write_text(json.dumps(content, indent=1) + "\n", "utf-8")
 
 
@@ -117,14 +114,7 @@ def load_checkpoint(
 ) -> dict[str, Any]:
     """Load what `save_checkpoint` saved into modules of the same shapes; returns the state."""
     state = read_state(folder)
-    file = settled(folder) / _TENSORS
-    if not file.is_file():
-        raise ConfigError(f"{file}: cannot be read (no such file); train again")
-    if state.get("tensors_xxh64", found := hash_file(file)) != found:
-        raise ConfigError(
-            f"{file}: is damaged, its hash is {found}, expected {state['tensors_xxh64']}; copy the "
-            f"run again, or train again"
-        )
+    file = tensors_file(folder, state)
     try:
         tensors = load_file(file)
     except (OSError, SafetensorError) as e:

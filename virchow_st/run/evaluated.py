@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from virchow_st.config import TrainConfig, from_toml
 from virchow_st.errors import ConfigError
+from virchow_st.run.all_genes import ALL_GENES, AllGenesRow, read_all_genes
 from virchow_st.run.history import Epoch, read_history
 from virchow_st.run.integrity import CONFIG, SPLIT
 from virchow_st.run.maps import find_maps
@@ -16,6 +17,7 @@ from virchow_st.run.panel import Gene, gene_labels
 from virchow_st.run.results import PER_GENE_FILE, GeneScore, read_metrics, read_per_gene
 from virchow_st.run.split import SplitFile, read_split
 from virchow_st.run.state import check_run
+from virchow_st.types import SCALES_UM
 
 if TYPE_CHECKING:
     from virchow_st.run.blocks import RunBlocks
@@ -73,8 +75,21 @@ class RunResults:
 
         blocks = read_blocks(self.path)
         if list(blocks.gene_ids) != [gene.id for gene in self.panel]:
-            raise self._again("blocks.npz", f"the {len(self.panel)} genes of {PER_GENE_FILE}")
+            raise self.again("blocks.npz", f"the {len(self.panel)} genes of {PER_GENE_FILE}")
         return blocks
+
+    @property
+    def has_factors(self) -> bool:
+        """Whether it predicts every gene, as factors that all genes share."""
+        return "all_genes" in self.metrics
+
+    @cached_property
+    def all_genes(self) -> list[AllGenesRow]:
+        """Lines of ``all_genes.csv``, in its order; only of a run with factors."""
+        rows = read_all_genes(self.path)
+        if len(rows) != (n := self.metrics["all_genes"]["n_genes"]) * len(SCALES_UM):
+            raise self.again(ALL_GENES, f"the {n} genes of metrics.json")
+        return rows
 
     @cached_property
     def config(self) -> TrainConfig:
@@ -92,7 +107,8 @@ class RunResults:
         """Which patches train, validate and test."""
         return read_split(self.path / SPLIT)
 
-    def _again(self, name: str, expected: str) -> ConfigError:
+    def again(self, name: str, expected: str) -> ConfigError:
+        """The error of a file that does not fit the others."""
         return ConfigError(
             f"{self.path / name}: expected {expected}; got others; run `vst evaluate {self.path}` "
             f"again"
@@ -113,5 +129,5 @@ def read_results(run: Path) -> RunResults:
     check_run(run)
     results = RunResults(run, metrics, read_per_gene(run), read_history(run), maps)
     if len(results.panel) != metrics["n_genes"]:
-        raise results._again(PER_GENE_FILE, f"the {metrics['n_genes']} genes of metrics.json")
+        raise results.again(PER_GENE_FILE, f"the {metrics['n_genes']} genes of metrics.json")
     return results

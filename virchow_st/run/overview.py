@@ -47,11 +47,21 @@ LONGEST_PX = 1700
 
 def slide_names(stores: Sequence[Store]) -> list[str]:
     """What slides are called in result files: the patient, and the store's place if it repeats."""
-    times = Counter(store.patient for store in stores)
+    return slide_names_of([store.patient for store in stores])
+
+
+def slide_names_of(patients: Sequence[str]) -> list[str]:
+    """As `slide_names`, from the patient of each of the run's stores.
+
+    Example:
+        >>> slide_names_of(["P1", "P2", "P1"])
+        ['P1-0', 'P2', 'P1-2']
+    """
+    times = Counter(patients)
     names: list[str] = []
-    for i, store in enumerate(stores):
-        name = store.patient
-        while times[store.patient] > 1 and (name in times or name in names):
+    for i, patient in enumerate(patients):
+        name = patient
+        while times[patient] > 1 and (name in times or name in names):
             name += f"-{i}"
         names.append(name)
     return names

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict, cast
@@ -120,6 +120,20 @@ class SplitFile(TypedDict):
 def read_split(path: Path) -> SplitFile:
     """``split.json``, its hash compared; raises `ConfigError` for anything else."""
     return cast("SplitFile", read_json(path, SplitFile, "train anew", also=_check_split))
+
+
+def with_patients(content: SplitFile, name_of: Mapping[str, str]) -> SplitFile:
+    """The same split with other names of the patients, and its hash computed anew.
+
+    Args:
+        content: what `read_split` read.
+        name_of: the new name of every patient, by the old one.
+    """
+    rest: dict[str, Any] = {
+        part: [{**e, "patient": name_of[e["patient"]]} for e in content[part]]  # type: ignore[literal-required]
+        for part in ("slides", *PARTS)
+    }
+    return cast("SplitFile", {"format": _FORMAT, **rest, "xxh64": _digest(rest)})
 
 
 def _check_split(content: Any) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, NotRequired, TypedDict, cast
 
 from virchow_st.errors import ConfigError
-from virchow_st.run.integrity import FILES, GENES, check_files, hash_of
+from virchow_st.run.integrity import FILES, GENES, check_files, hash_file, hash_of
 from virchow_st.run.lock import CHECKPOINTS
 from virchow_st.runtime.atomic import settled
 from virchow_st.schema import Count, Length, MismatchError, Name, Within, read_json
@@ -14,7 +15,7 @@ from virchow_st.store.format import MAX_DIM
 from virchow_st.types import PATCH_BINS, SCALES_UM
 
 FORMAT = "virchow_st.checkpoint/1"
-STATE = "state.json"
+STATE, TENSORS = "state.json", "tensors.safetensors"
 
 
 class Encoder(TypedDict):
@@ -66,6 +67,29 @@ def read_state(folder: Path) -> dict[str, Any]:
         raise ConfigError(f"{folder}: no checkpoint there; run `vst train` first")
     state = read_json(file, State, "copy the run again, or train again", also=_check_state)
     return cast("dict[str, Any]", state)
+
+
+def sealed(state: Mapping[str, Any]) -> dict[str, Any]:
+    """The state with the hash over all of its other entries, ``xxh64``, computed anew."""
+    content = {name: value for name, value in state.items() if name != "xxh64"}
+    return {**content, "xxh64": hash_of(content)}
+
+
+def tensors_file(folder: Path, state: Mapping[str, Any]) -> Path:
+    """The file of a checkpoint's tensors, whose hash is compared with the state's.
+
+    Raises:
+        ConfigError: there is no such file, or it is not the one that was saved with the state.
+    """
+    file = settled(folder) / TENSORS
+    if not file.is_file():
+        raise ConfigError(f"{file}: cannot be read (no such file); train again")
+    if state.get("tensors_xxh64", found := hash_file(file)) != found:
+        raise ConfigError(
+            f"{file}: is damaged, its hash is {found}, expected {state['tensors_xxh64']}; copy the "
+            f"run again, or train again"
+        )
+    return file
 
 
 def check_run(run: Path) -> None:

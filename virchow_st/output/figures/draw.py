@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from virchow_st.errors import ConfigError
 from virchow_st.names import file_names
+from virchow_st.output.figures.abundance import abundance_figure
 from virchow_st.output.figures.against import Side, against_figure
 from virchow_st.output.figures.calibration import SCALES as CALIBRATION_SCALES
 from virchow_st.output.figures.calibration import calibration_figure
@@ -26,11 +27,12 @@ from virchow_st.output.figures.rasters import strongest
 from virchow_st.output.figures.reliability import Cells, Curve, Reliability
 from virchow_st.output.figures.run import OtherRun
 from virchow_st.output.figures.style import Picture, save
+from virchow_st.run.all_genes import NULL_SCALES_UM
 from virchow_st.run.evaluated import RunResults, read_results
 from virchow_st.run.lock import FIGURES, FIGURES_SEAL, RunLock
 from virchow_st.run.maps import SlideResult, open_maps
 from virchow_st.run.overview import SlideOverview, read_overviews
-from virchow_st.run.panel import Gene
+from virchow_st.run.panel import Gene, gene_labels
 from virchow_st.run.results import GeneScore
 from virchow_st.runtime.atomic import replaced_together
 from virchow_st.runtime.progress import SILENT, Progress
@@ -56,6 +58,7 @@ def draw_figures(
     - ``patches_SLIDE``: one per test slide; further pages are ``patches_SLIDE_2``, …
     - ``genes``, ``sparsity``, ``calibration``, ``training_curves``
     - ``overview_SLIDE``: one per slide of the run
+    - ``abundance``, and ``factors_SLIDE``, one per test slide: of a run with factors
     - ``against``: if another run is given
 
     ``visualization_metrics.json`` in the same folder holds every number printed in a figure.
@@ -88,6 +91,7 @@ def draw_into(
         slides = [stack.enter_context(open_maps(path)) for path in results.maps]
         overviews = list(read_overviews(run))
         total = len(slides) * (1 + 2 * len(chosen)) + 4 + len(overviews) + (other is not None)
+        total += results.has_factors * (1 + len(slides))
         written: list[Path] = []
         numbers = NumbersFile(run / FIGURES / FIGURES_SEAL, run)
         drawn = pictures(results, chosen, slides, overviews, other)
@@ -137,8 +141,26 @@ def pictures(
     yield "training_curves", [curves_figure(results.history, results.metrics)]
     for overview in overviews:
         yield f"overview_{overview.file_name}", [overview_figure(overview)]
+    if results.has_factors:
+        yield "abundance", [_abundance(results)]
+        for slide in slides:
+            yield f"factors_{slide.file_name}", [_factors(results.path, slide)]
     if other is not None:
         yield "against", [_against(results, other, chosen[0], slides[0], pooled, curves)]
+
+
+def _abundance(results: RunResults) -> Picture:
+    rows = results.all_genes
+    labels = gene_labels([row.gene for row in rows if row.scale_um == NULL_SCALES_UM[0]])
+    fdr = results.metrics["all_genes"]["fdr"]
+    return abundance_figure(rows, list(labels.values()), fdr, NULL_SCALES_UM[0])
+
+
+def _factors(run: Path, slide: SlideResult) -> Picture:
+    from virchow_st.output.fields import slide_field  # these load zarr and numba
+    from virchow_st.output.figures.factors import factors_figure
+
+    return factors_figure(slide_field(run, slide), slide.heading)
 
 
 def _intervals(blocks: RunBlocks, ids: Sequence[str]) -> dict[tuple[str, int], tuple[float, float]]:

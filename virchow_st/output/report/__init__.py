@@ -25,7 +25,10 @@ __all__ = ["write_report"]
 
 FIGURES_BYTES = 12_000_000
 """Most characters of all figures in the page."""
+ALL_GENES_BYTES = 40_000_000
+"""Characters for all genes of a run with factors, by which there are fewer maps of the panel."""
 _SCRIPTS = ("genes.js", "slide.js", "reading.js", "controls.js")  # joined in this order
+_ALL_GENES_LINK = ' <a href="#all-genes-section">All genes</a>'
 _STALE_S = 60.0  # copying a folder may change the order of its files' dates by seconds
 
 
@@ -39,7 +42,8 @@ def write_report(
 
     The page contains the run's figures, which are drawn first if there are none, and maps of the
     test slides: every gene of the panel at 8 and 16 µm, and the strongest genes also at 2 and 4 µm.
-    It stays under 150 MB and lists what was left out.
+    Of a run with factors it also has these, with the loadings of every gene, and so every gene's
+    predicted map. It stays under 150 MB and lists what was left out.
 
     Args:
         run: a run directory that ``vst evaluate`` has scored.
@@ -49,6 +53,7 @@ def write_report(
 
     Raises:
         ConfigError: a result file is missing or damaged, or a gene is not in the panel.
+        FieldError: the predicted factors of a slide are damaged.
     """
     with RunLock() as lock:
         lock.take(run)
@@ -83,14 +88,27 @@ def _write(run: Path, genes: Sequence[str] | None, progress: Progress, keep_path
         )
         page.write(head)
         page.write(json_script("gene-data", gene_table_data(results, order)))
-        slides = write_slides(page.write, results.maps, shown, n_fine, progress)
+        reserved = results.has_factors * ALL_GENES_BYTES
+        slides = write_slides(page.write, results.maps, shown, n_fine, progress, reserved)
         page.write(json_script("slide-data", slides))
+        if results.has_factors:
+            from virchow_st.output.report.all_genes import write_all_genes_data  # loads zarr
+
+            write_all_genes_data(page.write, results, progress)
         page.write(tail)
     return path
 
 
 def _page(results: RunResults, figures: Markup, keep_paths: bool) -> tuple[str, str]:
     """The page before and after the data that its scripts read."""
+    scripts: tuple[str, ...] = _SCRIPTS
+    style = _asset("page", "page.css")
+    section, link = Markup(""), ""
+    if results.has_factors:
+        from virchow_st.output.report.all_genes import all_genes_section  # loads zarr
+
+        section, link = all_genes_section(results), _ALL_GENES_LINK
+        scripts, style = (*scripts, "all_genes.js"), style + _asset("page", "all_genes.css")
     texts = {
         "name": escaped(results.name),
         "lead": sections.lead(results),
@@ -103,9 +121,11 @@ def _page(results: RunResults, figures: Markup, keep_paths: bool) -> tuple[str, 
         "run": run_section(results, keep_paths),
         "colours": ",".join(colour_stops(24)),
         "viewer_licence": escaped(_asset("vendor", "openseadragon.LICENSE.txt")),
-        "style": _asset("page", "page.css"),
+        "all_genes": section,
+        "all_genes_link": link,
+        "style": style,
         "viewer": _asset("vendor", "openseadragon.min.js"),
-        "scripts": "\n".join(_asset("page", name) for name in _SCRIPTS),
+        "scripts": "\n".join(_asset("page", name) for name in scripts),
     }
     head, tail = (
         Template(part).substitute(texts) for part in _asset("page", "page.html").split("$data\n")

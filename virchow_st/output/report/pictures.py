@@ -35,6 +35,14 @@ KINDS = {
     ),
     "genes": ("Genes", "PCC of every gene and the ceiling set by Poisson noise."),
     "sparsity": ("Sparsity", "PCC of every gene against the share of bins that hold a UMI."),
+    "abundance": (
+        "Abundance",
+        "PCC and its ceiling for every gene that the factors predict, against its UMIs.",
+    ),
+    "factors": (
+        "Factors",
+        "The factors with the most UMIs on a test slide, and the genes that distinguish each.",
+    ),
     "calibration": (
         "Calibration",
         "Observed mean count of bins against their predicted rate; points on the diagonal are "

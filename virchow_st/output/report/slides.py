@@ -37,7 +37,12 @@ Index = dict[str, Any]
 
 
 def write_slides(
-    write: Write, maps: Sequence[Path], genes: Sequence[Gene], n_fine: int, progress: Progress
+    write: Write,
+    maps: Sequence[Path],
+    genes: Sequence[Gene],
+    n_fine: int,
+    progress: Progress,
+    reserved: int = 0,
 ) -> list[Index]:
     """Write the layers of every test slide into the page.
 
@@ -47,6 +52,7 @@ def write_slides(
         genes: in the order of the page; if the space is used up, the last ones are left out.
         n_fine: number of genes, from the first, that are also written at 2 and 4 µm.
         progress: receives notes, warnings and step counts.
+        reserved: characters of `MAPS_BYTES` that are kept for something else.
 
     Returns:
         For each slide the index that the page's scripts read.
@@ -58,7 +64,7 @@ def write_slides(
             index: Index = {"name": slide.name, "width": cols, "height": rows, "tile": TILE_PX}
             index |= {"binUm": BIN_UM, "row0": slide.row0, "col0": slide.col0}
             index |= _write_image(write, s, slide, IMAGE_BYTES // len(maps))
-            room = MAPS_BYTES // len(maps)
+            room = (MAPS_BYTES - reserved) // len(maps)
             index["genes"] = _write_maps(write, s, slide, genes, n_fine, room, progress)
             indices.append(index)
     return indices

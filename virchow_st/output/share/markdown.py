@@ -1,0 +1,32 @@
+"""Markdown of a model card: names that people gave are text in it, never markup."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from virchow_st.names import shown
+
+
+def code(text: str) -> str:
+    """A name as code in Markdown, so that nothing in it is read as markup.
+
+    Example:
+        >>> code("P|1 <b>`x`")
+        '`P¦1 <b>´x´`'
+    """
+    plain = " ".join(shown(text).split()).replace("`", "´").replace("|", "¦")
+    return f"`{plain}`"
+
+
+def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown: the first column to the left, the others to the right."""
+    lines = ["| " + " | ".join(heads) + " |", "|:--|" + "--:|" * (len(heads) - 1)]
+    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
+
+
+def plain_text(text: str) -> str:
+    """Text with names of people in it, which Markdown and HTML take as it is."""
+    plain = " ".join(shown(text).split())
+    for mark in "\\`*_[]|#":
+        plain = plain.replace(mark, f"\\{mark}")
+    return plain.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
