@@ -380,8 +380,13 @@ def test_the_command_writes_a_folder(stain_run, tmp_path, vst) -> None:
     assert "no such run" in vst("push", tmp_path / "none", out.with_name("b")).err
 
 
-def test_the_command_pushes(stain_run, hub: Hub, vst) -> None:
+def test_the_command_pushes_and_predicts(stain_run, hub: Hub, vst, simulated, tmp_path) -> None:
     answer = vst("push", stain_run, "org/model", "--public", "--license", "cc-by-4.0")
     assert answer.code == 0, answer.err
     assert hub.private == {"org/model": False}
     assert b"license: cc-by-4.0\n" in hub.commits["org/model"][-1][CARD]
+    slide, out = simulated / "P5" / "tissue_image.tif", tmp_path / "rates.npz"
+    options = ("--out", out, "--format", "npz", "--device", "cpu")
+    answer = vst("predict", "hf:org/model", slide, *options)
+    assert answer.code == 0, answer.err
+    assert out.is_file()
