@@ -12,7 +12,7 @@ from virchow_st.field.loadings import Loadings
 from virchow_st.field.write import write_field
 from virchow_st.metrics.factor_scores import AllGeneScores
 from virchow_st.run.all_genes import NULL_SCALES_UM, AllGenesTable, write_all_genes
-from virchow_st.run.maps import find_maps, open_maps
+from virchow_st.run.maps import SlideResult, find_maps, open_maps
 from virchow_st.run.panel import Panel
 from virchow_st.run.results import read_metrics, write_metrics
 from virchow_st.types import BLOCK_BINS, SCALES_UM
@@ -70,7 +70,7 @@ def _maps(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
     return maps
 
 
-def _write(run: Path, slide, maps: np.ndarray, loadings: Loadings) -> None:
+def _write(run: Path, slide: SlideResult, maps: np.ndarray, loadings: Loadings) -> None:
     rows, cols = slide.scored_mask.shape
     blocks = (
         (row, col, maps[:, row : row + BLOCK_BINS, col : col + BLOCK_BINS])

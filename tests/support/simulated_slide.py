@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import h5py
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import tifffile
 from scipy import stats
@@ -35,7 +36,7 @@ class Slide(NamedTuple):
         with h5py.File(self.folder / "truth.h5") as f:
             return f[name].asstr()[:] if f[name].dtype.kind == "O" else f[name][:]
 
-    def positions(self):
+    def positions(self) -> pa.Table:
         return pq.read_table(self.square / "spatial" / "tissue_positions.parquet")
 
     def tissue(self) -> np.ndarray:
