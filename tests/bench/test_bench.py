@@ -368,7 +368,7 @@ def test_command_refuses(vst, tmp_path) -> None:
     answer = vst("bench", "metrics", "--json", tmp_path / "absent" / "out.json")
     assert answer.code == 2
     assert answer.out == ""
-    assert "make the folder" in answer.err
+    assert "create the folder" in answer.err
     answer = vst("bench", "train", "--device", "tpu")
     assert answer.code == 2
     assert answer.err.startswith("error: device: expected")
