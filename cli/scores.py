@@ -98,8 +98,8 @@ def print_comparison(console: Console, comparison: dict[str, Any], names: dict[s
             _COLUMNS,
             rows,
             (2,),
-            "Intervals by bootstrap over blocks of the slide, the same for both; unclear: the "
-            "interval contains 0.",
+            "Intervals: bootstrap over the slide's blocks, the same for both.\n"
+            "unclear: the interval contains 0.",
             styles={0: "cyan", 3: "cyan"},
         )
 

@@ -319,7 +319,7 @@ def test_a_comparison_needs_two_runs_and_a_place(vst, place: Place) -> None:
     arguments = ["evaluate", runs[0], "--json", place.folder / "comparison.json"]
     assert "several runs" in refused(vst, place, arguments)
     arguments = ["evaluate", *runs, "--json", place.folder / "none" / "comparison.json"]
-    assert "no folder" in refused(vst, place, arguments)
+    assert "not a folder" in refused(vst, place, arguments)
 
 
 def test_unknown_commands(vst, place: Place) -> None:
