@@ -146,5 +146,5 @@ def test_a_resumed_run_has_no_need_of_it(tmp_path: Path, monkeypatch: pytest.Mon
     config = tiny_config(two_patients(tmp_path), decoder="fusion", epochs=2)
     with few_steps(1):
         train(tmp_path / "run", replace(config, epochs=2))
-        monkeypatch.setattr("virchow_st.training.train.regress_on_tokens", None)
+        monkeypatch.setattr("virchow_st.training.start.regress_on_tokens", None)
         train(tmp_path / "run", config, resume=True)

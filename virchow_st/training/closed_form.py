@@ -92,7 +92,7 @@ def _of_patch(
     statistics: TrainingStatistics,
     rng: np.random.Generator,
     most: int,
-    loadings: Float32Array | None,
+    loadings: Float32Array | None = None,
 ) -> tuple[Float64Array, Float64Array, Float64Array]:
     """Standardised tokens (n, D) of a patch, UMIs of genes or factors (n, G or K), tissue bins.
 
