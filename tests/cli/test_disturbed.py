@@ -161,6 +161,8 @@ def test_a_stopped_evaluation_keeps_the_old_results(run: Path, how: signal.Signa
     process = subprocess.Popen(
         [sys.executable, "-c", SLOW, "evaluate", str(run), "--device", "cpu"],
         stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
+        # A shell that started the tests in the background lets them ignore Ctrl-C.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     assert process.stderr is not None
     for line in process.stderr:

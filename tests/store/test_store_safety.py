@@ -425,5 +425,7 @@ def test_folder_without_the_right_to_write_is_refused(tmp_path, monkeypatch):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
     monkeypatch.setattr(os, "open", refuse)
-    with pytest.raises(StoreError, match=r"cannot be written \(Permission denied\); get the rights"):
+    with pytest.raises(
+        StoreError, match=r"cannot be written \(Permission denied\); get the rights"
+    ):
         StoreWriter(tmp_path / "A.vst", JOB)
