@@ -5,7 +5,7 @@ factors are made of.
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypedDict
@@ -137,12 +137,7 @@ def _text(value: float) -> str:
 
 def read_all_genes(run: Path) -> list[AllGenesRow]:
     """``all_genes.csv`` in its order; raises `ConfigError` where it is missing or damaged."""
-    columns: dict[str, Callable[[str], Any]] = {
-        "gene_id": csv_name,
-        "symbol": csv_name,
-        "scale_um": int,
-    }
-    columns |= dict.fromkeys(COLUMNS, _score)
+    columns = score_columns(COLUMNS)
     remedy = f"run `vst evaluate {run}` again"
     rows = read_table(run / ALL_GENES, columns, remedy, also=_check_rows)
     return [
@@ -153,6 +148,16 @@ def read_all_genes(run: Path) -> list[AllGenesRow]:
         )
         for row in rows
     ]
+
+
+def score_columns(scores: Iterable[str]) -> dict[str, Callable[[str], Any]]:
+    """How the columns of a table with a line for each gene and scale are read, by name."""
+    keys: dict[str, Callable[[str], Any]] = {
+        "gene_id": csv_name,
+        "symbol": csv_name,
+        "scale_um": int,
+    }
+    return keys | dict.fromkeys(scores, _score)
 
 
 def _score(text: str) -> float:

@@ -9,16 +9,15 @@ docs/metrics.md, "Files", says the same for people. `virchow_st.run.blocks` has 
 from __future__ import annotations
 
 import csv
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NotRequired, TextIO, TypedDict, cast
 
 import numpy as np
 
-from virchow_st.names import csv_name, csv_text
-from virchow_st.run.all_genes import AllGenesMetrics
+from virchow_st.names import csv_text
+from virchow_st.run.all_genes import AllGenesMetrics, score_columns
 from virchow_st.run.panel import Gene, Panel
 from virchow_st.runtime.atomic import write_json, written_whole
 from virchow_st.schema import Count, Length, MismatchError, Name, check, read_json, read_table
@@ -200,12 +199,7 @@ def _text(values: Float64Array, gene: int) -> str:
 
 def read_per_gene(run: Path) -> list[GeneScore]:
     """``per_gene.csv`` in its order; raises `ConfigError` where it is missing or damaged."""
-    columns: dict[str, Callable[[str], Any]] = {
-        "gene_id": csv_name,
-        "symbol": csv_name,
-        "scale_um": int,
-    }
-    columns |= dict.fromkeys(PER_GENE, _score)
+    columns = score_columns(PER_GENE)
     remedy, missing = _again(run)
     path = run / PER_GENE_FILE
     rows = read_table(path, columns, remedy, missing=missing, also=_check_rows)
@@ -217,12 +211,6 @@ def read_per_gene(run: Path) -> list[GeneScore]:
         )
         for row in rows
     ]
-
-
-def _score(text: str) -> float:
-    if text and not math.isfinite(float(text)):
-        raise MismatchError(f"expected numbers; got {text}")
-    return float(text) if text else math.nan
 
 
 def _check_rows(rows: Any) -> None:
