@@ -4,6 +4,10 @@ BIN := .venv/bin
 READY := .venv/.ready
 # Versions to install; lower_bounds.txt holds the first ones that pyproject.toml allows.
 CONSTRAINTS ?= constraints.txt
+# Tests run in one process a core, a module in one of them (its fixtures are made once), each process
+# on one thread and up to 3 GB; `make test WORKERS=0` runs them in this process, as a debugger needs it.
+WORKERS ?= auto
+PYTEST = $(ONE_THREAD) $(BIN)/pytest -q --numprocesses $(WORKERS) --maxprocesses 4 --dist loadfile
 
 .PHONY: demo test test-all coverage lint docs dist release-check bench vendor clean
 .DELETE_ON_ERROR:
@@ -12,14 +16,14 @@ demo: $(READY)
 	$(BIN)/vst demo demo
 
 test: $(READY)
-	$(BIN)/pytest -q -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-all: $(READY)
-	$(BIN)/pytest -q
+	$(PYTEST)
 
 # Takes about twice as long as the tests alone, so CI does it every night and not at every push.
 coverage: $(READY)
-	$(BIN)/pytest -q -m "not slow" --cov --cov-report=html --cov-report=term:skip-covered
+	$(PYTEST) -m "not slow" --cov --cov-report=html --cov-report=term:skip-covered
 
 lint: $(READY)
 	$(BIN)/ruff check .
