@@ -13,14 +13,11 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 import virchow_st
 from virchow_st.kernels.pooling import pool_mask, sum_pool
-from virchow_st.run import overview
 from virchow_st.run.results import PER_GENE
-from virchow_st.run.split import Member, Split
 
 SCALES = ("2", "4", "8", "16")
 SCORES = {
@@ -179,24 +176,6 @@ def test_differences_are_those_of_the_figures(metrics: dict[str, Any]) -> None:
                 assert actual["ci95"][0] <= actual["difference"] <= actual["ci95"][1]
 
 
-def test_the_truth_of_a_simulated_slide_checks_the_ceiling(
-    vst, runs: dict[str, Path], simulated: Path, tmp_path: Path
-) -> None:
-    run = _copy(runs["linear"], tmp_path / "run")
-    answer = vst("evaluate", run, "--device", "cpu", "--truth", simulated / "P5" / "truth.h5")
-    assert answer.code == 0, answer.err
-    metrics = read_json(run / "metrics.json")
-    for scale in SCALES:
-        truth, figures = metrics["truth"][scale], metrics["scales"][scale]
-        assert truth["pcc_of_truth"] == pytest.approx(figures["pcc_ceiling"], abs=0.03)
-        assert truth["pcc_with_truth"] > figures["pcc"]  # the truth has no noise to miss
-    assert f"{metrics['truth']['8']['pcc_with_truth']:.3f}" in answer.out
-    wrong = vst("evaluate", run, "--truth", simulated / "P1" / "truth.h5")
-    assert wrong.code == 2
-    assert "simulated P5; got one of P1" in wrong.err
-    assert (run / "metrics.json").is_file()  # refused before anything was touched
-
-
 def test_two_runs_side_by_side(vst, runs: dict[str, Path], tmp_path: Path) -> None:
     a, b = (_copy(runs[name], tmp_path / name) for name in ("linear", "hist2st"))
     answer = vst("evaluate", a, b, "--device", "cpu", "--json", tmp_path / "comparison.json")
@@ -219,33 +198,6 @@ def test_two_runs_side_by_side(vst, runs: dict[str, Path], tmp_path: Path) -> No
     refused = vst("evaluate", a, b, "--device", "cpu")
     assert refused.code == 2
     assert len(refused.err.splitlines()) == 1
-
-
-@pytest.mark.parametrize("evaluated", [True, False])
-def test_a_decoder_that_predicts_nan_is_refused_and_changes_no_results(
-    vst, runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, evaluated: bool
-) -> None:
-    from virchow_st.predict import load
-
-    run, decode = tmp_path / "run", load.decode
-    shutil.copytree(runs["linear"], run)
-    if not evaluated:
-        for name in ("metrics.json", "per_gene.csv", "blocks.npz", "overview.h5"):
-            (run / name).unlink()
-        shutil.rmtree(run / "maps")
-    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
-
-    def broken(*arguments: Any) -> torch.Tensor:
-        output = decode(*arguments)
-        output[-1, 3, 7, 9] = np.nan
-        return output
-
-    monkeypatch.setattr(load, "decode", broken)
-    answer = vst("evaluate", run, "--device", "cpu", "--quiet")
-    assert answer.code == 2
-    symbol = (run / "panel.tsv").read_text().splitlines()[4].split("\t")[1]
-    assert f"got nan for {symbol}, and such rates for 1 of 20 genes" in answer.err
-    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
 
 
 def _copy(run: Path, to: Path) -> Path:
@@ -324,19 +276,6 @@ def test_counts_are_conserved_at_every_scale(run: Path, stores: dict[str, Path])
     assert (rate >= 0).all()
 
 
-def test_evaluating_again_gives_the_same(vst, runs: dict[str, Path]) -> None:
-    run = runs["linear"]
-    names = ("metrics.json", "per_gene.csv", "blocks.npz")
-    before = [(run / name).read_bytes() for name in names]
-    answer = vst("evaluate", run, "--device", "cpu")
-    assert answer.code == 0
-    assert [(run / name).read_bytes() for name in names] == before
-    pcc = read_json(run / "metrics.json")["scales"]["8"]["pcc"]
-    assert f"{pcc:.3f}" in answer.out
-    assert "…" not in answer.out
-    assert "\x1b" not in answer.out + answer.err
-
-
 def test_the_overview_shows_every_slide_with_its_split(run: Path, stores: dict[str, Path]) -> None:
     split = read_json(run / "split.json")
     with h5py.File(run / "overview.h5") as f:
@@ -372,28 +311,6 @@ def test_the_overview_shows_every_slide_with_its_split(run: Path, stores: dict[s
                 np.testing.assert_array_equal(valid[window], patch.validity_mask)
                 part = image[2 * r : 2 * r + 256, 2 * c : 2 * c + 256]
                 np.testing.assert_array_equal(part, patch.image)
-
-
-def test_a_large_slide_is_shown_smaller_in_the_overview(
-    stores: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(overview, "LONGEST_PX", 200)  # of 768
-    store = virchow_st.open_store(stores["P5"])
-    split = Split((), (), tuple(Member(0, i) for i in (4, 5, 8)), ("",))
-    overview.write_overview(tmp_path / "overview.h5", [store], split, {}, 512)
-    (slide,) = read_overviews_of(tmp_path)
-    assert slide.um_per_px == 4
-    assert [(place.row, place.col) for place in slide.patches] == [(0, 0), (0, 128), (128, 128)]
-    assert slide.image.shape == (128, 128, 3)
-    expected = store[5].image.reshape(64, 4, 64, 4, 3).mean(axis=(1, 3)).round()
-    np.testing.assert_array_equal(slide.image[:64, 64:], expected)
-    assert (slide.image[64:, :64] == 255).all()
-
-
-def read_overviews_of(folder: Path) -> list[Any]:
-    from virchow_st.run.overview import read_overviews
-
-    return list(read_overviews(folder))
 
 
 RESULTS = ("metrics.json", "per_gene.csv", "history.jsonl", "blocks.npz", "overview.h5", "maps")
@@ -437,23 +354,6 @@ def test_figures_are_drawn_from_results_alone(
             assert b"/Subtype /Type3" not in pdf
 
 
-def test_training_again_refuses_and_a_config_repeats_it(
-    vst, runs: dict[str, Path], stores: dict[str, Path], tmp_path: Path
-) -> None:
-    run = runs["linear"]
-    config = run / "config.toml"
-    again = vst("train", "--config", config, "--run", run)
-    assert again.code == 2
-    assert "already there" in again.err
-    repeat = tmp_path / "repeat"
-    answer = vst("train", "--config", config, "--run", repeat, "--epochs", 1)
-    assert answer.code == 0, answer.err
-    assert (repeat / "split.json").read_bytes() == (run / "split.json").read_bytes()
-    assert (repeat / "panel.tsv").read_bytes() == (run / "panel.tsv").read_bytes()
-    kept = tomllib.loads((repeat / "config.toml").read_text("utf-8"))
-    assert kept == {**tomllib.loads(config.read_text("utf-8")), "epochs": 1}
-
-
 def test_python_face(run: Path, stores: dict[str, Path]) -> None:
     store = virchow_st.open_store(stores["P5"])
     assert len(store) == 9
@@ -482,27 +382,3 @@ def test_python_face(run: Path, stores: dict[str, Path]) -> None:
             r, c = patch.row0 - row0, patch.col0 - col0
             mapped = f["rate"][:, r : r + 128, c : c + 128].astype(np.float32)
             np.testing.assert_allclose(mapped, rate, rtol=2e-3, atol=1e-6)
-
-
-def test_results_are_independent_of_the_test_patient(
-    vst, runs: dict[str, Path], stores: dict[str, Path], tmp_path: Path
-) -> None:
-    """Training with the test patient's store absent of its counts would be the same: no leak."""
-    arguments = [
-        "train", stores["P1"], stores["P2"], stores["P5"], "--run", tmp_path / "r",
-        "--test-patient", "P5", "--panel", "top:20", "--decoder", "linear", "--epochs", 1,
-        "--lr", "1e-3", "--batch-size", 4, "--accumulate", 1, "--device", "cpu",
-    ]  # fmt: skip
-    from virchow_st.store.reader import Patch
-
-    read: set[str] = set()
-    unpack = Patch._unpack
-
-    def watched(self: Patch, *rest: Any) -> Any:
-        read.add(self.store.patient)
-        return unpack(self, *rest)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Patch, "_unpack", watched)
-        assert vst(*arguments).code == 0
-    assert read == {"P1", "P2"}

@@ -11,12 +11,10 @@ from typing import Any
 
 import pytest
 from changed_weights import WEIGHTS, change_weights
-from cli_place import Answer
+from cli_place import Vst
 from torch import Tensor
 
 from virchow_st.run.integrity import hash_of
-
-Vst = Callable[..., Answer]
 
 
 @pytest.fixture

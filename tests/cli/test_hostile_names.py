@@ -6,14 +6,11 @@ import json
 import os
 import shutil
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from cli_place import Answer, command
+from cli_place import Vst, command
 from tiny_store import write_store
-
-Vst = Callable[..., Answer]
 
 
 @pytest.mark.parametrize("patients", [("S 1", "S_1", "../../x"), ("../../x", "/etc/y", "a/b")])

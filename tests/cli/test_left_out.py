@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import anndata
@@ -14,7 +13,7 @@ import numpy as np
 import pytest
 import zarr
 from changed_weights import GENE, change_weights, flatten, spike
-from cli_place import Answer
+from cli_place import Answer, Vst
 
 import virchow_st
 from virchow_st.errors import ConfigError
@@ -22,7 +21,6 @@ from virchow_st.run.panel import Panel
 from virchow_st.run.rates import check_left_out
 from virchow_st.types import BoolArray
 
-Vst = Callable[..., Answer]
 N = 20
 CPU = ("--device", "cpu")
 

@@ -6,7 +6,7 @@ import getpass
 import shutil
 import socket
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,8 @@ import h5py
 import numpy as np
 import pytest
 import zarr
-from cli_place import Answer
+from cli_place import Vst
 
-Vst = Callable[..., Answer]
 PLACE = "elsewhere-7f3a"  # a folder's name that nothing else has
 
 

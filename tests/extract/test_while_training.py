@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from cli_place import Answer
+from cli_place import Answer, Vst
 from tiny_training import few_steps, history
 
 from virchow_st.config import TrainConfig
@@ -16,8 +16,6 @@ from virchow_st.runtime.progress import Silent
 from virchow_st.store.reader import open_store
 from virchow_st.store.writer import StoreWriter
 from virchow_st.training.train import train
-
-Vst = Callable[..., Answer]
 
 
 class Meanwhile(Silent):

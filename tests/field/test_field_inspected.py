@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from cli_place import Answer
+from cli_place import Vst
 from tiny_field import PROVENANCE, TinyField
-
-Vst = Callable[..., Answer]
 
 
 def test_a_field_is_described(vst: Vst, tmp_path: Path) -> None:

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pytest
-from cli_place import Answer
+from cli_place import Vst
 from tiny_field import CORNER_UM, PROVENANCE, TinyField
 
 import virchow_st
 
-Vst = Callable[..., Answer]
 NAMES = "GENE5,ENSG00000"
 
 

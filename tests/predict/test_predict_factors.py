@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,7 +11,7 @@ import cv2
 import numpy as np
 import pytest
 import tifffile
-from cli_place import Answer
+from cli_place import Vst
 
 import virchow_st
 from virchow_st.config import PredictConfig
@@ -24,7 +23,6 @@ from virchow_st.predict.rates import RateImages
 from virchow_st.predict.slide import predict_slide
 from virchow_st.run.panel import Panel
 
-Vst = Callable[..., Answer]
 MPP = 0.5
 SIDE = 1100  # px; 275 bins, which is no multiple of 8
 

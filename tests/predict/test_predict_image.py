@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import tifffile
 import zarr
+from cli_place import assert_refused
 from tiny_cohort import STAIN
 from tiny_slide import TinySlide
 
@@ -314,13 +315,6 @@ def test_anndata(
         assert (np.abs(seen - GREEN) <= 2).all()
 
 
-def refused(answer: Any, *words: str) -> None:
-    assert answer.code == 2, answer
-    (line,) = [line for line in answer.err.splitlines() if line.startswith("error")]
-    for word in words:
-        assert word in line, line
-
-
 def test_refusals_leave_nothing(
     vst: Callable[..., Any], runs: list[Path], picture: np.ndarray, image: Path, tmp_path: Path
 ) -> None:
@@ -329,20 +323,20 @@ def test_refusals_leave_nothing(
     outputs.mkdir()
     out, jpg = outputs / "a.zarr", inputs / "a.jpg"
     cv2.imwrite(str(jpg), picture)
-    refused(vst("predict", runs[0], jpg, "--out", out), str(jpg), "µm per pixel", "--mpp")
+    assert_refused(vst("predict", runs[0], jpg, "--out", out), str(jpg), "µm per pixel", "--mpp")
     glass = inputs / "glass.png"
     cv2.imwrite(str(glass), np.full((900, 900, 3), 240, np.uint8))
-    refused(vst("predict", runs[0], glass, "--out", out, "--mpp", 0.5), "tissue")
-    refused(vst("predict", tmp_path / "none", image, "--out", out), "none", "no such run")
-    refused(vst("predict", runs[0], inputs / "none.svs", "--out", out), "none.svs")
-    refused(vst("predict", runs[0], image, "--out", out, "--mpp", 5), "got 5")
-    refused(vst("predict", runs[0], image, "--out", out, "--weights", jpg), "weights")
+    assert_refused(vst("predict", runs[0], glass, "--out", out, "--mpp", 0.5), "tissue")
+    assert_refused(vst("predict", tmp_path / "none", image, "--out", out), "none", "no such run")
+    assert_refused(vst("predict", runs[0], inputs / "none.svs", "--out", out), "none.svs")
+    assert_refused(vst("predict", runs[0], image, "--out", out, "--mpp", 5), "got 5")
+    assert_refused(vst("predict", runs[0], image, "--out", out, "--weights", jpg), "weights")
     if find_spec("anndata") is None:
         answer = vst("predict", runs[0], image, "--out", out, "--format", "h5ad")
-        refused(answer, "pip install 'virchow_st[spatial]'")
+        assert_refused(answer, "pip install 'virchow_st[spatial]'")
     damaged = inputs / "damaged.tif"
     damaged.write_bytes(image.read_bytes()[: image.stat().st_size // 2])
-    refused(vst("predict", runs[0], damaged, "--out", out, "--mpp", MPP), "damaged.tif")
+    assert_refused(vst("predict", runs[0], damaged, "--out", out, "--mpp", MPP), "damaged.tif")
     assert not list(outputs.iterdir())
 
 
@@ -362,14 +356,16 @@ def test_a_run_of_another_encoder(
     state = read_state(best)
     write_state(best, state | {"encoder": state["encoder"] | {"weights": "stain/0"}})
     out = tmp_path / "out.zarr"
-    refused(vst("predict", other, image, "--out", out), "stain/0", "stain/1", str(other))
-    refused(vst("predict", runs[0], image, "--out", out, "--also", other), "one encoder")
+    assert_refused(vst("predict", other, image, "--out", out), "stain/0", "stain/1", str(other))
+    assert_refused(vst("predict", runs[0], image, "--out", out, "--also", other), "one encoder")
     shutil.rmtree(other)
     shutil.copytree(runs[0], other)
     first, *genes = (other / "panel.tsv").read_text().splitlines(keepends=True)
     (other / "panel.tsv").write_text("".join([first, *genes[::-1]]))
     write_state(best, state | {"files": file_hashes(other)})
-    refused(vst("predict", runs[0], image, "--out", out, "--also", other), "--panel", str(other))
+    assert_refused(
+        vst("predict", runs[0], image, "--out", out, "--also", other), "--panel", str(other)
+    )
     assert {p.name for p in tmp_path.iterdir()} == {"other"}
 
 
@@ -378,7 +374,7 @@ def test_an_output_is_never_replaced(
 ) -> None:
     kept = tmp_path / "a.zarr"
     kept.write_text("mine")
-    refused(vst("predict", runs[0], image, "--out", kept), str(kept), "already there")
+    assert_refused(vst("predict", runs[0], image, "--out", kept), str(kept), "already there")
     assert kept.read_text() == "mine"
 
 

@@ -20,6 +20,9 @@ class Answer(NamedTuple):
     err: str
 
 
+Vst = Callable[..., Answer]  # the fixture ``vst``
+
+
 class Place:
     """A scratch folder for mistaken commands, with read-only slides and stores."""
 
@@ -50,6 +53,14 @@ class Place:
     def train(self, *more: object) -> list[object]:
         return ["train", self.stores["P1"], self.stores["P5"], "--run", self.folder / "run",
                 "--decoder", "linear", "--epochs", 1, "--device", "cpu", *more]  # fmt: skip
+
+
+def assert_refused(answer: Answer, *words: str) -> None:
+    """Check that a command ended with exit code 2 and one line of error with these words."""
+    assert answer.code == 2, answer
+    (line,) = [line for line in answer.err.splitlines() if line.startswith("error")]
+    for word in words:
+        assert word in line, line
 
 
 def refused(vst: Callable[..., Answer], place: Place, arguments: list[object]) -> str:
