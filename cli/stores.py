@@ -41,10 +41,14 @@ def inspect(console: Console, stores: tuple[Path, ...], as_json: bool) -> None:
     if any(is_field(path) for path in stores):
         inspect_fields(console, stores, as_json)
         return
+    from virchow_st.run.exposure import slide_exposure
     from virchow_st.store.reader import open_store
     from virchow_st.store.summary import summarise
 
-    summaries = [summarise(store) for store in [open_store(path) for path in stores]]
+    opened = [open_store(path) for path in stores]
+    summaries = [
+        {**summarise(store), "exposure": slide_exposure(store).summary()} for store in opened
+    ]
     if as_json:
         console.json(summaries[0] if len(summaries) == 1 else summaries)
         return
@@ -73,6 +77,7 @@ def _column(summary: dict[str, Any]) -> dict[str, str]:
         "non-zero": f"{summary['nonzero']:.2%} of genes × tissue bins",
         "non-zero, top 50 genes": f"{summary['nonzero_top50']:.2%}",
         "bytes per non-zero count": f"{summary['bytes_per_nonzero']:.2f}",
+        "stripes": _stripes(summary["exposure"]),
         "token grid": f"{summary['grid']}×{summary['grid']}×{summary['dim']}, "
         f"{summary['token_um']} µm, {summary['token_dtype']}",
         "size on disk": size_text(summary["bytes"]),
@@ -94,6 +99,15 @@ def _column(summary: dict[str, Any]) -> dict[str, str]:
         rows["registration"] = describe(summary["registration"])
     rows["written by"] = _listed(summary["software"])
     return rows
+
+
+def _stripes(exposure: dict[str, Any]) -> str:
+    parts = []
+    for axis in ("row", "col"):
+        name = {"row": "rows", "col": "columns"}[axis]
+        sd, se = exposure[f"{axis}_sd"], exposure[f"{axis}_se"]
+        parts.append(f"{name} differ by {sd:.1%} (± {se:.1%})" if sd else f"none of {name}")
+    return ", ".join(parts)
 
 
 def _listed(values: dict[str, Any]) -> str:

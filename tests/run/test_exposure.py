@@ -1,0 +1,44 @@
+"""The exposure of a slide, as its store tells it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from virchow_st.errors import ConfigError
+from virchow_st.metrics.stripes import Stripes
+from virchow_st.run.exposure import SlideExposure, slide_exposure
+from virchow_st.store.format import PatchInfo
+from virchow_st.store.reader import open_store
+
+
+def test_depth_is_that_of_the_tissue(stores: dict[str, Path]) -> None:
+    store = open_store(stores["P1"])
+    found = slide_exposure(store)
+    umis = bins = 0.0
+    for patch in store:
+        tissue = patch.tissue_mask
+        exposure = found.of_patch(patch.info)
+        umis += patch.counts().sum(axis=0)[tissue.ravel()].sum()
+        bins += exposure[tissue].sum(dtype=np.float64)
+    assert found.depth == pytest.approx(umis / bins, rel=1e-6)
+    assert found.without_stripes().of_patch(store[0].info).min() == 1
+    assert not found.without_stripes().has_stripes
+
+
+def at(row0: int, col0: int) -> PatchInfo:
+    """A patch that begins there."""
+    return PatchInfo(row0, col0, np.zeros((4, 2)), 1.0, 0)
+
+
+def test_a_patch_takes_its_own_rows_and_columns() -> None:
+    rows = Stripes(np.arange(1.0, 257), np.ones(256), 0.1)
+    cols = Stripes(np.full(128, 2.0), np.ones(128), 0.1)
+    exposure = SlideExposure(3.0, 10, 20, rows, cols)
+    np.testing.assert_array_equal(exposure.of_patch(at(138, 20))[:, 5], 2 * np.arange(129.0, 257))
+    assert exposure.of_patch(at(10, 20)).dtype == np.float32
+    for row0, col0 in ((9, 20), (139, 20), (10, 21), (10, 19)):
+        with pytest.raises(ConfigError, match="exposure: expected rows"):
+            exposure.of_patch(at(row0, col0))
