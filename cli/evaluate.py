@@ -21,6 +21,11 @@ from virchow_st_cli.scores import print_comparison, print_scores, short_names
     help="truth.h5 of a simulated test slide, to compare with the true rates as well",
 )
 @click.option(
+    "--gene-sets",
+    type=click.Path(path_type=Path),
+    help="GMT file whose gene sets are scored as well; for a run with --panel all",
+)
+@click.option(
     "--json",
     "json_file",
     type=click.Path(path_type=Path),
@@ -32,6 +37,7 @@ def evaluate(
     runs: tuple[Path, ...],
     device: str,
     truth: Path | None,
+    gene_sets: Path | None,
     json_file: Path | None,
 ) -> None:
     """Score the best decoder on the test patient; writes metrics.json, per_gene.csv and maps.
@@ -49,7 +55,7 @@ def evaluate(
 
     if len(runs) > 1:
         check_comparable(runs)
-    metrics = [evaluate_run(run, device, console, truth) for run in runs]
+    metrics = [evaluate_run(run, device, console, truth, gene_sets) for run in runs]
     if len(runs) == 1:
         (only,) = metrics
         print_scores(console, {f"{only['decoder']}, {only['loss']}": only})

@@ -72,6 +72,16 @@ def print_scores(console: Console, runs: Runs) -> None:
                 caption=abundance_caption(metrics),
                 styles={0: "bold cyan"},
             )
+        if "gene_sets" in metrics:
+            found = metrics["gene_sets"]
+            beyond = " and ".join(
+                f"{n} of {found['n_tested'][scale]} at {scale} µm"
+                for scale, n in found["n_predicted"].items()
+            )
+            console.result(
+                f"gene sets of {name}, predicted beyond chance (false discovery rate "
+                f"{found['fdr']:.0%}): {beyond}; their scores are in gene_sets.csv"
+            )
 
 
 def print_comparison(console: Console, comparison: dict[str, Any], names: dict[str, str]) -> None:

@@ -18,9 +18,7 @@ from virchow_st.metrics.factor_scores import AllGeneScores, FactorScores
 from virchow_st.run.all_genes import FDR, NULL_SCALES_UM, AllGenesTable
 from virchow_st.run.panel import Panel
 from virchow_st.run.rates import left_out
-from virchow_st.run.split import Member
 from virchow_st.store.panel_reads import PanelCounts
-from virchow_st.store.reader import Store
 from virchow_st.training.dataset import N_ORIENTATIONS
 from virchow_st.types import (
     BIN_UM,
@@ -68,23 +66,18 @@ class AllGenes:
         }
         self._factor_sums = np.zeros(loadings.shape[1])
         self._n_bins = 0
-        self._places: tuple[Store, Int64Array] | None = None
         self._kept: list[_Kept] = []
 
-    def add(self, store: Store, member: Member, factors: Float32Array) -> None:
+    def add(self, counts: PanelCounts, tissue_mask: BoolArray, factors: Float32Array) -> None:
         """Add the prediction for one patch; the patches of a slide follow each other.
 
         Args:
-            store: Store of the patch.
-            member: The patch.
+            counts: Observed counts of the G genes at 2 µm.
+            tissue_mask: (128, 128).
             factors: (K, 128, 128) UMIs per 2 µm bin; NaN in bins that are left out, which are not
                 scored.
         """
-        if self._places is None or self._places[0] is not store:
-            self._places = store, self._genes.indices(store)
-        patch = store[member.patch]
-        counts = patch.panel_counts(self._places[1])
-        scored = patch.tissue_mask & ~left_out(factors)
+        scored = tissue_mask & ~left_out(factors)
         self._factor_sums += factors[:, scored].sum(1, dtype=np.float64)
         factors = np.nan_to_num(factors, nan=0.0)  # those of bins that are not scored
         self._n_bins += int(scored.sum())

@@ -14,6 +14,7 @@ from virchow_st.evaluation.all_genes import AllGenes, summary
 from virchow_st.evaluation.baselines import ORACLES, fit_baselines
 from virchow_st.evaluation.blocks import NOBODY, Blocks, cut_blocks, shifted_places, shuffled_places
 from virchow_st.evaluation.fields import SlideField
+from virchow_st.evaluation.gene_sets import GeneSetScores
 from virchow_st.evaluation.scoreboard import Scoreboard, Slide, scale_scores
 from virchow_st.evaluation.truth import TruthScores
 from virchow_st.metrics.seams import SeamAccumulator, Seams
@@ -22,6 +23,7 @@ from virchow_st.predict.load import Run, load_run
 from virchow_st.run.all_genes import FIELDS, write_all_genes, write_factors
 from virchow_st.run.blocks import RUN, RunBlocks, write_blocks
 from virchow_st.run.compare import DRAWS, check_same_panel, differences, other_patches
+from virchow_st.run.gene_sets import GENE_SETS
 from virchow_st.run.lock import RESULTS_SEAL, RunLock
 from virchow_st.run.maps import MAPS, SlideMaps, write_maps
 from virchow_st.run.overview import slide_names, write_overview
@@ -43,6 +45,7 @@ def evaluate_run(
     device: str = "auto",
     progress: Progress = SILENT,
     truth: Path | None = None,
+    gene_sets: Path | None = None,
 ) -> dict[str, Any]:
     """Score a run's best decoder and the baselines on the run's test patient.
 
@@ -53,6 +56,8 @@ def evaluate_run(
         device: Device to predict on: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         progress: Receives notes, warnings and step counts.
         truth: ``truth.h5`` of a simulated test slide, to compare with the true rates as well.
+        gene_sets: GMT file whose sets are scored as well, each as the sum of its genes; for a run
+            with factors.
 
     Returns:
         The content of ``metrics.json``. It is written last, so it exists only if all other result
@@ -68,16 +73,26 @@ def evaluate_run(
         lock.take(run_path)
         run = load_run(run_path, device)
         with replaced_together(run_path, RESULTS_SEAL) as folder:
-            metrics = _evaluate(run, folder, progress, truth)
+            metrics = _evaluate(run, folder, progress, truth, gene_sets)
             maps = {path.name for path in (folder / MAPS).iterdir()}
         for path in (run_path / MAPS).glob("*.h5"):
             if path.name not in maps:
                 path.unlink()  # under a name that an older version gave it
+        if gene_sets is None:
+            (run_path / GENE_SETS).unlink(missing_ok=True)  # of an evaluation before this one
         return metrics
 
 
-def _evaluate(run: Run, folder: Path, progress: Progress, truth: Path | None) -> dict[str, Any]:
+def _evaluate(
+    run: Run, folder: Path, progress: Progress, truth: Path | None, gene_sets: Path | None
+) -> dict[str, Any]:
     """Score a loaded run and write all results into a folder."""
+    if gene_sets is not None and run.loadings is None:
+        raise ConfigError(
+            f"{run.path}: gene sets are scored from the factors of all genes, and this run "
+            f"predicts {len(run.panel)} genes one by one; train it with --panel all"
+        )
+    set_scores = None if gene_sets is None else GeneSetScores(gene_sets, run, progress)
     stores = _open_stores(run)
     slides = _test_slides(run, stores)
     truth_scores = None if truth is None else _truth_scores(truth, slides, run.panel)
@@ -94,6 +109,7 @@ def _evaluate(run: Run, folder: Path, progress: Progress, truth: Path | None) ->
     all_genes = None
     if run.loadings is not None:
         all_genes = AllGenes(run.genes.all, run.loadings, run.all_train_rate)
+    of_factors = [scores for scores in (all_genes, set_scores) if scores is not None]
 
     seams = SeamAccumulator(len(run.panel), PATCH_BINS // run.state["grid"])
     n_done = n_left_out = 0
@@ -106,7 +122,7 @@ def _evaluate(run: Run, folder: Path, progress: Progress, truth: Path | None) ->
                 field = None
                 if all_genes is not None:
                     field = SlideField(folder / FIELDS / f"{slide.file_name}.zarr", run, slide)
-                n_left_out += _predict(run, stores, slide, maps, all_genes, field)
+                n_left_out += _predict(run, stores, slide, maps, of_factors, field)
                 check_left_out(n_left_out, n_bins, str(run.path))
                 partners = shuffled_places(len(slide.infos)), shifted_places(slide.infos)
                 for place, block in enumerate(block_of_patch.tolist()):
@@ -127,6 +143,8 @@ def _evaluate(run: Run, folder: Path, progress: Progress, truth: Path | None) ->
     metrics = _metrics(run, slides, blocks, board, baselines.ridge_penalty, seams.compute())
     if all_genes is not None:
         metrics["all_genes"] = _write_all_genes(run, folder, all_genes)
+    if set_scores is not None:
+        metrics["gene_sets"] = set_scores.write(folder)
     metrics["left_out_bins"] = n_left_out
     write_metrics(folder, metrics)
     return metrics
@@ -190,19 +208,20 @@ def _predict(
     stores: Sequence[Store],
     slide: Slide,
     maps: SlideMaps,
-    all_genes: AllGenes | None,
+    of_factors: Sequence[AllGenes | GeneSetScores],
     field: SlideField | None,
 ) -> int:
     """Predict every patch and write the panel's rates to the maps, from which they are scored.
 
-    All genes of a run with factors are scored here, since their rates are never written; the
-    factors are, to the field.
+    What is scored from factors (``of_factors``: all genes, and gene sets) is scored here, since
+    their rates are never written; the factors are, to the field.
 
     Returns:
         The number of bins left out.
     """
     n_left_out = 0
     margin = run.decoder.margin_um
+    places = None if run.loadings is None else run.genes.all.indices(slide.store)
     dataset = PatchDataset(stores, run.panel, wants_image=True, margin_um=margin)
     inner = slice(margin, margin + STORED_IMAGE_PX)
     for batch in dataset.batches(slide.members, batch_size=8):
@@ -218,13 +237,16 @@ def _predict(
             image_of, tissue = batch.image[i, inner, inner], batch.tissue_mask[i]
             maps.write(info, rates[i], batch.counts[i], tissue, image_of)
             if factors is not None:
-                assert all_genes is not None
                 assert field is not None
-                all_genes.add(slide.store, member, factors[i])
+                assert places is not None
+                counts = slide.store[member.patch].panel_counts(places)
+                for scores in of_factors:
+                    scores.add(counts, tissue, factors[i])
                 field.add(info, factors[i], tissue, image_of)
         n_left_out += int(left_out(rates).sum())
-    if all_genes is not None and field is not None:
-        all_genes.finish_slide()
+    for scores in of_factors:
+        scores.finish_slide()
+    if field is not None:
         field.finish(n_left_out)
     return n_left_out
 

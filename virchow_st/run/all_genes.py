@@ -5,7 +5,7 @@ factors are made of.
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypedDict
@@ -105,6 +105,15 @@ class AllGenesMetrics(TypedDict):
     deciles: dict[str, Annotated[list[DecileScores], Length(10, 10)]]
 
 
+class GeneSetMetrics(TypedDict):
+    """``gene_sets`` of ``metrics.json``."""
+
+    n_sets: Count
+    fdr: float
+    n_tested: dict[str, int]
+    n_predicted: dict[str, int]
+
+
 def write_all_genes(run: Path, table: AllGenesTable) -> None:
     """Write ``all_genes.csv``: a line for each gene and scale, an empty field where undefined."""
     with (
@@ -113,14 +122,14 @@ def write_all_genes(run: Path, table: AllGenesTable) -> None:
     ):
         rows = csv.writer(f, lineterminator="\n")
         rows.writerow(["gene_id", "symbol", "scale_um", *COLUMNS])
-        columns = {scale: _columns(table, scale) for scale in table.scores}
+        texts = {scale: score_texts(table, scale) for scale in table.scores}
         for g, gene in enumerate(table.genes.genes):
-            for scale, of_scale in columns.items():
-                texts = (_text(of_scale[name][g]) for name in COLUMNS)
-                rows.writerow([csv_text(gene.id), csv_text(gene.symbol), scale, *texts])
+            for scale, of_scale in texts.items():
+                rows.writerow([csv_text(gene.id), csv_text(gene.symbol), scale, *of_scale[g]])
 
 
-def _columns(table: AllGenesTable, scale: int) -> Mapping[str, Float64Array]:
+def score_texts(table: AllGenesTable, scale: int) -> list[list[str]]:
+    """The fields of `COLUMNS` of every gene at a scale; empty where a score is not defined."""
     scores = table.scores[scale]
     undefined = np.full(len(table.genes), np.nan)
     nulls = scores.pcc_null
@@ -128,7 +137,8 @@ def _columns(table: AllGenesTable, scale: int) -> Mapping[str, Float64Array]:
         "pcc_null": nulls.mean(0) if len(nulls) else undefined,
         "q_value": table.q_value.get(scale, undefined),
     }
-    return {name: own.get(name, getattr(scores, name, undefined)) for name in COLUMNS}
+    columns = [own.get(name, getattr(scores, name, undefined)) for name in COLUMNS]
+    return [[_text(value) for value in values] for values in zip(*columns, strict=True)]
 
 
 def _text(value: float) -> str:

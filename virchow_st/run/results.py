@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NotRequired, TextIO, 
 import numpy as np
 
 from virchow_st.names import csv_text
-from virchow_st.run.all_genes import AllGenesMetrics, score_columns
+from virchow_st.run.all_genes import AllGenesMetrics, GeneSetMetrics, score_columns
 from virchow_st.run.panel import Gene, Panel
 from virchow_st.runtime.atomic import write_json, written_whole
 from virchow_st.schema import Count, Length, MismatchError, Name, check, read_json, read_table
@@ -106,6 +106,7 @@ class _Metrics(TypedDict):
     truth: NotRequired[dict[str, dict[str, Any]]]
     seams: NotRequired[dict[str, float | None]]
     all_genes: NotRequired[AllGenesMetrics]
+    gene_sets: NotRequired[GeneSetMetrics]
     left_out_bins: NotRequired[Count]
 
 
