@@ -14,7 +14,7 @@ from imports import imports_of, modules_of, room
 ROOT = Path(__file__).resolve().parents[1]
 HEAVY = {"torch", "torchvision", "torch_geometric", "timm", "numba", "cv2", "matplotlib", "scipy",
          "skimage", "h5py", "pyarrow", "lmdb", "tifffile", "openslide", "zarr", "safetensors",
-         "huggingface_hub", "imagecodecs", "triton"}  # fmt: skip
+         "huggingface_hub", "imagecodecs", "triton", "shapely"}  # fmt: skip
 
 # The rooms from the ground up, and which rooms below each may import beside the ground itself.
 GROUND = {"types", "errors", "config", "schema", "names"}
