@@ -9,7 +9,7 @@ CONSTRAINTS ?= constraints.txt
 WORKERS ?= auto
 PYTEST = $(ONE_THREAD) $(BIN)/pytest -q --numprocesses $(WORKERS) --maxprocesses 4 --dist loadfile
 
-.PHONY: demo test test-all coverage lint docs dist release-check bench vendor clean
+.PHONY: demo test test-all coverage lint docs dist release-check bench gpu vendor clean
 .DELETE_ON_ERROR:
 
 demo: $(READY)
@@ -60,6 +60,13 @@ bench: $(READY)
 	$(BIN)/python benchmarks/bench_ingest.py .bench/slide --json .bench/ingest.json \
 	  $(if $(PEER_PYTHON),--peer-python $(PEER_PYTHON))
 	$(BIN)/python benchmarks/report.py .bench/*.json
+
+# Checks and measures on one GPU, in less than eight minutes; on a machine without this Makefile's
+# .venv, `python benchmarks/gpu.py` with any Python that has the package.
+gpu: $(READY)
+	mkdir -p .bench
+	$(BIN)/python benchmarks/gpu.py --json .bench/gpu.json
+	$(BIN)/python benchmarks/report.py .bench/gpu.json
 
 # The viewer in `vst report`, fetched anew; needs npm. For another version, change both lines.
 VIEWER := openseadragon-6.1.1

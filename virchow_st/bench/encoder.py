@@ -20,7 +20,13 @@ if TYPE_CHECKING:
 RANDOM = "Virchow2's architecture, random weights"
 
 
-def open_encoder(name: str, weights: str, random_weights: bool, device: str) -> Encoder:
+def open_encoder(
+    name: str,
+    weights: str,
+    random_weights: bool,
+    device: str,
+    precision: torch.dtype | None = None,
+) -> Encoder:
     """Load the encoder that ``--encoder`` names, or Virchow2 with random weights.
 
     Args:
@@ -28,6 +34,7 @@ def open_encoder(name: str, weights: str, random_weights: bool, device: str) -> 
         weights: Local weights file, or empty.
         random_weights: Use Virchow2 with random weights, which is as fast as with trained ones.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        precision: Type of the matrix products with random weights; the device's own if None.
 
     Raises:
         ConfigError: The options exclude each other, or as for `load_encoder`.
@@ -57,6 +64,7 @@ def open_encoder(name: str, weights: str, random_weights: bool, device: str) -> 
         weights_hash="random",
         licence="",
         device=place,
+        precision=precision,
     )
 
 

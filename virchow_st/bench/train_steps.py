@@ -15,26 +15,36 @@ from virchow_st.models.encoders.base import Encoder
 from virchow_st.models.losses.base import on_device
 from virchow_st.run.panel import Panel
 from virchow_st.run.split import Member, Split
+from virchow_st.run.transcriptome import RunGenes
 from virchow_st.runtime.devices import pick_device
+from virchow_st.runtime.progress import SILENT
 from virchow_st.store.reader import Store
 from virchow_st.training.dataset import BatchPlan, PatchDataset, plans
 from virchow_st.training.feed.base import DeviceBatch, Feed
+from virchow_st.training.start import starting_point
 from virchow_st.training.statistics import training_statistics
 from virchow_st.training.train import Trainer
 
 
-def trainer_of(config: TrainConfig, store: Store, panel: Panel) -> Trainer:
+def trainer_of(config: TrainConfig, store: Store, genes: Panel | RunGenes) -> Trainer:
     """Build a trainer on all patches of a store; its validation patch is not used.
+
+    With the genes of ``--panel all`` its factors are fitted to the store; the decoder never begins
+    as a regression.
 
     An epoch has whole batches only, so that every step is the same work; patches repeat if a store
     has too few for one batch.
     """
-    dataset = PatchDataset([store], panel)
+    if isinstance(genes, Panel):
+        genes = RunGenes(genes, genes)
+    dataset = PatchDataset([store], genes.all)
     members = tuple(Member(0, p) for p in range(len(store)))
     record = str(store.manifest["records_xxh64"])
     split = Split(members, members[:1], (), (record,))
     statistics = training_statistics(dataset, members)
-    trainer = Trainer(config, dataset, split, statistics, pick_device(config.device))
+    start = starting_point(dataset, members, statistics, genes, config, False, SILENT)
+    device = pick_device(config.device)
+    trainer = Trainer(config, dataset, split, statistics, device, start=start)
     n_steps = max(1, len(store) // config.batch_size)
     shorten(trainer, [Member(0, p % len(store)) for p in range(n_steps * config.batch_size)])
     trainer.epoch = 1
