@@ -12,8 +12,8 @@ from virchow_st.field.bins import rounded
 from virchow_st.field.loadings import Loadings
 from virchow_st.field.ngff import Folder
 from virchow_st.predict.lattice import covered, lay_over, window
-from virchow_st.predict.overview import write_picture
 from virchow_st.predict.rates import RateImages
+from virchow_st.predict.slide import write_picture
 from virchow_st.predict.stitch import Stitcher
 from virchow_st.run.panel import Panel
 from virchow_st.slide.image import SlideImage

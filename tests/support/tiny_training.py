@@ -12,7 +12,11 @@ import pytest
 from tiny_store import write_store
 
 from virchow_st.config import TrainConfig
+from virchow_st.run.panel import choose_panel
+from virchow_st.run.split import Member, Split, split_patients
+from virchow_st.store.reader import Patch, open_store
 from virchow_st.training import schedule
+from virchow_st.training.dataset import PatchDataset
 
 PATIENTS = ("P1", "P5")  # P5 is the test patient
 _TIMES = ("seconds", "patches_per_s")
@@ -53,3 +57,20 @@ def history(run: Path, *, with_times: bool = False) -> list[dict[str, Any]]:
     lines = [json.loads(line) for line in (run / "history.jsonl").read_text("utf-8").splitlines()]
     left_out = () if with_times else _TIMES
     return [{k: v for k, v in line.items() if k not in left_out} for line in lines]
+
+
+def opened(stores: tuple[str, ...]) -> tuple[PatchDataset, Split]:
+    """Patches of the stores with three genes, and their split; P5 is the test patient."""
+    found = [open_store(path) for path in stores]
+    split = split_patients(found, "P5", 0)
+    return PatchDataset(found, choose_panel("top:3", found[:1], found[1:])), split
+
+
+class Watched(PatchDataset):
+    """A dataset of which only the patches in ``allowed`` may be read."""
+
+    allowed: tuple[Member, ...] = ()
+
+    def patch(self, member: Member) -> Patch:
+        assert member in self.allowed, f"{member} does not train"
+        return super().patch(member)

@@ -9,14 +9,10 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize
 from tiny_store import write_store
-from tiny_training import PATIENTS, few_steps, paths, tiny_config, two_patients
+from tiny_training import PATIENTS, Watched, few_steps, opened, paths, tiny_config, two_patients
 
-from virchow_st.run.panel import choose_panel
-from virchow_st.run.split import Member, Split, split_patients
-from virchow_st.store.reader import open_store
 from virchow_st.training import closed_form
 from virchow_st.training.closed_form import poisson_regression, regress_on_tokens
-from virchow_st.training.dataset import PatchDataset
 from virchow_st.training.statistics import training_statistics
 from virchow_st.training.train import train
 
@@ -61,22 +57,6 @@ def test_it_stays_finite_where_there_is_little_to_learn_from() -> None:
     assert np.isfinite(w).all()
     assert np.isfinite(b).all()
     assert not w[3].any()
-
-
-def opened(stores: tuple[str, ...]) -> tuple[PatchDataset, Split]:
-    found = [open_store(path) for path in stores]
-    split = split_patients(found, "P5", 0)
-    return PatchDataset(found, choose_panel("top:3", found[:1], found[1:])), split
-
-
-class Watched(PatchDataset):
-    """Lets none but some patches be read."""
-
-    allowed: tuple[Member, ...] = ()
-
-    def patch(self, member: Member):  # type: ignore[no-untyped-def]
-        assert member in self.allowed, f"{member} does not train"
-        return super().patch(member)
 
 
 @pytest.mark.parametrize("loss", ["poisson", "nb", "mse"])

@@ -6,12 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_training import two_patients
+from tiny_training import Watched, opened, two_patients
 
-from virchow_st.run.panel import choose_panel
-from virchow_st.run.split import Member, Split, split_patients
-from virchow_st.store.reader import open_store
-from virchow_st.training.dataset import PatchDataset
 from virchow_st.training.rows import SparseRows, rows_of
 
 
@@ -73,22 +69,6 @@ def test_rows_that_do_not_belong_together_are_refused(
     }
     with pytest.raises(ValueError, match=message):
         SparseRows(**parts | change, n_genes=3)  # type: ignore[arg-type]
-
-
-def opened(stores: tuple[str, ...]) -> tuple[PatchDataset, Split]:
-    found = [open_store(path) for path in stores]
-    split = split_patients(found, "P5", 0)
-    return PatchDataset(found, choose_panel("top:3", found[:1], found[1:])), split
-
-
-class Watched(PatchDataset):
-    """Lets none but some patches be read."""
-
-    allowed: tuple[Member, ...] = ()
-
-    def patch(self, member: Member):  # type: ignore[no-untyped-def]
-        assert member in self.allowed, f"{member} does not train"
-        return super().patch(member)
 
 
 def test_rows_are_the_16_um_bins_of_the_patches(tmp_path: Path) -> None:

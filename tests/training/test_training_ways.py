@@ -26,7 +26,8 @@ from virchow_st.training.ema import RunningMean
 from virchow_st.training.learner import Learner
 from virchow_st.training.loss_watch import LossWatch
 from virchow_st.training.schedule import Schedule
-from virchow_st.training.train import Trainer, _time_left, train
+from virchow_st.training.train import train
+from virchow_st.training.trainer import Trainer, _time_left
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -24,7 +24,7 @@ from virchow_st.runtime.progress import SILENT, Progress
 from virchow_st.training.feed.base import Feed
 from virchow_st.training.feed.resident import Resident
 from virchow_st.training.feed.streamed import Streamed
-from virchow_st.training.train import Trainer
+from virchow_st.training.trainer import Trainer
 
 
 def measure(

@@ -15,7 +15,7 @@ from virchow_st.run.panel import Panel
 from virchow_st.store.reader import Store
 from virchow_st.training.feed.resident import Resident
 from virchow_st.training.feed.streamed import Streamed
-from virchow_st.training.train import Trainer
+from virchow_st.training.trainer import Trainer
 
 GPU_BATCHES = (8, 64)
 _FULL_SIZE = "hist2st-large"

@@ -23,7 +23,7 @@ from virchow_st.training.dataset import BatchPlan, PatchDataset, plans
 from virchow_st.training.feed.base import DeviceBatch, Feed
 from virchow_st.training.start import starting_point
 from virchow_st.training.statistics import training_statistics
-from virchow_st.training.train import Trainer
+from virchow_st.training.trainer import Trainer
 
 
 def trainer_of(config: TrainConfig, store: Store, genes: Panel | RunGenes) -> Trainer:

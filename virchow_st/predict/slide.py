@@ -14,7 +14,7 @@ import xxhash
 from virchow_st.config import PredictConfig, to_toml
 from virchow_st.errors import ConfigError
 from virchow_st.field.bins import LEVELS
-from virchow_st.field.he_image import Picture
+from virchow_st.field.he_image import CHUNK_PX, Picture, add_picture
 from virchow_st.field.ngff import FLAVOURS, Folder
 from virchow_st.field.read import open_field
 from virchow_st.models.encoders.base import Encoder
@@ -29,11 +29,11 @@ from virchow_st.predict.image import (
     named,
     on_cells,
     open_encoder,
+    picture_factor,
     predict_patches,
 )
 from virchow_st.predict.lattice import covered, lay_over
 from virchow_st.predict.load import Run, load_run
-from virchow_st.predict.overview import write_picture
 from virchow_st.predict.rates import RateImages
 from virchow_st.predict.stitch import Stitcher
 from virchow_st.predict.trained_on import check_not_trained_on
@@ -267,3 +267,25 @@ def _restored_on_failure(picture: Path) -> Iterator[None]:
             with written_whole(picture) as aside:
                 aside.write_bytes(before)
         raise
+
+
+def write_picture(folder: Folder, image: SlideImage, mpp: float) -> Picture:
+    """Write ``images/he`` in bands, then each coarser level from the one before.
+
+    Args:
+        folder: the Zarr folder to write to.
+        image: the slide.
+        mpp: µm per pixel of the slide.
+
+    Raises:
+        SlideError: the image file is damaged.
+    """
+    factor = picture_factor(image, mpp)
+    width, height = -(-image.width // factor), -(-image.height // factor)
+    picture = add_picture(folder, height, width, factor * mpp, OVERVIEW_LEVEL + 1)
+    for top in range(0, height, CHUNK_PX):
+        rows = min(CHUNK_PX, height - top)
+        rgb, _, _ = image.read_region(0, top * factor, image.width, rows * factor, factor)
+        picture.write(top, rgb)
+    picture.fill_coarser()
+    return picture
