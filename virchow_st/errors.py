@@ -38,7 +38,7 @@ class ConfigError(VirchowSTError):
 
 
 def to_write(error: OSError) -> str:
-    """What makes a write possible that failed; empty where only another place does.
+    """Advice that makes a failed write possible; empty if only another path would help.
 
     >>> to_write(PermissionError(errno.EACCES, "Permission denied"))
     'get the rights to it'
@@ -47,11 +47,11 @@ def to_write(error: OSError) -> str:
 
 
 def to_write_or(error: OSError, otherwise: str = "give another path") -> str:
-    """`to_write`, or what to do otherwise."""
+    """`to_write`, or other advice if that is empty."""
     return f"{step} or {otherwise}" if (step := to_write(error)) else otherwise
 
 
 def to_read(error: OSError, otherwise: str) -> str:
-    """What to do about a file that cannot be read: of a damaged one, ``otherwise``."""
+    """Advice for a file that cannot be read; ``otherwise`` is the advice for a damaged file."""
     is_refused = error.errno in (errno.EACCES, errno.EPERM)
     return "get the rights to it" if is_refused else otherwise

@@ -1,4 +1,4 @@
-"""Names that people give are data: how they are shown, and the file names made of them."""
+"""Names given by users are data: how they are displayed, and how file names are made from them."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ _DEVICES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 
 
 def is_plain(text: str) -> bool:
-    """Whether a terminal shows the text as it is written."""
+    """Whether a terminal displays the text unchanged (it has no control characters)."""
     return _CONTROL.search(text) is None
 
 
 def check_plain(text: str, what: str) -> str:
-    """The text itself; raises `ConfigError` where a terminal would not show it as it is."""
+    """Return the text; raises `ConfigError` if a terminal would not display it unchanged."""
     if not is_plain(text):
         raise ConfigError(f"{what}: expected a name without control characters; got {text!r:.80}")
     return text
 
 
 def shown(text: str) -> str:
-    r"""The text for a terminal: control characters as ``\x1b``, line ends and tabs as they are.
+    r"""Text for a terminal: control characters as ``\x1b``, line ends and tabs unchanged.
 
     >>> shown("E\x1b[31mSC")
     'E\\x1b[31mSC'
@@ -43,12 +43,12 @@ def shown(text: str) -> str:
 
 
 def file_names(names: Sequence[str]) -> list[str]:
-    """A file name for each name, the same for the same name, others for others on every computer.
+    """A file name for each name: equal for equal names, different for different ones everywhere.
 
-    A name of letters, digits, ``_``, ``.`` and ``-`` is its own file name. Of others the rest
-    becomes ``_``. What would be no file name, is too long, or is what another of the names would be
-    too, if only on a file system that takes upper case for lower, ends in digits of its hash.
-    No file name has a slash or begins with a dot, so none leads to another folder.
+    A name of letters, digits, ``_``, ``.`` and ``-`` is its own file name; in others, every other
+    character becomes ``_``. A result that is no valid file name, is too long, or equals that of
+    another name (also on file systems that ignore case) gets digits of the name's hash at its end.
+    No file name contains a slash or begins with a dot, so none leads to another folder.
 
     >>> file_names(["P5", "a/b", "S 1", "S_1"])
     ['P5', 'a_b', 'S_1-7eec045c', 'S_1']
@@ -89,7 +89,7 @@ _FORMULA = re.compile(r"'*[=+\-@\t\r]")  # what a spreadsheet computes, however 
 
 
 def csv_text(text: str) -> str:
-    """A name for a CSV file: one that a spreadsheet would compute is quoted by ``'``.
+    """A name for a CSV file; a ``'`` is put before one that a spreadsheet would compute.
 
     >>> csv_text("=cmd"), csv_text("CD74")
     ("'=cmd", 'CD74')
@@ -98,5 +98,5 @@ def csv_text(text: str) -> str:
 
 
 def csv_name(text: str) -> str:
-    """The name that `csv_text` was given."""
+    """The original name; the inverse of `csv_text`."""
     return text[1:] if text.startswith("'") and _FORMULA.match(text) else text

@@ -1,13 +1,13 @@
-"""What is read from JSON, TOML and tables, checked once against its schema.
+"""Reads JSON, TOML and tables, and checks their content against a schema.
 
-A schema is a type: a `TypedDict` for an object, whose keys are required unless `NotRequired` and
-which may have others; ``list``, ``dict``, ``tuple``, ``Literal``, unions; ``str``, ``int``,
-``float``, ``bool``; and any of these with conditions, ``Annotated[int, Within(0, 9)]``. What does
-not fit raises `MismatchError`, which says where, what was expected and what was found; readers turn
-it into an error of one line that names the file and what to do.
+A schema is a type: a `TypedDict` for an object, whose keys are required unless `NotRequired`
+(further keys are allowed); ``list``, ``dict``, ``tuple``, ``Literal``, unions; ``str``, ``int``,
+``float``, ``bool``; and any of these with conditions, ``Annotated[int, Within(0, 9)]``. A value
+that does not fit raises `MismatchError` with its place, what was expected and what was found. The
+readers turn this into a one-line error that also names the file and what to do.
 
-Strings hold text that can be encoded. Whole numbers fit into 64 bits, numbers are finite, and true
-is not 1. A whole number may stand where a number is expected.
+Strings must be encodable as UTF-8, whole numbers must fit into 64 bits, and numbers must be finite.
+``true`` is not accepted as 1. A whole number is accepted where a number is expected.
 """
 
 from __future__ import annotations
@@ -45,22 +45,22 @@ _WORDS = {str: "text", int: "a whole number", float: "a number", bool: "true or 
 
 
 class MismatchError(ValueError):
-    """What was read is not what its schema asks for."""
+    """A value does not fit its schema."""
 
 
 class Condition(Protocol):
-    """What a value has to be beyond its type."""
+    """A requirement on a value beyond its type."""
 
     def allows(self, value: Any) -> bool:
-        """Whether it holds for a value of the right type."""
+        """Whether a value of the right type meets the requirement."""
 
     def __str__(self) -> str:
-        """What was expected."""
+        """The requirement in words, for an error."""
 
 
 @dataclass(frozen=True)
 class Within:
-    """A number between two others, both included."""
+    """A number from ``low`` to ``high``, both included."""
 
     low: float
     high: float = math.inf
@@ -77,7 +77,7 @@ class Within:
 
 @dataclass(frozen=True)
 class Length:
-    """A list, an object or a text of so many parts."""
+    """A list, an object or a text with ``low`` to ``high`` elements."""
 
     low: int
     high: float = math.inf
@@ -101,19 +101,19 @@ class _Plain:
 
 Count = Annotated[int, Within(0)]
 Name = Annotated[str, _Plain()]
-"""What people and files are called by: not empty, and nothing in it moves a terminal's cursor."""
+"""Name of a person, slide or file: not empty, and without control characters."""
 
 
 def check(value: Any, kind: Any, where: str = "") -> Any:
-    """The value, unchanged.
+    """Check a value against a schema and return it unchanged.
 
     Args:
-        value: as `json.loads` or `tomllib.loads` gives it.
+        value: as returned by `json.loads` or `tomllib.loads`.
         kind: its schema.
-        where: what to call it in an error.
+        where: name of the value in errors.
 
     Raises:
-        MismatchError: it is not of this kind.
+        MismatchError: the value does not fit.
     """
     origin = get_origin(kind)
     if origin is Annotated:
@@ -145,7 +145,7 @@ def _check_union(value: Any, kinds: tuple[Any, ...], where: str) -> None:
     others = [kind for kind in kinds if kind is not NoneType]
     if value is None and len(others) < len(kinds):
         return
-    if len(others) == 1:  # whose own message says more
+    if len(others) == 1:  # whose own message is more specific
         check(value, others[0], where)
         return
     for kind in others:
@@ -173,7 +173,7 @@ def _check_items(value: Any, origin: type, kinds: tuple[Any, ...], where: str) -
 
 @lru_cache(maxsize=256)
 def _keys(kind: Any) -> dict[str, tuple[Any, bool]]:
-    """Kind of each key of a TypedDict, and whether it must be there."""
+    """Type of each key of a TypedDict, and whether the key is required."""
     found = {}
     for name, hint in get_type_hints(kind, include_extras=True).items():
         optional = get_origin(hint) is NotRequired
@@ -228,11 +228,11 @@ def _mismatch(where: str, expected: str, found: Any) -> MismatchError:
 
 Error = type[VirchowSTError]
 Also = Callable[[Any], None]
-"""Checks what a type cannot say, such as two lists of one length; raises `ValueError`."""
+"""Checks what a type cannot express, such as two lists of equal length; raises `ValueError`."""
 
 
 def parse_json(text: str) -> Any:
-    """JSON as the standard has it, so without NaN; `ValueError` for anything else."""
+    """Parse JSON strictly, without NaN; `ValueError` for anything else."""
     try:
         return json.loads(text, parse_constant=_no_number)
     except RecursionError:  # from brackets nested without end
@@ -252,18 +252,18 @@ def read_json(
     error: Error = ConfigError,
     also: Also | None = None,
 ) -> Any:
-    """What a JSON file holds.
+    """Read a JSON file and check its content.
 
     Args:
         path: of the file.
         kind: its schema.
-        remedy: what to do about a file that is damaged or something else.
-        missing: what to do where there is none; the remedy if left out.
-        error: which to raise.
-        also: what to check beyond the schema.
+        remedy: advice for a damaged or foreign file.
+        missing: advice for a missing file; the remedy if None.
+        error: class of the error to raise.
+        also: further check of the content.
 
     Raises:
-        ``error``: in one line, the file, what was expected, what was found and the remedy.
+        ``error``: one line with the file, what was expected, what was found and the remedy.
     """
     text = read_text(path, remedy, missing=missing, error=error)
     try:
@@ -274,7 +274,7 @@ def read_json(
 
 
 def read_json_lines(path: Path, kind: Any, remedy: str, *, missing: str | None = None) -> list[Any]:
-    """What a file holds that has a JSON object a line; see `read_json`."""
+    """Read a file with one JSON value per line; see `read_json`."""
     found = []
     text = read_text(path, remedy, missing=missing).removesuffix("\n")
     for n, line in enumerate(text.split("\n") if text else (), start=1):
@@ -286,7 +286,7 @@ def read_json_lines(path: Path, kind: Any, remedy: str, *, missing: str | None =
 
 
 def read_toml(path: Path, remedy: str = "give a TOML file") -> dict[str, Any]:
-    """What a TOML file holds; `virchow_st.config.from_toml` checks it."""
+    """Read a TOML file; its content is checked by `virchow_st.config.from_toml`."""
     text = read_text(path, remedy)
     try:
         return tomllib.loads(text)
@@ -304,18 +304,18 @@ def read_table(
     also: Also | None = None,
     only: bool = False,
 ) -> list[dict[str, Any]]:
-    """What a table with a head holds, a line each, by column.
+    """Read a table with a header; returns a dictionary by column for each row.
 
     Args:
         path: of a CSV or TSV file.
-        columns: name → what makes a value of its text; raises `ValueError` for a text that is none.
-        remedy, missing, also: see `read_json`; ``also`` gets all lines.
-        delimiter: between fields.
-        only: these columns in this order and no others, for a table that will be written again.
+        columns: name → parser of a field's text; it raises `ValueError` for an invalid text.
+        remedy, missing, also: see `read_json`; ``also`` gets all rows.
+        delimiter: separator of fields.
+        only: require exactly these columns in this order, for a table that will be rewritten.
 
     Raises:
-        ConfigError: a column is missing or not expected, a line has too few or too many fields, or
-            a field is not what its column holds.
+        ConfigError: a column is missing or not expected, a row has too few or too many fields, or a
+            field cannot be parsed.
     """
     text = read_text(path, remedy, missing=missing)
     try:
@@ -353,7 +353,7 @@ def _rows(
 def read_text(
     path: Path, remedy: str, *, missing: str | None = None, error: Error = ConfigError
 ) -> str:
-    """The text of a file in UTF-8; see `read_json`."""
+    """Read a UTF-8 text file; see `read_json`."""
     try:
         return path.read_bytes().decode("utf-8")
     except FileNotFoundError:

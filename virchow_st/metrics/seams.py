@@ -1,6 +1,6 @@
-"""How far a predicted map shows the grid it was made on: steps at borders of tokens and patches.
+"""Visibility of the grid in a predicted map: steps at the borders of tokens and patches.
 
-Letters: G genes, R = C = 128 bins a side of a patch.
+Letters: G genes, R = C = 128 bins per side of a patch.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from virchow_st.types import BoolArray, Float32Array, Float64Array
 
 @dataclass(frozen=True)
 class Seams:
-    """Mean step across a border over the mean step elsewhere, averaged over genes; 1 is no seam.
+    """Mean step across borders divided by the mean step elsewhere, over genes; 1 means no seam.
 
     Attributes:
-        token: at the borders of tokens within patches; NaN where nothing was compared.
-        patch: at the borders of patches that lie side by side; NaN where none do.
+        token: at the borders of tokens within patches; NaN if no bins were compared.
+        patch: at the borders of adjacent patches; NaN if there are none.
     """
 
     token: float
@@ -28,12 +28,12 @@ class Seams:
 class SeamAccumulator:
     """Sums of steps between neighbouring 2 µm bins, both of them tissue.
 
-    A step is the absolute difference of two rates. A map that knows nothing of tokens and patches
-    has steps of the same mean size everywhere.
+    A step is the absolute difference of two rates. In a map without traces of tokens and patches,
+    steps have the same mean size everywhere.
 
     Args:
         n_genes: G.
-        token_bins: bins a side of a token.
+        token_bins: bins per side of a token.
     """
 
     def __init__(self, n_genes: int, token_bins: int) -> None:
@@ -72,7 +72,7 @@ class SeamAccumulator:
         self._n[kind] += counts.sum()
 
     def compute(self) -> Seams:
-        """The figures of all that was added."""
+        """Compute the scores from all patches added."""
         with np.errstate(invalid="ignore", divide="ignore"):
             inside, token, patch = self._sums / self._n[:, None]
             ratios = np.stack([token, patch]) / inside

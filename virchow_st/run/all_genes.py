@@ -1,6 +1,4 @@
-"""``all_genes.csv`` and ``factors.csv``: scores of every gene of a run with factors, and what the
-factors are made of.
-"""
+"""``all_genes.csv`` and ``factors.csv`` of a run with factors: scores and leading genes."""
 
 from __future__ import annotations
 
@@ -115,7 +113,7 @@ class GeneSetMetrics(TypedDict):
 
 
 def write_all_genes(run: Path, table: AllGenesTable) -> None:
-    """Write ``all_genes.csv``: a line for each gene and scale, an empty field where undefined."""
+    """Write ``all_genes.csv``: one row per gene and scale; undefined scores are empty."""
     with (
         written_whole(run / ALL_GENES) as aside,
         open(aside, "w", newline="", encoding="utf-8") as f,
@@ -146,7 +144,7 @@ def _text(value: float) -> str:
 
 
 def read_all_genes(run: Path) -> list[AllGenesRow]:
-    """``all_genes.csv`` in its order; raises `ConfigError` where it is missing or damaged."""
+    """Rows of ``all_genes.csv`` in file order; `ConfigError` if it is missing or damaged."""
     columns = score_columns(COLUMNS)
     remedy = f"run `vst evaluate {run}` again"
     rows = read_table(run / ALL_GENES, columns, remedy, also=_check_rows)
@@ -161,7 +159,7 @@ def read_all_genes(run: Path) -> list[AllGenesRow]:
 
 
 def score_columns(scores: Iterable[str]) -> dict[str, Callable[[str], Any]]:
-    """How the columns of a table with a line for each gene and scale are read, by name."""
+    """Parser of each column, by name, of a table with a row per gene and scale."""
     keys: dict[str, Callable[[str], Any]] = {
         "gene_id": csv_name,
         "symbol": csv_name,
@@ -192,7 +190,7 @@ def _check_rows(rows: Any) -> None:
 
 
 def write_factors(run: Path, genes: Panel, loadings: Float32Array, umis: Float64Array) -> None:
-    """Write ``factors.csv``: a line for each factor with its leading genes.
+    """Write ``factors.csv``: one row per factor with its leading genes.
 
     Args:
         run: Folder to write to.

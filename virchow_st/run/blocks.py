@@ -1,4 +1,4 @@
-"""``blocks.npz``: the sums of each spatial block, from which intervals are drawn."""
+"""``blocks.npz``: sums per spatial block, from which the bootstrap computes intervals."""
 
 from __future__ import annotations
 
@@ -22,11 +22,12 @@ RUN = "run"
 
 @dataclass(frozen=True)
 class RunBlocks:
-    """What ``blocks.npz`` holds.
+    """Content of ``blocks.npz``.
 
     Attributes:
         gene_ids: (G,) of the panel.
-        sums: of each model and scale in µm; ``"run"`` is the run, the others its baselines.
+        sums: sums by model and scale in µm; the model ``"run"`` is the run, the others are
+            baselines.
     """
 
     gene_ids: tuple[str, ...]
@@ -43,7 +44,7 @@ _UNREADABLE = (
 
 
 def write_blocks(run: Path, blocks: RunBlocks) -> None:
-    """Write ``blocks.npz``: ``format``, ``gene_id``, and MODEL.SCALE.NAME for each array."""
+    """Write ``blocks.npz``: arrays ``format``, ``gene_id``, and MODEL.SCALE.NAME for each sum."""
     arrays: dict[str, Any] = {
         f"{model}.{scale}.{name}": getattr(sums, name)
         for model, scales in blocks.sums.items()
@@ -56,7 +57,7 @@ def write_blocks(run: Path, blocks: RunBlocks) -> None:
 
 
 def read_blocks(run: Path) -> RunBlocks:
-    """``blocks.npz``, nothing of it unpickled; `ConfigError` where it is missing or damaged."""
+    """Read ``blocks.npz`` without unpickling; `ConfigError` if it is missing or damaged."""
     path = run / "blocks.npz"
     try:
         with open(path, "rb") as f, np.load(f, allow_pickle=False) as file:

@@ -1,7 +1,7 @@
-"""Checkpoints as safetensors and JSON: nothing is pickled, and a folder is there whole or not.
+"""Checkpoints as safetensors and JSON, without pickle; a folder appears only when complete.
 
-``state.json`` holds the hash of the tensors' file, those of the run's other files
-(`virchow_st.run.integrity`), and one over all of itself.
+``state.json`` holds hashes of the tensors' file, of the run's other files
+(`virchow_st.run.integrity`), and of its own content.
 """
 
 from __future__ import annotations
@@ -37,10 +37,11 @@ def save_checkpoint(
 
 
 class CheckpointWriter:
-    """Saves checkpoints in a thread, in order, while training goes on; `close` waits for the last.
+    """Saves checkpoints in a thread, in order, while training continues; `close` waits for the
+    last.
 
-    What is saved is copied first, so that the next step may change it. What goes wrong is raised by
-    one of the next calls, at the latest by `close`.
+    The tensors are copied first, so that the next step may change them. An error is raised by one
+    of the next calls, at the latest by `close`.
     """
 
     def __init__(self) -> None:
@@ -54,7 +55,7 @@ class CheckpointWriter:
         state: Mapping[str, Any],
         optimizer: torch.optim.Optimizer | None = None,
     ) -> None:
-        """As `save_checkpoint`, but returns before all is written."""
+        """As `save_checkpoint`, but returns before the files are written."""
         self._wait(n_left=1)  # the best and the last one of an epoch, and no more in memory
         tensors = _copied(modules, optimizer)
         self._writing.append(self._thread.submit(_write, folder, tensors, dict(state)))
@@ -64,7 +65,7 @@ class CheckpointWriter:
             self._writing.pop(0).result()
 
     def close(self) -> None:
-        """Write what is left and end the thread."""
+        """Write the remaining checkpoints and end the thread."""
         try:
             self._wait(n_left=0)
         finally:

@@ -1,4 +1,4 @@
-"""Is one model better than another? Their figures on the same test bins, paired block by block."""
+"""Compares models on the same test bins: score differences, paired by spatial block."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DRAWS = 1000
 
 
 def compare_runs(runs: Sequence[Path]) -> dict[str, Any]:
-    """Every pair of evaluated runs, in their order.
+    """Compare every pair of evaluated runs, in the order given.
 
     Returns:
         ``{"format", "runs": [paths], "pairs": [{"a", "b", "scales": …}]}``, with the ``scales`` of
@@ -58,7 +58,7 @@ def check_same_panel(a: Path, genes_a: Sequence[str], b: Path, genes_b: Sequence
 
 
 def other_patches(a: Path, b: Path) -> ConfigError:
-    """The error of two runs that were not tested on the same patches and counts."""
+    """The error for two runs that were not tested on the same patches and counts."""
     return ConfigError(
         f"{b}: expected the test patches and counts of {a}; got others; train both with the same "
         f"--test-patient, from stores of the same slides; bins that one of them left out "
@@ -67,7 +67,7 @@ def other_patches(a: Path, b: Path) -> ConfigError:
 
 
 def differences(a: Mapping[int, BlockSums], b: Mapping[int, BlockSums]) -> dict[str, Any]:
-    """Figures of a less those of b at each scale, with 95 % intervals.
+    """Scores of a minus those of b at each scale, with 95 % intervals.
 
     Args:
         a, b: sums of two models by scale in µm, over the same blocks.

@@ -1,4 +1,4 @@
-"""An evaluated run as its files tell it: each read once, checked, and compared with the others."""
+"""Reads the results of an evaluated run; each file is checked against the others."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RunResults:
-    """What a run left, read by `read_results`.
+    """Results of an evaluated run, as `read_results` reads them.
 
     Attributes:
         path: the run directory.
@@ -43,17 +43,17 @@ class RunResults:
 
     @property
     def name(self) -> str:
-        """What the run is called: its folder's name."""
+        """Name of the run: that of its folder."""
         return self.path.resolve().name
 
     @cached_property
     def panel(self) -> list[Gene]:
-        """Its genes, in the panel's order."""
+        """Genes of the run, in the panel's order."""
         return list(self._by_gene)
 
     @cached_property
     def labels(self) -> dict[str, str]:
-        """What to call each gene, by id."""
+        """Unique label of each gene, by id."""
         return gene_labels(self.panel)
 
     @cached_property
@@ -70,7 +70,7 @@ class RunResults:
 
     @cached_property
     def blocks(self) -> RunBlocks:
-        """Sums of each spatial block; raises `ConfigError` where they are not of these genes."""
+        """Sums per spatial block; raises `ConfigError` if they are of other genes."""
         from virchow_st.run.blocks import read_blocks  # loads numba
 
         blocks = read_blocks(self.path)
@@ -80,12 +80,12 @@ class RunResults:
 
     @property
     def has_factors(self) -> bool:
-        """Whether it predicts every gene, as factors that all genes share."""
+        """Whether the run predicts every gene, through factors that all genes share."""
         return "all_genes" in self.metrics
 
     @cached_property
     def all_genes(self) -> list[AllGenesRow]:
-        """Lines of ``all_genes.csv``, in its order; only of a run with factors."""
+        """Rows of ``all_genes.csv`` in file order; only for a run with factors."""
         rows = read_all_genes(self.path)
         if len(rows) != (n := self.metrics["all_genes"]["n_genes"]) * len(SCALES_UM):
             raise self.again(ALL_GENES, f"the {n} genes of metrics.json")
@@ -93,7 +93,9 @@ class RunResults:
 
     @cached_property
     def config(self) -> TrainConfig:
-        """What it was trained as; raises `ConfigError` where its stores are not the split's."""
+        """Settings of the training; raises `ConfigError` if its stores are not those of the
+        split.
+        """
         config = from_toml(TrainConfig, self.path / CONFIG)
         if len(config.stores) != (n_stores := len(self.split["slides"])):
             raise ConfigError(
@@ -104,11 +106,11 @@ class RunResults:
 
     @cached_property
     def split(self) -> SplitFile:
-        """Which patches train, validate and test."""
+        """Training, validation and test patches."""
         return read_split(self.path / SPLIT)
 
     def again(self, name: str, expected: str) -> ConfigError:
-        """The error of a file that does not fit the others."""
+        """The error for a file that does not match the others."""
         return ConfigError(
             f"{self.path / name}: expected {expected}; got others; run `vst evaluate {self.path}` "
             f"again"

@@ -1,4 +1,4 @@
-"""Scores of a training for TensorBoard, in files that do not name the machine."""
+"""Writes training curves for TensorBoard, in files whose names do not contain the host name."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any
 
 
 class Events:
-    """An event file of a run; TensorBoard reads all of a folder, in the order of their names.
+    """An event file of a run; TensorBoard reads all files of a folder in the order of their names.
 
-    TensorBoard's own writer names its files after the host, and writes them from a thread that
-    ends in a traceback where the disk is full.
+    TensorBoard's own writer puts the host name into file names, and writes from a thread that ends
+    in a traceback if the disk is full.
 
     Args:
         folder: of the run's event files, made if it is not there.
@@ -32,7 +32,7 @@ class Events:
         self.flush()
 
     def add(self, name: str, value: float, step: int) -> None:
-        """Add a point of a chart."""
+        """Add a point to a chart."""
         from tensorboard.compat.proto.summary_pb2 import Summary
 
         self._write(step=step, summary=Summary(value=[Summary.Value(tag=name, simple_value=value)]))
@@ -43,9 +43,9 @@ class Events:
         self._records.write(Event(wall_time=time.time(), **fields).SerializeToString())
 
     def flush(self) -> None:
-        """Write what was added."""
+        """Write the points added so far."""
         self._file.flush()
 
     def close(self) -> None:
-        """Write what is left."""
+        """Write the remaining points and close the file."""
         self._file.close()

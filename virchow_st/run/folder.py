@@ -1,4 +1,4 @@
-"""A run directory of ``vst train``: begun whole or not at all, and resumed only as it was begun."""
+"""Creates the run directory of ``vst train``, and checks that a resumed run is unchanged."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ _ELSEWHERE = ("device", "compile")  # settings that a resumed run may have other
 
 
 def is_begun(run: Path) -> bool:
-    """Whether there is a run to resume."""
+    """Whether the folder holds a run that can be resumed."""
     return settled(run / CHECKPOINTS / "last").exists()
 
 
 def check_resumable(run: Path, config: TrainConfig, split: Split) -> None:
-    """Raise `ConfigError` unless a run was begun there with these settings and stores."""
+    """Raise `ConfigError` unless the folder is a run with these settings and stores."""
     if not is_begun(run):
         raise nothing_to_resume(run)
     check_same_options(run, config)
@@ -35,7 +35,7 @@ def check_resumable(run: Path, config: TrainConfig, split: Split) -> None:
 
 
 def check_same_options(run: Path, config: TrainConfig) -> None:
-    """Raise `ConfigError` unless the directory was begun with these settings."""
+    """Raise `ConfigError` unless the run was started with these settings."""
     if not (run / "config.toml").is_file():
         raise nothing_to_resume(run)
     begun = from_toml(TrainConfig, run / "config.toml")
@@ -46,7 +46,7 @@ def check_same_options(run: Path, config: TrainConfig) -> None:
 
 
 def nothing_to_resume(run: Path) -> ConfigError:
-    """The error where no run was begun."""
+    """The error for a folder without a run to resume."""
     return ConfigError(f"{run}: nothing to resume there; delete it and train without --resume")
 
 
@@ -59,7 +59,7 @@ def begin(
     save: Callable[[Path, dict[str, str]], None],
     lock: RunLock,
 ) -> None:
-    """Write all that a run begins with.
+    """Create a run directory with all files that a run starts with.
 
     ``save`` writes the first checkpoints into a folder, with the hashes of the run's files.
 

@@ -1,4 +1,4 @@
-"""What the HDF5 files of a run share: how they are opened and read, and patches in arrays."""
+"""Functions shared by the HDF5 files of a run: opening, reading, and positions of patches."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _UNREADABLE = (OSError, KeyError, ValueError, TypeError, AttributeError, Runtime
 
 @dataclass(frozen=True)
 class Window:
-    """A rectangle of 2 µm bins: first row and column, and how many."""
+    """A rectangle of 2 µm bins: first row and column, and number of rows and columns."""
 
     row: int
     col: int
@@ -39,14 +39,14 @@ class Window:
         return left, left + BIN_UM * self.cols, top + BIN_UM * self.rows, top
 
     def cut(self, values: Array, per_bin: int = 1) -> Array:
-        """The part of a map, or of an image with ``per_bin`` pixels a bin, inside the window."""
+        """The part of a map, or of an image with ``per_bin`` pixels per bin, inside the window."""
         rows = slice(per_bin * self.row, per_bin * (self.row + self.rows))
         return values[rows, per_bin * self.col : per_bin * (self.col + self.cols)]
 
 
 @contextmanager
 def open_hdf5(path: Path, file_format: str) -> Iterator[h5py.File]:
-    """Open a file of a run; `ConfigError` where it is no HDF5 or of another format."""
+    """Open a file of a run; `ConfigError` if it is not HDF5 or of another format."""
     try:
         file = h5py.File(path, "r")
     except OSError as e:
@@ -66,7 +66,7 @@ def open_hdf5(path: Path, file_format: str) -> Iterator[h5py.File]:
 
 @contextmanager
 def told(path: Path) -> Iterator[None]:
-    """Make a `ConfigError` that names the file of what goes wrong when it is read."""
+    """Convert errors while reading a file to a `ConfigError` that names the file."""
     try:
         yield
     except MemoryError:
@@ -76,7 +76,7 @@ def told(path: Path) -> Iterator[None]:
 
 
 def array(group: Any, name: str, kind: str, shape: tuple[int, ...] | None = None) -> Array:
-    """A whole dataset; `ValueError` unless its dtype is of a kind and its shape is this one.
+    """Read a whole dataset; `ValueError` unless it has the given kind of dtype and the given shape.
 
     Args:
         group: which holds it.
@@ -101,7 +101,7 @@ def array(group: Any, name: str, kind: str, shape: tuple[int, ...] | None = None
 
 
 def patch_windows(group: Any, rows: int, cols: int) -> tuple[tuple[Window, ...], Int64Array]:
-    """Where a slide's P patches lie in its arrays of rows × cols bins, and the block of each, (P,).
+    """Windows of a slide's P patches in its arrays of rows × cols bins, and their blocks, (P,).
 
     Raises:
         ValueError: there is none, or one lies outside.
@@ -118,5 +118,5 @@ def patch_windows(group: Any, rows: int, cols: int) -> tuple[tuple[Window, ...],
 
 
 def heading(patient: str, name: str) -> str:
-    """What a title calls a slide."""
+    """Name of a slide in titles."""
     return f"patient {patient}" if name == patient else f"patient {patient}, slide {name}"

@@ -1,6 +1,6 @@
-"""What a training tells of its epochs: ``history.jsonl``, ``best_metrics.json``, TensorBoard.
+"""The training history: ``history.jsonl``, ``best_metrics.json`` and TensorBoard.
 
-docs/training.md says what a line holds.
+docs/training.md describes a line.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class _Line(TypedDict):
 
 
 def read_history(run: Path, epochs: int | None = None) -> list[Epoch]:
-    """``history.jsonl``, in order of epochs.
+    """Read ``history.jsonl``, in order of epochs.
 
     Args:
         run: the run directory.
@@ -97,7 +97,7 @@ def _by_um(values: Mapping[str, float | None]) -> ByScale:
 
 
 class History:
-    """The lines of a run, one an epoch.
+    """Writes the history of a run, one line per epoch.
 
     Args:
         run: the run directory.
@@ -113,7 +113,7 @@ class History:
         self._events = Events(run / EVENTS, epoch) if find_spec("tensorboard") else None
 
     def add(self, line: Line) -> None:
-        """Write the line of the next epoch; the file is there whole at every moment."""
+        """Write the line of the next epoch; the file is complete at every moment."""
         self._lines.append(json.dumps(line))
         write_text(self._path, "\n".join(self._lines) + "\n")
         if self._events is not None:
@@ -122,12 +122,12 @@ class History:
             self._events.flush()
 
     def close(self) -> None:
-        """Close TensorBoard's file; the lines are on disk already."""
+        """Close TensorBoard's file; the lines have been written already."""
         if self._events is not None:
             self._events.close()
 
     def finish(self, best_epoch: int, about: Line) -> None:
-        """Write ``best_metrics.json``, which says that the run is finished.
+        """Write ``best_metrics.json``, which marks the run as finished.
 
         Args:
             best_epoch: epoch whose validation scores are written.
@@ -149,7 +149,7 @@ def by_scale(scales_um: Sequence[int], values: Iterable[float]) -> dict[str, flo
 
 
 def summary(line: Line, epochs: int) -> str:
-    """A line of the history for people: the figures by scale, in increasing order."""
+    """A line of the history as text, with losses and PCC by scale in increasing order."""
     return (
         f"epoch {line['epoch']}/{epochs}: loss {_texts(line['train']['loss'])}, "
         f"weights {_texts(line['weights'])}, validation PCC {_texts(line['validation']['pcc'])}"

@@ -1,8 +1,8 @@
-"""Whether the files of a run are those that it was trained as.
+"""Checks that the files of a run are those that it was trained with.
 
-What a run predicts, and of which genes, its configuration, panel, split and weights say together.
-Their hashes stand in every checkpoint's ``state.json``, which has one over itself; runs of older
-versions have none, and are read without.
+The predictions of a run depend on its configuration, panel, split and weights together. Their
+hashes are stored in every checkpoint's ``state.json``, which also has a hash of itself. Runs of
+older versions have no hashes and are read without this check.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def _hash(path: Path) -> str:
 
 
 def hash_of(content: Mapping[str, Any]) -> str:
-    """XXH64 of what JSON can hold, whatever the order of its keys; 16 hex digits."""
+    """XXH64 of a JSON value, independent of the order of its keys; 16 hex digits."""
     return xxhash.xxh64(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
 

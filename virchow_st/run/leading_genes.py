@@ -1,4 +1,4 @@
-"""Genes that tell a factor from the others."""
+"""The genes that distinguish a factor from the others."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from virchow_st.types import Float32Array, Float64Array, Int64Array
 
 
 def leading_genes(values: Float32Array, n: int) -> list[Int64Array]:
-    """Indices of the genes that tell each factor from the others.
+    """Indices of the genes that distinguish each factor from the others.
 
     With θ the loadings divided by their sum over genes, gene g leads factor k if ``θ[g, k]`` is
     the largest of its row, with weight ``min over l ≠ k of θ_gk log(θ_gk / θ_gl) + θ_gl − θ_gk``

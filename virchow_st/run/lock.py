@@ -1,4 +1,4 @@
-"""One writer at a time for a run directory, which tidies up what a killed one left."""
+"""The lock of a run directory: one writer at a time, which cleans up after a killed one."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FIGURES_SEAL = "visualization_metrics.json"
 
 
 def check_new(run: Path) -> None:
-    """Raise `ConfigError` where something is there already."""
+    """Raise `ConfigError` if the path exists already."""
     if run.exists():
         raise ConfigError(f"{run}: is already there; give another --run, or --resume it")
 
@@ -26,12 +26,12 @@ def check_new(run: Path) -> None:
 class RunLock(ExitStack):
     """The lock of a run directory, for as long as the context lasts: one writer at a time.
 
-    Every command that writes into a run holds it; those that only read it do not, since all that a
-    run holds is replaced whole.
+    Every command that writes into a run holds it. Commands that only read do not need it, because
+    files are replaced as a whole.
     """
 
     def take(self, run: Path) -> None:
-        """Lock a run that is there, and tidy up what a writer that was killed left in it.
+        """Lock an existing run, and clean up what a killed writer left in it.
 
         Raises:
             ConfigError: another process is writing it, or it cannot be written.
@@ -50,7 +50,7 @@ class RunLock(ExitStack):
         remove_dead_lock(run)  # of the process that began it
 
     def take_new(self, run: Path) -> None:
-        """Lock the name of a run that is not there yet, for `new_run`.
+        """Lock the name of a run that does not exist yet, for `new_run`.
 
         Raises:
             ConfigError: something is there already, or another process is beginning it.
@@ -62,9 +62,9 @@ class RunLock(ExitStack):
 
     @contextmanager
     def new_run(self, run: Path) -> Iterator[Path]:
-        """A folder to fill, which becomes the run when it is whole, locked from the first moment.
+        """Yield a folder to fill, locked from the start, which is renamed to the run when complete.
 
-        So a run that is there can be resumed, whenever its writer was killed.
+        Any run directory that exists can therefore be resumed, even if its writer was killed.
         """
         with whole_folder(run) as aside:
             lock = Lock(run, aside / LOCK_NAME)

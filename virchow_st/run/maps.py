@@ -1,17 +1,17 @@
-"""The predicted and observed maps of a test slide, in one HDF5 file that figures read.
+"""Predicted and observed maps of a test slide, in one HDF5 file that figures and exports read.
 
 ``maps/PATIENT.h5``: attributes ``format``, ``patient``, ``row0``, ``col0`` (array_row and array_col
 of the first bin) and ``bin_um``; datasets ``rate`` (G, R, C) float16, expected UMIs per 2 µm bin in
-every bin of an evaluated patch, NaN where it is left out (`virchow_st.run.rates`); ``counts``
-(G, R, C) uint16, in tissue, or uint32 where a count needs it; ``scored_mask`` (R, C) bool, the
+every bin of an evaluated patch, NaN where it is left out (`virchow_st.run.rates`); ``counts`` (G,
+R, C) uint16, UMIs in tissue, or uint32 if a count does not fit; ``scored_mask`` (R, C) bool, the
 tissue bins of those patches that are not left out; ``image`` (2R, 2C, 3) uint8 at 1 µm/px;
-``gene_id``, ``gene_symbol``; and of the P evaluated patches, ``patch_row0`` and ``patch_col0``
-(P,) int32, array_row and array_col of their first bins, and ``patch_block`` (P,) int32, the spatial
+``gene_id``, ``gene_symbol``; and of the P evaluated patches, ``patch_row0`` and ``patch_col0`` (P,)
+int32, array_row and array_col of their first bins, and ``patch_block`` (P,) int32, the spatial
 block of each, numbered through all test slides.
 
-The attribute ``name`` is what the slide is called, where that is not the file's name, and the
-attribute ``store`` is the manifest of the slide's store without its list of genes, as JSON: the
-homography, the image and the encoder with its licence, for what leaves the run by ``vst export``.
+The attribute ``name`` is the name of the slide, if it differs from the file's name. The attribute
+``store`` is the manifest of the slide's store without its list of genes, as JSON; ``vst export``
+takes the homography, the image and the encoder with its licence from it.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ _IMAGE_PX_PER_BIN = STORED_IMAGE_PX // PATCH_BINS
 
 
 class SlideMaps:
-    """Maps of one slide, patch by patch; made by `write_maps`."""
+    """Writes the maps of one slide patch by patch; made by `write_maps`."""
 
     def __init__(
         self,
@@ -103,9 +103,9 @@ class SlideMaps:
         tissue_mask: BoolArray,
         image: UInt8Array,
     ) -> None:
-        """Put one patch in its place; (G, 128, 128) twice, (128, 128) and (256, 256, 3).
+        """Write one patch: rate and counts (G, 128, 128), mask (128, 128) and image (256, 256, 3).
 
-        Bins whose rates are NaN are left out of the scored ones.
+        Bins whose rates are NaN are not scored.
         """
         rows, cols = self._place(info)
         self._file["rate"][:, rows, cols] = rate
@@ -133,7 +133,7 @@ class SlideMaps:
         self._file.move("wider", "counts")
 
     def read_rate(self, info: PatchInfo) -> Float32Array:
-        """Rates of one patch as they were written, (G, 128, 128) float32."""
+        """Read the rates of one patch as they were written, (G, 128, 128) float32."""
         rows, cols = self._place(info)
         return self._file["rate"][:, rows, cols].astype(np.float32)
 
@@ -151,7 +151,7 @@ def write_maps(
     blocks: Int64Array,
     name: str = "",
 ) -> Iterator[SlideMaps]:
-    """Write the maps of a store's slide; the file appears under its name when it is whole.
+    """Write the maps of a store's slide; the file appears under its name when complete.
 
     Args:
         path: of the file.
@@ -194,7 +194,7 @@ class SlideResult:
 
     @property
     def file_name(self) -> str:
-        """What pictures of the slide are called after."""
+        """Name of the slide in names of figure files."""
         return self.path.stem
 
     @property
@@ -204,12 +204,12 @@ class SlideResult:
 
     @property
     def heading(self) -> str:
-        """What a title calls the slide."""
+        """Name of the slide in titles."""
         return heading(self.patient, self.name)
 
     @property
     def whole(self) -> Window:
-        """All of the slide."""
+        """The whole slide as a window."""
         return Window(0, 0, *self.scored_mask.shape)
 
     @cached_property
@@ -234,7 +234,7 @@ class SlideResult:
     def manifest(self) -> dict[str, Any]:
         """The manifest of the slide's store, without its genes; `ConfigError` where there is none.
 
-        Files of older versions have none.
+        Files of older versions have no manifest.
         """
         with told(self.path):
             if "store" not in self._file.attrs:
@@ -261,7 +261,8 @@ class SlideResult:
         """``rate`` or ``counts`` of some genes in a block, (G, h, w) float32; NaN outside patches.
 
         Rates are NaN in bins left out too.
-        Raises `ConfigError` for rates that are none, and counts that a float32 does not hold.
+        Raises `ConfigError` for rates that are NaN elsewhere or infinite, and for counts that
+        float32 cannot hold.
         """
         with told(self.path):
             read = np.stack([self._file[name][g, rows, cols] for g in genes])
@@ -292,7 +293,7 @@ def find_maps(run: Path) -> list[Path]:
 
 @contextmanager
 def open_maps(path: Path) -> Iterator[SlideResult]:
-    """Open what `write_maps` wrote; masks and patches are read now, genes and image when asked for.
+    """Open a file written by `write_maps`; masks and patches are read now, genes and image later.
 
     Raises:
         ConfigError: missing, damaged, or of another version.

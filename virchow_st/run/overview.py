@@ -1,6 +1,6 @@
-"""The slides of a run, small: what a picture of patches, split and masks needs, without stores.
+"""Small images and masks of a run's slides, for figures that show the split without the stores.
 
-``overview.h5``: attributes ``format``, ``bin_um`` and ``block_um``, and a group a slide, ``0``,
+``overview.h5``: attributes ``format``, ``bin_um`` and ``block_um``, and one group per slide, ``0``,
 ``1``, … in the order of the run's stores. Of each group, attributes ``name`` (that of the slide's
 maps and pictures), ``patient``, ``row0``, ``col0`` (array_row and array_col of the first bin) and
 ``um_per_px``, 1, 2, 4, …; datasets ``image`` (2R, 2C, 3) / um_per_px, uint8; ``tissue_mask`` and
@@ -46,7 +46,7 @@ LONGEST_PX = 1700
 
 
 def slide_names(stores: Sequence[Store]) -> list[str]:
-    """What slides are called in result files: the patient, and the store's place if it repeats."""
+    """Names of slides in result files: the patient, with a number if a patient has several."""
     return slide_names_of([store.patient for store in stores])
 
 
@@ -70,7 +70,7 @@ def slide_names_of(patients: Sequence[str]) -> list[str]:
 def write_overview(
     path: Path, stores: Sequence[Store], split: Split, block_of: Mapping[Member, int], block_um: int
 ) -> None:
-    """Write the slides of a run; the file appears under its name when it is whole.
+    """Write the slides of a run; the file appears under its name when complete.
 
     Args:
         path: of the file.
@@ -125,10 +125,10 @@ def _write_slide(group: h5py.Group, patches: Sequence[Patch]) -> None:
 
 @dataclass(frozen=True, eq=False)
 class SlideOverview:
-    """A slide of the run, small; arrays are in bin orientation.
+    """A slide of the run at reduced size; arrays are in bin orientation.
 
     Attributes:
-        name, file_name: of the slide, and what its pictures are called after.
+        name, file_name: name of the slide, and its form in names of figure files.
         patient: whose slide it is.
         image: (2R, 2C, 3) / um_per_px, uint8 RGB.
         um_per_px: of the image.
@@ -156,17 +156,17 @@ class SlideOverview:
 
     @property
     def heading(self) -> str:
-        """What a title calls the slide."""
+        """Name of the slide in titles."""
         return heading(self.patient, self.name)
 
     @property
     def whole(self) -> Window:
-        """All of the slide."""
+        """The whole slide as a window."""
         return Window(0, 0, *self.tissue_mask.shape)
 
 
 def read_overviews(run: Path) -> Iterator[SlideOverview]:
-    """The slides of ``overview.h5``, one after another, in the order of the run's stores.
+    """Iterate over the slides of ``overview.h5``, in the order of the run's stores.
 
     Raises `ConfigError` for a file that is missing, damaged or of another format.
     """

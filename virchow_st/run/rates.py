@@ -1,4 +1,4 @@
-"""What a rate and a count can be, checked wherever those of a run are made or read."""
+"""Checks the values of rates and counts wherever a run writes or reads them."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ _EXPECTED = f"expected rates of at most {MOST_UMIS:.0f} UMIs per 2 µm bin"
 
 
 def check_rates(rates: Float32Array, genes: Sequence[str], source: str, remedy: str) -> None:
-    """Raise `ConfigError` where rates are NaN, infinite, or beyond `MOST_UMIS` either way.
+    """Raise `ConfigError` if rates are NaN, infinite, or beyond ± `MOST_UMIS`.
 
-    Below zero they may be: the squared error's decoder predicts z-scores.
+    Negative rates are allowed, because a decoder trained with squared error predicts z-scores.
 
     Args:
         rates: (…, G, R, C) float32, expected UMIs per 2 µm bin.
-        genes: (G,) what to call them.
-        source: the run or file that they are of, for the message.
+        genes: (G,) names of the genes, for the message.
+        source: run or file of the rates, for the message.
         remedy: what to do.
     """
     low, high = _range(rates)
@@ -50,9 +50,9 @@ def check_rates(rates: Float32Array, genes: Sequence[str], source: str, remedy: 
 def leave_out_impossible(
     rates: Float32Array, genes: Sequence[str], source: str, remedy: str
 ) -> Float32Array:
-    """Rates in which the bins with one beyond `MOST_UMIS` either way are NaN for every gene.
+    """Set bins with a rate beyond ± `MOST_UMIS` to NaN for every gene; returns the rates.
 
-    A job counts these bins and calls `check_left_out`.
+    The caller counts these bins and calls `check_left_out`.
 
     Args:
         rates, genes, source, remedy: see `check_rates`.
@@ -78,13 +78,13 @@ def leave_out_impossible(
 
 
 def left_out(rates: Float32Array) -> BoolArray:
-    """Bins that `leave_out_impossible` left out: (…, G, R, C) rates to (…, R, C) bool."""
+    """Mask of the bins that `leave_out_impossible` left out: (…, G, R, C) to (…, R, C) bool."""
     found: BoolArray = np.isnan(rates[..., 0, :, :])
     return found
 
 
 def check_left_out(n: int, n_bins: int, source: str) -> None:
-    """Raise `ConfigError` where more than `MOST_LEFT_OUT` of a job's bins are left out.
+    """Raise `ConfigError` if more than `MOST_LEFT_OUT` of the bins were left out.
 
     Args:
         n: bins left out so far.
@@ -100,7 +100,7 @@ def check_left_out(n: int, n_bins: int, source: str) -> None:
 
 
 def left_out_warning(n: int, n_bins: int, source: str) -> str:
-    """The line that counts the bins left out; see `check_left_out`."""
+    """Warning with the number of bins left out; see `check_left_out`."""
     return (
         f"{source}: {n:,} of {n_bins:,} bins ({n / n_bins:.2g} of them) are left out as not "
         f"predicted, since a rate there is beyond {MOST_UMIS:.0f} UMIs, as at pen marks and folds"
@@ -116,7 +116,7 @@ def _range(rates: Float32Array) -> tuple[Float32Array, Float32Array]:
 
 
 def exact_float32(counts: Array, source: str) -> Float32Array:
-    """Counts as float32; raises `ConfigError` for one above 2²⁴, which a float32 may not hold.
+    """Convert counts to float32; raises `ConfigError` above 2²⁴, where float32 is not exact.
 
     Args:
         counts: whole numbers of UMIs, of any shape.

@@ -1,9 +1,9 @@
-"""The tables that ``vst evaluate`` leaves in a run: written whole, checked when read.
+"""The result tables of ``vst evaluate``: written completely or not at all, checked when read.
 
 ``metrics.json``  all scores of the test patient
 ``per_gene.csv``  the scores of every gene at every scale
 
-docs/metrics.md, "Files", says the same for people. `virchow_st.run.blocks` has ``blocks.npz``.
+docs/metrics.md, "Files", describes them. ``blocks.npz`` is in `virchow_st.run.blocks`.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ class _Metrics(TypedDict):
 
 
 def check_metrics(content: Any) -> None:
-    """Raise `ValueError` unless this is what ``metrics.json`` holds."""
+    """Raise `ValueError` unless the value fits the schema of ``metrics.json``."""
     check(content, _Metrics)
     _check_scales("scales", content["scales"])
     for name, scales in content["baselines"].items():
@@ -162,7 +162,7 @@ def write_metrics(run: Path, content: dict[str, Any]) -> None:
 
 
 def read_metrics(run: Path) -> dict[str, Any]:
-    """``metrics.json``; raises `ConfigError` where it is missing, foreign or an older version's."""
+    """Read ``metrics.json``; `ConfigError` if it is missing, damaged or of an older version."""
     remedy, missing = _again(run)
     content = read_json(run / METRICS, _Metrics, remedy, missing=missing, also=check_metrics)
     return cast("dict[str, Any]", content)
@@ -174,9 +174,9 @@ def _again(run: Path) -> tuple[str, str]:
 
 
 def write_per_gene(run: Path, panel: Panel, computed: Mapping[int, ScaleScores]) -> None:
-    """Write ``per_gene.csv``: a line for each gene and scale, an empty field where undefined.
+    """Write ``per_gene.csv``: one row per gene and scale; undefined scores are empty.
 
-    Names that a spreadsheet would compute begin with ``'`` in it, see `csv_text`.
+    A ``'`` is put before names that a spreadsheet would compute, see `csv_text`.
     """
     with (
         written_whole(run / PER_GENE_FILE) as aside,
@@ -199,7 +199,7 @@ def _text(values: Float64Array, gene: int) -> str:
 
 
 def read_per_gene(run: Path) -> list[GeneScore]:
-    """``per_gene.csv`` in its order; raises `ConfigError` where it is missing or damaged."""
+    """Rows of ``per_gene.csv`` in file order; `ConfigError` if it is missing or damaged."""
     columns = score_columns(PER_GENE)
     remedy, missing = _again(run)
     path = run / PER_GENE_FILE

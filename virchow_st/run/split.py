@@ -39,8 +39,8 @@ class Split:
 
     Attributes:
         train, validation, test: patches.
-        slides: for each of the run's stores the hash over all its records, which tells when a
-            store has been extracted again since.
+        slides: hash over all records of each of the run's stores; it changes when a store is
+            extracted again.
     """
 
     train: tuple[Member, ...]
@@ -68,12 +68,12 @@ class Split:
 
     @classmethod
     def read(cls, path: Path) -> Split:
-        """Read what `write` wrote; raises `ConfigError` for anything else."""
+        """Read a split written by `write`; raises `ConfigError` for anything else."""
         return cls.of(read_split(path))
 
     @classmethod
     def of(cls, content: SplitFile) -> Split:
-        """The split that `read_split` read."""
+        """Convert the content of ``split.json`` to a split."""
         train, validation, test = (
             tuple(Member(store["store"], patch) for store in part for patch in store["patches"])
             for part in (content["train"], content["validation"], content["test"])
@@ -107,7 +107,7 @@ class _Patches(TypedDict):
 
 
 class SplitFile(TypedDict):
-    """What ``split.json`` holds."""
+    """Content of ``split.json``."""
 
     format: Literal["virchow_st.split/1"]
     slides: Annotated[list[_Slide], Length(1)]
@@ -118,7 +118,7 @@ class SplitFile(TypedDict):
 
 
 def read_split(path: Path) -> SplitFile:
-    """``split.json``, its hash compared; raises `ConfigError` for anything else."""
+    """Read ``split.json`` and compare its hash; raises `ConfigError` for anything else."""
     return cast("SplitFile", read_json(path, SplitFile, "train anew", also=_check_split))
 
 
@@ -208,7 +208,7 @@ def split_patients(stores: Sequence[Store], test_patient: str, seed: int) -> Spl
 
 
 def warn_of_alike_patients(stores: Sequence[Store], progress: Progress) -> None:
-    """Warn where two patients of the stores differ by upper and lower case or by blanks only."""
+    """Warn if names of two patients differ only in upper and lower case or in spaces."""
     for warning in alike_warnings(store.patient for store in stores):
         progress.warn(warning)
 

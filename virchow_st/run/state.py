@@ -1,4 +1,4 @@
-"""``state.json`` of a checkpoint: what a decoder is, where training stood, and the run's hashes."""
+"""``state.json`` of a checkpoint: shapes of the decoder, progress of the training, and hashes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ STATE, TENSORS = "state.json", "tensors.safetensors"
 
 
 class Encoder(TypedDict):
-    """What made the tokens that a decoder was trained on."""
+    """The encoder of the tokens that a decoder was trained on."""
 
     name: Name
     weights: str
@@ -27,7 +27,7 @@ class Encoder(TypedDict):
 
 
 class State(TypedDict):
-    """What ``state.json`` holds; the hashes are missing in runs of older versions."""
+    """Content of ``state.json``; the hashes are missing in runs of older versions."""
 
     format: Literal["virchow_st.checkpoint/1"]
     epoch: Count
@@ -61,7 +61,7 @@ def _check_state(state: Any) -> None:
 
 
 def read_state(folder: Path) -> dict[str, Any]:
-    """The JSON part of a checkpoint, `State`; raises `ConfigError` for anything else."""
+    """Read the JSON part of a checkpoint; raises `ConfigError` for anything but a `State`."""
     file = settled(folder) / STATE
     if not file.is_file():
         raise ConfigError(f"{folder}: no checkpoint there; run `vst train` first")
@@ -76,7 +76,7 @@ def sealed(state: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def tensors_file(folder: Path, state: Mapping[str, Any]) -> Path:
-    """The file of a checkpoint's tensors, whose hash is compared with the state's.
+    """Path of a checkpoint's tensors, after comparing the file's hash with that in the state.
 
     Raises:
         ConfigError: there is no such file, or it is not the one that was saved with the state.
@@ -95,7 +95,7 @@ def tensors_file(folder: Path, state: Mapping[str, Any]) -> Path:
 def check_run(run: Path) -> None:
     """Raise `ConfigError` unless configuration, panel and split are those the run was trained with.
 
-    A folder of results alone, without checkpoints, passes.
+    A folder that holds only results, without checkpoints, passes.
     """
     best = run / CHECKPOINTS / "best"
     if (settled(best) / STATE).is_file():

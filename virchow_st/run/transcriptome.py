@@ -1,4 +1,4 @@
-"""The genes of a run: the panel, and with ``--panel all`` every other gene besides."""
+"""The genes of a run: the panel, and with ``--panel all`` also every other gene."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class RunGenes:
 
     @classmethod
     def read(cls, run: Path) -> RunGenes:
-        """Read what `write` wrote; raises `ConfigError` for files that do not fit together."""
+        """Read the files written by `write`; raises `ConfigError` if they do not match."""
         panel = Panel.read(run / PANEL)
         if not (run / GENES).exists():
             return cls(panel, panel)
@@ -73,7 +73,7 @@ class RunGenes:
 
 
 def check_factors(config: TrainConfig) -> None:
-    """Raise `ConfigError` for settings that do not go with predicting genes as factors, or not."""
+    """Raise `ConfigError` for settings that contradict each other about factors."""
     if not wants_all_genes(config.panel):
         if config.factors:
             raise ConfigError(

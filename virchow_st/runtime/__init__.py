@@ -1,1 +1,1 @@
-"""What a job needs of the machine: devices, memory, other processes, files, progress, Ctrl-C."""
+"""Services for every job: devices, memory, processes, files, locks, progress and Ctrl-C."""

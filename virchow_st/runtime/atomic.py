@@ -1,9 +1,9 @@
-"""Files and folders that are there whole or not at all, whenever their writer is killed.
+"""Writes files and folders so that they are complete or absent, even if the writer is killed.
 
-What is unfinished is called ``.NAME.part`` and lies beside its place. The name is fixed, so that
-the next writer finds what a dead one left; hence whoever writes holds a lock (`runtime.lock`), on
-the output itself or on the folder that it lies in. What takes its name has reached the disk: a
-power cut leaves the old or the new, too.
+An unfinished output is called ``.NAME.part`` and lies beside the final one. The name is fixed, so
+that the next writer finds what a killed writer left. A writer therefore holds a lock
+(`runtime.lock`) on the output or on its folder. An output is synced to disk before it is renamed,
+so that a power cut leaves either the old or the new one.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ _PART, _OLD, _READY = ".part", ".old", ".results.ready"
 
 
 def aside_of(path: Path) -> Path:
-    """Where a file or folder lies until it is whole."""
+    """Path of a file or folder while it is unfinished: ``.NAME.part`` beside it."""
     return path.with_name(f".{path.name}{_PART}")
 
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
-    """A path to write a file to, which takes the name ``path`` when it is whole and on the disk.
+    """Yield a path to write to; on leaving, the file is synced and renamed to ``path``.
 
     The caller holds the lock of the file or of its folder. An `OSError` that a write raises names
     ``path``.
@@ -62,9 +62,9 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 @contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
-    """A new folder to fill, which takes the name ``folder`` when it is whole and on the disk.
+    """Yield an empty folder to fill; on leaving, it is synced and renamed to ``folder``.
 
-    The caller holds the lock of the folder or of the one that it lies in.
+    The caller holds the lock of the folder or of its parent.
     """
     aside = aside_of(folder)
     with _naming(folder, aside):
@@ -82,10 +82,11 @@ def whole_folder(folder: Path) -> Iterator[Path]:
 
 @contextmanager
 def new_output(out: Path) -> Iterator[Path]:
-    """A folder for unfinished work beside ``out``; its ``result`` becomes ``out`` at the end.
+    """Yield a folder for unfinished work beside ``out``; its ``result`` is renamed to ``out``.
 
-    The output is locked meanwhile. Whatever happens before leaves neither; a process that was
-    killed leaves the folder, ``.NAME.part``, which the next one for ``out`` removes.
+    The output is locked in the meantime. An error removes the folder and leaves no output. A
+    process that is killed leaves the folder, ``.NAME.part``, which the next writer of ``out``
+    removes.
 
     Raises:
         ConfigError: ``out`` is there already, or another process is writing it.
@@ -109,7 +110,7 @@ def new_output(out: Path) -> Iterator[Path]:
 
 
 def check_absent(out: Path) -> None:
-    """Raise `ConfigError` where an output is there already."""
+    """Raise `ConfigError` if an output exists already."""
     if out.exists() or out.is_symlink():
         with contextlib.suppress(ConfigError), locked(out):
             remove(aside_of(out))  # of one that was killed just after it was done
@@ -121,7 +122,7 @@ def check_absent(out: Path) -> None:
 
 @contextmanager
 def replaced_folder(folder: Path) -> Iterator[Path]:
-    """As `whole_folder`, in the place of one that is there; `settled` finds it at any moment."""
+    """As `whole_folder`, but replaces an existing folder; `settled` finds it at any moment."""
     old, aside = _old(folder), aside_of(folder)
     settle(folder)
     with _naming(folder, aside):
@@ -141,16 +142,16 @@ def replaced_folder(folder: Path) -> Iterator[Path]:
 
 
 def settled(folder: Path) -> Path:
-    """The folder, or its predecessor if its writer died between the two renames."""
+    """Path of the folder, or of its predecessor if the writer died between the two renames."""
     old = _old(folder)
     return old if not folder.exists() and old.exists() else folder
 
 
 def settle(folder: Path) -> None:
-    """Finish or undo what a writer in `replaced_folder` left when it died; the caller has the lock.
+    """Finish or undo an interrupted `replaced_folder`; the caller holds the lock.
 
-    If it died between the two renames, the predecessor is all there is and gets its name back; if
-    it died after them, the predecessor is removed.
+    If the writer died between the two renames, the predecessor is renamed back; if it died after
+    them, the predecessor is removed.
     """
     old = _old(folder)
     if settled(folder) == old:
@@ -164,11 +165,11 @@ def _old(folder: Path) -> Path:
 
 @contextmanager
 def replaced_together(folder: Path, seal: str) -> Iterator[Path]:
-    """A folder to write files to, which together replace those of their names in ``folder``.
+    """Yield a folder for files that together replace those of the same names in ``folder``.
 
-    Until all are whole, those in ``folder`` stay as they are. Then the seal goes first and comes
-    last, so that old and new are never taken for one; `finish_replacing` does what is left if the
-    process dies meanwhile.
+    The files in ``folder`` stay unchanged until all new ones are complete. Then the seal is removed
+    first and written last, so that a mixture of old and new files is never taken for one result. If
+    the process dies in between, `finish_replacing` does the rest.
 
     Args:
         folder: locked by the caller; it is made if it is not there.
@@ -203,7 +204,7 @@ def _check_replaceable(folder: Path, aside: Path) -> None:
 
 
 def finish_replacing(folder: Path, seal: str) -> None:
-    """Put files in their places that `replaced_together` had made ready; none may be there."""
+    """Finish an interrupted `replaced_together`, if there is one."""
     ready = folder / _READY
     if not ready.is_dir():
         return
@@ -218,13 +219,13 @@ def finish_replacing(folder: Path, seal: str) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what dead processes left unfinished in a folder that the caller has locked."""
+    """Remove the unfinished outputs of dead processes from a folder that the caller has locked."""
     for leftover in folder.glob(f".*{_PART}"):
         remove(leftover)
 
 
 def remove(path: Path) -> None:
-    """Remove a file or a folder if it is there and can be removed."""
+    """Remove a file or a folder, if it exists and can be removed."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -249,7 +250,7 @@ def _remove_for_good(folder: Path) -> None:
 
 
 def sync_folder(path: Path) -> None:
-    """Let the names in a folder survive a power cut."""
+    """Sync a folder to disk, so that new names in it survive a power cut."""
     _sync(path)
 
 

@@ -1,8 +1,8 @@
-"""Where libraries keep what they compile, if neither the package nor HOME can be written.
+"""Folders for libraries' compiled code, where neither the package nor HOME is writable.
 
-In a container the file system is often read-only and HOME a folder that is not there. Numba then
+In a container the file system is often read-only, and HOME may be missing. Numba then
 refuses to be imported with cached functions, torch and Triton fail at the first compilation, and
-Matplotlib warns. They are given a folder of their own below the system's temporary one.
+Matplotlib warns. They are given a folder below the system's temporary folder.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ _FOLDERS = {
 
 
 def place_caches() -> None:
-    """Set the environment variables of caches that would have no place; call before the libraries.
+    """Set environment variables for caches without a writable folder, before libraries load.
 
-    What the user set stays. Nothing changes where HOME can be written.
+    Variables that the user has set are kept. Nothing changes if HOME is writable.
     """
     home = Path(os.path.expanduser("~"))  # still "~" for a user whom the container does not know
     if home.is_absolute() and _can_make(home / ".cache" / "virchow_st"):

@@ -1,4 +1,4 @@
-"""Which device a job runs on, and how much memory is free there."""
+"""The device that a job runs on, and its free memory."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ if TYPE_CHECKING:
 
 
 def core_count() -> int:
-    """Cores that this process may run on; macOS, which cannot say it, has all that there are."""
+    """Number of cores that this process may use; on macOS, which cannot tell, all cores."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def pick_device(name: str, process: int | None = None) -> torch.device:
-    """Turn the option ``--device`` into a torch device that is really there.
+    """Convert the option ``--device`` to a torch device, after checking that it exists.
 
-    ``auto`` is the first CUDA device, or the CPU where there is none. Any other name is taken at
-    its word: asking for CUDA on a machine without it raises `ConfigError`, because a job that runs
-    a hundred times slower than expected is not what was asked for.
+    ``auto`` is the first CUDA device, or the CPU if there is none. ``cuda`` on a machine without
+    CUDA raises `ConfigError` and does not fall back to the CPU, which would be a hundred times
+    slower.
 
     Args:
         name: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
@@ -68,7 +68,7 @@ def _own_device(name: str, index: str, process: int, count: int) -> int:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that are free on a CUDA device, or of main memory."""
+    """Free memory of a CUDA device, or of the machine for the CPU, in bytes."""
     import torch
 
     if device.type == "cuda":

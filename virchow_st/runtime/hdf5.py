@@ -1,8 +1,9 @@
-"""HDF5 files that end well: written on a disk that runs full, read while another program writes.
+"""Writes HDF5 files safely where a disk may run full, and detects files that are being written.
 
 HDF5 itself does not survive a write that fails: closing the file fails too, and the library later
-ends the process with a segmentation fault. So it writes here by way of a file object, which keeps
-what the disk does not take in memory and tells of it when HDF5 is done.
+ends the process with a segmentation fault. Here, HDF5 therefore writes through a Python file
+object, which keeps in memory what the disk refuses and reports the error when HDF5 has closed the
+file.
 """
 
 from __future__ import annotations
@@ -108,14 +109,14 @@ class Hdf5Output:
         self.file, self._sink, self._path = file, sink, path
 
     def check(self) -> None:
-        """Raise the `OSError` of the first write that failed; a long job asks now and then."""
+        """Raise the error of the first failed write; long jobs call it now and then."""
         if (e := self._sink.error) is not None:
             raise OSError(e.errno, e.strerror, str(self._path))
 
 
 @contextmanager
 def written_hdf5(path: Path) -> Iterator[Hdf5Output]:
-    """Write an HDF5 file; on leaving, all of it is in the file or the error is raised.
+    """Write an HDF5 file; on leaving, it is complete or the error of a failed write is raised.
 
     Args:
         path: of the file, best one aside; what was there is overwritten.

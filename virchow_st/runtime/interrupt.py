@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM, which schedulers send before they kill, that wait for a good moment."""
+"""Handling of Ctrl-C and SIGTERM (which schedulers send before they kill a job)."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from types import FrameType
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM, raised where Ctrl-C would be: what tidies up after the one does after the other."""
+    """Raised on SIGTERM; a `KeyboardInterrupt`, so that the same code cleans up after both."""
 
 
 def exit_code(interrupt: BaseException) -> int:
-    """128 and the signal's number, as shells have it: 143 after SIGTERM, 130 after Ctrl-C."""
+    """Exit code after an interruption, 128 + signal: 143 after SIGTERM, 130 after Ctrl-C."""
     is_terminated = isinstance(interrupt, Terminated) or isinstance(interrupt.__cause__, Terminated)
     return 128 + (signal.SIGTERM if is_terminated else signal.SIGINT)
 
 
 def raise_on_sigterm() -> None:
-    """Let SIGTERM raise `Terminated`, unless whoever started the process had it ignored."""
+    """Make SIGTERM raise `Terminated`, unless the parent process had SIGTERM ignored."""
     if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
         signal.signal(signal.SIGTERM, _terminate)
 
@@ -30,7 +30,7 @@ def _terminate(number: int, frame: FrameType | None) -> None:
 
 
 class Stop:
-    """Whether a signal asked the job to stop; false until then."""
+    """True once a signal has asked the job to stop."""
 
     def __init__(self) -> None:
         self.signal: int | None = None
@@ -39,16 +39,16 @@ class Stop:
         return self.signal is not None
 
     def interrupt(self) -> KeyboardInterrupt:
-        """What to raise when the job has stopped."""
+        """The exception to raise when the job has stopped."""
         return Terminated() if self.signal == signal.SIGTERM else KeyboardInterrupt()
 
 
 @contextmanager
 def stop_when_ready(say: Callable[[], None]) -> Iterator[Stop]:
-    """Let the first Ctrl-C or SIGTERM only be remembered; the second interrupts as ever.
+    """Only record the first Ctrl-C or SIGTERM; a second one interrupts at once.
 
-    It changes nothing outside the main thread, which alone gets signals, nor where the program has
-    a handler of its own.
+    Has no effect outside the main thread, which alone receives signals, or if the program has
+    installed its own handler.
 
     Args:
         say: called at the first signal, to tell that it was heard.

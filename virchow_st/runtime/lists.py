@@ -1,6 +1,6 @@
 """Reads the small tables that people and programs write: panels, gene lists, lists of slides.
 
-One reader for all of them, so that what Excel, R, pandas and 10x Genomics write is read alike:
+One reader serves all of them, so that files from Excel, R, pandas and 10x Genomics are read alike:
 UTF-8 and UTF-16 with or without a byte order mark, any line ends, commas, semicolons or tabs,
 quotes, ``#`` comments, Excel's ``sep=;`` line, blank lines and blanks around values.
 """

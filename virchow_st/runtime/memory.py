@@ -1,4 +1,4 @@
-"""How much memory a job may still take: what the machine has free, or its control group allows."""
+"""Memory that a job may still use: free on the machine, or allowed by its control group."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ _FILES = {
 
 
 def free_ram(proc: Path = Path("/proc"), cgroups: Path = _CGROUPS) -> int:
-    """Bytes of main memory that this process can still have without swapping.
+    """Main memory that this process can still use without swapping, in bytes.
 
-    A container's or a cluster job's limit counts where it is lower than what the machine has left.
+    The limit of a container or cluster job applies if it is lower than the machine's free memory.
 
     Args:
         proc, cgroups: where the kernel says it.

@@ -1,4 +1,4 @@
-"""Things made by threads, ahead of who uses them."""
+"""Computes items in threads, ahead of their use."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ def ahead(
     make: Callable[[Item], Made],
     n_ahead: int = 1,
 ) -> Iterator[tuple[Item, Made]]:
-    """Each item with what ``make`` makes of it, the next ``n_ahead`` under way in ``pool``.
+    """Yield each item with ``make(item)``; the next ``n_ahead`` are computed in ``pool`` meanwhile.
 
-    Items are taken from ``items`` as they get under way, not all at once.
+    Items are taken from ``items`` only when their computation starts.
     """
     coming: deque[tuple[Item, Future[Made]]] = deque()
     for item in items:

@@ -1,4 +1,4 @@
-"""Chooses the number of factors by counts that were held out."""
+"""Chooses the number of factors by the likelihood of held-out counts."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _PIECE = 1 << 18  # counts whose rates are computed at once
 
 @dataclass(frozen=True)
 class FactorChoice:
-    """The number of factors, and what it was chosen by.
+    """The number of factors, and the gains by which it was chosen.
 
     Attributes:
         n_factors: The smallest candidate whose gain is within `TOLERANCE` of the best.

@@ -22,7 +22,7 @@ _N_CHUNKS = 64  # of rows or genes, computed in parallel
 
 @dataclass(frozen=True)
 class Step:
-    """What a step found.
+    """Result of a step.
 
     Attributes:
         factors, loadings: (n, K) and (G, K), after the step.

@@ -22,15 +22,13 @@ _ADAMW_RMS = 0.2
 class Muon(torch.optim.AdamW):
     """Muon (Jordan et al. 2024) in the groups marked ``is_muon``, AdamW in the others.
 
-    The update of a weight matrix is its momentum made orthogonal: all directions of the matrix
-    move alike, the rare ones too, which learns in fewer steps than AdamW does. Convolutions count
-    as matrices of output channels by all else. (K. Jordan et al., "Muon: an optimizer for hidden
-    layers in neural networks", 2024, kellerjordan.github.io/posts/muon.)
-
-    Args:
-        groups: parameter groups, each with ``lr`` and ``weight_decay``; those with ``is_muon`` hold
-            parameters of two or more dimensions.
-        fused: as AdamW takes it.
+    The update of a weight matrix is its momentum made orthogonal, so that all directions of the
+    matrix move by the same amount, also those with small gradients; this takes fewer steps than
+    AdamW. Convolutions are treated as matrices with one row per output channel. (K. Jordan et al.,
+    "Muon: an optimizer for hidden layers in neural networks", 2024,
+    kellerjordan.github.io/posts/muon.) Args: groups: parameter groups, each with ``lr`` and
+    ``weight_decay``; those with ``is_muon`` hold parameters of two or more dimensions. fused: as
+    AdamW takes it.
     """
 
     def __init__(self, groups: list[dict[str, Any]], fused: bool = False) -> None:
@@ -38,7 +36,7 @@ class Muon(torch.optim.AdamW):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One step; the gradients of Muon's parameters are then None."""
+        """Take one step; the gradients of Muon's parameters are None afterwards."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -67,10 +65,10 @@ class Muon(torch.optim.AdamW):
 
 
 def orthogonal(matrix: Tensor) -> Tensor:
-    """About U·Vᵀ of a matrix U·S·Vᵀ, by Newton-Schulz iterations in float32.
+    """Approximate U·Vᵀ of a matrix U·S·Vᵀ by Newton-Schulz iterations in float32.
 
-    Singular values end between 0.7 and 1.2 where they were within a thousandth of the largest,
-    which is near enough (Jordan et al. 2024).
+    Singular values of at least a thousandth of the largest end between 0.7 and 1.2, which is close
+    enough to 1 for training (Jordan et al. 2024).
     """
     x = matrix.float()
     x = x / x.norm().clamp(min=1e-12)
@@ -84,11 +82,11 @@ def orthogonal(matrix: Tensor) -> Tensor:
 
 
 def matrices(decoder: Decoder) -> list[nn.Parameter]:
-    """Weights that mix channels: of linear layers, convolutions and attention, but the head's.
+    """Weights that mix channels (linear layers, convolutions, attention), except those of the head.
 
-    The head's rows are genes, which do not share a direction to be made orthogonal; depthwise
-    convolutions have a small filter for each channel, no matrix; positions, which a decoder has of
-    its own and not by a layer, are no map from channels to channels.
+    Left out are the head, whose rows are genes and need not be orthogonal; depthwise convolutions,
+    which have one small filter per channel and no matrix; and position embeddings, which do not map
+    channels to channels.
     """
     found = []
     for name, parameter in decoder.named_parameters():

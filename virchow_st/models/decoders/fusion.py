@@ -1,13 +1,15 @@
-"""The default decoder: three paths over tokens for meaning, the patch image for fine structure.
+"""The default decoder: tokens give the tissue type, the patch image gives fine structure.
 
-Convolution, transformer and graph paths over the tokens (`virchow_st.models.decoders.hist2st`) are
-fused and unfolded to 8 µm, where they join a convolutional stem on the patch image. Both go up to
-4 and 2 µm together. A patch comes with a margin of those beside it, so that its edges know what
-lies beyond them. Most channels lie where bins are coarse: 96 at 8 µm, 64 at 4 µm, 16 at 2 µm.
+The tokens pass through a convolution, a transformer layer and a graph layer in parallel (as in
+`virchow_st.models.decoders.hist2st`). Their outputs are fused and upsampled to 8 µm, where the
+features of a convolutional stem on the patch image are added. The sum is upsampled to 4 and 2 µm,
+with skip connections from the stem. Patches have a margin taken from their neighbours, so that bins
+at an edge have context on all sides. Coarse levels have most channels: 96 at 8 µm, 64 at 4 µm, 16
+at 2 µm.
 
-Shape suffixes: B patches, T tokens a side with the margin, N = T·T, D token channels, C width,
-K components of the regression, G genes, P = 256 px a side and the margin, H = 128, M = 64, L = 32
-cells a side (2, 4, 8 µm).
+Shape suffixes: B patches, T tokens per side including the margin, N = T·T, D token channels, C
+channels on the token grid, K components of the regression, G genes, P = 256 px per side plus the
+margin, H = 128, M = 64, L = 32 cells per side (2, 4, 8 µm).
 """
 
 from __future__ import annotations
@@ -32,20 +34,20 @@ from virchow_st.models.decoders.variation import TokenDropout
 
 _BINS = 128
 _PATCH_UM = 256
-_COARSEST = 32  # cells a side at 8 µm
+_COARSEST = 32  # cells per side at 8 µm
 _WIDTHS = (16, 64, 96)  # channels at 2, 4 and 8 µm
-# The regression has to leave room: kept to the end, it would hold on to what it took from the stain
-# of the training patients. It is let go over this share of the steps.
+# The regression is faded out over this share of the steps. If it were kept to the end, the decoder
+# would keep what the regression fitted to the stain of the training patients.
 _REGRESSION_SHARE = 0.25
-_LARGEST_COMPONENT = 2.0  # of the regression, standard deviations: inputs of order one
+_LARGEST_COMPONENT = 2.0  # standard deviation of the strongest component: head inputs of order 1
 
 
 class FusionDecoder(Decoder):
-    """Tokens and the patch image, each with a margin, to per-bin outputs (B, G, 128, 128).
+    """Maps tokens and the patch image, each with a margin, to outputs per bin (B, G, 128, 128).
 
     Args:
-        grid: tokens a side of a patch alone; 16 or 32.
-        token_mean_D, token_std_D: (D,) of the training tokens.
+        grid: tokens per side of a patch without its margin; 16 or 32.
+        token_mean_D, token_std_D: (D,) mean and standard deviation of the training tokens.
         initial_bias_G: (G,) bias of the output.
         widths: channels at 2, 4 and 8 µm, multiples of 8.
         token_width: C, channels on the token grid, a multiple of 8.
@@ -103,7 +105,7 @@ class FusionDecoder(Decoder):
         self.to_2um = unfolding(middle, fine)
         self.refine = EdgeConv(fine, 2 * fine, 3)
 
-        # Not learned: what is learned goes its own way, see `begin`.
+        # Buffers, not parameters: they are set by `begin` and not trained.
         self.register_buffer("regression_KD", torch.zeros(n_components, D))
         self.register_buffer("regression_share", torch.ones(()))
         self.head = GeneHead(2 * fine + n_components, initial_bias_G)
@@ -120,7 +122,7 @@ class FusionDecoder(Decoder):
         fine_BCHH = self.stem_2um(self.density(image_B3PP))
         middle_BCMM = self.stem_4um(fine_BCHH)
         x_BCLL = self.context(self.stem_8um(middle_BCMM) + tokens_BCLL)
-        # Of the margin, each finer grid keeps the two cells that its convolutions still reach.
+        # Each finer grid keeps only the two margin cells that the remaining convolutions reach.
         x_BCMM = self.to_4um(x_BCLL[..., 1:-1, 1:-1], _cropped(middle_BCMM, 64 + 4))
         x_BCHH = self.to_2um(_cropped(x_BCMM, 64 + 2)) + _cropped(fine_BCHH, _BINS + 4)
         x_BCHH = gelu(self.refine(gelu(x_BCHH)))
@@ -131,7 +133,7 @@ class FusionDecoder(Decoder):
         return _extended(tokens_BDTT, self._margin, self._grid).permute(0, 2, 3, 1)
 
     def _three_paths(self, tokens_BTTD: Tensor) -> Tensor:
-        """(B, C, T, T)."""
+        """Features of the tokens, (B, C, T, T)."""
         T = tokens_BTTD.shape[1]
         x_BTTC = self.embed(tokens_BTTD)
         x_BNC = x_BTTC.flatten(1, 2)
@@ -146,7 +148,7 @@ class FusionDecoder(Decoder):
         return fused_BNC.transpose(1, 2).unflatten(2, (T, T))
 
     def _regression(self, tokens_BTTD: Tensor) -> Tensor:
-        """(B, K, H, H), the regression's components between the centres of tokens."""
+        """Components of the regression, interpolated to 2 µm bins, (B, K, H, H)."""
         components_BKTT = nn.functional.linear(tokens_BTTD, self.regression_KD).permute(0, 3, 1, 2)
         scale = _BINS // self._grid
         smooth_BKHH = interpolate(components_BKTT, scale_factor=scale, mode="bilinear")
@@ -154,7 +156,7 @@ class FusionDecoder(Decoder):
 
     @torch.no_grad()
     def begin(self, weights_DG: Tensor, intercept_G: Tensor) -> None:
-        """See `Decoder`; the K strongest components of the weights are kept."""
+        """See `Decoder`; keeps the K strongest components of the weights."""
         U_DR, S_R, V_RG = torch.linalg.svd(weights_DG.double(), full_matrices=False)
         K = min(len(self.regression_KD), len(S_R))
         largest = S_R[0].clamp(min=1e-12) / _LARGEST_COMPONENT
@@ -171,13 +173,13 @@ class FusionDecoder(Decoder):
 
 
 def _extended(x_BCSS: Tensor, margin: int, side: int) -> Tensor:
-    """A map with its margin; one that is ``side`` cells a side comes without, and gets its edge."""
+    """A map with its margin; if it has ``side`` cells per side, its edge values are repeated."""
     if x_BCSS.shape[-1] != side:
         return x_BCSS
     return pad(x_BCSS, (margin,) * 4, mode="replicate")
 
 
 def _cropped(x_BCSS: Tensor, side: int) -> Tensor:
-    """The middle ``side`` cells of a map."""
+    """The central ``side`` × ``side`` cells of a map."""
     n = (x_BCSS.shape[-1] - side) // 2
     return x_BCSS[..., n : n + side, n : n + side]

@@ -20,7 +20,7 @@ _CHUNK = 1 << 18  # counts whose K factors and loadings are gathered at a time: 
 
 
 class ScatteredFactors:
-    """Deviances of a batch, and what their gradients need, by gathering and scattering.
+    """Deviances of a batch, and what their gradients need, by gathering and scattering with torch.
 
     A few counts at a time (`_CHUNK`) bound the memory. On a GPU the sums of the gradients are in no
     fixed order, and asking for a gradient waits once, to skip scales of weight 0.
