@@ -7,9 +7,10 @@ from typing import Any
 
 import click
 
-from virchow_st.config import ExtractConfig
+from virchow_st.config import CohortConfig, ExtractConfig
 from virchow_st.errors import ConfigError
 from virchow_st.runtime.distributed import Processes
+from virchow_st_cli.cohorts import split_cohort
 from virchow_st_cli.console import Console
 from virchow_st_cli.options import build_config, config_options, with_console
 
@@ -27,6 +28,7 @@ from virchow_st_cli.options import build_config, config_options, with_console
     help="CSV file with the columns patient,outs,image,store, to extract a whole cohort",
 )
 @config_options(ExtractConfig)
+@config_options(CohortConfig)
 @with_console
 def extract(
     console: Console,
@@ -39,13 +41,15 @@ def extract(
 ) -> int:
     """Encode the patches of a slide and write tokens and counts to a store. Resumes automatically.
 
-    OUTS is Space Ranger's outs/, binned_outputs/ or square_002um/.
+    OUTS is Space Ranger's outs/, binned_outputs/ or square_002um/. With --manifest, --executor
+    shares the slides over workers, and what became of each is kept in NAME.cohort/ beside the list.
     """
+    cohort, options = split_cohort(options, is_cohort=manifest is not None)
     config = build_config(ExtractConfig, options)
     if manifest is not None:
         if outs or image or store or patient:
             raise ConfigError("--manifest names the slides; leave out OUTS and the other options")
-        return _extract_cohort(console, manifest, config)
+        return _extract_cohort(console, manifest, config, cohort)
     if Processes.here().size > 1:
         raise ConfigError(
             "torchrun: expected --manifest, whose slides are divided among the processes; extract "
@@ -60,12 +64,14 @@ def extract(
     return 0
 
 
-def _extract_cohort(console: Console, manifest: Path, config: ExtractConfig) -> int:
+def _extract_cohort(
+    console: Console, manifest: Path, config: ExtractConfig, cohort: CohortConfig
+) -> int:
     """Extract every slide of the manifest; a slide that fails does not stop the others."""
     from virchow_st.extract.cohort import extract_cohort
 
-    outcomes = extract_cohort(manifest, config, console)
-    if not outcomes:  # one of torchrun's ranks; the first shows the table
+    outcomes = extract_cohort(manifest, config, console, cohort)
+    if not outcomes:  # one of torchrun's processes; the first works and shows the table
         return 0
     console.table(
         "Slides",

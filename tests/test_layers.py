@@ -21,6 +21,7 @@ GROUND = {"types", "errors", "config", "schema", "names"}
 ROOMS: dict[str, set[str]] = {
     "runtime": set(),
     "kernels": set(),
+    "cohort": {"runtime"},
     "slide": {"runtime", "kernels"},
     "store": {"runtime", "kernels"},
     "models": {"runtime", "kernels"},
@@ -32,7 +33,7 @@ ROOMS: dict[str, set[str]] = {
     # Geometry alone of the slide: where a bin lies on the image.
     "output": {"runtime", "kernels", "slide", "store", "metrics", "run", "field"},
     "predict": {"runtime", "kernels", "slide", "store", "models", "run", "field", "output"},
-    "extract": {"runtime", "kernels", "slide", "store", "models", "output"},
+    "extract": {"runtime", "kernels", "cohort", "slide", "store", "models", "output"},
     # Its factorisation is that of training: a slide is described by factors as a cohort is.
     "denoise": {"runtime", "kernels", "store", "metrics", "run", "field", "training", "output"},
     "plot": {"kernels", "store", "field", "output", "predict"},
@@ -72,6 +73,7 @@ OUTSIDE = {
     "config": {"numpy", "tomli_w"},
     # torch: `devices` and `distributed`, see below; h5py: `hdf5` alone
     "runtime": {"numpy", "torch", "h5py"},
+    "cohort": {"ray", "submitit"},
     # scipy and skimage: reference code; triton: `poisson_triton` alone, see below
     "kernels": {"numpy", "numba", "scipy", "skimage", "triton"},
     "store": {"numpy", "scipy", "lmdb", "xxhash", "cv2"},

@@ -265,6 +265,36 @@ class PredictConfig(_Checked):
 
 
 @dataclass(frozen=True)
+class CohortConfig(_Checked):
+    """Settings of commands that share a list of slides over workers."""
+
+    executor: str = setting(
+        "none",
+        "where the slides of --manifest are worked on: none (this process), local (processes of "
+        "this machine), slurm (jobs, through submitit) or ray (docs/cluster.md)",
+        choices=("none", "local", "slurm", "ray"),
+    )
+    workers: int = setting(
+        0,
+        "number of workers of --executor; 0 for one per GPU of this machine or of the Ray cluster, "
+        "or one where there is none",
+        at_least=0,
+    )
+    slurm: tuple[str, ...] = setting(
+        (),
+        "options of sbatch for each worker, such as partition=gpu,gpus=1,time=4:00:00,mem=32G",
+    )
+    ray_address: str = setting(
+        "", "address of a Ray cluster, or auto; by default Ray is started on this machine"
+    )
+    ray_gpus: float = setting(
+        1.0,
+        "GPUs per worker on a Ray cluster that has any; with 0.5 two workers share one",
+        at_least=0.0,
+    )
+
+
+@dataclass(frozen=True)
 class DenoiseConfig(_Checked):
     """Settings of ``vst denoise``."""
 

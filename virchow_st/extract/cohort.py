@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
-import json
 import os
-import time
+import uuid
 from collections import Counter
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
-from virchow_st.config import ExtractConfig
-from virchow_st.errors import ConfigError, VirchowSTError
+from virchow_st.cohort.choose import chosen_executor, state_folder
+from virchow_st.cohort.job import Done, Item
+from virchow_st.cohort.run import run_cohort
+from virchow_st.config import CohortConfig, ExtractConfig
+from virchow_st.errors import ConfigError, SlideError
 from virchow_st.extract.slide import OpenedSlide, open_encoder, open_slide
+from virchow_st.models.encoders.base import Encoder
 from virchow_st.names import csv_name
-from virchow_st.runtime.distributed import Processes, SharedWork
+from virchow_st.runtime.distributed import Processes
 from virchow_st.runtime.lists import read_columns
-from virchow_st.runtime.prefetch import ahead
-from virchow_st.runtime.progress import SILENT, Progress, Recording
+from virchow_st.runtime.progress import SILENT, Progress
 from virchow_st.schema import MismatchError, Name, check
+from virchow_st.slide.space_ranger import find_files
+from virchow_st.store.manifest import MANIFEST
 from virchow_st.store.patients import alike_warnings, patient_name
 
 COLUMNS = ("patient", "outs", "image", "store")
+_HINT = "extract the slide alone with --debug to see where"
 
 
 @dataclass(frozen=True)
@@ -109,20 +114,26 @@ def doubtful(path: Path, slides: Sequence[CohortSlide]) -> list[str]:
     return warnings
 
 
-def extract_cohort(path: Path, config: ExtractConfig, progress: Progress = SILENT) -> list[Outcome]:
+def extract_cohort(
+    path: Path,
+    config: ExtractConfig,
+    progress: Progress = SILENT,
+    cohort: CohortConfig | None = None,
+) -> list[Outcome]:
     """Extract every slide of a list; a slide that fails is reported and the others continue.
 
-    While a slide is encoded, the next one is opened and its counts are read. Under torchrun the
-    ranks share the list: each takes the next slide when it has finished one, the largest image
-    first.
+    While a slide is encoded, the next one is opened and its counts are read. Slides that are
+    finished are left as they are; see `virchow_st.cohort.run_cohort` for workers and resumption.
 
     Args:
         path: the list, as for `read_cohort`.
         config: encoder and options.
         progress: receives notes, warnings and step counts.
+        cohort: where the slides are worked on; by default in this process.
 
     Returns:
-        The outcome of each slide, in the list's order; on ranks other than 0, an empty list.
+        The outcome of each slide, in the list's order; in processes of torchrun other than the
+        first of a machine, an empty list.
 
     Raises:
         ConfigError: the list cannot be read, or the encoder is not available.
@@ -130,97 +141,97 @@ def extract_cohort(path: Path, config: ExtractConfig, progress: Progress = SILEN
     Example:
         >>> outcomes = extract_cohort(Path("slides.csv"), ExtractConfig())  # doctest: +SKIP
     """
-    slides, processes = read_cohort(path), Processes.here()
-    if processes.rank == 0:
-        for warning in doubtful(path, slides):
-            progress.warn(warning)
-    order = list(range(len(slides)))
+    cohort = cohort or CohortConfig()
+    processes = Processes.here()
     if processes.size > 1:
-        order.sort(key=lambda i: _file_size(slides[i].image), reverse=True)
-        config = replace(config, device=processes.device(config.device))
-    # The licence is shown by the first rank only.
-    encoder = open_encoder(config, progress if processes.rank == 0 else SILENT)
-    if processes.size > 1:
-        progress = _OneOfMany(progress, processes)
-    work = SharedWork(processes)
-
-    def prepare(item: int) -> _Prepared:
-        slide, recording = slides[order[item]], Recording()
-        try:
-            opened = open_slide(
-                slide.outs, slide.image, slide.store, slide.patient, config, recording, encoder
-            )
-        except Exception as e:
-            return _Prepared(recording, e)
-        return _Prepared(recording, opened)
-
-    with ThreadPoolExecutor(1, "next-slide") as pool:
-        for item, prepared in ahead(pool, work.take(len(slides)), prepare):
-            slide = slides[order[item]]
-            progress.note(f"{slide.patient}: {slide.outs}")
-            prepared.messages.repeat(progress)
-            n_patches, text = _finish(prepared.slide, progress)
-            if n_patches is None:
-                progress.warn(text)
-            elif processes.size > 1:
-                progress.note(f"{slide.store}: {text}")
-            work.answer(order[item], json.dumps([n_patches, text]))
-            del prepared  # its counts may take a gigabyte
-    if processes.rank != 0:
-        return []
+        if processes.local_rank:
+            return []
+        cohort = replace(cohort, executor="local", workers=processes.local_size)
+        progress.warn(
+            f"torchrun is no longer needed to share out a list; give --executor local --workers "
+            f"{processes.local_size} instead, once on every machine"
+        )
+    if cohort.executor != "none":
+        path = path.absolute()  # workers may start in another folder
+    slides = read_cohort(path)
+    for warning in doubtful(path, slides):
+        progress.warn(warning)
+    job, name = ExtractJob(config, path.parent), uuid.uuid4().hex
+    items = [job.item(slide) for slide in slides]
+    folder = state_folder(path)
+    with chosen_executor(cohort, config.device, folder) as (executor, n_workers):
+        outcomes = run_cohort(
+            items, job, executor, folder, n_workers=n_workers, progress=progress, name=name,
+            hint=_HINT,
+        )  # fmt: skip
     return [
-        Outcome(slide.patient, slide.store, *json.loads(answer))
-        for slide, answer in zip(slides, work.collect(len(slides)), strict=True)
+        Outcome(
+            slide.patient,
+            slide.store,
+            found.result.get("n_patches"),
+            "was complete" if found.state == "done" and found.call != name else found.text,
+        )
+        for slide, found in zip(slides, outcomes, strict=True)
     ]
 
 
-@dataclass(frozen=True)
-class _Prepared:
-    """The messages collected while a slide was opened, and the slide or the error."""
+@dataclass
+class ExtractJob:
+    """Extraction of a slide, as a `virchow_st.cohort.Job`.
 
-    messages: Recording
-    slide: OpenedSlide | Exception
+    Attributes:
+        config: encoder and options.
+        folder: of the list, which the items' paths start from.
+        encoder: loaded once a worker.
+    """
 
+    config: ExtractConfig
+    folder: Path
+    encoder: Encoder | None = field(default=None, repr=False)
 
-def _finish(slide: OpenedSlide | Exception, progress: Progress) -> tuple[int | None, str]:
-    """Extract an opened slide; returns the number of patches (None if it failed) and a text."""
-    try:
-        if isinstance(slide, Exception):
-            raise slide
-        with slide:
+    def item(self, slide: CohortSlide) -> Item:
+        """A slide as an item; its key is the store's path from the list's folder."""
+        paths = {name: os.path.relpath(getattr(slide, name), self.folder) for name in COLUMNS[1:]}
+        image = _size_and_time(slide.image)
+        try:
+            matrix = _size_and_time(find_files(slide.outs, self.config.matrix).matrix)
+        except SlideError:  # reported when the slide is opened
+            matrix = 0, 0
+        content = {"patient": slide.patient, **paths, "files": [*image, *matrix]}
+        return Item(paths["store"], content, image[0], f"{slide.patient}: {slide.outs}", slide)
+
+    def settings(self) -> Mapping[str, Any]:
+        """The options, without those that leave the result as it is."""
+        return {name: v for name, v in asdict(self.config).items() if name != "device"}
+
+    def is_there(self, item: Item) -> bool:
+        """Whether the finished store is there."""
+        slide: CohortSlide = item.data
+        return (slide.store / MANIFEST).is_file()
+
+    def begin(self, progress: Progress) -> None:
+        """Load the encoder."""
+        if self.encoder is None:
+            self.encoder = open_encoder(self.config, progress)
+
+    def prepare(self, item: Item, progress: Progress) -> OpenedSlide:
+        """Open and check the slide, and read its counts."""
+        slide: CohortSlide = item.data
+        return open_slide(
+            slide.outs, slide.image, slide.store, slide.patient, self.config, progress, self.encoder
+        )
+
+    def do(self, item: Item, prepared: OpenedSlide, attempt: int, progress: Progress) -> Done:
+        """Encode the slide and write its store, or go on with one that was begun."""
+        with prepared as slide:
             text = "was complete" if slide.counts is None else "complete"
-            return len(slide.extract(progress)), text
-    except VirchowSTError as e:
-        return None, str(e)
-    except Exception as e:  # an unexpected error in one slide must not end the whole job
-        return None, f"{type(e).__name__}: {e}; extract the slide alone with --debug to see where"
+            return Done(text, {"n_patches": len(slide.extract(progress))})
 
 
-_LINE_EVERY_S = 30.0
-
-
-class _OneOfMany:
-    """Prefixes messages with the rank, because several ranks write to one terminal."""
-
-    def __init__(self, progress: Progress, processes: Processes) -> None:
-        self._progress, self._name = progress, f"rank {processes.rank}"
-        self._last_line = time.monotonic()
-
-    def note(self, text: str) -> None:
-        self._progress.note(f"{self._name}: {text}")
-
-    def warn(self, text: str) -> None:
-        self._progress.warn(f"{self._name}: {text}")
-
-    def step(self, done: int, total: int, unit: str, detail: str = "") -> None:
-        if (now := time.monotonic()) - self._last_line >= _LINE_EVERY_S:
-            self._last_line = now
-            self.note(f"{done}/{total} {unit} {detail}".rstrip())
-
-
-def _file_size(path: Path) -> int:
-    """Size in bytes; 0 for a missing file, which is reported when its slide is opened."""
+def _size_and_time(path: Path) -> tuple[int, int]:
+    """Size in bytes and time of change; 0 for a missing file, which opening the slide reports."""
     try:
-        return path.stat().st_size
+        found = path.stat()
     except OSError:
-        return 0
+        return 0, 0
+    return found.st_size, found.st_mtime_ns

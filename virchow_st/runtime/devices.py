@@ -19,6 +19,15 @@ def core_count() -> int:
     return os.cpu_count() or 1
 
 
+def visible_gpus() -> list[str]:
+    """Names of this machine's CUDA devices, as ``CUDA_VISIBLE_DEVICES`` has them."""
+    import torch
+
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    named = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    return named[:count] if named else [str(i) for i in range(count)]
+
+
 def pick_device(name: str, process: int | None = None) -> torch.device:
     """Convert the option ``--device`` to a torch device, after checking that it exists.
 

@@ -2,32 +2,28 @@
 
 Training: every process holds the whole decoder and takes its part of each batch; sums over the
 processes make losses and gradients those of the whole batch. The first process writes and reports
-for all. Extraction: the processes take slides from one list (`SharedWork`).
+for all.
 """
 
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from virchow_st.errors import ConfigError, VirchowSTError
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from torch.distributed import Store
 
 T = TypeVar("T")
 
 # The environment variables that torchrun sets: the fields of `Processes`, and where to meet.
 _NUMBERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 _VARIABLES = (*_NUMBERS, "MASTER_ADDR", "MASTER_PORT")
-_POLL_S = 0.2
 # The longest that one may wait for another, which may be choosing genes or evaluating a fold. One
 # that ends is noticed at once; this is for one that hangs.
 _LONGEST_WAIT = timedelta(hours=1)
@@ -60,22 +56,6 @@ class Processes:
     def is_first(self) -> bool:
         """Whether it is the one that writes and reports."""
         return self.rank == 0
-
-    def device(self, name: str) -> str:
-        """The device of ``--device`` for this process, and torch's from now on.
-
-        ``auto`` and ``cuda`` are shared out, a GPU each; any other name is taken at its word.
-        """
-        if self.size == 1 or name not in ("auto", "cuda"):
-            return name
-        import torch
-
-        n_devices = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        if name == "auto" and n_devices == 0:
-            return "cpu"
-        if self.local_rank < n_devices:  # else `pick_device` says what is wrong
-            torch.cuda.set_device(self.local_rank)  # or pinned memory would take the first's room
-        return f"cuda:{self.local_rank}"
 
     def part(self, n: int) -> slice:
         """Which of a batch's n patches are this process's: none, where they are too few for all."""
@@ -202,51 +182,3 @@ def _is_lost_connection(error: RuntimeError) -> bool:
     from torch import distributed
 
     return isinstance(error, distributed.DistError) or "gloo/transport" in str(error)
-
-
-class SharedWork:
-    """Items 0, 1, 2, … that all processes take from, each the next one when it is ready for it.
-
-    No process waits for another; only who collects the answers does, in the end.
-
-    Args:
-        processes: this process, among the others.
-    """
-
-    def __init__(self, processes: Processes) -> None:
-        self.processes = processes
-        self._own: dict[int, str] = {}  # answers where there is no other process
-
-    @cached_property
-    def _store(self) -> Store:
-        """The key-value store by which torchrun's processes find each other."""
-        from torch.distributed import PrefixStore, rendezvous
-
-        store, _, _ = next(rendezvous("env://", timeout=timedelta(minutes=5)))
-        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-        return PrefixStore(f"virchow_st/{attempt}", store)
-
-    def take(self, n: int) -> Iterator[int]:
-        """Those of ``n`` items that fall to this process, one after another."""
-        if self.processes.size == 1:
-            yield from range(n)
-            return
-        while (item := self._store.add("taken", 1) - 1) < n:
-            yield item
-
-    def answer(self, item: int, text: str) -> None:
-        """Report the outcome of an item, for `collect`."""
-        if self.processes.size == 1:
-            self._own[item] = text
-        else:
-            self._store.set(f"answer/{item}", text)
-
-    def collect(self, n: int) -> list[str]:
-        """All processes' answers, waited for as long as it takes."""
-        if self.processes.size == 1:
-            return [self._own[item] for item in range(n)]
-        keys = [f"answer/{item}" for item in range(n)]
-        for key in keys:
-            while not self._store.check([key]):
-                time.sleep(_POLL_S)
-        return [self._store.get(key).decode() for key in keys]

@@ -80,7 +80,7 @@ class Lock:
                 # The last holder removed its file: what was opened may no longer be what is there.
                 if _is_same(descriptor, self._file):
                     os.ftruncate(descriptor, 0)
-                    os.write(descriptor, _own_mark())
+                    os.write(descriptor, own_mark().encode())
                     return descriptor
                 os.close(descriptor)
             except BlockingIOError:
@@ -107,7 +107,7 @@ class Lock:
                 self._clear_away()
                 continue
             try:
-                os.write(descriptor, _own_mark())
+                os.write(descriptor, own_mark().encode())
             finally:
                 os.close(descriptor)
             return
@@ -117,7 +117,7 @@ class Lock:
         found = _read(self._file)
         if found is None:  # it was removed just now
             return
-        if not _is_dead(found):
+        if not is_dead(found):
             raise self._busy(
                 found, f"; if it is no longer there, delete {self._file} (no flock on this disk)"
             )
@@ -143,7 +143,7 @@ def holder(file: Path) -> str | None:
         return _who(_read(file) or "")
     except OSError:  # not there, or no flock
         mark = _read(_exclusive(file))
-        return None if mark is None or _is_dead(mark) else _who(mark)
+        return None if mark is None or is_dead(mark) else _who(mark)
     return None
 
 
@@ -187,9 +187,9 @@ def _exclusive(file: Path) -> Path:
     return file.with_name(file.name + _SUFFIX)
 
 
-def _own_mark() -> bytes:
+def own_mark() -> str:
     """Process and machine for people, then what tells this process from a later one."""
-    return f"process {os.getpid()} on {socket.gethostname()}\n{_started(os.getpid())}\n".encode()
+    return f"process {os.getpid()} on {socket.gethostname()}\n{_started(os.getpid())}\n"
 
 
 def _started(process: int) -> str:
@@ -197,14 +197,20 @@ def _started(process: int) -> str:
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
         namespace = os.readlink("/proc/self/ns/pid")
-        # After the name, which is in parentheses and may hold anything; the 22nd field of all.
-        fields = Path(f"/proc/{process}/stat").read_text("utf-8", "replace").rpartition(")")[2]
-        return f"{boot} {namespace} {fields.split()[19]}"
+        return f"{boot} {namespace} {_fields(process)[19]}"
     except OSError:
         return ""
 
 
-def _is_dead(mark: str) -> bool:
+def _fields(process: int) -> list[str]:
+    """What /proc says of a process after its name, which is in parentheses and may hold anything.
+
+    The first is its state, the twentieth its start time.
+    """
+    return Path(f"/proc/{process}/stat").read_text("utf-8", "replace").rpartition(")")[2].split()
+
+
+def is_dead(mark: str) -> bool:
     """Whether the process that left the mark is known to be gone."""
     if (found := _HOLDER.fullmatch(mark)) is None:
         return False
@@ -215,7 +221,7 @@ def _is_dead(mark: str) -> bool:
     if started.rpartition(" ")[0] != here:
         return False  # another container, or before the machine was started anew
     if started and (now := _started(process)):
-        return now != started
+        return now != started or _has_ended(process)
     try:
         os.kill(process, 0)
     except ProcessLookupError:
@@ -223,6 +229,14 @@ def _is_dead(mark: str) -> bool:
     except PermissionError:
         return False
     return False
+
+
+def _has_ended(process: int) -> bool:
+    """Whether a process has ended and is only listed since its parent never asked for its end."""
+    try:
+        return _fields(process)[0] == "Z"
+    except OSError:
+        return True
 
 
 def _read(file: Path) -> str | None:
