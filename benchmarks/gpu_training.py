@@ -23,7 +23,8 @@ from virchow_st.run.panel import choose_panel
 from virchow_st.run.transcriptome import RunGenes, choose_genes
 from virchow_st.simulate import simulate_cohort
 from virchow_st.store.reader import Store, open_store
-from virchow_st.training.train import Trainer, train
+from virchow_st.training.train import train
+from virchow_st.training.trainer import Trainer
 from virchow_st.types import PATCH_UM
 
 _N_FACTORS = 32

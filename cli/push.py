@@ -19,7 +19,7 @@ from virchow_st_cli.options import with_console
     help="licence of the shared model: apache-2.0, mit or another id of the Hub, or the https:// "
     "address of its text; default: that of the encoder",
 )
-@click.option("--public", is_flag=True, help="let everyone see a repository that is made now")
+@click.option("--public", is_flag=True, help="make the repository visible to everyone if it is new")
 @click.option(
     "--keep-names", is_flag=True, help="keep the patients' names, not patient-1 and so on"
 )

@@ -1,4 +1,4 @@
-"""Settings: limits, TOML there and back, and what is refused."""
+"""Settings: limits, round trips through TOML, and refusals."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Any name becomes a file name of its own, and none moves a terminal's cursor."""
+"""Any name becomes a file name of its own, and no name controls the terminal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The Python face for notebooks: genes by name, a plotted gene, a picture's rates."""
+"""The Python interface for notebooks: genes by name, a plotted gene, rates of an image."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is read is what its schema asks for, or is refused in one line that says where."""
+"""Content that does not fit its schema is refused in one line that says where."""
 
 from __future__ import annotations
 

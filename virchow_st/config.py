@@ -80,7 +80,7 @@ class SimulateConfig(_Checked):
     seed: int = setting(0, "seed of the random numbers", at_least=0)
     hidden_variation: float = setting(
         0.0,
-        "sd of the log rate in which every gene varies by itself over about 40 µm, not seen in H&E",
+        "sd of random variation of each gene's log rate over about 40 µm, which H&E does not show",
         at_least=0.0,
         at_most=2.0,
     )
@@ -139,8 +139,8 @@ class TrainConfig(_Checked):
     panel: str = setting(
         "top50",
         "genes to predict, score and draw: top50, top:N (the N most variable), or a file of gene "
-        "ids or symbols; all, all:top:N or all:FILE to predict every gene besides, as factors "
-        "(docs/transcriptome.md)",
+        "ids or symbols; with all, all:top:N or all:FILE every other gene is predicted as well, "
+        "through factors (docs/transcriptome.md)",
     )
     factors: int = setting(
         0,
@@ -151,7 +151,7 @@ class TrainConfig(_Checked):
     )
     decoder: str = setting(
         "fusion",
-        "how tokens, and for some the image, become rates (docs/decoders.md)",
+        "decoder architecture; some use the patch image besides the tokens (docs/decoders.md)",
         choices=("fusion", "hist2st", "hist2st-large", "guided", "pixels", "img2st", "linear"),
     )
     loss: str = setting(
@@ -233,7 +233,7 @@ def wants_all_genes(panel: str) -> bool:
     return panel == "all" or panel.startswith("all:")
 
 
-KEEP_PATHS = "say where files lie, not only what they are called; the output is made to be shared"
+KEEP_PATHS = "write the full paths of input files into the output, not only their names"
 
 
 @dataclass(frozen=True)
@@ -321,9 +321,9 @@ class ExportConfig(_Checked):
     )
     genes: str = setting(
         "",
-        "gene symbols or ids separated by commas, or a file of them: for a run or a field the "
-        "genes to export (default all, but of a field by factors), for a store the genes to write "
-        "images of",
+        "gene symbols or ids separated by commas, or a file of them: from a run or a field the "
+        "genes to export (default: all; required for a field by factors), from a store the genes "
+        "to write images of (default: none)",
     )
     slide: str = setting("", "test slide to export, if the run has several")
     keep_paths: bool = setting(False, KEEP_PATHS)

@@ -1,4 +1,4 @@
-"""`vst bench` and how benchmarks report: at sizes that take seconds, with sides that must agree."""
+"""`vst bench`: every target at a size that takes seconds, and the command itself."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run whose files are not those that it was trained as is refused by every command."""
+"""Every command refuses a run whose files were changed after its training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command line: its surface, and what it says."""
+"""The command line: its commands, options and messages."""
 
 from __future__ import annotations
 

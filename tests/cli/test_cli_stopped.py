@@ -1,4 +1,4 @@
-"""The command line as a process: its exit codes, pipes, and what being stopped leaves behind."""
+"""The command line as a process: exit codes, pipes, and what is left after an interruption."""
 
 from __future__ import annotations
 

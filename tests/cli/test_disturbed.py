@@ -1,4 +1,4 @@
-"""Commands that meet another one, a full disk or SIGTERM; support/trials.py does it at length."""
+"""Commands disturbed by a second command, a full disk or SIGTERM; support/trials.py does more."""
 
 from __future__ import annotations
 

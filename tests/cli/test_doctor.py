@@ -1,4 +1,4 @@
-"""`vst doctor`: the table and the JSON say the same; what is missing is named with its remedy."""
+"""`vst doctor`: the table and the JSON agree; what is missing is named with its remedy."""
 
 from __future__ import annotations
 

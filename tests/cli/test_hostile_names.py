@@ -1,4 +1,4 @@
-"""Names of patients, slides and genes are data: whatever they are, no file lies off the run."""
+"""Hostile names of patients, slides and genes: no file is written outside the run."""
 
 from __future__ import annotations
 

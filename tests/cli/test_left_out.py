@@ -1,4 +1,4 @@
-"""A few impossible rates are left out as not predicted, many are refused, alike by all commands."""
+"""All commands leave out a few impossible rates as not predicted, and refuse many."""
 
 from __future__ import annotations
 

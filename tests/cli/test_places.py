@@ -1,4 +1,4 @@
-"""What is made to be shared does not say where files lie, or on which machine it was made."""
+"""Output that is made to be shared contains no path and no name of the machine."""
 
 from __future__ import annotations
 

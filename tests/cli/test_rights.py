@@ -1,4 +1,4 @@
-"""Places that a user may not write or read, and a largest size of files: one line, nothing left.
+"""Missing rights to write or read, and a limit on file sizes: one line, and nothing is left.
 
 Commands are tried without the right to pass over permissions, which root is denied for it.
 """

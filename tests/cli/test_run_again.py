@@ -1,4 +1,4 @@
-"""Commands on a run that is there: evaluated and trained again, and what is refused."""
+"""Commands on an existing run: it is evaluated and trained again, or refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The tables of `vst evaluate`: what they say, to people and through pipes."""
+"""The tables of `vst evaluate`, on a terminal and in a pipe."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Baselines: fitted on training patches alone, equal to what plain formulas give."""
+"""Baselines are fitted on training patches only, and equal plain formulas."""
 
 from __future__ import annotations
 

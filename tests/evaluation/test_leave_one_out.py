@@ -1,4 +1,4 @@
-"""Every patient is the test once: folds, their summary, and what happens when it is stopped."""
+"""Every patient is the test patient once: folds, their summary, and interruptions."""
 
 from __future__ import annotations
 

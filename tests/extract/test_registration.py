@@ -1,4 +1,4 @@
-"""The registration check: known shifts are found, noise is not taken for one, users are told."""
+"""The registration check finds known shifts, takes no noise for a shift, and warns the user."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Slides are extracted while training reads stores: the reader sees nothing of it."""
+"""Extracting slides while training reads stores does not disturb the reader."""
 
 from __future__ import annotations
 

@@ -1,3 +1,5 @@
+"""The kernels that sort a streamed count matrix into patches equal their plain reference."""
+
 import numpy as np
 import pytest
 from scipy import sparse as sp

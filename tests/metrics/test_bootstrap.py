@@ -1,4 +1,4 @@
-"""Intervals that cover as they should, and differences that are told from chance."""
+"""Bootstrap intervals have their nominal coverage; real differences are told from chance."""
 
 from __future__ import annotations
 

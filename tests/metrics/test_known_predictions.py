@@ -1,4 +1,4 @@
-"""What the scores of predictions with a known answer have to be."""
+"""Scores of predictions whose scores are known in advance."""
 
 from __future__ import annotations
 

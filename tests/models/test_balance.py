@@ -1,3 +1,5 @@
+"""The balance of the scales' losses: GradNorm, uncertainty weighting and equal weights."""
+
 import pytest
 import torch
 

@@ -1,4 +1,4 @@
-"""Training of decoders that look at the image: turned with its counts, and resumed exactly."""
+"""Training of decoders that use the image: rotated with its counts, and resumed exactly."""
 
 import numpy as np
 import pytest

@@ -1,3 +1,5 @@
+"""The losses equal their definitions and have correct gradients at every scale."""
+
 import numpy as np
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The embedded encoder and the way its tokens turn with the image."""
+"""The stain encoder, and how its tokens rotate with the image."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tokens of 16 and of 8 µm: where they lie, how quarters make the finer ones, who takes them."""
+"""Tokens of 16 and 8 µm: positions, the finer ones from quarter images, and who uses them."""
 
 from __future__ import annotations
 

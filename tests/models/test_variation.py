@@ -1,4 +1,4 @@
-"""What is varied at random in training: stains, token channels, and whether tokens are given."""
+"""Random variation in training: stains, token channels, and tokens that are left out."""
 
 import pytest
 import torch

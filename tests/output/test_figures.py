@@ -1,4 +1,4 @@
-"""``vst figures`` as a whole: which pictures, under which names, whole or not at all."""
+"""``vst figures`` as a whole: which figures, their names, and that all or none are written."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pictures that show maps: multiscale, patches, mosaic, two runs against each other, overview."""
+"""Figures with maps: multiscale, patches, mosaic, two runs against each other, overview."""
 
 from __future__ import annotations
 

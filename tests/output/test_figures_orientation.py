@@ -1,4 +1,4 @@
-"""However a slide lay in the scanner, every picture shows a marker at the bin where it is."""
+"""Every figure shows a marker at its bin, however the slide lay in the scanner."""
 
 from __future__ import annotations
 

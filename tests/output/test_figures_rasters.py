@@ -1,4 +1,4 @@
-"""What maps are before they are drawn, and type that has to fit."""
+"""Maps before they are drawn, and text that has to fit."""
 
 from __future__ import annotations
 

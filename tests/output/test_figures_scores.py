@@ -1,4 +1,4 @@
-"""Pictures of figures: curves, bars, sparsity, calibration, and two runs against each other."""
+"""Figures of scores: curves, bars, sparsity, calibration, and two runs against each other."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The report as a file: a page whole in itself, with the run's scores, genes and maps."""
+"""The report as a file: one self-contained page with the run's scores, genes and maps."""
 
 from __future__ import annotations
 

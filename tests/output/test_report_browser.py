@@ -1,4 +1,4 @@
-"""The report as its reader sees it, in a real browser: pixels, keys, widths, no word of complaint.
+"""The report in a real browser: pixels, keys, widths, and no error messages.
 
 Slide T-1 is 256 × 256 bins. Its H&E has a green square, the first gene's observation one bright
 square and its prediction another, each at a place that no mirroring or turning leaves where it is.

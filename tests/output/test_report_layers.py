@@ -1,4 +1,4 @@
-"""Maps and H&E as the report's pictures: every bin, every colour, every pixel where it belongs."""
+"""Maps and H&E as images of the report: every bin, colour and pixel in its place."""
 
 from __future__ import annotations
 

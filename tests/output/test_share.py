@@ -1,4 +1,4 @@
-"""A shared run predicts what the run predicts, tells no name or path, and is whole or refused."""
+"""A shared run predicts the same, contains no name or path, and is complete or refused."""
 
 from __future__ import annotations
 

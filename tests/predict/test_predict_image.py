@@ -1,4 +1,4 @@
-"""``vst predict`` from an image to what is on disk."""
+"""``vst predict`` from an image to the files on disk."""
 
 from __future__ import annotations
 

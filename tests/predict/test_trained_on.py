@@ -1,4 +1,4 @@
-"""Several runs predict no slide that one of them was trained on; the picture goes by the stem."""
+"""Several runs refuse a slide that one of them was trained on; the picture is named by the stem."""
 
 from __future__ import annotations
 

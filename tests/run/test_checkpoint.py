@@ -1,3 +1,5 @@
+"""Checkpoints: saved in the background, complete or absent, and refused if damaged."""
+
 import errno
 import json
 import os

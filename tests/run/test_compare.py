@@ -1,4 +1,4 @@
-"""Which runs can be compared, and which differences are told apart."""
+"""Comparison of runs: which can be compared, and which differences are told from chance."""
 
 from __future__ import annotations
 

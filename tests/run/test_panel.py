@@ -1,3 +1,5 @@
+"""The panel: which genes are chosen, how it is written and read, and how genes are found."""
+
 import shutil
 
 import lmdb

@@ -1,4 +1,4 @@
-"""metrics.json, per_gene.csv and blocks.npz: what is written is read, and nothing else."""
+"""metrics.json, per_gene.csv and blocks.npz are read as written; other content is refused."""
 
 from __future__ import annotations
 

@@ -1,3 +1,5 @@
+"""The split: patients held out, validation blocks, and the file that records both."""
+
 import json
 from types import SimpleNamespace
 

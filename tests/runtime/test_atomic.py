@@ -1,4 +1,4 @@
-"""What is written is there whole or not at all, at whichever step its writer dies."""
+"""Outputs are complete or absent, at whichever step their writer dies."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A container whose file system is read-only, with a HOME that cannot be written."""
+"""Caches of compiled code in a container with a read-only file system and HOME."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which device a name stands for."""
+"""Names of devices: auto, cpu, cuda and cuda:N; others are refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Several processes train as one does: same order, same sums, one voice."""
+"""Several processes train like one: same order, same sums, and only one reports."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""HDF5 on a disk that runs full, as the limit on a file's size makes one for everybody."""
+"""HDF5 on a disk that runs full, for which a limit on the size of files stands."""
 
 from __future__ import annotations
 

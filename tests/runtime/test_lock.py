@@ -1,4 +1,4 @@
-"""One writer at a time, and nothing that a dead one left holds the next one back."""
+"""One writer at a time; a lock that a dead process left does not block the next one."""
 
 from __future__ import annotations
 

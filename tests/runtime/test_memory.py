@@ -1,4 +1,4 @@
-"""Free memory as the kernel tells it, of the machine and of control groups of both versions."""
+"""Free memory as the kernel reports it, for the machine and for control groups v1 and v2."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Abundance of simulated genes: panels as they always were, transcriptomes as real ones."""
+"""Abundance of simulated genes: unchanged for panels, realistic for transcriptomes."""
 
 from __future__ import annotations
 

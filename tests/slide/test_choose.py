@@ -1,4 +1,4 @@
-"""What is read of an image file: one right value for each way in which files mislead readers."""
+"""How image files are read: one right answer for each way in which files mislead readers."""
 
 from __future__ import annotations
 

@@ -1,3 +1,5 @@
+"""The homography from bins to pixels: fit, inverse, µm per pixel, and corners of patches."""
+
 import numpy as np
 import pytest
 from tiny_slide import homography

@@ -1,3 +1,5 @@
+"""Slide images: regions, levels and formats, against plain reading of the whole file."""
+
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Event

@@ -1,4 +1,4 @@
-"""µm per pixel, from every place of a file that may tell it."""
+"""µm per pixel, from every place in a file that may hold it."""
 
 from __future__ import annotations
 

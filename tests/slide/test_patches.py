@@ -1,3 +1,5 @@
+"""Patches: which are kept, where they lie, and how they are rendered."""
+
 import numpy as np
 import pytest
 from tiny_slide import COMBINATIONS, draw_markers, homography, write_image

@@ -1,4 +1,4 @@
-"""What cannot be stained tissue is told from what can, whatever the camera's noise."""
+"""Stained tissue is told from other images, whatever the camera's noise."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pyramids with damaged or empty tiles in reduced levels: a finer level is read, and it is said."""
+"""Pyramids with damaged or empty tiles in reduced levels: a finer level is read, with a warning."""
 
 from __future__ import annotations
 

@@ -1,3 +1,5 @@
+"""Tissue found on an H&E image."""
+
 import numpy as np
 import pytest
 

@@ -1,4 +1,4 @@
-"""One slide in two stores is found, whatever it was made with; two slides are not one."""
+"""Two stores of one slide are recognised, however they were made; two slides are not confused."""
 
 from __future__ import annotations
 

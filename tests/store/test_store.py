@@ -1,4 +1,4 @@
-"""A store as its readers have it: whole, in any worker, refused where it is not sound."""
+"""Finished stores for their readers: complete, usable in any worker, refused if damaged."""
 
 import json
 import multiprocessing

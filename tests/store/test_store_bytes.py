@@ -1,4 +1,4 @@
-"""The bytes of a record: golden, there and back, and refused where they are forbidden."""
+"""The bytes of a record: golden files, round trips, and forbidden states."""
 
 import numpy as np
 import pytest

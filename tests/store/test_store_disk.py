@@ -1,4 +1,4 @@
-"""Stores on a disk that is full, read-only, or not ours to write to."""
+"""Stores on a disk that is full, read-only, or without the right to write."""
 
 import contextlib
 import errno

@@ -1,4 +1,4 @@
-"""int8 tokens: the bytes, what is lost, what is refused, and the way from the command line."""
+"""int8 tokens: bytes, precision, refusals, and their use from the command line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The regression that `fusion` begins as: right, and of the training patches alone."""
+"""The regression that `fusion` starts from: correct, and fitted on training patches only."""
 
 from __future__ import annotations
 

@@ -1,3 +1,5 @@
+"""Batches of patches: their plans, rotations and counts."""
+
 import numpy as np
 import pytest
 from tiny_store import make_record, write_records, write_store

@@ -1,4 +1,4 @@
-"""Batches held, batches read while the decoder works, and `PatchDataset.load`: the same bits."""
+"""Batches from memory, from a reading thread and from `PatchDataset.load` are bit-identical."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How the trainer calls its decoder, and what a GPU computes that can be held to the CPU here."""
+"""How the trainer calls its decoder, and the parts of a GPU's work that a CPU can check."""
 
 from __future__ import annotations
 

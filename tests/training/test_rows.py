@@ -1,4 +1,4 @@
-"""Rows of sparse counts: those of the patches' 16 µm bins, and none beside."""
+"""Rows of sparse counts are exactly the 16 µm bins of the patches."""
 
 from __future__ import annotations
 

@@ -1,3 +1,5 @@
+"""Training as a whole: it learns, resumes to the same result, and refuses what cannot work."""
+
 import json
 import math
 from dataclasses import replace

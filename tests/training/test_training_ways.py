@@ -1,4 +1,4 @@
-"""Ways to train that change how, and not what, or exactly what they say."""
+"""Options that change how a run is trained, but its result only as they say."""
 
 from __future__ import annotations
 

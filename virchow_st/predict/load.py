@@ -329,7 +329,7 @@ class Run:
 
         Args:
             repo_id: ``ORG/NAME``; made if it is not there.
-            private: whether a repository that is made now can be seen by its owners only.
+            private: whether a new repository is visible to its owners only.
             license, keep_names: as for `save_pretrained`.
 
         Returns:

@@ -10,7 +10,7 @@ from virchow_st.run.evaluated import RunResults
 from virchow_st.run.panel import Gene
 
 COLUMNS = (
-    ("Counts", (("mean", "UMIs a bin"), ("nonzero", "bins > 0"))),
+    ("Counts", (("mean", "UMIs per bin"), ("nonzero", "bins > 0"))),
     ("PCC", (("pcc", "run"), ("pcc_ceiling", "ceiling"), ("pcc_shuffled", "null"))),
     ("Spearman", (("spearman", "ρ"),)),
     ("SSIM", (("ssim", "run"), ("ssim_shuffled", "null"), ("ssim_all_zero", "zeros"))),

@@ -32,7 +32,7 @@ def push_run(
         run: run directory of ``vst train``.
         repo: ``ORG/NAME``; made if it is not there.
         license, keep_names: as for `save_run`.
-        private: whether a repository that is made now can be seen by its owners only.
+        private: whether a new repository is visible to its owners only.
         progress: receives a note.
 
     Returns:
