@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from virchow_st.extract.cohort import extract_cohort
     from virchow_st.extract.slide import extract_slide
     from virchow_st.field.read import Field, open_field
+    from virchow_st.models.encoders.base import Encoder, Tokens
     from virchow_st.output.export.write import export_run
     from virchow_st.output.figures import draw_figures
     from virchow_st.output.report import write_report
@@ -47,6 +48,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "DenoiseConfig": "virchow_st.config",
+    "Encoder": "virchow_st.models.encoders.base",
     "ExportConfig": "virchow_st.config",
     "ExtractConfig": "virchow_st.config",
     "Field": "virchow_st.field.read",
@@ -58,6 +60,7 @@ _HOMES = {
     "Run": "virchow_st.predict.load",
     "SimulateConfig": "virchow_st.config",
     "Store": "virchow_st.store.reader",
+    "Tokens": "virchow_st.models.encoders.base",
     "TrainConfig": "virchow_st.config",
     "VirchowSTError": "virchow_st.errors",
     "compare_runs": "virchow_st.run.compare",
@@ -80,6 +83,7 @@ _HOMES = {
 
 __all__ = [
     "DenoiseConfig",
+    "Encoder",
     "ExportConfig",
     "ExtractConfig",
     "Field",
@@ -91,6 +95,7 @@ __all__ = [
     "Run",
     "SimulateConfig",
     "Store",
+    "Tokens",
     "TrainConfig",
     "VirchowSTError",
     "__version__",

@@ -97,10 +97,13 @@ class ExtractConfig(_Checked):
     """Settings of ``vst extract``."""
 
     encoder: str = setting(
-        "virchow2", "virchow2, stain, or the Hugging Face Hub id of a timm ViT (org/name)"
+        "virchow2",
+        "virchow2, stain, efficientnet_lite0, the Hugging Face Hub id of a timm ViT or CNN "
+        "(org/name), its name in timm, or the name that an installed package adds "
+        "(docs/encoders.md)",
     )
     weights: str = setting(
-        "", "local weights file of the encoder, .safetensors or .bin, instead of the hub"
+        "", "local weights file of the encoder, .safetensors, .bin or .pth, instead of the hub"
     )
     token_um: int = setting(
         16,
@@ -250,7 +253,7 @@ class PredictConfig(_Checked):
         choices=("spatialdata", "ome-zarr", "h5ad", "npz"),
     )
     weights: str = setting(
-        "", "local weights file of the encoder, .safetensors or .bin, instead of the hub"
+        "", "local weights file of the encoder, .safetensors, .bin or .pth, instead of the hub"
     )
     min_tissue: float = setting(
         0.5, "smallest share of tissue for a patch to be predicted", at_least=0.0, at_most=1.0

@@ -22,7 +22,7 @@ def small_virchow2(monkeypatch: pytest.MonkeyPatch) -> None:
     """Virchow2 with the tiny model in place of the 2.5 GB one, in float32 on any CPU."""
     monkeypatch.setitem(PUBLISHED, VIRCHOW2.repo.lower(), tiny_published())
     monkeypatch.setattr(
-        "virchow_st.models.encoders.vit.native_precision", lambda device: torch.float32
+        "virchow_st.models.encoders.network.native_precision", lambda device: torch.float32
     )
 
 

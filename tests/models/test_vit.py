@@ -15,8 +15,9 @@ from tiny_vit import CPU, tiny_encoder, tiny_virchow
 
 from virchow_st.errors import ConfigError
 from virchow_st.models.encoders import dihedral_channels
-from virchow_st.models.encoders.load import load_vit
-from virchow_st.models.encoders.vit import ViTEncoder, native_precision
+from virchow_st.models.encoders.load import load_network
+from virchow_st.models.encoders.network import native_precision
+from virchow_st.models.encoders.vit import ViTEncoder
 
 MEAN, STD = IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -145,7 +146,7 @@ def test_a_model_that_does_not_fit_is_told_in_a_line(monkeypatch: pytest.MonkeyP
 def test_means_and_deviations_are_the_models_own(tmp_path: Path) -> None:
     model = timm.create_model("vit_tiny_patch16_224", dynamic_img_size=True).eval()
     save_file(model.state_dict(), tmp_path / "w.safetensors")  # with its head: tokens need none
-    encoder = load_vit("vit_tiny_patch16_224", weights=str(tmp_path / "w.safetensors"))
+    encoder = load_network("vit_tiny_patch16_224", weights=str(tmp_path / "w.safetensors"))
     rough = encoder.precision != "float32"
     image = np.random.default_rng(1).integers(0, 256, (1, 256, 256, 3), np.uint8)
     x = torch.tensor(image).permute(0, 3, 1, 2) / 255 * 2 - 1  # this one was trained on −1 … 1

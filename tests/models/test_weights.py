@@ -21,7 +21,7 @@ from tiny_vit import tiny_encoder, tiny_virchow
 from virchow_st.errors import ConfigError
 from virchow_st.models.encoders import load_encoder
 from virchow_st.models.encoders import weights as weights_module
-from virchow_st.models.encoders.load import load_vit
+from virchow_st.models.encoders.load import load_network
 from virchow_st.models.encoders.weights import parameters_hash
 
 
@@ -47,7 +47,7 @@ def test_local_weights_round_trip(tmp_path: Path, images: np.ndarray) -> None:
 def test_half_precision_weights_are_widened(tmp_path: Path) -> None:
     half = {k: v.half() for k, v in tiny_virchow().state_dict().items()}
     save_file(half, tmp_path / "w.safetensors")
-    encoder = load_vit("virchow2", weights=str(tmp_path / "w.safetensors"), device="cpu")
+    encoder = load_network("virchow2", weights=str(tmp_path / "w.safetensors"), device="cpu")
     assert {p.dtype for p in encoder.model.parameters()} == {torch.float32}
     assert not any(p.requires_grad for p in encoder.model.parameters())
 
@@ -76,11 +76,11 @@ def test_bad_weights_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         "text.safetensors": "cannot be read as weights",
         "text.bin": "holds more than tensors, or is no PyTorch file",
         "absent.bin": "no such weights file",
-        "w.npz": "expected weights as .safetensors or .bin",
+        "w.npz": "expected weights as .safetensors, .bin or .pth",
     }
     for name, message in cases.items():
         with pytest.raises(ConfigError, match=message) as caught:
-            load_vit("virchow2", weights=name, device="cpu")
+            load_network("virchow2", weights=name, device="cpu")
         assert "\n" not in str(caught.value)
         assert name in str(caught.value)
     assert not Path("exploded").exists()
@@ -168,4 +168,4 @@ def test_weights_that_leave_a_gap_are_refused(tmp_path: Path) -> None:
     state = timm.create_model("vit_tiny_patch16_224", init_values=1e-5, num_classes=0).state_dict()
     save_file(state, tmp_path / "w.safetensors")
     with pytest.raises(ConfigError, match=r"24 not known \(first: blocks.0.ls1.gamma\)"):
-        load_vit("vit_tiny_patch16_224", weights=str(tmp_path / "w.safetensors"), device="cpu")
+        load_network("vit_tiny_patch16_224", weights=str(tmp_path / "w.safetensors"), device="cpu")

@@ -7,10 +7,13 @@ from __future__ import annotations
 
 from virchow_st.errors import ConfigError
 from virchow_st.models.encoders.base import Encoder, Tokens, dihedral_channels
+from virchow_st.models.encoders.plugins import find_plugin, load_plugin
 from virchow_st.models.encoders.quarters import Quartered
 from virchow_st.types import PATCH_UM
 
 __all__ = ["Encoder", "Tokens", "dihedral_channels", "load_encoder"]
+
+_OWN = ("virchow2", "efficientnet_lite0")  # no package takes these names over
 
 
 def load_encoder(
@@ -19,10 +22,11 @@ def load_encoder(
     """Load the encoder that ``--encoder`` names.
 
     Args:
-        name: ``stain``, ``virchow2``, the hub id of a timm ViT (``org/name``, with or without
-            ``hf-hub:``), or the name of a ViT in timm's own registry.
-        weights: Local ``.safetensors`` or ``.bin`` file to load instead of the hub's weights; empty
-            for none.
+        name: ``stain``, ``virchow2``, ``efficientnet_lite0``, a name that an installed package adds
+            (`virchow_st.models.encoders.plugins`), the hub id of a timm ViT or CNN (``org/name``,
+            with or without ``hf-hub:``), or its name in timm's own registry.
+        weights: Local ``.safetensors``, ``.bin`` or ``.pth`` file to load instead of the hub's or
+            package's weights; empty for none.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``; the stain encoder always runs on the CPU.
         token_um: Side of a token, µm; with 16 a patch is encoded whole, with 8 as four quarters.
 
@@ -44,6 +48,8 @@ def _load(name: str, weights: str, device: str) -> Encoder:
 
         return StainEncoder()
 
-    from virchow_st.models.encoders.load import load_vit
+    if (plugin := find_plugin(name)) is not None and name not in _OWN:
+        return load_plugin(plugin, weights, device)
+    from virchow_st.models.encoders.load import load_network
 
-    return load_vit(name, weights=weights, device=device)
+    return load_network(name, weights=weights, device=device)

@@ -1,4 +1,4 @@
-"""Parameters of a ViT from a local file or the Hugging Face Hub; partial matches are refused."""
+"""A network's parameters from a local file or the Hugging Face Hub; no partial matches."""
 
 from __future__ import annotations
 
@@ -19,13 +19,15 @@ _HUB_TIMEOUT_S = 10
 
 
 def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
-    """Read parameters from a ``.safetensors`` or ``.bin`` file; only tensors are unpickled.
+    """Read parameters from a .safetensors, .bin or .pth file; only tensors are unpickled.
 
     Raises:
         ConfigError: The file is missing, of another type, damaged, or holds more than tensors.
     """
-    if path.suffix not in (".safetensors", ".bin"):
-        raise ConfigError(f"{path}: expected weights as .safetensors or .bin; got {path.suffix!r}")
+    if path.suffix not in (".safetensors", ".bin", ".pth"):
+        raise ConfigError(
+            f"{path}: expected weights as .safetensors, .bin or .pth; got {path.suffix!r}"
+        )
     if not path.is_file():
         raise ConfigError(f"{path}: there is no such weights file; check --weights")
     try:
