@@ -46,7 +46,7 @@ def test_two_genes_of_one_symbol_are_told_apart(run: Path) -> None:
         ("metrics.json", "metrics.json: not found; run `vst evaluate"),
         ("per_gene.csv", "per_gene.csv: not found; run `vst evaluate"),
         ("history.jsonl", "history.jsonl: not found; run `vst train` first"),
-        ("split.json", "split.json: (not found; train anew|cannot be read)"),
+        ("split.json", "split.json: (not found; train again|cannot be read)"),
         ("config.toml", "config.toml: (not found|cannot be read)"),
         ("maps/T-1.h5", r"maps: holds no \.h5 file|maps/T-2"),
     ],

@@ -378,7 +378,7 @@ def load_run(path: Path | str, device: str = "auto") -> Run:
     genes = RunGenes.read(path)
     if state.get("split_xxh64", digest) != digest:  # all that older versions compare
         raise ConfigError(
-            f"{path / 'split.json'}: is not the split that the run was trained with; train anew"
+            f"{path / 'split.json'}: is not the split that the run was trained with; train again"
         )
     where = pick_device(device)
     # Shapes only: the checkpoint holds the values.

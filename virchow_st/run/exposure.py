@@ -58,7 +58,7 @@ class SlideExposure:
                 f"exposure: expected rows {info.row0} to {info.row0 + PATCH_BINS} and columns "
                 f"{info.col0} to {info.col0 + PATCH_BINS} of the slide; it has "
                 f"{len(self.rows.efficiency)} rows from {self.row0} and "
-                f"{len(self.cols.efficiency)} columns from {self.col0}; train anew"
+                f"{len(self.cols.efficiency)} columns from {self.col0}; train again"
             )
         return np.outer(rows, cols).astype(np.float32)
 

@@ -31,7 +31,7 @@ def check_resumable(run: Path, config: TrainConfig, split: Split) -> None:
     check_same_options(run, config)
     check_files(run, read_state(run / CHECKPOINTS / "last"))
     if Split.read(run / "split.json") != split:
-        raise ConfigError(f"{run}: a store was written anew since it was begun; train anew")
+        raise ConfigError(f"{run}: a store was extracted again after the run began; train again")
 
 
 def check_same_options(run: Path, config: TrainConfig) -> None:

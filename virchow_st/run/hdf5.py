@@ -57,7 +57,7 @@ def open_hdf5(path: Path, file_format: str) -> Iterator[h5py.File]:
             f"{path}: cannot be read as HDF5 ({reason}); {to_read(e, AGAIN)}"
         ) from None
     with file:
-        with told(path):
+        with naming_file(path):
             found = file.attrs.get("format")
         if found != file_format:
             raise ConfigError(f"{path}: expected format {file_format!r}; got {found!r}; {AGAIN}")
@@ -65,8 +65,8 @@ def open_hdf5(path: Path, file_format: str) -> Iterator[h5py.File]:
 
 
 @contextmanager
-def told(path: Path) -> Iterator[None]:
-    """Convert errors while reading a file to a `ConfigError` that names the file."""
+def naming_file(path: Path) -> Iterator[None]:
+    """Context that turns errors while reading a file into a `ConfigError` that names the file."""
     try:
         yield
     except MemoryError:

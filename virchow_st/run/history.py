@@ -72,7 +72,7 @@ def read_history(run: Path, epochs: int | None = None) -> list[Epoch]:
         ConfigError: it is missing or damaged, or lacks epochs.
     """
     path = run / HISTORY
-    remedy = "finish the run with vst train --resume" if epochs is None else "train anew"
+    remedy = "finish the run with vst train --resume" if epochs is None else "train again"
     lines = read_json_lines(path, _Line, remedy, missing="run `vst train` first")
     wanted = epochs or 1
     if [line["epoch"] for line in lines[:wanted]] != list(range(1, wanted + 1)):

@@ -52,7 +52,7 @@ def hash_file(path: Path) -> str:
                 digest.update(block)
     except OSError as e:
         raise ConfigError(
-            f"{path}: cannot be read ({e.strerror}); {to_read(e, 'train anew')}"
+            f"{path}: cannot be read ({e.strerror}); {to_read(e, 'train again')}"
         ) from None
     return digest.hexdigest()
 
@@ -68,5 +68,5 @@ def check_files(run: Path, state: Mapping[str, Any]) -> None:
         if (found := _hash(run / name)) != expected:
             raise ConfigError(
                 f"{run / name}: is not the file that the run was trained with (hash {found}, "
-                f"expected {expected}); put the run's own file back, or train anew"
+                f"expected {expected}); put the run's own file back, or train again"
             )

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from virchow_st.errors import ConfigError
-from virchow_st.run.hdf5 import AGAIN, Window, array, heading, open_hdf5, patch_windows, told
+from virchow_st.run.hdf5 import AGAIN, Window, array, heading, naming_file, open_hdf5, patch_windows
 from virchow_st.run.panel import Gene, Panel
 from virchow_st.run.rates import check_rates, exact_float32, left_out
 from virchow_st.runtime.atomic import written_whole
@@ -236,7 +236,7 @@ class SlideResult:
 
         Files of older versions have no manifest.
         """
-        with told(self.path):
+        with naming_file(self.path):
             if "store" not in self._file.attrs:
                 raise ValueError("no attribute store: an older version wrote it")
             content = parse_json(str(self._file.attrs["store"]))
@@ -251,7 +251,7 @@ class SlideResult:
         if gene.id not in self.panel.ids:
             raise ConfigError(f"{self.path}: gene {gene.id} of per_gene.csv is not in it; {AGAIN}")
         g = self.panel.ids.index(gene.id)
-        with told(self.path):
+        with naming_file(self.path):
             rate, counts = self._file["rate"][g].astype(np.float32), self._file["counts"][g]
         rate[self._unscored & np.isnan(rate)] = 0
         check_rates(rate[None], [gene.symbol], str(self.path), AGAIN)
@@ -264,7 +264,7 @@ class SlideResult:
         Raises `ConfigError` for rates that are NaN elsewhere or infinite, and for counts that
         float32 cannot hold.
         """
-        with told(self.path):
+        with naming_file(self.path):
             read = np.stack([self._file[name][g, rows, cols] for g in genes])
         if name == "rate":
             symbols = [self.panel.symbols[g] for g in genes]
@@ -278,7 +278,7 @@ class SlideResult:
     def read_image(self, rows: slice) -> UInt8Array:
         """H&E of some rows of bins over the whole width, (2h, 2C, 3) uint8."""
         side = _IMAGE_PX_PER_BIN
-        with told(self.path):
+        with naming_file(self.path):
             image: UInt8Array = self._file["image"][side * rows.start : side * rows.stop]
         return image
 
@@ -299,7 +299,7 @@ def open_maps(path: Path) -> Iterator[SlideResult]:
         ConfigError: missing, damaged, or of another version.
     """
     with open_hdf5(path, FORMAT) as file:
-        with told(path):
+        with naming_file(path):
             slide = _slide_result(path, file)
         yield slide
 

@@ -23,7 +23,7 @@ import numpy as np
 
 from virchow_st.errors import ConfigError
 from virchow_st.names import file_names
-from virchow_st.run.hdf5 import Window, array, heading, open_hdf5, patch_windows, told
+from virchow_st.run.hdf5 import Window, array, heading, naming_file, open_hdf5, patch_windows
 from virchow_st.run.split import PARTS, Member, Split
 from virchow_st.runtime.atomic import written_whole
 from virchow_st.runtime.hdf5 import written_hdf5
@@ -174,11 +174,11 @@ def read_overviews(run: Path) -> Iterator[SlideOverview]:
     if not path.is_file():
         raise ConfigError(f"{path}: not found; run `vst evaluate {run}` first")
     with open_hdf5(path, FORMAT) as file:
-        with told(path):
+        with naming_file(path):
             keys = sorted(file, key=lambda name: (len(name), name))
             files = file_names([str(file[key].attrs["name"]) for key in keys])
         for key, file_name in zip(keys, files, strict=True):
-            with told(path):
+            with naming_file(path):
                 slide = _read_slide(file[key], int(file.attrs["block_um"]), file_name)
             yield slide
 

@@ -129,7 +129,7 @@ class Panel:
             ConfigError: the file is missing or is not such a table.
         """
         columns = dict.fromkeys(_COLUMNS, csv_name)
-        rows = read_table(path, columns, "train anew", delimiter="\t", also=_check_rows)
+        rows = read_table(path, columns, "train again", delimiter="\t", also=_check_rows)
         ids, symbols, keys = zip(*(row.values() for row in rows), strict=True)
         return cls(ids, symbols, keys[0])
 

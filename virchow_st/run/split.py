@@ -87,7 +87,7 @@ class Split:
             if store.manifest["records_xxh64"] != slide:
                 raise ConfigError(
                     f"{store.path}: is not the store the run was trained with, its records differ; "
-                    f"train anew"
+                    f"train again"
                 )
 
 
@@ -119,7 +119,7 @@ class SplitFile(TypedDict):
 
 def read_split(path: Path) -> SplitFile:
     """Read ``split.json`` and compare its hash; raises `ConfigError` for anything else."""
-    return cast("SplitFile", read_json(path, SplitFile, "train anew", also=_check_split))
+    return cast("SplitFile", read_json(path, SplitFile, "train again", also=_check_split))
 
 
 def with_patients(content: SplitFile, name_of: Mapping[str, str]) -> SplitFile:

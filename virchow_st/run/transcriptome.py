@@ -67,7 +67,7 @@ class RunGenes:
         if missing := set(panel.ids) - set(genes.all.ids):
             raise ConfigError(
                 f"{run / GENES}: expected every gene of {PANEL} in it; {min(missing)} is not; "
-                "train anew"
+                "train again"
             )
         return genes
 

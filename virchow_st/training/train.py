@@ -87,7 +87,7 @@ def _train(
     except OSError as e:
         raise ConfigError(
             f"{e.filename or run}: cannot be written ({e.strerror}); what was finished is kept; "
-            f"{to_write(e) or 'mend that'}, then go on with --resume"
+            f"{to_write(e) or 'solve that'}, then continue with --resume"
         ) from None
 
 

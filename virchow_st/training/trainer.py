@@ -281,7 +281,7 @@ class Trainer:
         if self.first_losses is not None and len(self.first_losses) != n_scales:
             raise ConfigError(
                 f"{run / CHECKPOINTS / 'last'}: expected first_losses of {n_scales} scales; got "
-                f"{len(self.first_losses)}; train anew"
+                f"{len(self.first_losses)}; train again"
             )
 
 

@@ -57,7 +57,7 @@ class RidgeFit:
             if not equations.n:
                 raise ConfigError(
                     f"ridge baseline: expected {part} patches with tokens in tissue; got none; "
-                    f"extract with a larger --min-tissue and train anew"
+                    f"extract with a larger --min-tissue and train again"
                 )
         fits = [self._train.solve(penalty) for penalty in PENALTIES]
         errors = [self._validation.error(fit) for fit in fits]

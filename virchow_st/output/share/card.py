@@ -1,7 +1,7 @@
 """The model card of a shared run, README.md, made from the run's own files.
 
-It is made from the files as they are shared, so it says no name that these do not say. What a run
-does not record, such as tissue and scanner, the card asks the author to add.
+It is made from the files as they are shared, so it contains no name that these do not contain. The
+card asks the author to add what a run does not record, such as tissue and scanner.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def model_card(
     state: Mapping[str, Any],
     terms: Terms,
 ) -> str:
-    """Markdown with a YAML header as the Hub reads it.
+    """Text of the card: Markdown with the YAML header that the Hub reads.
 
     Args:
         folder: the shared run.

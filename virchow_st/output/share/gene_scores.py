@@ -16,9 +16,9 @@ _SHOWN = 5  # best and worst genes
 
 
 def share_of_ceiling(score: GeneScore) -> float:
-    """PCC divided by its ceiling, the share of what the counts' noise leaves to be reached.
+    """PCC divided by its ceiling: the share of the PCC that the noise of the counts allows.
 
-    NaN where one of them is undefined, or the ceiling is 0.
+    NaN if one of them is undefined or the ceiling is 0.
     """
     if math.isnan(score.pcc) or not score.pcc_ceiling > 0:
         return math.nan
@@ -26,14 +26,14 @@ def share_of_ceiling(score: GeneScore) -> float:
 
 
 def is_above_nulls(score: GeneScore) -> bool:
-    """Whether the PCC is above those of both nulls, other patches and the shifted map."""
+    """Whether the PCC is above both nulls (predictions for other patches, and the shifted map)."""
     return all(
         math.isnan(null) or score.pcc > null for null in (score.pcc_shuffled, score.pcc_shifted)
     )
 
 
 def gene_section(scores: Sequence[GeneScore]) -> str:
-    """How many genes reach which share of the ceiling, and the best and the worst of them.
+    """Section with the shares of the ceiling that genes reach, and the best and worst genes.
 
     Args:
         scores: lines of ``per_gene.csv``.

@@ -23,10 +23,10 @@ def push_run(
     private: bool = True,
     progress: Progress = SILENT,
 ) -> str:
-    """Upload a run to the Hub in one commit, so that the repository never holds half of it.
+    """Upload a run to the Hub in one commit, so that the repository never holds a part of it.
 
     Files of an earlier push that this run lacks are removed in the same commit; other files of the
-    repository stay. What is uploaded is what `save_run` writes.
+    repository stay. The uploaded files are those that `save_run` writes.
 
     Args:
         run: run directory of ``vst train``.

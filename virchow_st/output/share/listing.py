@@ -1,9 +1,9 @@
-"""``config.json`` of a shared run: what it is, and every file with its size and SHA-256.
+"""``config.json`` of a shared run: its kind, and every file with its size and SHA-256.
 
-A folder is a shared run only if all listed files are there and as listed, and none of a run's files
-beside them, so that half a copy is never taken for a whole one. The hashes find damage; they cannot
-find a change by someone who also changes the list. The Hub counts a download of a model by this
-file's name.
+A folder is accepted as a shared run only if all listed files are present and unchanged, and it
+holds no other file of a run. An incomplete copy is therefore never taken for a complete one. The
+hashes find damage; they cannot find a change by someone who also changes the list. The Hub counts a
+download of a model by this file's name.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def _described(path: Path) -> dict[str, Any]:
 
 
 def check_listed(folder: Path) -> None:
-    """Raise `ConfigError` unless the folder holds a whole shared run, as it was listed."""
+    """Raise `ConfigError` unless the folder holds a complete shared run, as it was listed."""
     missing = f"share the run with `vst push`; a folder of `vst train` has no {LISTING}"
     listed = read_json(folder / LISTING, _Listing, _REMEDY, missing=missing)["files"]
     for name in NEEDED:

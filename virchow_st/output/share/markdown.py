@@ -1,4 +1,4 @@
-"""Markdown of a model card: names that people gave are text in it, never markup."""
+"""Markdown of a model card, in which names given by users are text and never markup."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def plain_text(text: str) -> str:
-    """Text with names of people in it, which Markdown and HTML take as it is."""
+    """Escape a text that contains users' names, so that Markdown and HTML show it unchanged."""
     plain = " ".join(shown(text).split())
     for mark in "\\`*_[]|#":
         plain = plain.replace(mark, f"\\{mark}")

@@ -1,9 +1,9 @@
-"""Copies of a run's files without names of patients and without paths, their hashes computed anew.
+"""Copies a run's files without names of patients and without paths, and updates their hashes.
 
-What decides the predictions stays bit by bit: the tensors, the panel and the genes. Settings and
-split are written anew with ``patient-1``, ``patient-2``, … in the order of the run's slides. The
-checkpoint's ``state.json`` gets the hashes of these files, so that the copy is checked as every run
-is. The original is not touched.
+The files that determine the predictions (tensors, panel and genes) are copied bit by bit. Settings
+and split are rewritten with ``patient-1``, ``patient-2``, … in the order of the run's slides. The
+checkpoint's ``state.json`` gets the hashes of these files, so that the copy is checked like any
+run. The original is not changed.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from virchow_st.runtime.atomic import write_json, write_text
 
 
 def copy_nameless(run: Path, folder: Path, keep_names: bool = False) -> dict[str, Any]:
-    """Copy what a shared run consists of into a folder.
+    """Copy the files of a shared run into a folder.
 
     Args:
         run: run directory; its files are compared with their hashes first.
@@ -55,7 +55,7 @@ def copy_nameless(run: Path, folder: Path, keep_names: bool = False) -> dict[str
     split = read_split(run / SPLIT)
     if state.get("split_xxh64", split["xxh64"]) != split["xxh64"]:
         raise ConfigError(
-            f"{run / SPLIT}: is not the split that the run was trained with; train anew"
+            f"{run / SPLIT}: is not the split that the run was trained with; train again"
         )
     name_of = _new_names(split, keep_names)
     shared_split = with_patients(split, name_of)

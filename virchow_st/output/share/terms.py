@@ -1,4 +1,4 @@
-"""The licence of a shared run: whether its encoder's allows sharing, and what the card says."""
+"""The licence of a shared run: whether that of its encoder allows sharing, and the card's entry."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ class Terms:
 def sharing_terms(encoder: Mapping[str, str], chosen: str = "") -> Terms:
     """The licence to share a run under.
 
-    A decoder is derived from its encoder's tokens, so what the encoder's licence says of derived
-    models holds for it. This is a check of licence names and no legal advice.
+    A decoder is derived from its encoder's tokens, so the encoder's terms for derived models apply
+    to it. This is a check of licence names and not legal advice.
 
     Args:
         encoder: ``name`` and ``licence`` from the run's checkpoint.

@@ -19,7 +19,7 @@ from virchow_st.runtime.atomic import new_output
 def save_run(
     run: Path, out: Path, *, license: str = "", keep_names: bool = False, name: str = ""
 ) -> None:
-    """Write what a shared run consists of into a new folder, with a model card; uses no network.
+    """Write a run and its model card into a new folder to share; uses no network.
 
     Args:
         run: run directory of ``vst train``.
@@ -43,7 +43,7 @@ def save_run(
 
 
 def check_may_be_shared(run: Path, license: str) -> None:
-    """Raise `ConfigError` where there is no run, or its encoder's licence forbids to share it."""
+    """Raise `ConfigError` if there is no run, or if its encoder's licence forbids sharing it."""
     if not run.is_dir():
         raise ConfigError(f"{run}: no such run; write it with `vst train … --run {run}`")
     sharing_terms(read_state(best_of(run))["encoder"], license)
