@@ -37,7 +37,7 @@ class Item:
         """Digest of the item and of the job's settings, 16 hexadecimal digits.
 
         >>> Item("P1", {"image": "a.svs"}).fingerprint({"overlap_um": 32})
-        '2c1fb5bbad3a8bb4'
+        '768c773a99eba080'
         """
         text = json.dumps([self.key, self.content, settings], sort_keys=True, ensure_ascii=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
