@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import tomllib
+from collections import Counter
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -78,3 +79,9 @@ def test_python_versions_are_those_that_are_tested() -> None:
     found = [c.split(" :: ")[-1] for c in PROJECT["project"]["classifiers"] if ":: 3." in c]
     assert re.findall(r'"([\d.]+)"', tested[1]) == found
     assert PROJECT["project"]["requires-python"] == f">={found[0]}"
+
+
+def test_every_test_module_has_a_name_of_its_own() -> None:
+    """Two of one name in different folders stop pytest when it collects them together."""
+    names = Counter(path.name for path in (ROOT / "tests").rglob("test_*.py"))
+    assert [name for name, n in names.items() if n > 1] == []
