@@ -20,7 +20,6 @@ BAD = [
     (ExtractConfig, {"token_um": 12}, "token_um: expected one of 16, 8; got 12"),
     (ExtractConfig, {"matrix": "both"}, "matrix: expected one of filtered, raw; got 'both'"),
     (ExtractConfig, {"min_tissue": 1.1}, "min_tissue: expected at most 1.0; got 1.1"),
-    (TrainConfig, {"decoder": "unet"}, "decoder: expected one of .*hist2st.*; got 'unet'"),
     (TrainConfig, {"loss": "mae"}, "loss: expected one of poisson, nb, mse; got 'mae'"),
     (TrainConfig, {"scales": (2, 3)}, "scales: expected one of 2, 4, 8, 16; got 3"),
     (TrainConfig, {"epochs": 0}, "epochs: expected at least 1; got 0"),

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from virchow_st.extract.cohort import extract_cohort
     from virchow_st.extract.slide import extract_slide
     from virchow_st.field.read import Field, open_field
+    from virchow_st.models.decoders.base import Decoder, GeneHead
+    from virchow_st.models.decoders.parts import TokenNorm
     from virchow_st.models.encoders.base import Encoder, Tokens
     from virchow_st.output.export.write import export_run
     from virchow_st.output.figures import draw_figures
@@ -47,11 +49,13 @@ place_caches()  # before numba, torch and Matplotlib are loaded by whatever foll
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Decoder": "virchow_st.models.decoders.base",
     "DenoiseConfig": "virchow_st.config",
     "Encoder": "virchow_st.models.encoders.base",
     "ExportConfig": "virchow_st.config",
     "ExtractConfig": "virchow_st.config",
     "Field": "virchow_st.field.read",
+    "GeneHead": "virchow_st.models.decoders.base",
     "ImageRates": "virchow_st.predict.array",
     "Panel": "virchow_st.run.panel",
     "Patch": "virchow_st.store.reader",
@@ -60,6 +64,7 @@ _HOMES = {
     "Run": "virchow_st.predict.load",
     "SimulateConfig": "virchow_st.config",
     "Store": "virchow_st.store.reader",
+    "TokenNorm": "virchow_st.models.decoders.parts",
     "Tokens": "virchow_st.models.encoders.base",
     "TrainConfig": "virchow_st.config",
     "VirchowSTError": "virchow_st.errors",
@@ -82,11 +87,13 @@ _HOMES = {
 }
 
 __all__ = [
+    "Decoder",
     "DenoiseConfig",
     "Encoder",
     "ExportConfig",
     "ExtractConfig",
     "Field",
+    "GeneHead",
     "ImageRates",
     "Panel",
     "Patch",
@@ -95,6 +102,7 @@ __all__ = [
     "Run",
     "SimulateConfig",
     "Store",
+    "TokenNorm",
     "Tokens",
     "TrainConfig",
     "VirchowSTError",

@@ -154,8 +154,9 @@ class TrainConfig(_Checked):
     )
     decoder: str = setting(
         "fusion",
-        "decoder architecture; some use the patch image besides the tokens (docs/decoders.md)",
-        choices=("fusion", "hist2st", "hist2st-large", "guided", "pixels", "img2st", "linear"),
+        "how tokens, and for some the image, become rates: fusion, hist2st, hist2st-large, guided, "
+        "pixels, img2st, linear (docs/decoders.md), or the name that an installed package adds "
+        "(docs/own-decoder.md)",
     )
     loss: str = setting(
         "poisson",

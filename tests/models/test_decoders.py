@@ -20,17 +20,17 @@ from decoder_inputs import (
 )
 
 from virchow_st.config import TrainConfig
-from virchow_st.models.decoders import build_decoder, decode
+from virchow_st.errors import ConfigError
+from virchow_st.models.decoders import DECODERS, build_decoder, decode
 from virchow_st.models.decoders.hist2st import grid_neighbours
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-CHOICES = next(f for f in fields(TrainConfig) if f.name == "decoder").metadata["choices"]
-
-
-def test_every_choice_is_tried_here():
-    assert set(CHOICES) == {*WITH_TOKENS, *WITH_IMAGE, "hist2st-large"}
+def test_every_decoder_is_tried_here_and_named_in_the_help():
+    assert set(DECODERS) == {*WITH_TOKENS, *WITH_IMAGE, "hist2st-large"}
+    help = next(f for f in fields(TrainConfig) if f.name == "decoder").metadata["help"]
+    assert ", ".join(DECODERS) in help
 
 
 @decoders
@@ -217,7 +217,7 @@ def test_decode_takes_numpy_arrays():
 
 
 def test_unknown_decoder_is_refused():
-    with pytest.raises(ValueError, match="got 'unet'"):
+    with pytest.raises(ConfigError, match=r"expected one of fusion, .*; got 'unet'"):
         make("unet")
 
 

@@ -14,6 +14,7 @@ from virchow_st.config import TrainConfig, from_toml
 from virchow_st.errors import ConfigError
 from virchow_st.models.decoders import build_decoder, decode
 from virchow_st.models.decoders.base import Decoder
+from virchow_st.models.decoders.plugins import check_installed
 from virchow_st.models.losses import build_objective
 from virchow_st.models.losses.base import Objective
 from virchow_st.models.losses.factor_poisson import FactorPoisson, FactorStart
@@ -380,6 +381,7 @@ def load_run(path: Path | str, device: str = "auto") -> Run:
         raise ConfigError(
             f"{path / 'split.json'}: is not the split that the run was trained with; train again"
         )
+    check_installed(config.decoder, state.get("decoder_package", ""), path)
     where = pick_device(device)
     # Shapes only: the checkpoint holds the values.
     n_genes, factors = len(genes.all), None

@@ -40,6 +40,7 @@ class State(TypedDict):
     split_xxh64: NotRequired[str]
     files: NotRequired[dict[str, str]]
     n_factors: NotRequired[Count]  # with --panel all
+    decoder_package: NotRequired[Name]  # that adds the decoder, where another package does
     tensors_xxh64: NotRequired[str]
     xxh64: NotRequired[str]
 

@@ -94,6 +94,7 @@ def _train(
 def _open(config: TrainConfig, processes: Processes) -> tuple[torch.device, list[Store], Split]:
     """Open device and stores for this process, and divide the patches into a split."""
     check_factors(config)
+    decoder_class(config.decoder)  # an unknown name fails at once, not after the stores are read
     alone = processes.size == 1
     device = pick_device(config.device, None if alone else processes.local_rank)
     if config.batch_size % processes.size:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from virchow_st.config import TrainConfig
 from virchow_st.errors import ConfigError
+from virchow_st.models.decoders.plugins import package_of
 from virchow_st.run.checkpoint import CheckpointWriter, save_checkpoint
 from virchow_st.run.history import History, by_scale, summary
 from virchow_st.run.integrity import file_hashes
@@ -260,6 +261,8 @@ class Trainer:
         }
         if self.learner.n_factors:
             state["n_factors"] = self.learner.n_factors
+        if package := package_of(self.config.decoder):
+            state["decoder_package"] = package
         write = save_checkpoint if writer is None else writer.save
         if is_best:
             write(run / CHECKPOINTS / "best", self.learner.inference_modules(), state)

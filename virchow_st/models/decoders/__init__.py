@@ -1,12 +1,23 @@
 """Decoders, which map tokens (and, for some, the patch image) to log-rates or z-scores of bins.
 
-`virchow_st.models.decoders.base.Decoder` is their interface.
+`virchow_st.models.decoders.base.Decoder` is their interface. Decoders of other packages are found
+by their entry points (`virchow_st.models.decoders.plugins`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING
+
+from virchow_st.errors import ConfigError
+from virchow_st.models.decoders.plugins import (
+    DECODERS,
+    check_decoder,
+    find_plugin,
+    load_class,
+)
+
+__all__ = ["DECODERS", "build_decoder", "decode", "decoder_class"]
 
 if TYPE_CHECKING:
     import torch
@@ -17,7 +28,11 @@ if TYPE_CHECKING:
 
 
 def decoder_class(name: str) -> type[Decoder]:
-    """The class behind the name that ``--decoder`` takes."""
+    """The class behind the name that ``--decoder`` takes.
+
+    Raises:
+        ConfigError: There is no such decoder, or its package does not offer what it must.
+    """
     if name == "fusion":
         from virchow_st.models.decoders.fusion import FusionDecoder
 
@@ -42,7 +57,12 @@ def decoder_class(name: str) -> type[Decoder]:
         from virchow_st.models.decoders.linear import LinearDecoder
 
         return LinearDecoder
-    raise ValueError(f"decoder: expected one that `vst train` offers; got {name!r}")
+    if (entry := find_plugin(name)) is not None:
+        return load_class(entry)
+    raise ConfigError(
+        f"decoder: expected one of {', '.join(DECODERS)}, or one that an installed package adds; "
+        f"got {name!r}"
+    )
 
 
 def build_decoder(
@@ -51,19 +71,23 @@ def build_decoder(
     """Build the decoder that ``--decoder`` names.
 
     Args:
-        name: One of the choices of `TrainConfig.decoder`.
+        name: One of `DECODERS`, or the name of another package's decoder, which is tried on one
+            patch here.
         grid: Tokens per side of a patch, T.
         token_mean, token_std: (D,) mean and standard deviation of the training tokens.
         initial_bias: (G,) initial bias of the output.
 
     Raises:
-        ValueError: Unknown name.
+        ConfigError: Unknown name, or another package's decoder does not offer what it must.
     """
     build: Callable[..., Decoder] = decoder_class(name)
     if name == "pixels":
         return build(initial_bias)
     size = {"hist2st": (256, 2), "hist2st-large": (936, 4)}.get(name, ())
-    return build(grid, token_mean, token_std, initial_bias, *size)
+    decoder = build(grid, token_mean, token_std, initial_bias, *size)
+    if (entry := find_plugin(name)) is not None:
+        check_decoder(entry, decoder, grid, len(token_mean), len(initial_bias))
+    return decoder
 
 
 def decode(

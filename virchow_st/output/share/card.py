@@ -59,7 +59,7 @@ def model_card(
         _header(state["encoder"], terms, is_scored),
         f"# {code(name)}",
         _what(config, genes),
-        _use(name),
+        _use(name, state.get("decoder_package", "")),
         _encoder(state),
         _genes(genes),
         _training(read_split(folder / SPLIT), config, state),
@@ -97,11 +97,15 @@ def _what(config: TrainConfig, genes: RunGenes) -> str:
     )
 
 
-def _use(name: str) -> str:
+def _use(name: str, package: str) -> str:
     source = f"hf:{name}" if is_repo(name) else name
+    needs = ""
+    if package:
+        install = code(f"pip install {package.replace(' ', '==')}")
+        needs = f"The decoder is part of another package; install it first: {install}.\n\n"
     return f"""## How to use it
 
-```python
+{needs}```python
 import virchow_st as vst
 run = vst.Run.from_pretrained({json.dumps(name, ensure_ascii=False)})
 rates = run.predict_image(image, mpp=0.5)  # image: (H, W, 3) uint8 RGB, H&E at mpp µm per pixel
