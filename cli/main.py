@@ -22,6 +22,7 @@ from virchow_st.errors import VirchowSTError, to_write_or
 from virchow_st.runtime.distributed import is_main_process
 from virchow_st.runtime.interrupt import Terminated, exit_code, raise_on_sigterm
 from virchow_st_cli.bench import bench
+from virchow_st_cli.cells import cells
 from virchow_st_cli.console import Console, print_anything
 from virchow_st_cli.demo import demo
 from virchow_st_cli.denoise import denoise
@@ -67,6 +68,7 @@ for _command in (
     report,
     predict,
     denoise,
+    cells,
     export,
     push,
     demo,

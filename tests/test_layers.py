@@ -30,7 +30,7 @@ ROOMS: dict[str, set[str]] = {
     "run": {"runtime", "kernels", "store", "metrics"},
     "field": {"runtime", "kernels", "store", "run"},
     "training": {"runtime", "kernels", "store", "models", "metrics", "run"},
-    # Geometry alone of the slide: where a bin lies on the image.
+    # Of the slide, where a bin lies on the image, and its cells.
     "output": {"runtime", "kernels", "slide", "store", "metrics", "run", "field"},
     "predict": {"runtime", "kernels", "slide", "store", "models", "run", "field", "output"},
     "extract": {"runtime", "kernels", "cohort", "slide", "store", "models", "output"},
@@ -45,7 +45,13 @@ ROOMS: dict[str, set[str]] = {
 
 # Where only some modules of a room may be imported: (importing room, room) → those modules.
 NARROW = {
-    ("output", "slide"): {"virchow_st.slide.geometry"},
+    ("output", "slide"): {
+        "virchow_st.slide.geometry",
+        "virchow_st.slide.cells.cell_map",
+        "virchow_st.slide.cells.geojson",
+        "virchow_st.slide.cells.lattice",
+        "virchow_st.slide.cells.read",
+    },
     ("evaluation", "slide"): {"virchow_st.slide.geometry"},
     ("extract", "output"): {"virchow_st.output.figures.registration_check"},
     ("denoise", "training"): {
@@ -219,6 +225,7 @@ def test_importing_the_package_is_light() -> None:
         "report",
         "predict",
         "denoise",
+        "cells",
         "export",
         "push",
         "demo",

@@ -13,6 +13,7 @@ from virchow_st.runtime.caches import place_caches
 
 if TYPE_CHECKING:
     from virchow_st.config import (
+        CellsConfig,
         DenoiseConfig,
         ExportConfig,
         ExtractConfig,
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from virchow_st.models.decoders.base import Decoder, GeneHead
     from virchow_st.models.decoders.parts import TokenNorm
     from virchow_st.models.encoders.base import Encoder, Tokens
+    from virchow_st.output.cells.table import cell_rates, cell_table
+    from virchow_st.output.cells.write import write_cells
     from virchow_st.output.export.write import export_run
     from virchow_st.output.figures import draw_figures
     from virchow_st.output.report import write_report
@@ -49,6 +52,7 @@ place_caches()  # before numba, torch and Matplotlib are loaded by whatever foll
 __version__ = "0.1.0"
 
 _HOMES = {
+    "CellsConfig": "virchow_st.config",
     "Decoder": "virchow_st.models.decoders.base",
     "DenoiseConfig": "virchow_st.config",
     "Encoder": "virchow_st.models.encoders.base",
@@ -68,6 +72,8 @@ _HOMES = {
     "Tokens": "virchow_st.models.encoders.base",
     "TrainConfig": "virchow_st.config",
     "VirchowSTError": "virchow_st.errors",
+    "cell_rates": "virchow_st.output.cells.table",
+    "cell_table": "virchow_st.output.cells.table",
     "compare_runs": "virchow_st.run.compare",
     "denoise_store": "virchow_st.denoise.store",
     "draw_figures": "virchow_st.output.figures",
@@ -83,10 +89,12 @@ _HOMES = {
     "predict_slide": "virchow_st.predict.slide",
     "simulate_cohort": "virchow_st.simulate.cohort",
     "train": "virchow_st.training.train",
+    "write_cells": "virchow_st.output.cells.write",
     "write_report": "virchow_st.output.report",
 }
 
 __all__ = [
+    "CellsConfig",
     "Decoder",
     "DenoiseConfig",
     "Encoder",
@@ -107,6 +115,8 @@ __all__ = [
     "TrainConfig",
     "VirchowSTError",
     "__version__",
+    "cell_rates",
+    "cell_table",
     "compare_runs",
     "denoise_store",
     "draw_figures",
@@ -122,6 +132,7 @@ __all__ = [
     "predict_slide",
     "simulate_cohort",
     "train",
+    "write_cells",
     "write_report",
 ]
 

@@ -90,6 +90,9 @@ class SimulateConfig(_Checked):
     stripes: float = setting(
         0.0, "sd of further log-normal factors of rows and columns", at_least=0.0, at_most=1.0
     )
+    cells: bool = setting(
+        False, "write the planted cells too, as Space Ranger 4 writes its segmentation"
+    )
 
 
 @dataclass(frozen=True)
@@ -330,6 +333,32 @@ class ExportConfig(_Checked):
         "to write images of (default: none)",
     )
     slide: str = setting("", "test slide to export, if the run has several")
+    keep_paths: bool = setting(False, KEEP_PATHS)
+
+
+@dataclass(frozen=True)
+class CellsConfig(_Checked):
+    """Settings of ``vst cells``."""
+
+    genes: str = setting(
+        "", "gene symbols or ids separated by commas, or a file of them; every gene if empty"
+    )
+    nuclei: bool = setting(False, "nuclei instead of cells, of files that hold both")
+    expand_um: float = setting(
+        0.0,
+        "let cells (or nuclei) grow by so many µm where no other is nearer",
+        at_least=0.0,
+        at_most=100.0,
+    )
+    weights: str = setting(
+        "centre",
+        "a bin belongs to the cell that its centre lies in, or by the share of its area",
+        choices=("centre", "area"),
+    )
+    mpp: float = setting(
+        0.0, "µm per pixel of a label image; 0 to find out", at_least=0.0, at_most=100.0
+    )
+    slide: str = setting("", "test slide to take, if the run has several")
     keep_paths: bool = setting(False, KEEP_PATHS)
 
 

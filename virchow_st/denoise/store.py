@@ -158,6 +158,7 @@ def _provenance(
         "patient": manifest["patient"],
         "slide": manifest["slide"],
         "records_xxh64": manifest["records_xxh64"],
+        "homography": manifest["homography"],
         "n_patches": len(store),
         "n_tissue_bins": len(slide.place),
         "n_umis": int(slide.rows.count.sum(dtype=np.float64)),

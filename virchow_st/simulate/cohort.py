@@ -17,6 +17,7 @@ from virchow_st.names import csv_name, csv_text
 from virchow_st.runtime.atomic import remove_leftovers, whole_folder, written_whole
 from virchow_st.runtime.lock import LOCK_NAME, locked
 from virchow_st.schema import Name, check, read_table
+from virchow_st.simulate.cells import planted_cells, write_segmentation
 from virchow_st.simulate.exposure import draw_depth, draw_exposure
 from virchow_st.simulate.frame import draw_frame
 from virchow_st.simulate.hidden import HiddenVariation
@@ -41,7 +42,7 @@ from virchow_st.simulate.stain import draw_laboratory, photograph, stain_density
 from virchow_st.simulate.truth import Origin, Truth, read_origin, write_truth
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
-_LATER = ("hidden_variation", "depth", "stripes")
+_LATER = ("hidden_variation", "depth", "stripes", "cells")
 _MANIFEST_COLUMNS = ("patient", "outs", "image", "store")
 
 
@@ -52,8 +53,9 @@ def simulate_cohort(
 
     ``out/PATIENT/`` contains ``outs/`` in the layout of Space Ranger 3.x, ``tissue_image.tif`` and
     ``truth.h5`` (see `true_rate`). ``out/slides.csv`` lists the slides for ``vst extract``, in
-    addition to those that it listed before. A slide depends only on the seed, the name of the
-    patient and the settings other than ``patients``; its image, on the seed, the name and
+    addition to those that it listed before. With ``cells``, ``outs/`` also contains the planted
+    cells as Space Ranger 4 writes its segmentation. A slide depends only on the seed, the name of
+    the patient and the settings other than ``patients``; its image, on the seed, the name and
     ``bins``. A folder is created complete or not at all; a folder that already contains the same
     slide is kept.
 
@@ -140,6 +142,8 @@ def _write_slide(
     write_positions(positions, order.permutation(every), mask, frame)
     write_spatial_images(square / "spatial", image, frame)
     write_pyramid(folder / "tissue_image.tif", image, frame.mpp)
+    if config.cells:
+        write_segmentation(folder / "outs", *planted_cells(tissue), frame)
     truth = Truth(
         programmes=programmes,
         loadings=loadings,

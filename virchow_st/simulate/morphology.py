@@ -77,7 +77,7 @@ class Tissue:
     ``material`` uint8 codes of `Material`; ``tone`` float32, how strongly this cell or nucleus is
     built (about 1; stain and RNA both follow it); ``fibre`` float32 about 0 with sd 1, the collagen
     texture; ``thickness`` float32 about 1, that of the section; ``outline`` bool, True = tissue
-    (lumens and vessels included).
+    (lumens and vessels included); ``nucleus`` int32, number of the nucleus, 0 = none.
     """
 
     material: UInt8Array
@@ -85,6 +85,7 @@ class Tissue:
     fibre: Float32Array
     thickness: Float32Array
     outline: BoolArray
+    nucleus: Array
 
 
 def grow_tissue(rng: np.random.Generator, bins: int) -> Tissue:
@@ -103,6 +104,8 @@ class _Section:
         self.rng, self.bins, self.side = rng, bins, side
         self.material = np.zeros((side, side), np.uint8)
         self.tone = np.ones((side, side), np.float32)
+        self.nucleus = np.zeros((side, side), np.int32)
+        self.n_nuclei = 0
         self.epithelial_nuclei: list[tuple[Material, Float64Array, Array]] = []
 
     def grown(self) -> Tissue:
@@ -116,7 +119,8 @@ class _Section:
         self._stromal_cells()
         self.material[~self.outline] = Material.GLASS
         thickness = np.exp(0.12 * smooth_noise(self.rng, self.side, 60 * PX_PER_UM))
-        return Tissue(self.material, self.tone, fibre, thickness, self.outline)
+        self.nucleus[self.material < FIRST_NUCLEUS] = 0  # later cells cover some
+        return Tissue(self.material, self.tone, fibre, thickness, self.outline, self.nucleus)
 
     def _outline(self) -> BoolArray:
         """Outline of the tissue: a rounded, ragged shape slightly inside the capture area."""
@@ -326,3 +330,7 @@ class _Section:
         drawn = (layer > 0) & within
         self.material[drawn] = kind
         self.tone[drawn] = layer[drawn]
+        numbers = np.zeros((self.side, self.side), np.float32)  # exact up to 2²⁴
+        fill(numbers, outlines, np.arange(1, len(points) + 1))
+        self.nucleus[drawn] = self.n_nuclei + numbers[drawn]
+        self.n_nuclei += len(points)

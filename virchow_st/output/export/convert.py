@@ -78,6 +78,12 @@ def _in_cells(tissue: BoolArray, n_rows: int) -> BoolArray:
 
 def _from_zero(picture: Picture, corner_um: tuple[float, float]) -> tuple[UInt8Array, float]:
     """The picture, small, with white before its corner, so that it begins at (0, 0) µm."""
-    rgb, um_per_px = picture.read_small(_LONGEST_PICTURE_PX)
+    return from_zero(*picture.read_small(_LONGEST_PICTURE_PX), corner_um)
+
+
+def from_zero(
+    rgb: UInt8Array, um_per_px: float, corner_um: tuple[float, float]
+) -> tuple[UInt8Array, float]:
+    """A picture with white before its corner, so that it begins at (0, 0) µm; and its µm/px."""
     left, top = (round(at / um_per_px) for at in corner_um)
     return np.pad(rgb, ((top, 0), (left, 0), (0, 0)), constant_values=255), um_per_px

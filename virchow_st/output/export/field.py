@@ -81,7 +81,7 @@ def write_genes(
         The H&E picture of the new field, if the other has one.
     """
     folder = Folder(path, flavour, {}, field.corner_um, field.layers.um_to_px)
-    picture = _copy_picture(field, folder)
+    picture = copy_picture(field, folder)
     tissue = field.layers.read_labels(field.layers.tissue)
     folder.add_labels(TISSUE, tissue.shape, BIN_UM * field.shape[0] / tissue.shape[0])[:] = tissue
     maps = FieldMaps(folder, Loadings(genes), field.shape)
@@ -106,7 +106,7 @@ def _chosen(field: Field, names: str) -> Int64Array:
     )
 
 
-def _copy_picture(field: Field, folder: Folder) -> Picture | None:
+def copy_picture(field: Field, folder: Folder) -> Picture | None:
     """The H&E picture as it is, band by band."""
     if field.layers.picture is None:
         return None

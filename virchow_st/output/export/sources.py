@@ -138,6 +138,16 @@ class RunSource:
             self._genes = find_genes(split_names(genes), every.ids, every.symbols, str(run))
         self.panel = _part_of(every, self._genes)
 
+    @property
+    def file_name(self) -> str:
+        """What the run's files of the slide are called."""
+        return self._maps.file_name
+
+    @property
+    def written(self) -> BoolArray:
+        """(R, C) bool, all bins of the evaluated patches."""
+        return self._maps.written
+
     def read(self, kind: str, rows: slice, cols: slice) -> Float32Array:
         """See `Source`."""
         return self._maps.read(_DATASETS[kind], rows, cols, self._genes)

@@ -90,12 +90,8 @@ def _write_folder(
     """Write images, labels and, from a store, the table of all genes, block by block."""
     shape = source.tissue_mask.shape
     corner_um = float(BIN_UM * source.col0), float(BIN_UM * source.row0)
-    folder = Folder(path, flavour, {}, corner_um, _um_to_px(source)[0])
-    picture = add_picture(folder, PX_PER_BIN * shape[0], PX_PER_BIN * shape[1], BIN_UM / PX_PER_BIN)
-    for row in range(0, shape[0], BLOCK_BINS):
-        rows = slice(row, min(row + BLOCK_BINS, shape[0]))
-        picture.write(PX_PER_BIN * row, source.read_image(rows))
-    picture.fill_coarser()
+    folder = Folder(path, flavour, {}, corner_um, source_um_to_px(source)[0])
+    write_picture(source, folder)
     folder.add_labels("tissue", shape, BIN_UM)[:] = source.tissue_mask
     summary = f"{shape[0]}×{shape[1]} bins"
     if len(source.panel):
@@ -105,6 +101,16 @@ def _write_folder(
         summary += f", {_add_table(source, folder, about)}"
     folder.finish(virchow_st=about)
     return summary
+
+
+def write_picture(source: Source, folder: Folder) -> None:
+    """Write the stored H&E as ``images/he``, band by band."""
+    rows, cols = source.tissue_mask.shape
+    picture = add_picture(folder, PX_PER_BIN * rows, PX_PER_BIN * cols, BIN_UM / PX_PER_BIN)
+    for row in range(0, rows, BLOCK_BINS):
+        band = slice(row, min(row + BLOCK_BINS, rows))
+        picture.write(PX_PER_BIN * row, source.read_image(band))
+    picture.fill_coarser()
 
 
 def _write_images(
@@ -166,11 +172,11 @@ def _table(source: Source, every_gene: bool, with_picture: bool) -> CellTable:
         layers={kind: cells.values[kind] for kind in others},
         obs={"tissue_bins": cells.tissue_bins},
         obsm={f"spatial_{FULLRES}": np.stack(fullres, axis=1)},
-        picture=_picture(source) if with_picture else None,
+        picture=small_picture(source) if with_picture else None,
     )
 
 
-def _picture(source: Source) -> tuple[UInt8Array, float]:
+def small_picture(source: Source) -> tuple[UInt8Array, float]:
     """H&E from the corner of bin (0, 0) on, no side above 2000 px, and its µm/px."""
     rows, cols = source.tissue_mask.shape
     height, width = PX_PER_BIN * (source.row0 + rows), PX_PER_BIN * (source.col0 + cols)
@@ -210,7 +216,7 @@ def _write_npz(source: Source, out: Path, about: dict[str, Any], progress: Progr
     return f"{len(source.panel)} genes × {rows}×{cols} bins of 8 µm"
 
 
-def _um_to_px(source: Source) -> tuple[Float64Array, float]:
+def source_um_to_px(source: Source) -> tuple[Float64Array, float]:
     """See `virchow_st.slide.geometry.Homography.um_to_px`, over the source's area."""
     rows, cols = source.tissue_mask.shape
     return homography(source).um_to_px(source.row0, source.col0, rows, cols)
@@ -218,7 +224,7 @@ def _um_to_px(source: Source) -> tuple[Float64Array, float]:
 
 def _provenance(source: Source, config: ExportConfig) -> dict[str, Any]:
     manifest = source.manifest
-    affine, error_px = _um_to_px(source)
+    affine, error_px = source_um_to_px(source)
     units = {"rates": "expected UMIs a bin", "counts": "UMIs a bin"}
     return {
         "format": FORMAT,

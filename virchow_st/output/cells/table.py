@@ -1,0 +1,187 @@
+"""Cells × genes as AnnData: expected and observed UMIs, factors and loadings."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from virchow_st.config import CellsConfig
+from virchow_st.errors import ConfigError
+from virchow_st.field.ngff import FULLRES
+from virchow_st.output.cells.gather import CellData, summed
+from virchow_st.output.cells.sources import CellSource, open_cell_source
+from virchow_st.output.export.tables import check_format
+from virchow_st.runtime.progress import SILENT, Progress
+from virchow_st.runtime.software import versions
+from virchow_st.types import Float32Array
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+FORMAT = "virchow_st.cells/1"
+MOST_DENSE = 100_000_000
+"""Cells × genes up to which ``X`` of a field by factors is written: 0.4 GB."""
+_SOFTWARE = ("virchow_st", "numpy", "scipy", "shapely", "anndata")
+
+
+def cell_table(
+    source: Path | str,
+    cells: Path | str,
+    config: CellsConfig | None = None,
+    store: Path | str | None = None,
+    progress: Progress = SILENT,
+) -> AnnData:
+    """Expression of cells: of a store's counts, of a run's test slide, or of a rate field.
+
+    Args:
+        source: a store, an evaluated run, or a field of ``vst predict``, ``vst denoise`` or ``vst
+            evaluate``.
+        cells: Space Ranger 4's ``outs``, a GeoJSON, a label image, or SpatialData shapes; see
+            `virchow_st.slide.cells.read.read_cells`.
+        config: options; the defaults if None.
+        store: store of the same slide, for observed counts beside a run's or a field's rates.
+        progress: receives notes, warnings and step counts.
+
+    Returns:
+        AnnData of n cells × G genes. ``X`` (n, G) float32 holds expected UMIs, or observed ones
+        (sparse) of a store; it is absent where a field by factors would make more than 10⁸ values,
+        see `cell_rates`. ``layers["observed"]`` is sparse, where there are counts;
+        ``obsm["factors"]`` (n, K) and ``varm["loadings"]`` (G, K), of a field by factors;
+        ``obsm["spatial"]`` (n, 2) ``(x, y)`` in µm. docs/cells.md has the rest.
+
+    Raises:
+        ConfigError, SlideError, StoreError, FieldError: in one line, what does not fit.
+
+    Example:
+        >>> adata = cell_table("P1_denoised.zarr", "P1/outs", store="P1.vst")  # doctest: +SKIP
+        >>> adata  # doctest: +SKIP
+        AnnData object with n_obs × n_vars = 48120 × 18085 …
+    """
+    config = config or CellsConfig()
+    check_format("h5ad")
+    given = None if store is None else Path(store)
+    with open_cell_source(Path(source), given, config.slide, config.keep_paths) as opened:
+        data = summed(opened, Path(cells), config, progress)
+        return to_anndata(opened, data, provenance_of(opened, Path(cells), config, data))
+
+
+def cell_rates(adata: AnnData, gene: str) -> Float32Array:
+    """Expected UMIs of one gene in every cell, also where the table has no ``X``.
+
+    Args:
+        adata: what `cell_table` returned or ``vst cells`` wrote.
+        gene: its label in ``var_names``, or its id.
+
+    Returns:
+        (n,) float32: ``X`` where it is there, else factors times loadings.
+
+    Raises:
+        ConfigError: no such gene, or a table without expected UMIs.
+
+    Example:
+        >>> adata.obs["PIGR"] = cell_rates(adata, "PIGR")  # doctest: +SKIP
+    """
+    found = np.flatnonzero((adata.var_names == gene) | (adata.var["gene_id"] == gene))
+    if len(found) != 1:
+        raise ConfigError(
+            f"gene: expected one of the table's {adata.n_vars:,}; got {gene!a}; see var_names"
+        )
+    g = int(found[0])
+    if "factors" in adata.obsm and "loadings" in adata.varm:
+        rates = np.asarray(adata.obsm["factors"]) @ np.asarray(adata.varm["loadings"])[g]
+    elif adata.X is not None and adata.uns.get("X") == "expected":
+        rates = np.asarray(adata.X[:, g]).ravel()
+    else:
+        raise ConfigError("table: expected rates; it holds observed counts only; see layers")
+    return rates.astype(np.float32)
+
+
+def to_anndata(source: CellSource, data: CellData, about: dict[str, Any]) -> AnnData:
+    """The table; see `cell_table`."""
+    import anndata
+    import pandas as pd
+
+    cells, lattice = data.cells, data.cells.lattice
+    xy_um, xy_px = lattice.to_um(cells.centroids), lattice.to_px(cells.centroids)
+    obs: dict[str, Any] = {
+        "patient": pd.Categorical([source.patient] * len(cells)),
+        "slide": pd.Categorical([source.name] * len(cells)),
+        "class": pd.Categorical(cells.classes),
+        "area_um2": cells.area_um2,
+        "bins": cells.n_bins,
+        "x_um": xy_um[:, 0],
+        "y_um": xy_um[:, 1],
+        "x_px": xy_px[:, 0],
+        "y_px": xy_px[:, 1],
+        "tissue": cells.mean_of(lattice.tissue),
+        "covered": cells.mean_of(source.covered),
+    }
+    var = {"gene_id": list(data.panel.ids), "symbol": list(data.panel.symbols)}
+    x: Any = None
+    layers, obsm, varm = {}, {"spatial": xy_um, f"spatial_{FULLRES}": xy_px}, {}
+    if data.observed is not None:
+        obs["counted"] = data.counted
+        obs["umis"] = np.asarray(data.observed.of_cells.sum(axis=1, dtype=np.float64)).ravel()
+        var["measured"] = data.measured
+    if data.expected is not None:
+        sums = data.expected.of_cells
+        weights = data.loadings
+        obs["expected_umis"] = sums.sum(axis=1) if weights is None else sums @ weights.sum(axis=0)
+        if weights is None:
+            x = sums.astype(np.float32)
+        else:
+            obsm["factors"], varm["loadings"] = sums.astype(np.float32), weights
+            if len(cells) * len(data.panel) <= MOST_DENSE:
+                x = obsm["factors"] @ weights.T
+        if data.observed is not None:
+            layers["observed"] = data.observed.of_cells
+    elif data.observed is not None:
+        x = data.observed.of_cells
+    kind = "observed" if data.expected is None else "absent" if x is None else "expected"
+    uns: dict[str, Any] = {"X": kind, "virchow_st": json.dumps(about, ensure_ascii=False)}
+    if source.field is not None and "factors" in obsm:
+        uns["factor_names"] = np.array(source.field.factor_names, dtype=object)
+    return anndata.AnnData(
+        X=x,
+        obs=pd.DataFrame(obs, index=list(cells.ids)),
+        var=pd.DataFrame(var, index=data.panel.labels),
+        layers=layers,
+        obsm=obsm,
+        varm=varm,
+        uns=uns,
+    )  # fmt: skip
+
+
+def provenance_of(
+    source: CellSource, path: Path, config: CellsConfig, data: CellData
+) -> dict[str, Any]:
+    """What the table was made from, for JSON."""
+    cells = data.cells
+    about: dict[str, Any] = {
+        "format": FORMAT,
+        **source.about,
+        "patient": source.patient,
+        "slide": source.name,
+        "homography": cells.lattice.homography.matrix.tolist(),
+        "frame": "µm from the outer corner of bin (0, 0), x along array_col, y along array_row",
+        "cells": str(path) if config.keep_paths else path.resolve().name,
+        "n_cells": len(cells),
+        "left_out_cells": cells.n_elsewhere,
+        "shared_bins": cells.n_shared,
+        "passed_over": cells.notes or {},
+        "options": {k: v for k, v in asdict(config).items() if k not in ("slide", "keep_paths")},
+        "software": versions(_SOFTWARE),
+    }
+    if data.observed is not None:
+        within = float(data.observed.of_cells.sum(dtype=np.float64))
+        about["observed_umis"] = {"cells": within, "outside": data.observed.of_slide - within}
+    if data.expected is not None:
+        weights = 1 if data.loadings is None else data.loadings.sum(axis=0, dtype=np.float64)
+        within = float((data.expected.of_cells.sum(axis=0) * weights).sum())
+        total = float((data.expected.of_slide * weights).sum())
+        about["expected_umis"] = {"cells": within, "outside": total - within}
+    return about
