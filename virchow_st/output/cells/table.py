@@ -120,7 +120,7 @@ def to_anndata(source: CellSource, data: CellData, about: dict[str, Any]) -> Ann
         "tissue": cells.mean_of(lattice.tissue),
         "covered": cells.mean_of(source.covered),
     }
-    var = {"gene_id": list(data.panel.ids), "symbol": list(data.panel.symbols)}
+    var: dict[str, Any] = {"gene_id": list(data.panel.ids), "symbol": list(data.panel.symbols)}
     x: Any = None
     layers, obsm, varm = {}, {"spatial": xy_um, f"spatial_{FULLRES}": xy_px}, {}
     if data.observed is not None:
