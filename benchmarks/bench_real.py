@@ -16,14 +16,16 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from real_baselines import nuclear_density, ridge
+from real_picture import draw
 from real_tiles import Tiles, ceilings, folds, pcc, read_tiles
-from real_training import TileTokens, encode, nuclear_density, ridge, train_decoder
+from real_training import TileTokens, encode, train_decoder
 from report import Table, publish
 from scipy.sparse.csgraph import connected_components
 
@@ -100,9 +102,18 @@ def nulls(tiles: Tiles, maps: Array, rates: Float32Array) -> dict[str, Float64Ar
 
 
 def measure(
-    tiles: Tiles, ways: Sequence[str], seeds: Sequence[int], passes: int, weights: str, save: Any
+    tiles: Tiles,
+    ways: Sequence[str],
+    seeds: Sequence[int],
+    passes: int,
+    weights: str,
+    save: Callable[[dict[str, Any]], None],
+    picture: Path | None = None,
 ) -> dict[str, Any]:
-    """Scores per way, seed, map and scale; ``save`` receives them after every way."""
+    """Scores per way, seed, map and scale; ``save`` receives them after every way.
+
+    ``picture`` is drawn after every way too: of the map with the highest ceiling.
+    """
     every = np.arange(len(tiles.gene))
     results: dict[str, Any] = {
         "genes": list(tiles.genes),
@@ -142,6 +153,9 @@ def measure(
             mean = np.nanmean(np.array(found[str(seed)], float), 0).round(4).tolist()
             print(f"seed {seed}  {way}  {mean}  {time.monotonic() - began:.0f} s", flush=True)
             save(results)
+            if picture is not None:
+                m = maps[int(np.argmax([results["ceiling"][m][0] for m in maps]))]
+                draw(tiles, int(m), rates[np.flatnonzero(maps == m)[0]], way, picture)
     return results
 
 
@@ -215,6 +229,7 @@ def main() -> None:
     parser.add_argument("--passes", type=int, default=15)
     parser.add_argument("--weights", default="", help="weights of the encoder other than stain")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--picture", type=Path, help="a picture of one tile, by the last way")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
 
@@ -226,8 +241,9 @@ def main() -> None:
     try:
         tiles = read_tiles([arguments.tiles, *([arguments.test] if arguments.test else [])])
         results = measure(
-            tiles, arguments.ways, arguments.seeds, arguments.passes, arguments.weights, save
-        )
+            tiles, arguments.ways, arguments.seeds, arguments.passes, arguments.weights, save,
+            arguments.picture,
+        )  # fmt: skip
     except VirchowSTError as e:
         sys.exit(str(e))
     publish("real", tables(results), arguments.json, ("torch", "timm"))

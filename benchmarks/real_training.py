@@ -1,7 +1,6 @@
-"""Ridge, nuclear density and decoders, trained on tiles that each measure some of the genes.
+"""Decoders, trained on tiles that each measure some of the genes.
 
-Used by bench_real.py. Every function takes the training maps of a fold and returns predicted rates
-of its test maps; genes that a tile lacks are left out of the likelihood.
+Used by bench_real.py. Genes that a tile lacks are left out of the likelihood.
 
 Shape suffixes: N tiles, T tokens a side, D token channels, G genes.
 """
@@ -15,12 +14,10 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 import torch
+from real_baselines import token_sums
 from real_tiles import Tiles, pooled
 from torch import Tensor, nn
 
-from virchow_st.evaluation.baselines.nuclei import nuclear_features
-from virchow_st.evaluation.baselines.regression import NormalEquations
-from virchow_st.evaluation.baselines.ridge import PENALTIES, token_rates
 from virchow_st.kernels.orientation import quarter_turns, turn
 from virchow_st.models.decoders import build_decoder, decode, decoder_class
 from virchow_st.models.decoders.base import Decoder
@@ -76,72 +73,6 @@ def _encoded(encoder: Encoder, images: Array) -> Float32Array:
         for i in range(0, len(sized), encoder.batch)
     ]
     return np.concatenate(batches).astype(np.float32)
-
-
-# --- baselines ------------------------------------------------------------------------------------
-
-
-def nuclear_density(tiles: Tiles, train: Int64Array, test: Int64Array) -> Float32Array:
-    """Rates (test maps, 128, 128) linear in the haematoxylin in and around a bin."""
-    features = [nuclear_features(image) for image in tiles.images]
-    rates = np.zeros((len(test), PATCH_BINS, PATCH_BINS), np.float32)
-    for g in np.unique(tiles.gene[test]):
-        equations = NormalEquations(2, 1)
-        for m in train[tiles.gene[train] == g]:
-            inside = tiles.mask[m].ravel()
-            x = features[tiles.tile[m]][inside].astype(np.float64)
-            _add(equations, x, tiles.counts[m].ravel()[inside])
-        fit = equations.solve(1e-9)
-        for i in np.flatnonzero(tiles.gene[test] == g):
-            rates[i] = fit(features[tiles.tile[test[i]]]).reshape(PATCH_BINS, PATCH_BINS)
-    return rates
-
-
-def ridge(
-    tiles: Tiles, tokens: Float32Array, train: Int64Array, test: Int64Array
-) -> tuple[Float32Array, float]:
-    """Rates of ridge regressions, one for each gene, and their common penalty.
-
-    Each training tile is left out in turn to choose the penalty, so the test tiles take no part.
-    """
-    errors = np.zeros(len(PENALTIES))
-    for left_out in train:
-        g = tiles.gene[left_out]
-        equations = _token_equations(tiles, tokens, train[train != left_out], g)
-        own = _token_equations(tiles, tokens, np.array([left_out]), g)
-        if equations.n and own.n:
-            errors += [own.error(equations.solve(penalty)) for penalty in PENALTIES]
-    penalty = PENALTIES[int(np.argmin(errors))]
-    rates = np.zeros((len(test), PATCH_BINS, PATCH_BINS), np.float32)
-    for g in np.unique(tiles.gene[test]):
-        fit = _token_equations(tiles, tokens, train, g).solve(penalty)
-        for i in np.flatnonzero(tiles.gene[test] == g):
-            rates[i] = token_rates(fit, tokens[tiles.tile[test[i]]])[0]
-    return rates, penalty
-
-
-def _token_equations(tiles: Tiles, tokens: Float32Array, maps: Array, gene: int) -> NormalEquations:
-    equations = NormalEquations(tokens.shape[-1], 1)
-    for m in maps[tiles.gene[maps] == gene]:
-        x, umis, exposure = _token_sums(tiles, tokens, m)
-        _add(equations, x, umis / exposure)
-    return equations
-
-
-def _add(equations: NormalEquations, x: Float64Array, y: Array) -> None:
-    y = y.astype(np.float64)
-    equations.add(x, (x.T @ y)[:, None], np.array([y.sum()]), np.array([(y**2).sum()]))
-
-
-def _token_sums(
-    tiles: Tiles, tokens: Float32Array, m: int
-) -> tuple[Float64Array, Float64Array, Float64Array]:
-    """Tokens (n, D), UMIs (n,) and exposures (n,) of the tokens of a map with tissue in half."""
-    side = PATCH_BINS // tokens.shape[1]
-    chosen = 2 * pooled(tiles.mask[m], side) >= side**2
-    exposure = pooled(tiles.mask[m] * tiles.exposure[tiles.tile[m]], side)[chosen]
-    umis = pooled(tiles.counts[m], side)[chosen]
-    return tokens[tiles.tile[m]][chosen].astype(np.float64), umis, exposure
 
 
 # --- decoders -------------------------------------------------------------------------------------
@@ -309,7 +240,7 @@ def _regression(
     for g in np.unique(tiles.gene[train]):
         maps = train[tiles.gene[train] == g]
         x, umis, exposure = map(
-            np.concatenate, zip(*(_token_sums(tiles, tokens, m) for m in maps), strict=True)
+            np.concatenate, zip(*(token_sums(tiles, tokens, m) for m in maps), strict=True)
         )
         x = (x - statistics.token_mean) / np.maximum(statistics.token_std, 1e-6)
         n_steps = {"n_steps": 1} if loss == "mse" else {}

@@ -161,10 +161,12 @@ def test_it_runs_and_finds_what_the_image_tells(real, tmp_path, monkeypatch, cap
     monkeypatch.setattr(
         sys, "argv",
         ["bench_real.py", str(drawn(tmp_path / "t.npz")), "--ways", "ridge:stain", "pixels",
-         "--seeds", "0", "--passes", "1", "--json", str(out)],
+         "--seeds", "0", "--passes", "1", "--json", str(out),
+         "--picture", str(tmp_path / "tile.png")],
     )  # fmt: skip
     monkeypatch.setattr(real["bench"].torch, "set_num_threads", lambda n: None)
     real["bench"].main()
+    assert (tmp_path / "tile.png").stat().st_size > 10_000
     scores = json.loads(out.with_suffix(".scores.json").read_text("utf-8"))
     ridge = np.array(scores["ways"]["ridge:stain"]["0"], float)
     assert ridge.shape == (11, 4)
