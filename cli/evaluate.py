@@ -26,6 +26,11 @@ from virchow_st_cli.scores import print_comparison, print_scores, short_names
     help="GMT file whose gene sets are scored as well; for a run with --panel all",
 )
 @click.option(
+    "--regions",
+    type=click.Path(path_type=Path),
+    help="regions of the test slide with classes, to score each class: .geojson or a label image",
+)
+@click.option(
     "--json",
     "json_file",
     type=click.Path(path_type=Path),
@@ -38,6 +43,7 @@ def evaluate(
     device: str,
     truth: Path | None,
     gene_sets: Path | None,
+    regions: Path | None,
     json_file: Path | None,
 ) -> None:
     """Score the best decoder on the test patient; writes metrics.json, per_gene.csv and maps.
@@ -55,7 +61,7 @@ def evaluate(
 
     if len(runs) > 1:
         check_comparable(runs)
-    metrics = [evaluate_run(run, device, console, truth, gene_sets) for run in runs]
+    metrics = [evaluate_run(run, device, console, truth, gene_sets, regions) for run in runs]
     if len(runs) == 1:
         (only,) = metrics
         print_scores(console, {f"{only['decoder']}, {only['loss']}": only})

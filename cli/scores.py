@@ -10,6 +10,7 @@ from virchow_st.run.score_table import (
     ABUNDANCE_COLUMNS,
     NAMES,
     SCALES,
+    Row,
     Runs,
     abundance_caption,
     abundance_rows,
@@ -17,6 +18,8 @@ from virchow_st.run.score_table import (
     below_baselines,
     better_of,
     interval_text,
+    region_caption,
+    region_rows,
     score_rows,
     signed_text,
     table_caption,
@@ -41,17 +44,7 @@ def print_scores(console: Console, runs: Runs) -> None:
         runs: Contents of ``metrics.json`` by display name; all on the same test patches.
     """
     first = next(iter(runs.values()))
-    rows = score_rows(runs)
-    texts = [
-        [
-            ("  " if row.inset else "") + row.label,
-            *("!" * (i in row.below) + cell for i, cell in enumerate(row.cells)),
-        ]
-        for row in rows
-    ]
-    rules = tuple(i - 1 for i, row in enumerate(rows) if i and row.kind == "head")
-    styles = {i: _STYLES[row.kind] for i, row in enumerate(rows)}
-    console.table(table_title(first), _COLUMNS, texts, rules, table_caption(first), styles=styles)
+    _print_rows(console, table_title(first), score_rows(runs), table_caption(first))
     for line in below_baselines(runs):
         console.result(f"! {line}")
     for name, metrics in runs.items():
@@ -82,6 +75,22 @@ def print_scores(console: Console, runs: Runs) -> None:
                 f"gene sets of {name}, predicted beyond chance (false discovery rate "
                 f"{found['fdr']:.0%}): {beyond}; their scores are in gene_sets.csv"
             )
+        if "regions" in metrics:
+            title = f"Within regions: {name}"
+            _print_rows(console, title, region_rows(metrics), region_caption(metrics))
+
+
+def _print_rows(console: Console, title: str, rows: Sequence[Row], caption: str) -> None:
+    texts = [
+        [
+            ("  " if row.inset else "") + row.label,
+            *("!" * (i in row.below) + cell for i, cell in enumerate(row.cells)),
+        ]
+        for row in rows
+    ]
+    rules = tuple(i - 1 for i, row in enumerate(rows) if i and row.kind == "head")
+    styles = {i: _STYLES[row.kind] for i, row in enumerate(rows)}
+    console.table(title, _COLUMNS, texts, rules, caption, styles=styles)
 
 
 def print_comparison(console: Console, comparison: dict[str, Any], names: dict[str, str]) -> None:

@@ -52,7 +52,11 @@ NARROW = {
         "virchow_st.slide.cells.lattice",
         "virchow_st.slide.cells.read",
     },
-    ("evaluation", "slide"): {"virchow_st.slide.geometry"},
+    ("evaluation", "slide"): {
+        "virchow_st.slide.cells.classes",
+        "virchow_st.slide.cells.lattice",
+        "virchow_st.slide.geometry",
+    },
     ("extract", "output"): {"virchow_st.output.figures.registration_check"},
     ("denoise", "training"): {
         "virchow_st.training.choose_factors",

@@ -13,7 +13,7 @@ from virchow_st.errors import ConfigError
 from virchow_st.evaluation.all_genes import N_NULLS, null_partners
 from virchow_st.evaluation.evaluate import evaluate_run
 from virchow_st.evaluation.fields import SlideField
-from virchow_st.evaluation.scoreboard import Slide
+from virchow_st.evaluation.slide import Slide
 from virchow_st.field.read import open_field
 from virchow_st.field.write import FieldMaps
 from virchow_st.kernels.pooling import sum_pool

@@ -12,7 +12,7 @@ import h5py
 import numpy as np
 from scipy.ndimage import gaussian_filter
 
-from virchow_st.evaluation.scoreboard import scale_scores
+from virchow_st.evaluation.by_scale import scale_scores
 from virchow_st.metrics import ScaleAccumulator
 from virchow_st.output.figures import draw
 from virchow_st.output.figures.run import OtherRun

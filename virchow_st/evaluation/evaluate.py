@@ -13,9 +13,12 @@ from virchow_st.errors import ConfigError
 from virchow_st.evaluation.all_genes import AllGenes, summary
 from virchow_st.evaluation.baselines import ORACLES, fit_baselines
 from virchow_st.evaluation.blocks import NOBODY, Blocks, cut_blocks, shifted_places, shuffled_places
+from virchow_st.evaluation.by_scale import scale_scores
 from virchow_st.evaluation.fields import SlideField
 from virchow_st.evaluation.gene_sets import GeneSetScores
-from virchow_st.evaluation.scoreboard import Scoreboard, Slide, scale_scores
+from virchow_st.evaluation.regions import region_scores
+from virchow_st.evaluation.scoreboard import Scoreboard
+from virchow_st.evaluation.slide import Slide
 from virchow_st.evaluation.truth import TruthScores
 from virchow_st.metrics.seams import SeamAccumulator, Seams
 from virchow_st.names import file_names
@@ -29,6 +32,7 @@ from virchow_st.run.maps import MAPS, SlideMaps, write_maps
 from virchow_st.run.overview import slide_names, write_overview
 from virchow_st.run.panel import Panel
 from virchow_st.run.rates import check_left_out, left_out, left_out_warning
+from virchow_st.run.regions import REGIONS_FILE, write_regions
 from virchow_st.run.results import METRICS_FORMAT, write_metrics, write_per_gene
 from virchow_st.run.score_table import BASELINES
 from virchow_st.runtime.atomic import replaced_together
@@ -46,6 +50,7 @@ def evaluate_run(
     progress: Progress = SILENT,
     truth: Path | None = None,
     gene_sets: Path | None = None,
+    regions: Path | None = None,
 ) -> dict[str, Any]:
     """Score a run's best decoder and the baselines on the run's test patient.
 
@@ -58,6 +63,8 @@ def evaluate_run(
         truth: ``truth.h5`` of a simulated test slide, to compare with the true rates as well.
         gene_sets: GMT file whose sets are scored as well, each as the sum of its genes; for a run
             with factors.
+        regions: Regions of the test slide with classes, such as QuPath's annotations as GeoJSON or
+            a label image, within which the run is scored as well (docs/metrics.md, "Regions").
 
     Returns:
         The content of ``metrics.json``. It is written last, so it exists only if all other result
@@ -67,24 +74,30 @@ def evaluate_run(
         ConfigError: The run cannot be used, stores do not match it, or a prediction is
             not finite or impossible in more than 1 % of the bins.
         StoreError: A store is missing, damaged or not finished.
-        SlideError: ``truth`` does not belong to the test slide.
+        SlideError: ``truth`` or ``regions`` does not belong to the test slide.
     """
     with RunLock() as lock:
         lock.take(run_path)
         run = load_run(run_path, device)
         with replaced_together(run_path, RESULTS_SEAL) as folder:
-            metrics = _evaluate(run, folder, progress, truth, gene_sets)
+            metrics = _evaluate(run, folder, progress, truth, gene_sets, regions)
             maps = {path.name for path in (folder / MAPS).iterdir()}
         for path in (run_path / MAPS).glob("*.h5"):
             if path.name not in maps:
                 path.unlink()  # under a name that an older version gave it
-        if gene_sets is None:
-            (run_path / GENE_SETS).unlink(missing_ok=True)  # of an evaluation before this one
+        for given, name in ((gene_sets, GENE_SETS), (regions, REGIONS_FILE)):
+            if given is None:
+                (run_path / name).unlink(missing_ok=True)  # of an evaluation before this one
         return metrics
 
 
 def _evaluate(
-    run: Run, folder: Path, progress: Progress, truth: Path | None, gene_sets: Path | None
+    run: Run,
+    folder: Path,
+    progress: Progress,
+    truth: Path | None,
+    gene_sets: Path | None,
+    regions: Path | None,
 ) -> dict[str, Any]:
     """Score a loaded run and write all results into a folder."""
     if gene_sets is not None and run.loadings is None:
@@ -97,6 +110,9 @@ def _evaluate(
     slides = _test_slides(run, stores)
     truth_scores = None if truth is None else _truth_scores(truth, slides, run.panel)
     blocks = cut_blocks([slide.infos for slide in slides])
+    of_regions = None
+    if regions is not None:
+        of_regions = region_scores(regions, slides, run.train_rate, blocks.n_blocks, progress)
     block_of = {
         member: int(block)
         for slide, of_patch in zip(slides, blocks.of_patch, strict=True)
@@ -104,7 +120,8 @@ def _evaluate(
     }
     write_overview(folder / "overview.h5", stores, run.split, block_of, blocks.um)
     baselines = fit_baselines(stores, run.panel, run.split, run.train_rate, progress)
-    board = Scoreboard(run.train_rate, baselines, blocks.n_blocks, slides, truth_scores)
+    models = run.train_rate, baselines, blocks.n_blocks, slides
+    board = Scoreboard(*models, truth_scores, of_regions)
 
     all_genes = None
     if run.loadings is not None:
@@ -145,6 +162,9 @@ def _evaluate(
         metrics["all_genes"] = _write_all_genes(run, folder, all_genes)
     if set_scores is not None:
         metrics["gene_sets"] = set_scores.write(folder)
+    if of_regions is not None:
+        metrics["regions"] = of_regions.compute()
+        write_regions(folder, metrics["regions"])
     metrics["left_out_bins"] = n_left_out
     write_metrics(folder, metrics)
     return metrics

@@ -11,15 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from virchow_st.errors import StoreError
-from virchow_st.evaluation.scoreboard import Slide
+from virchow_st.evaluation.slide import Slide
 from virchow_st.field.he_image import add_picture
 from virchow_st.field.loadings import Loadings
 from virchow_st.field.ngff import FULLRES, Folder
 from virchow_st.field.write import TISSUE, FieldMaps
 from virchow_st.predict.load import Run
 from virchow_st.runtime.software import versions
-from virchow_st.slide.geometry import Homography
 from virchow_st.store.format import PatchInfo
 from virchow_st.types import (
     BIN_UM,
@@ -54,7 +52,7 @@ class SlideField:
         cols = max(info.col0 for info in slide.infos) + PATCH_BINS - self._col0
         self._shape = rows, cols
         corner_um = float(BIN_UM * self._col0), float(BIN_UM * self._row0)
-        affine, error_px = _homography(slide).um_to_px(self._row0, self._col0, rows, cols)
+        affine, error_px = slide.homography.um_to_px(self._row0, self._col0, rows, cols)
         path.parent.mkdir(exist_ok=True)
         self._folder = Folder(path, "spatialdata", {}, corner_um, affine)
         loadings = Loadings(run.genes.all, run.loadings)
@@ -108,14 +106,6 @@ class SlideField:
     def _block(self, info: PatchInfo) -> tuple[int, int]:
         row, col = info.row0 - self._row0, info.col0 - self._col0
         return row // BLOCK_BINS * BLOCK_BINS, col // BLOCK_BINS * BLOCK_BINS
-
-
-def _homography(slide: Slide) -> Homography:
-    store = slide.store
-    try:
-        return Homography(np.array(store.manifest["homography"], np.float64))
-    except (ValueError, TypeError) as e:
-        raise StoreError(f"{store.path}: homography: {e}; extract the slide again") from None
 
 
 def _provenance(run: Run, slide: Slide, error_px: float) -> dict[str, Any]:

@@ -3,40 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
 
 from virchow_st.evaluation.baselines import Baselines
+from virchow_st.evaluation.by_scale import ByScale
+from virchow_st.evaluation.regions import RegionScores
+from virchow_st.evaluation.slide import Slide
 from virchow_st.evaluation.truth import TruthScores
 from virchow_st.metrics import BlockSums, ScaleAccumulator
 from virchow_st.run.blocks import RUN
-from virchow_st.run.compare import intervals
 from virchow_st.run.rates import left_out
 from virchow_st.run.score_table import BASELINES
-from virchow_st.run.split import Member
-from virchow_st.store.format import PatchInfo
-from virchow_st.store.reader import Store
-from virchow_st.types import BIN_UM, SCALES_UM, Float32Array, Float64Array, Int64Array
-
-ByScale = dict[int, ScaleAccumulator]
-
-
-@dataclass(frozen=True)
-class Slide:
-    """A test slide: its name in results and in files, its store, and its patches of the split."""
-
-    name: str
-    file_name: str
-    store: Store
-    members: Sequence[Member]
-    """Test patches of the slide."""
-    infos: Sequence[PatchInfo]
-    """Positions of these patches."""
-    genes: Int64Array
-    """(G,) indices of the panel's genes in the store."""
+from virchow_st.types import SCALES_UM, Float32Array, Float64Array
 
 
 class Scoreboard:
@@ -48,11 +28,13 @@ class Scoreboard:
         n_blocks: Number of spatial blocks over all slides.
         slides: Test slides.
         truth: Accumulates the comparison with the true rates of a simulated slide; None otherwise.
+        regions: Accumulates the scores of the run within regions; None without.
 
     Attributes:
         models: Accumulators of the run and of each baseline, by scale.
         slides: Accumulators of the run on each slide, by scale; empty for a single slide.
         truth: As given.
+        regions: As given.
     """
 
     def __init__(
@@ -62,6 +44,7 @@ class Scoreboard:
         n_blocks: int,
         slides: Sequence[Slide],
         truth: TruthScores | None,
+        regions: RegionScores | None = None,
     ) -> None:
         def accumulators(n_blocks: int) -> ByScale:
             n_genes = len(train_rate)
@@ -72,6 +55,7 @@ class Scoreboard:
         self.models = {name: accumulators(n_blocks) for name in (RUN, *BASELINES)}
         self.slides = {s.name: accumulators(1) for s in slides if len(slides) > 1}
         self.truth = truth
+        self.regions = regions
 
     def jobs(
         self, slide: Slide, place: int, rates: Sequence[Float32Array | None], block: int
@@ -95,9 +79,9 @@ class Scoreboard:
             rate = np.where(lost, np.float32(0), rate)
         shuffled, shifted = (None if null is None else self._filled(null) for null in partners)
         jobs: list[Callable[[], None]] = []
+        nulls = {"shuffled_rate": shuffled, "shifted_rate": shifted}
         for accumulators, at in ((self.models[RUN], block), (self.slides.get(slide.name, {}), 0)):
             for a in accumulators.values():
-                nulls = {"shuffled_rate": shuffled, "shifted_rate": shifted}
                 jobs.append(partial(a.update, rate, counts, mask, **nulls, block=at))
         for name in BASELINES:
             of_baseline = self._baselines.rate(name, patch, counts)
@@ -105,6 +89,8 @@ class Scoreboard:
                 jobs.append(partial(a.update, of_baseline, counts, mask, block=block))
         if self.truth is not None:
             jobs.append(partial(self.truth.update, patch.info, rate, counts, mask))
+        if self.regions is not None:
+            jobs += self.regions.jobs(patch.info, rate, counts, mask, nulls, block)
         return jobs
 
     def _filled(self, rate: Float32Array) -> Float32Array:
@@ -116,22 +102,3 @@ class Scoreboard:
             model: {scale: accumulator.block_sums() for scale, accumulator in scales.items()}
             for model, scales in self.models.items()
         }
-
-
-def scale_scores(accumulators: ByScale, tissue_bins: int) -> dict[str, Any]:
-    """Scores of one model by scale, as in ``metrics.json``.
-
-    Args:
-        accumulators: Accumulators by scale.
-        tissue_bins: Number of 2 µm tissue bins on the slides, inside and outside of patches.
-    """
-    by_scale = {}
-    for scale, accumulator in accumulators.items():
-        scores = accumulator.compute()
-        by_scale[str(scale)] = {
-            "coverage": scores.n_bins * (scale // BIN_UM) ** 2 / tissue_bins,
-            "n_bins": scores.n_bins,
-            **scores.summary(),
-            **intervals(accumulator.block_sums()),
-        }
-    return by_scale

@@ -19,6 +19,7 @@ import numpy as np
 from virchow_st.names import csv_text
 from virchow_st.run.all_genes import AllGenesMetrics, GeneSetMetrics, score_columns
 from virchow_st.run.panel import Gene, Panel
+from virchow_st.run.regions import RegionMetrics
 from virchow_st.runtime.atomic import write_json, written_whole
 from virchow_st.schema import Count, Length, MismatchError, Name, check, read_json, read_table
 from virchow_st.types import SCALES_UM, Float64Array
@@ -107,6 +108,7 @@ class _Metrics(TypedDict):
     seams: NotRequired[dict[str, float | None]]
     all_genes: NotRequired[AllGenesMetrics]
     gene_sets: NotRequired[GeneSetMetrics]
+    regions: NotRequired[RegionMetrics]
     left_out_bins: NotRequired[Count]
 
 
@@ -124,6 +126,8 @@ def check_metrics(content: Any) -> None:
         _check_differences(f"differences.{name}", scales)
     for name, slide in content.get("slides", {}).items():
         _check_scales(f"slides.{name}", slide)
+    for name, of_class in content.get("regions", {"classes": {}})["classes"].items():
+        _check_scales(f"regions.classes.{name}", of_class["scales"])
 
 
 def _check_scales(where: str, scales: dict[str, dict[str, Any]]) -> None:

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from virchow_st.types import BIN_UM
+
 SCALES = ("2", "4", "8", "16")
 """The columns: side of the bins in µm, as in ``metrics.json``."""
 NAMES = {"pcc": "PCC", "d2_poisson": "D²"}
@@ -170,6 +172,43 @@ def abundance_caption(metrics: Metrics) -> str:
         f"against {found['null_draws']} null predictions made for other patches). Tenths are by\n"
         "UMIs on the test slide. PCC, ceiling: means over genes; D²: mean of all genes,\n"
         "median of a tenth."
+    )
+
+
+def region_rows(metrics: Metrics) -> list[Row]:
+    """Scores within each class of regions at every scale.
+
+    Args:
+        metrics: ``metrics.json`` content with ``regions``.
+    """
+    rows = []
+    for name, of_class in metrics["regions"]["classes"].items():
+        n, n_bins = of_class["n_regions"], of_class["tissue_bins"]
+        regions = f"{n:,} region{'s' * (n != 1)}, " if n else ""
+        rows.append(_head(f"{name}: {regions}{n_bins * BIN_UM**2 / 1e6:.2g} mm²"))
+        scales = of_class["scales"]
+        rows.append(Row("PCC", _numbers(scales, "pcc"), "main"))
+        rows.append(_detail("95 % interval", _intervals(scales, "pcc")))
+        rows.append(Row("ceiling", _numbers(scales, "pcc_ceiling"), "ceiling", inset=True))
+        rows.append(_detail("share of the ceiling", _percents(scales, "pcc_of_ceiling")))
+        rows += _nulls(scales, "pcc")
+        rows.append(Row("D²", _numbers(scales, "d2_poisson"), "main"))
+        rows.append(_detail("95 % interval", _intervals(scales, "d2_poisson")))
+        rows.append(_detail("against its own means", _numbers(scales, "d2_poisson_test_mean")))
+        rows.append(Row("Level: 1 right", _numbers(scales, "calibration"), "run"))
+    return rows
+
+
+def region_caption(metrics: Metrics) -> str:
+    """How to read the table of `region_rows`, in short lines."""
+    shared = metrics["regions"]["shared_bins"]
+    overlap = f";\n{shared:,} bins lie in several" if shared else ""
+    return (
+        "Each class is scored on its own tissue, with its own ceiling and nulls: what tells\n"
+        "classes apart is worth nothing here, so that PCC is usually below the slide's. A\n"
+        f"bin in several regions belongs to the smallest{overlap}. elsewhere: tissue of the\n"
+        f"test patches outside of all. Intervals: blocks of {metrics['bootstrap']['block_um']} µm "
+        "that hold the class."
     )
 
 

@@ -136,7 +136,10 @@ def _scale(image: LabelImage, lattice: Lattice, mpp: float) -> float:
         how = f"the slide's {lattice.size_px[0]} × {lattice.size_px[1]} px"
     else:
         scale, how = 1.0, "full resolution, as it does not say its µm per pixel"
-    remedy = "give its µm per pixel with --mpp, or the label image of this slide"
+    remedy = (
+        "give its µm per pixel, in its metadata or with --mpp of vst cells, or the label image of "
+        "this slide"
+    )
     if lattice.size_px is not None:
         expected = [scale * n for n in lattice.size_px]
         if any(

@@ -76,10 +76,11 @@ def read_cells(
             "expand_um: cells grow by whole bins, for which --weights area has no meaning; leave "
             "out one of them"
         )
+    what = REGIONS if want == REGIONS else CELLS
     found = _read(path, lattice, want, mpp)
     if isinstance(found, Outlines):
         cells = (by_area if weights == AREA else by_centres)(found, lattice)
-        _check_frame(found, cells)
+        _check_frame(found, cells, what)
     elif weights == AREA:
         raise ConfigError(
             f"weights: area needs outlines; {path} says which bins or pixels belong to a cell; "
@@ -87,7 +88,7 @@ def read_cells(
         )
     else:
         cells = found
-        _check_on_tissue(path, cells)
+        _check_on_tissue(path, cells, what)
     return expanded(cells, expand_um) if expand_um else cells
 
 
@@ -142,18 +143,19 @@ def _only_cells(path: Path, want: str) -> None:
 # --- is it this slide? ----------------------------------------------------------------------------
 
 
-def _check_on_tissue(path: Path, cells: CellMap) -> None:
-    """Raise `SlideError` unless most cells have a bin in tissue."""
+def _check_on_tissue(path: Path, cells: CellMap, what: str) -> None:
+    """Raise `SlideError` unless most cells (or regions) have a bin in tissue."""
     total = len(cells) + cells.n_elsewhere
     on_tissue = int((cells.mean_of(cells.lattice.tissue) > 0).sum()) if len(cells) else 0
     if on_tissue < _LEAST_ON_TISSUE * total:
         raise SlideError(
-            f"{path}: expected cells on the tissue of {cells.lattice.name}; {total - on_tissue:,} "
-            f"of {total:,} lie off it; give the cells of this slide, in its full-resolution pixels"
+            f"{path}: expected {what} on the tissue of {cells.lattice.name}; "
+            f"{total - on_tissue:,} of {total:,} lie off it; give the {what} of this slide, "
+            "in its full-resolution pixels"
         )
 
 
-def _check_frame(outlines: Outlines, cells: CellMap) -> None:
+def _check_frame(outlines: Outlines, cells: CellMap, what: str) -> None:
     """`_check_on_tissue`, and whether the outlines are in µm."""
     lattice = cells.lattice
     middles = shapely.get_coordinates(shapely.point_on_surface(outlines.polygons))
@@ -164,7 +166,7 @@ def _check_frame(outlines: Outlines, cells: CellMap) -> None:
             f"outlines lie on the tissue of {lattice.name}, and {as_um:.0%} if they are in µm; "
             f"divide the coordinates by {lattice.mpp:.4g}"
         )
-    _check_on_tissue(outlines.path, cells)
+    _check_on_tissue(outlines.path, cells, what)
 
 
 def _on_tissue(xy_px: Float64Array, lattice: Lattice) -> float:
