@@ -94,7 +94,10 @@ def _copied(
 def _write(folder: Path, tensors: dict[str, Tensor], state: Mapping[str, Any]) -> None:
     with replaced_folder(folder) as aside:
         try:
+            (aside / TENSORS).touch()  # with the rights that the umask gives
+            rights = (aside / TENSORS).stat().st_mode
             save_file(tensors, aside / TENSORS)
+            (aside / TENSORS).chmod(rights)  # safetensors lets nobody but the owner read it
         except SafetensorError as e:
             raise _as_os_error(e, aside / TENSORS) from None
         content = sealed({"format": FORMAT, **state, "tensors_xxh64": hash_file(aside / TENSORS)})
