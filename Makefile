@@ -54,6 +54,7 @@ bench: $(READY)
 	$(ONE_THREAD) $(BIN)/python benchmarks/bench_kernels.py --json .bench/kernels.json
 	$(ONE_THREAD) $(BIN)/python benchmarks/bench_metrics.py --json .bench/metrics.json
 	$(ONE_THREAD) $(BIN)/python benchmarks/bench_factorise.py --json .bench/factorise.json
+	$(ONE_THREAD) $(BIN)/python benchmarks/bench_cells.py --json .bench/cells.json
 	$(ONE_THREAD) $(BIN)/python benchmarks/bench_store.py --rounds 12 --folder .bench --json .bench/store.json
 	$(SHORT_SPIN) $(BIN)/python benchmarks/bench_loss.py --json .bench/loss.json
 	$(ONE_THREAD) $(BIN)/python benchmarks/bench_factors.py --json .bench/factors.json

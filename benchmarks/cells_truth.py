@@ -29,7 +29,9 @@ TRAINING, TEST = ("P1", "P2"), "P5"
 WAYS = ("counts", "denoised", "predicted")
 
 
-def measure(folder: Path, seed: int, bins: int, genes: int, epochs: int) -> dict[str, Any]:
+def measure(
+    folder: Path, seed: int, bins: int, genes: int, decoder: str, epochs: int
+) -> dict[str, Any]:
     """Simulate, train, predict and denoise, and compare the cells of the test slide."""
     slides = folder / f"seed-{seed}"
     patients = (*TRAINING, TEST)
@@ -42,7 +44,10 @@ def measure(folder: Path, seed: int, bins: int, genes: int, epochs: int) -> dict
     run, field = slides / "run", slides / "denoised.zarr"
     if not run.exists():
         paths = tuple(str(path.resolve()) for path in stores.values())
-        vst.train(run, vst.TrainConfig(paths, TEST, panel="all", epochs=epochs, device="cpu"))
+        recipe = vst.TrainConfig(
+            paths, TEST, panel="all", decoder=decoder, epochs=epochs, device="cpu"
+        )
+        vst.train(run, recipe)
         vst.evaluate_run(run, device="cpu")
     if not field.exists():
         vst.denoise_store(stores[TEST], field)
@@ -106,12 +111,17 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", required=True)
     parser.add_argument("--bins", type=int, default=384)
     parser.add_argument("--genes", type=int, default=1000)
+    parser.add_argument("--decoder", default="fusion")
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     found = []
     for seed in options.seeds:
-        found.append(measure(options.folder, seed, options.bins, options.genes, options.epochs))
+        found.append(
+            measure(
+                options.folder, seed, options.bins, options.genes, options.decoder, options.epochs
+            )
+        )
         print(json.dumps(found[-1]), flush=True)
     if options.json:
         options.json.write_text(json.dumps(found, indent=1) + "\n")

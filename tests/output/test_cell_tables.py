@@ -318,3 +318,20 @@ def test_what_does_not_fit_is_refused_in_one_line(
         assert answer.err.strip().count("\n") == 0, answer.err
     assert not (tmp_path / "x.h5ad").exists()
     assert not list(tmp_path.glob(".*"))
+
+
+def test_stopping_leaves_nothing(
+    field: Path, mappings: tuple[Path, np.ndarray], tmp_path: Path,
+    vst: Callable[..., Answer], monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    from virchow_st.output.cells import write
+
+    def stop(source: Any, table: Any, out: Path) -> None:
+        out.write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(write, "_write_file", stop)
+    answer = vst("cells", field, "--cells", mappings[0], "--out", tmp_path / "x.h5ad")
+    assert answer.code == 130
+    assert "stopped; nothing was kept" in answer.err
+    assert not list(tmp_path.iterdir())

@@ -85,6 +85,11 @@ def sum_inputs(rng: np.random.Generator) -> tuple[Any, ...]:
     return maps, row, col, rng.integers(0, 40, 500).astype(np.int32), share
 
 
+def map_inputs(rng: np.random.Generator) -> tuple[Any, ...]:
+    """Maps with places without values."""
+    return (sum_inputs(rng)[0],)
+
+
 def sums_by(kernel: Callable[..., None]) -> Callable[..., Float64Array]:
     """Wrap a function that adds to its output into one that returns it."""
 

@@ -233,3 +233,30 @@ def add_shares(
             value = maps[k, row[m], col[m]]
             if value == value:
                 sums[cell[m], k] += share[m] * value
+
+
+@njit(cache=True, nogil=True)
+def known_sums(maps: Array) -> Float64Array:
+    """Sum of each map over the places where it is not NaN.
+
+    Args:
+        maps: (K, h, w) float.
+
+    Returns:
+        (K,) float64.
+
+    Example:
+        >>> known_sums(np.array([[[1.0, np.nan], [2.0, 4.0]]])).tolist()
+        [7.0]
+    """
+    K, h, w = maps.shape
+    sums = np.zeros(K)
+    for k in range(K):
+        for r in range(h):
+            of_row = 0.0
+            for c in range(w):
+                value = maps[k, r, c]
+                if value == value:
+                    of_row += value
+            sums[k] += of_row
+    return sums

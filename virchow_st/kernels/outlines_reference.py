@@ -81,6 +81,12 @@ def add_shares(
         sums[:, k] += np.bincount(cell, of_map, len(sums))
 
 
+def known_sums(maps: Array) -> Float64Array:
+    """Sum in float64, NaN as 0."""
+    sums: Float64Array = np.nansum(maps, axis=(1, 2), dtype=np.float64)
+    return sums
+
+
 def _edges(xy: Float64Array, rings: Array, polygons: Array, p: int) -> Any:
     for ring in range(polygons[p], polygons[p + 1]):
         closed = xy[rings[ring] : rings[ring + 1]]

@@ -402,4 +402,11 @@ TABLE: tuple[Pair, ...] = (
         outline_cases.sum_inputs,
         1e-6,
     ),
+    Pair(
+        "known_sums",
+        outlines.known_sums,
+        outlines_reference.known_sums,
+        outline_cases.map_inputs,
+        1e-12,
+    ),
 )

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import sparse
 
-from virchow_st.kernels.outlines import add_shares
+from virchow_st.kernels.outlines import add_shares, known_sums
 from virchow_st.runtime.progress import Progress
 from virchow_st.slide.cells.cell_map import CellMap
 from virchow_st.store.reader import Store
@@ -63,7 +63,7 @@ def map_sums(blocks: Iterable[tuple[int, int, Array]], cells: CellMap, n_maps: i
     sums, total = np.zeros((len(cells), n_maps)), np.zeros(n_maps)
     n_cols = cells.lattice.shape[1]
     for row0, col0, maps in blocks:
-        total += np.nansum(maps, axis=(1, 2), dtype=np.float64)
+        total += known_sums(maps)
         at = entries_within(cells, row0, col0, *maps.shape[1:])
         if not len(at):
             continue
