@@ -80,6 +80,17 @@ def test_options_in_the_text_are_options_of_the_command(page: Path) -> None:
             assert option in known, line
 
 
+def test_every_command_answers_a_question() -> None:
+    from virchow_st_cli.main import cli
+
+    text = (DOCS / "which-command.md").read_text("utf-8")
+    assert set(re.findall(r"`vst ([a-z]+)", text)) == set(cli.commands)
+    options = re.findall(r"`vst ([a-z]+)[^`]* (--[a-z-]+)", text)
+    assert options
+    for name, option in options:
+        assert option in {o for p in cli.commands[name].params for o in p.opts}, (name, option)
+
+
 @pytest.mark.parametrize("page", PROSE, ids=lambda page: str(page.relative_to(ROOT)))
 def test_examples_use_public_names(page: Path) -> None:
     """Modules may move; `virchow_st.metrics`, pure functions of arrays, is the one that stays."""

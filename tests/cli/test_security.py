@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import socket
@@ -62,6 +63,11 @@ def test_no_command_asks_the_network_and_every_file_is_as_the_umask_says(
     image = slide / "tissue_image.tif"
     new, field = tmp_path / "new", tmp_path / "new" / "denoised.zarr"
     new.mkdir()
+    square = [[x, y] for x, y in ((100, 100), (700, 100), (700, 700), (100, 700), (100, 100))]
+    cell = {"type": "Polygon", "coordinates": [square]}
+    (tmp_path / "cells.geojson").write_text(
+        json.dumps([{"type": "Feature", "properties": {}, "geometry": cell}])
+    )
     few = ["--epochs", 1, "--decoder", "linear", "--panel", "top:3", *cpu]
     commands: list[list[Any]] = [
         ["doctor", image, slide / "outs"],
@@ -77,6 +83,7 @@ def test_no_command_asks_the_network_and_every_file_is_as_the_umask_says(
         ["predict", run, image, "--out", new / "rates.zarr", *cpu],
         ["denoise", stores["P5"], "--out", field, "--factors", 2],
         ["export", run, "--out", new / "run.h5ad", "--format", "h5ad"],
+        ["cells", stores["P5"], "--cells", tmp_path / "cells.geojson", "--out", new / "c.h5ad"],
         ["push", run, new / "model"],
     ]  # fmt: skip
     assert {command[0] for command in commands} == set(cli.commands) - COMPOSED
