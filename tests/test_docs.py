@@ -123,6 +123,9 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     tutorial = (tmp_path / "html" / "tutorial.html").read_text("utf-8")
     assert tutorial.count("_images/") >= 8
+    index = (tmp_path / "html" / "searchindex.js").read_text("utf-8")
+    assert (tmp_path / "html" / "search.html").is_file()
+    assert {f'"{page.stem}"' for page in PAGES} <= set(re.findall(r'"[\w-]+"', index))
     for page in PAGES:
         html = (tmp_path / "html" / f"{page.stem}.html").read_text("utf-8")
         assert not re.search(r'<script[^>]+src="https?:', html), page.name  # opens offline
