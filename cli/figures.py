@@ -22,12 +22,19 @@ from virchow_st_cli.options import with_console
     type=click.Path(path_type=Path),
     help="another evaluated run with the same panel and test patches, to compare with",
 )
+@click.option(
+    "--cells",
+    type=click.Path(path_type=Path),
+    help="cells of the test slide to draw too: Space Ranger's outs, a .geojson or a label image",
+)
 @with_console
-def figures(console: Console, run: Path, genes: str | None, against: Path | None) -> None:
+def figures(
+    console: Console, run: Path, genes: str | None, against: Path | None, cells: Path | None
+) -> None:
     """Draw the figures of an evaluated RUN into RUN/figures, from its result files only."""
     from virchow_st.output.figures import draw_figures
     from virchow_st.store.genes import split_names
 
     wanted = split_names(genes) if genes is not None else None
-    for path in draw_figures(run, wanted, against, console):
+    for path in draw_figures(run, wanted, against, console, cells):
         console.result(str(path))

@@ -14,6 +14,7 @@ from virchow_st.output.figures.abundance import abundance_figure
 from virchow_st.output.figures.against import Side, against_figure
 from virchow_st.output.figures.calibration import SCALES as CALIBRATION_SCALES
 from virchow_st.output.figures.calibration import calibration_figure
+from virchow_st.output.figures.cells import cells_figure, read_slide_cells
 from virchow_st.output.figures.choice import chosen_genes, strongest_genes
 from virchow_st.output.figures.close_ups import patches_figures, strong_patches
 from virchow_st.output.figures.curves import curves_figure
@@ -39,6 +40,7 @@ from virchow_st.runtime.progress import SILENT, Progress
 
 if TYPE_CHECKING:
     from virchow_st.run.blocks import RunBlocks
+    from virchow_st.slide.cells.cell_map import CellMap
 
 MOST_GENES = 200
 """Largest number of genes pooled for calibration; more genes would not change the curve."""
@@ -49,6 +51,7 @@ def draw_figures(
     genes: Sequence[str] | None = None,
     against: Path | None = None,
     progress: Progress = SILENT,
+    cells: Path | None = None,
 ) -> list[Path]:
     """Draw an evaluated run into ``run/figures`` as PNG (300 dpi) and PDF, and return the paths.
 
@@ -56,6 +59,7 @@ def draw_figures(
 
     - ``multiscale_SLIDE_GENE``, ``mosaic_SLIDE_GENE``: one per test slide and gene
     - ``patches_SLIDE``: one per test slide; further pages are ``patches_SLIDE_2``, …
+    - ``cells_SLIDE_GENE``: one per gene, if cells are given
     - ``genes``, ``sparsity``, ``calibration``, ``training_curves``
     - ``overview_SLIDE``: one per slide of the run
     - ``abundance``, and ``factors_SLIDE``, one per test slide: of a run with factors
@@ -69,18 +73,24 @@ def draw_figures(
         genes: symbols or ids of the panel; the three whose PCC × mean at 8 µm is largest if None.
         against: another evaluated run of the same panel and test patches.
         progress: receives notes, warnings and step counts.
+        cells: cells of the test slide, such as Space Ranger's outs or a GeoJSON (docs/cells.md).
 
     Raises:
+        SlideError: ``cells`` holds none, or those of another slide.
         ConfigError: a gene that is unknown, a symbol that two ids share, a result file that is
             missing or damaged, or a run that cannot be compared.
     """
     with RunLock() as lock:
         lock.take(run)
-        return draw_into(run, genes, against, progress)
+        return draw_into(run, genes, against, progress, cells)
 
 
 def draw_into(
-    run: Path, genes: Sequence[str] | None, against: Path | None, progress: Progress
+    run: Path,
+    genes: Sequence[str] | None,
+    against: Path | None,
+    progress: Progress,
+    cells: Path | None = None,
 ) -> list[Path]:
     """`draw_figures`, for a caller that has locked the run."""
     results = read_results(run)
@@ -89,12 +99,14 @@ def draw_into(
     other = None if against is None else OtherRun.read(results, against)
     with ExitStack() as stack:
         slides = [stack.enter_context(open_maps(path)) for path in results.maps]
+        of_cells = None if cells is None else _cells(cells, slides)
         overviews = list(read_overviews(run))
         total = len(slides) * (1 + 2 * len(chosen)) + 4 + len(overviews) + (other is not None)
         total += results.has_factors * (1 + len(slides))
+        total += (of_cells is not None) * len(chosen)
         written: list[Path] = []
         numbers = NumbersFile(run / FIGURES / FIGURES_SEAL, run)
-        drawn = pictures(results, chosen, slides, overviews, other)
+        drawn = pictures(results, chosen, slides, overviews, other, of_cells)
         # All or none: a report embeds the figures that it finds, and must not find some of them.
         with replaced_together(run / FIGURES, FIGURES_SEAL) as folder:
             for n, (name, pages) in enumerate(drawn, start=1):
@@ -113,6 +125,7 @@ def pictures(
     slides: Sequence[SlideResult],
     overviews: Sequence[SlideOverview],
     other: OtherRun | None,
+    cells: CellMap | None = None,
 ) -> Iterator[tuple[str, list[Picture]]]:
     """Name and pages of each figure, in their order."""
     names, by_gene = results.labels, results.by_gene
@@ -128,6 +141,10 @@ def pictures(
             yield f"mosaic_{slide.file_name}_{files[gene.id]}", pages
         patches = strong_patches(slide, [(gene, names[gene.id]) for gene in chosen])
         yield f"patches_{slide.file_name}", patches_figures(slide, patches)
+        if cells is not None:
+            for gene in chosen:
+                picture = cells_figure(slide, cells, *slide.layers(gene), names[gene.id])
+                yield f"cells_{slide.file_name}_{files[gene.id]}", [picture]
     genes, called = list(by_gene.values()), list(names.values())
     shown = sorted(range(len(genes)), key=lambda i: -genes[i][2].mean)[:MOST_BARS]
     bars = [genes[i] for i in shown]
@@ -147,6 +164,15 @@ def pictures(
             yield f"factors_{slide.file_name}", [_factors(results.path, slide)]
     if other is not None:
         yield "against", [_against(results, other, chosen[0], slides[0], pooled, curves)]
+
+
+def _cells(path: Path, slides: Sequence[SlideResult]) -> CellMap:
+    if len(slides) > 1:
+        raise ConfigError(
+            f"{path}: expected one test slide for one file of cells; the run has {len(slides)}; "
+            "leave out --cells"
+        )
+    return read_slide_cells(path, slides[0])
 
 
 def _abundance(results: RunResults) -> Picture:

@@ -11,11 +11,11 @@ from matplotlib.patches import Rectangle
 
 from virchow_st.output.figures import style
 from virchow_st.output.figures.panels import UNIT, colour_bar, frame
-from virchow_st.output.figures.rasters import UNIT_BINS, Window, shrink, sum_bins
+from virchow_st.output.figures.rasters import UNIT_BINS, Window, lightened, shrink, sum_bins
 from virchow_st.output.figures.style import Picture
 from virchow_st.run.overview import SlideOverview
 from virchow_st.run.split import PARTS
-from virchow_st.types import BIN_UM, Float64Array, UInt8Array
+from virchow_st.types import BIN_UM, Float64Array
 
 _PARTS = tuple({"train": "training"}.get(part, part) for part in PARTS)
 PART_COLOURS = ("#0072b2", "#e69f00", "#cc3377")
@@ -58,7 +58,7 @@ def overview_figure(slide: SlideOverview) -> Picture:
     for i, (handle, line) in enumerate(zip(key, lines, strict=True)):
         style.legend(figure, [handle], [line], LEFT, foot + 0.14 * i)
 
-    panels[1].imshow(_grey(image), extent=slide.whole.extent_um)
+    panels[1].imshow(lightened(image), extent=slide.whole.extent_um)
     _colour_patches(panels[1], slide)
     handles, names = [], []
     for i, name in enumerate(_PARTS):
@@ -179,9 +179,3 @@ def _depth(slide: SlideOverview) -> Float64Array:
         if n := int(place.cut(slide.tissue_mask).sum()):
             depth[place.row // side, place.col // side] = UNIT_BINS * umi / n
     return depth
-
-
-def _grey(image: UInt8Array) -> UInt8Array:
-    """Lightened luminance (H, W, 3), a background on which colours are visible."""
-    grey = image @ np.array([0.299, 0.587, 0.114])
-    return np.repeat((127 + grey / 2).astype(np.uint8)[..., None], 3, axis=2)

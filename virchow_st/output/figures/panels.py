@@ -14,7 +14,8 @@ from virchow_st.output.figures.rasters import WINDOW_BINS, Window, density, shri
 from virchow_st.types import BIN_UM, Array, BoolArray, UInt8Array
 
 UNIT = "UMIs per 64 µm²"
-_FINEST_CELLS = 1200  # along the longer side of a map; print shows about 700 at most
+FINEST_CELLS = 1200
+"""Squares along the longer side of a map; print shows about 700 at most."""
 _FINEST_IMAGE_PX = 1700  # along the longer side of an H&E; print shows about 840
 
 
@@ -38,7 +39,7 @@ def draw_map(
         scale: size of the drawn bins, µm.
         limit: upper end of the colour scale.
     """
-    factor = max(scale // BIN_UM, math.ceil(max(window.rows, window.cols) / _FINEST_CELLS))
+    factor = max(scale // BIN_UM, math.ceil(max(window.rows, window.cols) / FINEST_CELLS))
     cells = density(values, mask, factor)
     covered = Window(window.row, window.col, factor * cells.shape[0], factor * cells.shape[1])
     # Cells finer than print are averaged as densities before they are coloured: this keeps the

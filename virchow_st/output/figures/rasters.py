@@ -107,3 +107,9 @@ def shrink(image: UInt8Array, longest: int) -> UInt8Array:
         for j in range(f):
             total += image[i:h:f, j:w:f]
     return (total // f**2).astype(np.uint8)
+
+
+def lightened(image: UInt8Array) -> UInt8Array:
+    """Lightened luminance (H, W, 3), a background on which colours are visible."""
+    grey = image @ np.array([0.299, 0.587, 0.114])
+    return np.repeat((127 + grey / 2).astype(np.uint8)[..., None], 3, axis=2)
