@@ -166,6 +166,13 @@ class TrainConfig(_Checked):
         "Poisson or negative binomial (nb) on raw counts, or squared error (mse) on z-scores",
         choices=("poisson", "nb", "mse"),
     )
+    exposure: str = setting(
+        "auto",
+        "what a bin's expected UMIs are multiplied by that is no expression: the slide's depth and "
+        "stripes of rows and columns (auto), its depth alone (depth), or nothing (none); with mse "
+        "always nothing (docs/metrics.md)",
+        choices=("auto", "depth", "none"),
+    )
     scales: tuple[int, ...] = setting(SCALES_UM, "supervised scales, µm", choices=SCALES_UM)
     balance: str = setting(
         "gradnorm",
@@ -227,6 +234,11 @@ class TrainConfig(_Checked):
             raise ConfigError(
                 "leave_one_out: expected it without a test patient, since every patient is the "
                 f"test once; got test_patient {self.test_patient!r}; leave one of the two out"
+            )
+        if self.loss == "mse" and self.exposure == "depth":
+            raise ConfigError(
+                "exposure: expected auto or none with the loss mse, whose z-scores know no "
+                "exposure; got depth; choose the loss poisson or nb, or leave --exposure out"
             )
 
 

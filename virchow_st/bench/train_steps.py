@@ -117,12 +117,15 @@ def _on(trainer: Trainer, plan: BatchPlan) -> DeviceBatch:
     """Read a batch and copy it to the trainer's device."""
     batch, device = trainer.dataset.load(plan.members, plan.turns), trainer.device
     on_cpu = device.type == "cpu"
+    mask = torch.from_numpy(batch.tissue_mask).to(device)
+    exposure = mask if batch.exposure is None else torch.from_numpy(batch.exposure).to(device)
     return DeviceBatch(
         members=batch.members,
         tokens=torch.from_numpy(batch.tokens).to(device),
         image=None if batch.image is None else torch.from_numpy(batch.image).to(device),
         counts=batch.targets if on_cpu else on_device(batch.targets, device),
-        tissue_mask=torch.from_numpy(batch.tissue_mask).to(device),
+        tissue_mask=mask,
+        exposure=exposure,
     )
 
 

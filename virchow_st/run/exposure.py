@@ -6,18 +6,26 @@ slide's depth times the efficiencies of its row and of its column; outside tissu
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypedDict, cast
 
 import numpy as np
 
 from virchow_st.errors import ConfigError
 from virchow_st.metrics.stripes import Stripes, estimate_stripes
+from virchow_st.run.integrity import hash_file
+from virchow_st.runtime.atomic import write_json
 from virchow_st.runtime.progress import SILENT, Progress
+from virchow_st.schema import Count, Length, Name, Within, read_json
 from virchow_st.store.format import PatchInfo
 from virchow_st.store.reader import Store
 from virchow_st.types import PATCH_BINS, PATCH_POSITIONS, Float32Array
 
+FORMAT = "virchow_st.exposure/1"
+EXPOSURE = "exposure.json"
+"""File of a run that was trained with an exposure."""
 _DECIMALS = 6  # in which efficiencies are kept and written
 
 
@@ -125,3 +133,151 @@ def slide_exposure(store: Store, progress: Progress = SILENT) -> SlideExposure:
     rows, cols = (s.rounded(_DECIMALS) for s in estimate_stripes(umis, tissue))
     n_exposed = float(rows.efficiency @ (tissue @ cols.efficiency))
     return SlideExposure(total / max(n_exposed, 1.0), row0, col0, rows, cols)
+
+
+@dataclass(frozen=True)
+class CohortExposure:
+    """Exposure of the slides of a run, relative to the training slides.
+
+    Attributes:
+        mode: ``auto``, depth and stripes; or ``depth`` alone.
+        reference: Geometric mean of the training slides' depths, UMIs per bin.
+        slides: Exposure of each slide, by the index of its store.
+    """
+
+    mode: str
+    reference: float
+    slides: Mapping[int, SlideExposure]
+
+    @classmethod
+    def of_training(
+        cls, mode: str, stores: Mapping[int, Store], progress: Progress = SILENT
+    ) -> CohortExposure:
+        """Measure the training slides.
+
+        Args:
+            mode: ``auto`` or ``depth``.
+            stores: Stores of the training slides, by their index in the run; no others are read.
+            progress: Receives the number of patches read, and a line per slide.
+
+        Raises:
+            ConfigError: A slide has no UMIs in tissue.
+        """
+        slides = {}
+        for i, store in stores.items():
+            slides[i] = _in_mode(slide_exposure(store, progress), mode)
+            if not slides[i].depth > 0:
+                raise ConfigError(
+                    f"{store.path}: expected UMIs in tissue; found none; leave the store out"
+                )
+        depths = [slide.depth for slide in slides.values()]
+        reference = float(np.exp(np.mean(np.log(depths))))
+        return cls(mode, round(reference, _DECIMALS), slides)
+
+    def with_slide(self, index: int, store: Store, progress: Progress = SILENT) -> CohortExposure:
+        """The same with one more slide, such as that of the test patient, measured alike."""
+        slide = _in_mode(slide_exposure(store, progress), self.mode)
+        return CohortExposure(self.mode, self.reference, {**self.slides, index: slide})
+
+    def relative_depth(self, index: int) -> float:
+        """Depth of a slide relative to the training slides, whose geometric mean is 1."""
+        return round(self.slides[index].depth / self.reference, _DECIMALS)
+
+    def of_patch(self, index: int, info: PatchInfo) -> Float32Array:
+        """Exposure of the bins of a patch as if all were tissue, (128, 128) float32.
+
+        Args:
+            index: Index of the patch's store.
+            info: Where the patch lies.
+        """
+        return np.float32(self.relative_depth(index)) * self.slides[index].of_patch(info)
+
+    def stripes_of_patch(self, index: int, info: PatchInfo) -> Float32Array:
+        """The same without the slide's depth."""
+        return self.slides[index].of_patch(info)
+
+    def write(self, run: Path, stores: Sequence[Store]) -> str:
+        """Write ``exposure.json``; returns its hash."""
+        slides = [
+            {
+                "store": i,
+                "records_xxh64": stores[i].manifest["records_xxh64"],
+                "umis_per_bin": slide.depth,
+                "row0": slide.row0,
+                "col0": slide.col0,
+                **{
+                    name: {
+                        "sd": lines.sd,
+                        "efficiency": lines.efficiency.tolist(),
+                        "se": lines.se.tolist(),
+                    }
+                    for name, lines in (("rows", slide.rows), ("cols", slide.cols))
+                },
+            }
+            for i, slide in self.slides.items()
+        ]
+        content = {"format": FORMAT, "mode": self.mode, "reference": self.reference}
+        write_json(run / EXPOSURE, {**content, "slides": slides})
+        return hash_file(run / EXPOSURE)
+
+    @classmethod
+    def read(cls, run: Path, xxh64: str, stores: Sequence[Store]) -> CohortExposure:
+        """Read what `write` wrote.
+
+        Args:
+            run: Run directory.
+            xxh64: Hash that the run's checkpoint has of the file.
+            stores: Stores of the run.
+
+        Raises:
+            ConfigError: The file is missing, damaged, changed, or of other stores.
+        """
+        path = run / EXPOSURE
+        content = cast("_File", read_json(path, _File, "copy the run again, or train anew"))
+        if hash_file(path) != xxh64:
+            raise ConfigError(
+                f"{path}: does not match the hash in the run's checkpoint, so it was changed; copy "
+                f"the run again, or train anew"
+            )
+        slides = {}
+        for slide in content["slides"]:
+            i = slide["store"]
+            if i >= len(stores) or stores[i].manifest["records_xxh64"] != slide["records_xxh64"]:
+                raise ConfigError(f"{path}: is of other stores than those of the run; train anew")
+            rows, cols = (
+                Stripes(np.array(lines["efficiency"]), np.array(lines["se"]), lines["sd"])
+                for lines in (slide["rows"], slide["cols"])
+            )
+            slides[i] = SlideExposure(
+                slide["umis_per_bin"], slide["row0"], slide["col0"], rows, cols
+            )
+        return cls(content["mode"], content["reference"], slides)
+
+
+def _in_mode(slide: SlideExposure, mode: str) -> SlideExposure:
+    return slide if mode == "auto" else slide.without_stripes()
+
+
+class _Lines(TypedDict):
+    sd: float
+    efficiency: Annotated[list[Annotated[float, Within(1e-6, 1e6)]], Length(PATCH_BINS)]
+    se: Annotated[list[float], Length(PATCH_BINS)]
+
+
+class _Slide(TypedDict):
+    store: Count
+    records_xxh64: Name
+    umis_per_bin: float
+    row0: int
+    col0: int
+    rows: _Lines
+    cols: _Lines
+
+
+class _File(TypedDict):
+    """What ``exposure.json`` holds."""
+
+    format: Literal["virchow_st.exposure/1"]
+    mode: Literal["auto", "depth"]
+    reference: float
+    slides: Annotated[list[_Slide], Length(1)]

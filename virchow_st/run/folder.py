@@ -8,6 +8,7 @@ from pathlib import Path
 
 from virchow_st.config import TrainConfig, from_toml, to_toml
 from virchow_st.errors import ConfigError, to_write_or
+from virchow_st.run.exposure import CohortExposure
 from virchow_st.run.integrity import check_files, file_hashes
 from virchow_st.run.lock import CHECKPOINTS, RunLock
 from virchow_st.run.split import Split
@@ -56,18 +57,21 @@ def begin(
     split: Split,
     stores: Sequence[Store],
     genes: RunGenes,
-    save: Callable[[Path, dict[str, str]], None],
+    save: Callable[[Path, dict[str, str], str | None], None],
     lock: RunLock,
+    exposure: CohortExposure | None = None,
 ) -> None:
     """Create a run directory with all files that a run starts with.
 
-    ``save`` writes the first checkpoints into a folder, with the hashes of the run's files.
+    ``save`` writes the first checkpoints into a folder, with the hashes of the run's files and of
+    its exposure.
 
     Args:
         run: directory to write; it is there whole or not at all.
         config, split, stores, genes: what fixes the run.
         save: writes ``checkpoints`` into the folder that it is given.
         lock: that has taken the run's name.
+        exposure: of the training slides; None for 1 in all tissue.
 
     Raises:
         ConfigError: it cannot be written; nothing is left.
@@ -78,7 +82,8 @@ def begin(
             write_text(aside / "config.toml", text)
             split.write(aside / "split.json", stores)
             genes.write(aside)
-            save(aside, file_hashes(aside))
+            of_exposure = None if exposure is None else exposure.write(aside, stores)
+            save(aside, file_hashes(aside), of_exposure)
     except OSError as e:
         raise ConfigError(
             f"{run}: cannot be written ({e.strerror}); no run was started; "

@@ -41,6 +41,7 @@ class State(TypedDict):
     files: NotRequired[dict[str, str]]
     n_factors: NotRequired[Count]  # with --panel all
     decoder_package: NotRequired[Name]  # that adds the decoder, where another package does
+    exposure_xxh64: NotRequired[str]  # of exposure.json, in runs with an exposure
     tensors_xxh64: NotRequired[str]
     xxh64: NotRequired[str]
 

@@ -94,7 +94,7 @@ def _of_patch(
     most: int,
     loadings: Float32Array | None = None,
 ) -> tuple[Float64Array, Float64Array, Float64Array]:
-    """Standardised tokens (n, D) of a patch, UMIs of genes or factors (n, G or K), tissue bins.
+    """Standardised tokens (n, D) of a patch, UMIs of genes or factors (n, G or K), exposure (n,).
 
     Tokens with less than half of their bins in tissue are left out; of the others, at most
     ``most`` are drawn at random.
@@ -115,7 +115,10 @@ def _of_patch(
     umis_nG = umis.reshape(counts.n_genes, T * T)[:, chosen].T.astype(np.float64)
     if loadings is not None:
         umis_nG = umis_of_factors(umis_nG, loadings)
-    return np.clip(x, -_MOST_SD, _MOST_SD), umis_nG, n_bins[chosen].astype(np.float64)
+    exposure = n_bins
+    if dataset.cohort_exposure is not None:
+        exposure = sum_pool(dataset.exposure(member)[None], side).ravel()
+    return np.clip(x, -_MOST_SD, _MOST_SD), umis_nG, exposure[chosen].astype(np.float64)
 
 
 def umis_of_factors(umis: Float64Array, loadings: Float32Array) -> Float64Array:
@@ -165,8 +168,8 @@ def poisson_regression(
     Args:
         x: (n, D) standardised tokens.
         umis: (n, G) UMIs summed over the tissue bins of each token.
-        n_bins: (n,) numbers of tissue bins.
-        rate: (G,) mean UMIs per bin, > 0.
+        n_bins: (n,) exposures: numbers of tissue bins, where each has an exposure of 1.
+        rate: (G,) mean UMIs per bin of exposure 1, > 0.
         penalty: L2 penalty on the weights, > 0; the intercept is not penalised.
         n_steps: number of Newton steps.
 

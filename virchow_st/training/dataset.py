@@ -14,6 +14,7 @@ from virchow_st.errors import ConfigError
 from virchow_st.kernels.orientation import quarter_turns, turn
 from virchow_st.models.encoders.base import dihedral_channels
 from virchow_st.models.losses.targets import BatchCounts
+from virchow_st.run.exposure import CohortExposure
 from virchow_st.run.panel import Panel
 from virchow_st.run.split import Member
 from virchow_st.runtime.prefetch import ahead
@@ -86,6 +87,7 @@ class Batch:
             use it.
         targets: Sparse UMI counts of the panel's genes, as a loss takes them.
         tissue_mask: (B, 128, 128) bool, True = tissue.
+        exposure: (B, 128, 128) float32, 0 outside tissue; None if it is 1 in all tissue.
     """
 
     members: tuple[Member, ...]
@@ -93,6 +95,7 @@ class Batch:
     image: UInt8Array | None
     targets: BatchCounts
     tissue_mask: BoolArray
+    exposure: Float32Array | None = None
 
     @cached_property
     def counts(self) -> Float32Array:
@@ -109,6 +112,7 @@ class PatchDataset:
         wants_image: Whether batches contain the patch images.
         margin_um: Margin of the neighbouring patches around tokens and images, µm, a multiple of a
             token's side.
+        exposure: Exposure of the slides; None for 1 in all tissue.
 
     Raises:
         ConfigError: The stores have different encoders or token sizes, or lack a panel gene.
@@ -120,12 +124,14 @@ class PatchDataset:
         panel: Panel,
         wants_image: bool = False,
         margin_um: int = 0,
+        exposure: CohortExposure | None = None,
     ) -> None:
         check_same_encoder(stores)
         self.stores = stores
         self.panel = panel
         self.wants_image = wants_image
         self.margin_um = margin_um
+        self.cohort_exposure = exposure
         self._gene_indices = [panel.indices(store) for store in stores]
         layout, dim = stores[0].manifest["token_layout"], stores[0].manifest["dim"]
         self._channels = [
@@ -163,6 +169,14 @@ class PatchDataset:
         """Return a patch."""
         return self.stores[member.store][member.patch]
 
+    def exposure(self, member: Member) -> Float32Array:
+        """Exposure of the bins of a patch, (128, 128) float32; 0 outside tissue."""
+        patch = self.patch(member)
+        tissue = patch.tissue_mask.astype(np.float32)
+        if self.cohort_exposure is None:
+            return tissue
+        return tissue * self.cohort_exposure.of_patch(member.store, patch.info)
+
     def panel_counts(self, member: Member) -> PanelCounts:
         """Non-zero counts of the panel's genes in a patch, in its original orientation."""
         return self.patch(member).panel_counts(self._gene_indices[member.store])
@@ -193,7 +207,12 @@ class PatchDataset:
             np.stack([self._image(m, o) for m, o in pairs], out=image)
         mask = allocate("tissue_mask", (n, PATCH_BINS, PATCH_BINS), np.bool_)
         np.stack([turn(self.patch(m).tissue_mask, o) for m, o in pairs], out=mask)
-        return Batch(tuple(members), tokens, image, self._targets(pairs, allocate), mask)
+        exposure = None
+        if self.cohort_exposure is not None:
+            exposure = allocate("exposure", (n, PATCH_BINS, PATCH_BINS), np.float32)
+            np.stack([turn(self.exposure(m), o) for m, o in pairs], out=exposure)
+        targets = self._targets(pairs, allocate)
+        return Batch(tuple(members), tokens, image, targets, mask, exposure)
 
     def _tokens(self, pairs: Sequence[tuple[Member, int]], allocate: Allocate) -> Array:
         """Tokens (B, T, T, D); if channels move they are contiguous per channel in memory."""

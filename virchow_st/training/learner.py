@@ -173,7 +173,7 @@ class Learner:
         """
         part = self.processes.part(len(whole))
         output_BGRC = self.forward(batch, part, len(whole))
-        losses_S = self.objective(output_BGRC, batch.counts, batch.tissue_mask)
+        losses_S = self.objective(output_BGRC, batch.counts, batch.exposure)
         if self.processes.size == 1:
             return losses_S
         own_S, all_S = (

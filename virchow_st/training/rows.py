@@ -32,7 +32,8 @@ class SparseRows:
         indptr: (n + 1,) int64, index of each row's first count, and the end of the last row's.
         gene: (nnz,) int32 genes, increasing within a row.
         count: (nnz,) float32 UMIs, > 0.
-        exposure: (n,) float64 > 0, number of 2 µm tissue bins that a row is the sum of.
+        exposure: (n,) float64 > 0, exposure summed over the 2 µm tissue bins of a row: their
+            number, where each has an exposure of 1.
         n_genes: Number of genes G.
 
     Raises:
@@ -190,6 +191,9 @@ def _of_patch(
     cells = np.flatnonzero(2 * n_bins >= factor**2)
     if len(cells) > most:
         cells = np.sort(rng.choice(cells, most, replace=False))
+    exposure = n_bins
+    if dataset.cohort_exposure is not None:
+        exposure = sum_pool(dataset.exposure(member)[None], factor).ravel()
     counts = dataset.panel_counts(member)
     inside = mask.ravel()[counts.position]
     counts = replace(
@@ -205,4 +209,4 @@ def _of_patch(
     order = order[np.count_nonzero(row < 0) :]
     sizes = np.bincount(row[order], minlength=len(cells))
     gene, count = counts.gene[order].astype(np.int32), counts.count[order].astype(np.float32)
-    return sizes, gene, count, n_bins[cells].astype(np.float64), cells
+    return sizes, gene, count, exposure[cells].astype(np.float64), cells

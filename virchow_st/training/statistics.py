@@ -20,8 +20,9 @@ class TrainingStatistics:
 
     Attributes:
         token_mean, token_std: (D,) mean and standard deviation over all tokens.
-        rate: (G,) mean UMIs per 2 µm tissue bin; a gene without counts gets half a UMI over all
-            bins, so that its logarithm is finite.
+        rate: (G,) mean UMIs per 2 µm tissue bin of exposure 1: the gene's UMIs over the sum of the
+            exposure; a gene without counts gets half a UMI over all bins, so that its logarithm is
+            finite.
         std: (4, G) standard deviation of the summed counts at 2, 4, 8 and 16 µm, over the bins
             that contain tissue; 1 for a gene without counts.
     """
@@ -45,21 +46,23 @@ def training_statistics(dataset: PatchDataset, members: Sequence[Member]) -> Tra
     token_sums: Float64Array = np.zeros((2, dataset.token_shape[-1]))
     n_bins: Int64Array = np.zeros(len(SCALES_UM), np.int64)
     sums: Float64Array = np.zeros((2, len(SCALES_UM), len(dataset.panel)))
+    exposed = 0.0
     with ThreadPoolExecutor(core_count()) as pool:
-        for n, of_tokens, bins, of_counts in pool.map(
+        for n, of_tokens, bins, of_counts, exposure in pool.map(
             lambda member: _sums_of_patch(dataset, member), members
         ):
             n_tokens += n
             token_sums += of_tokens
             n_bins += bins
             sums += of_counts
+            exposed += exposure
     mean, mean_square = token_sums / n_tokens
     count_mean, count_mean_square = sums / n_bins[:, None]
     std = np.sqrt(np.maximum(count_mean_square - count_mean**2, 0.0))
     return TrainingStatistics(
         token_mean=mean.astype(np.float32),
         token_std=np.sqrt(np.maximum(mean_square - mean**2, 0.0)).astype(np.float32),
-        rate=np.maximum(sums[0, 0], 0.5) / n_bins[0],
+        rate=np.maximum(sums[0, 0], 0.5) / exposed,
         std=np.where(std > 0, std, 1.0),
     )
 
@@ -80,8 +83,8 @@ def tissue_bins(tissue_mask: BoolArray) -> Int64Array:
 
 def _sums_of_patch(
     dataset: PatchDataset, member: Member
-) -> tuple[int, Float64Array, Int64Array, Float64Array]:
-    """Number of tokens, token sums (2, D), `tissue_bins`, and count sums (2, 4, G) of a patch.
+) -> tuple[int, Float64Array, Int64Array, Float64Array, float]:
+    """Tokens, token sums (2, D), `tissue_bins`, count sums (2, 4, G) and exposure of a patch.
 
     The two sums are those of values and of squares. Counts are those of tissue bins; they are whole
     numbers, so their sums are exact in any order.
@@ -102,4 +105,5 @@ def _sums_of_patch(
         umis = pooled.count.astype(np.float64)
         of_counts[:, i] = [np.bincount(pooled.gene, x, n_genes) for x in (umis, umis**2)]
     token_sums = np.stack([tokens.sum(0), (tokens**2).sum(0)])
-    return len(tokens), token_sums, tissue_bins(mask), of_counts
+    exposure = float(dataset.exposure(member).sum(dtype=np.float64))
+    return len(tokens), token_sums, tissue_bins(mask), of_counts, exposure

@@ -24,6 +24,7 @@ from virchow_st.runtime.distributed import ALONE, Processes
 from virchow_st.runtime.progress import SILENT, Progress
 from virchow_st.store.reader import Store, open_store
 from virchow_st.training.dataset import PatchDataset, check_same_encoder
+from virchow_st.training.exposure import training_exposure
 from virchow_st.training.start import Start, starting_point
 from virchow_st.training.statistics import TrainingStatistics, training_statistics
 from virchow_st.training.trainer import Trainer
@@ -68,7 +69,10 @@ def _train(
     )
     warn_of_alike_patients(stores, progress)
     genes = processes.from_first(lambda: _genes(run, config, stores, split, resume, progress, lock))
-    dataset = PatchDataset(stores, genes.all)
+    exposure = processes.from_first(
+        lambda: training_exposure(run, config, stores, split, resume, progress)
+    )
+    dataset = PatchDataset(stores, genes.all, exposure=exposure)
     progress.note(
         f"{len(split.train)} patches to train on, {len(split.validation)} to validate, "
         f"{len(genes.all)} genes"
@@ -81,7 +85,7 @@ def _train(
     if resume:
         trainer.load(run)
     elif processes.is_first:  # epoch 0: a run stopped in its first epoch can resume
-        begin(run, config, split, stores, genes, trainer.save_first, lock)
+        begin(run, config, split, stores, genes, trainer.save_first, lock, exposure)
     try:
         trainer.fit(run, progress)
     except OSError as e:

@@ -108,6 +108,7 @@ class Trainer:
         self.best_score = math.inf
         self.first_losses: list[float] | None = None
         self.files: dict[str, str] = {}
+        self.exposure_xxh64: str | None = None
 
     def fit(self, run: Path, progress: Progress) -> None:
         """Train for all epochs, or until validation has not improved for ``patience`` epochs."""
@@ -189,9 +190,12 @@ class Trainer:
         batches = plans(members, self.config.batch_size)
         for batch in self.feed.batches(batches[self.processes.rank :: self.processes.size]):
             output_BGRC = learner.forward.of(learner.eval_decoder, batch)
-            losses_S = learner.objective(output_BGRC, batch.counts, batch.tissue_mask)
+            losses_S = learner.objective(output_BGRC, batch.counts, batch.exposure)
             counts = learner.objective.panel_counts(batch.counts)
-            sums.add(batch, counts, learner.objective.rate(output_BGRC), losses_S)
+            rates = learner.objective.rate(output_BGRC)
+            if batch.exposure is not batch.tissue_mask:
+                rates = rates * batch.exposure[:, None]
+            sums.add(batch, counts, rates, losses_S)
         return sums.compute(len(members), self.processes)
 
     def _own(self, batch: BatchPlan) -> BatchPlan:
@@ -234,9 +238,9 @@ class Trainer:
 
     # --- checkpoints --------------------------------------------------------------------------
 
-    def save_first(self, run: Path, files: dict[str, str]) -> None:
-        """Write the checkpoints of a run that begins; ``files`` are the hashes of its files."""
-        self.files = files
+    def save_first(self, run: Path, files: dict[str, str], exposure_xxh64: str | None) -> None:
+        """Write the checkpoints of a run that begins, with the hashes of its files."""
+        self.files, self.exposure_xxh64 = files, exposure_xxh64
         self.save(run, is_best=True)
 
     def save(self, run: Path, is_best: bool, writer: CheckpointWriter | None = None) -> None:
@@ -263,6 +267,8 @@ class Trainer:
             state["n_factors"] = self.learner.n_factors
         if package := package_of(self.config.decoder):
             state["decoder_package"] = package
+        if self.exposure_xxh64 is not None:
+            state["exposure_xxh64"] = self.exposure_xxh64
         write = save_checkpoint if writer is None else writer.save
         if is_best:
             write(run / CHECKPOINTS / "best", self.learner.inference_modules(), state)
@@ -280,6 +286,7 @@ class Trainer:
         self.best_score = math.inf if state["best_score"] is None else state["best_score"]
         self.first_losses = state["first_losses"]
         self.files = state["files"] if "files" in state else file_hashes(run)
+        self.exposure_xxh64 = state.get("exposure_xxh64")
         n_scales = len(self.scales_um)
         if self.first_losses is not None and len(self.first_losses) != n_scales:
             raise ConfigError(

@@ -57,18 +57,48 @@ class Objective(nn.Module):
         return counts
 
     @abstractmethod
-    def forward(self, output_BGRC: Tensor, counts: Counts, tissue_mask_BRC: Tensor) -> Tensor:
+    def forward(self, output_BGRC: Tensor, counts: Counts, exposure_BRC: Tensor) -> Tensor:
         """Compute the loss of each scale.
 
         Args:
             output_BGRC: (B, G, 128, 128) output of the decoder.
             counts: Sparse UMI counts of the same patches and genes; `DeviceCounts` only if the
                 output is on a GPU.
-            tissue_mask_BRC: (B, 128, 128) bool, True = tissue; bins outside are ignored.
+            exposure_BRC: (B, 128, 128) float ≥ 0, exposure of each bin: its expected UMIs are
+                exposure × rate. Bins of exposure 0, which are those outside tissue, are ignored.
+                A bool tissue mask stands for an exposure of 1 in tissue.
 
         Returns:
             (S,) losses ≥ 0, in at least float32.
         """
+
+
+def exposed(output_BGRC: Tensor, exposure_BRC: Tensor) -> tuple[Tensor, Tensor]:
+    """Add the logarithm of the exposure to log-rates, and give the mask of bins exposed at all.
+
+    The loss of a rate field λ at an exposure e is that of the field Λ = e·λ at an exposure of 1,
+    and so are the sums over coarser bins. Both have the same gradient, since their logarithms
+    differ by a constant. For rates that are sums of factors, the factors' logarithms do.
+
+    Args:
+        output_BGRC: Log-rates, or logarithms of factors.
+        exposure_BRC: Float exposure ≥ 0; or a bool mask, with which the output is returned as it
+            is.
+
+    Returns:
+        Log-rates with the exposure, of the same shape, and bool mask (B, R, C).
+
+    Example:
+        >>> output, exposure = torch.zeros(1, 1, 1, 3), torch.tensor([[[0.5, 0.0, 2.0]]])
+        >>> log_rate, mask = exposed(output, exposure)
+        >>> log_rate.exp()[0, 0, 0], mask[0, 0]
+        (tensor([0.5000, 1.0000, 2.0000]), tensor([ True, False,  True]))
+    """
+    if exposure_BRC.dtype == torch.bool:
+        return output_BGRC, exposure_BRC
+    mask_BRC = exposure_BRC > 0
+    log_exposure_BRC = torch.where(mask_BRC, exposure_BRC, 1.0).log().to(output_BGRC.dtype)
+    return output_BGRC + log_exposure_BRC[:, None], mask_BRC
 
 
 def on_device(counts: Counts, device: torch.device) -> DeviceCounts:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from virchow_st.kernels.poisson import MAX_LOG_RATE, MIN_LOG_RATE
-from virchow_st.models.losses.base import Counts, Objective, genes_of
+from virchow_st.models.losses.base import Counts, Objective, exposed, genes_of
 from virchow_st.models.losses.factors import factor_half_deviance
 from virchow_st.models.losses.scales import check_scales, tissue_bins
 
@@ -94,9 +94,10 @@ class FactorPoisson(Objective):
         """Counts of the panel's genes, (B, P, R, C), from those of all genes."""
         return genes_of(counts, self.panel)
 
-    def forward(self, output_BKRC: Tensor, counts: Counts, tissue_mask_BRC: Tensor) -> Tensor:
+    def forward(self, output_BKRC: Tensor, counts: Counts, exposure_BRC: Tensor) -> Tensor:
         """Half the deviance per gene and bin at each scale, (S,); see `Objective.forward`."""
+        output_BKRC, tissue_mask_BRC = exposed(output_BKRC.float(), exposure_BRC)
         n_bins_S = tissue_bins(tissue_mask_BRC, self.scales_um) * len(self.gene_rate)
         return factor_half_deviance(
-            output_BKRC.float(), self.loadings, counts, tissue_mask_BRC, n_bins_S, self.scales_um
+            output_BKRC, self.loadings, counts, tissue_mask_BRC, n_bins_S, self.scales_um
         )

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from virchow_st.kernels.poisson import MAX_LOG_RATE, MIN_LOG_RATE
-from virchow_st.models.losses.base import Counts, Objective, dense_counts
+from virchow_st.models.losses.base import Counts, Objective, dense_counts, exposed
 from virchow_st.models.losses.scales import bins_with_tissue, check_scales, chosen_scales, pyramid
 
 _FIRST_SIZES = (0.01, 100.0)  # bounds of the initial θ estimated from the training counts
@@ -60,11 +60,12 @@ class MultiScaleNegativeBinomial(Objective):
         """Predicted UMIs per 2 µm bin: the exponential of the output."""
         return output_BGRC.float().clamp(MIN_LOG_RATE, MAX_LOG_RATE).exp()
 
-    def forward(self, output_BGRC: Tensor, counts: Counts, tissue_mask_BRC: Tensor) -> Tensor:
+    def forward(self, output_BGRC: Tensor, counts: Counts, exposure_BRC: Tensor) -> Tensor:
         """Loss at each scale, (S,); see `Objective.forward`."""
         wide = torch.promote_types(output_BGRC.dtype, torch.float32)
+        output_BGRC, tissue_mask_BRC = exposed(output_BGRC.to(wide), exposure_BRC)
         mask_B1RC = tissue_mask_BRC[:, None].to(wide)
-        log_rate = _pass_clamp(output_BGRC.to(wide), MIN_LOG_RATE, MAX_LOG_RATE)
+        log_rate = _pass_clamp(output_BGRC, MIN_LOG_RATE, MAX_LOG_RATE)
         rates = pyramid(log_rate.exp() * mask_B1RC, self.scales_um)
         dense_BGRC = dense_counts(counts, output_BGRC.device).to(wide)
         umis = pyramid(dense_BGRC * mask_B1RC, self.scales_um)

@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 
 from virchow_st.kernels.poisson import MAX_LOG_RATE, MIN_LOG_RATE
 from virchow_st.models.losses import fused, fused_gpu
-from virchow_st.models.losses.base import Counts, Objective, dense_counts
+from virchow_st.models.losses.base import Counts, Objective, dense_counts, exposed
 from virchow_st.models.losses.scales import check_scales, pyramid, spread, tissue_bins
 
 
@@ -44,9 +44,10 @@ class MultiScalePoisson(Objective):
         """Predicted UMIs per 2 µm bin: the exponential of the output."""
         return output_BGRC.float().clamp(MIN_LOG_RATE, MAX_LOG_RATE).exp()
 
-    def forward(self, output_BGRC: Tensor, counts: Counts, tissue_mask_BRC: Tensor) -> Tensor:
+    def forward(self, output_BGRC: Tensor, counts: Counts, exposure_BRC: Tensor) -> Tensor:
         """Half the deviance per bin at each scale, (S,); see `Objective.forward`."""
         output_BGRC = output_BGRC.to(torch.promote_types(output_BGRC.dtype, torch.float32))
+        output_BGRC, tissue_mask_BRC = exposed(output_BGRC, exposure_BRC)
         count_bins, half_deviance_of = implementation_on(output_BGRC.device)
         n_bins_S = count_bins(tissue_mask_BRC, self.scales_um) * output_BGRC.shape[1]
         return half_deviance_of(output_BGRC, counts, tissue_mask_BRC, n_bins_S, self.scales_um)

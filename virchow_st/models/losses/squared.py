@@ -44,9 +44,15 @@ class MultiScaleSquared(Objective):
         mean_G11, std_G11 = self.train_rate[:, None, None], self.std_2um[:, None, None]
         return mean_G11 + std_G11 * output_BGRC.float()
 
-    def forward(self, output_BGRC: Tensor, counts: Counts, tissue_mask_BRC: Tensor) -> Tensor:
-        """Mean squared z-score difference at each scale, (S,); see `Objective.forward`."""
-        mask_B1RC = tissue_mask_BRC[:, None].float()
+    def forward(self, output_BGRC: Tensor, counts: Counts, exposure_BRC: Tensor) -> Tensor:
+        """Mean squared z-score difference at each scale, (S,); see `Objective.forward`.
+
+        Raises:
+            TypeError: ``exposure_BRC`` is not a bool mask; z-scores know no exposure.
+        """
+        if exposure_BRC.dtype != torch.bool:
+            raise TypeError("exposure: the squared error takes a bool tissue mask only")
+        mask_B1RC = exposure_BRC[:, None].float()
         counts_BGRC = dense_counts(counts, output_BGRC.device)
         difference = (self.rate(output_BGRC) - counts_BGRC) * mask_B1RC
         levels = pyramid(difference, self.scales_um)

@@ -23,6 +23,7 @@ class DeviceBatch:
         image: (B, 256, 256, 3) uint8 RGB, or None if the decoder does not use it.
         counts: Sparse UMI counts of the panel's genes: NumPy arrays on a CPU, tensors on a GPU.
         tissue_mask: (B, 128, 128) bool, True = tissue.
+        exposure: (B, 128, 128) float32, 0 outside tissue; ``tissue_mask`` if it is 1 in all tissue.
     """
 
     members: tuple[Member, ...]
@@ -30,6 +31,7 @@ class DeviceBatch:
     image: Tensor | None
     counts: Counts
     tissue_mask: Tensor
+    exposure: Tensor
 
 
 class Feed(Protocol):

@@ -67,6 +67,9 @@ class Resident:
         if dataset.wants_image:
             self._image_NP3 = held(N, self._image_px**2, 3, dtype=torch.uint8)
         self._mask_NR = held(N, PATCH_POSITIONS, dtype=torch.bool)
+        self._exposure_NR = None
+        if dataset.cohort_exposure is not None:
+            self._exposure_NR = held(N, PATCH_POSITIONS, dtype=torch.float32)
         self._hold(dataset, members, progress)
 
         def turning(side: int) -> Tensor:
@@ -102,6 +105,8 @@ class Resident:
                 if self._image_NP3 is not None:
                     self._image_NP3[at] = torch.from_numpy(batch.images).to(self._device)
                 self._mask_NR[at] = torch.from_numpy(batch.masks).to(self._device)
+                if self._exposure_NR is not None:
+                    self._exposure_NR[at] = torch.from_numpy(batch.exposures).to(self._device)
                 starts.append(n + batch.start)
                 positions.append(batch.position)
                 counts.append(batch.count)
@@ -138,12 +143,17 @@ class Resident:
         if self._image_NP3 is not None and self._pixels_8P is not None:
             side = self._image_px
             image = self._image_NP3[at_B1, self._pixels_8P[turn_B]].view(B, side, side, 3)
+        bins_BR = self._bins_8R[turn_B]
+        mask = exposure = self._mask_NR[at_B1, bins_BR].view(B, PATCH_BINS, PATCH_BINS)
+        if self._exposure_NR is not None:
+            exposure = self._exposure_NR[at_B1, bins_BR].view(B, PATCH_BINS, PATCH_BINS)
         return DeviceBatch(
             members=members,
             tokens=self._tokens(at_B, turn_B).view(B, T, T, -1),
             image=image,
             counts=self._counts(places, at_B, turn_B),
-            tissue_mask=self._mask_NR[at_B1, self._bins_8R[turn_B]].view(B, PATCH_BINS, PATCH_BINS),
+            tissue_mask=mask,
+            exposure=exposure,
         )
 
     def _tokens(self, at_B: Tensor, turn_B: Tensor) -> Tensor:
@@ -198,6 +208,9 @@ class _Block:
             images = [dataset.image(member) for member in members]
             self.images = np.stack(images).reshape(-1, dataset.image_px**2, 3)
         self.masks = np.stack([patch.tissue_mask.ravel() for patch in patches])
+        self.exposures: Array = np.empty((len(members), PATCH_POSITIONS), np.float32)
+        if dataset.cohort_exposure is not None:
+            self.exposures = np.stack([dataset.exposure(member).ravel() for member in members])
         counts = [dataset.panel_counts(member) for member in members]
         genes = np.arange(len(dataset.panel))
         ends = np.concatenate([np.searchsorted(c.gene, genes, "right") for c in counts])
@@ -212,7 +225,8 @@ def resident_bytes(dataset: PatchDataset, members: Sequence[Member]) -> int:
     T, D = dataset.token_shape[0] + 2 * dataset.margin_tokens, dataset.token_shape[2]
     token_bytes = T * T * D + 4 * D if _keeps_codes(dataset) else 2 * T * T * D
     image_bytes = 3 * dataset.image_px**2 if dataset.wants_image else 0
-    per_patch = token_bytes + image_bytes + PATCH_POSITIONS + 8 * len(dataset.panel)
+    bin_bytes = PATCH_POSITIONS * (1 if dataset.cohort_exposure is None else 5)
+    per_patch = token_bytes + image_bytes + bin_bytes + 8 * len(dataset.panel)
     stores = {member.store for member in members}
     return len(members) * per_patch + _COUNT_BYTES * sum(dataset.panel_umis(s) for s in stores)
 

@@ -69,12 +69,14 @@ class _Slot:
     def send(self, batch: Batch) -> DeviceBatch:
         """Copy a batch to the device."""
         on_cpu = self._device.type == "cpu"
+        mask = self._send(batch.tissue_mask)
         sent = DeviceBatch(
             members=batch.members,
             tokens=self._send(batch.tokens),
             image=None if batch.image is None else self._send(batch.image),
             counts=batch.targets if on_cpu else on_device(batch.targets, self._device),
-            tissue_mask=self._send(batch.tissue_mask),
+            tissue_mask=mask,
+            exposure=mask if batch.exposure is None else self._send(batch.exposure),
         )
         if not on_cpu:
             self._copied = torch.cuda.current_stream(self._device).record_event()
