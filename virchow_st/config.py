@@ -167,10 +167,9 @@ class TrainConfig(_Checked):
         choices=("poisson", "nb", "mse"),
     )
     exposure: str = setting(
-        "auto",
-        "what a bin's expected UMIs are multiplied by that is no expression: the slide's depth and "
-        "stripes of rows and columns (auto), its depth alone (depth), or nothing (none); with mse "
-        "always nothing (docs/metrics.md)",
+        "none",
+        "what multiplies the rates of a bin and is no expression: the slide's depth and stripes of "
+        "rows and columns (auto), its depth alone (depth), or nothing (none) (docs/metrics.md)",
         choices=("auto", "depth", "none"),
     )
     scales: tuple[int, ...] = setting(SCALES_UM, "supervised scales, µm", choices=SCALES_UM)
@@ -235,10 +234,10 @@ class TrainConfig(_Checked):
                 "leave_one_out: expected it without a test patient, since every patient is the "
                 f"test once; got test_patient {self.test_patient!r}; leave one of the two out"
             )
-        if self.loss == "mse" and self.exposure == "depth":
+        if self.loss == "mse" and self.exposure != "none":
             raise ConfigError(
-                "exposure: expected auto or none with the loss mse, whose z-scores know no "
-                "exposure; got depth; choose the loss poisson or nb, or leave --exposure out"
+                "exposure: expected none with the loss mse, whose z-scores know no exposure; got "
+                f"{self.exposure}; choose the loss poisson or nb, or leave --exposure out"
             )
 
 

@@ -9,8 +9,10 @@ import pytest
 import torch
 from tiny_store import make_records, write_records, write_store
 
+from virchow_st.metrics.stripes import Stripes
 from virchow_st.models.losses import build_objective
 from virchow_st.models.losses.base import DeviceCounts, dense_counts, on_device
+from virchow_st.run.exposure import CohortExposure, SlideExposure
 from virchow_st.run.panel import Panel
 from virchow_st.run.split import Member
 from virchow_st.runtime.progress import Recording
@@ -63,6 +65,10 @@ def assert_same(batch, expected):
         assert mine.numpy().dtype == theirs.dtype
         assert strides(mine) == strides(torch.from_numpy(theirs))  # what rounding may depend on
         np.testing.assert_array_equal(mine.numpy(), theirs)
+    if expected.exposure is None:
+        assert batch.exposure is batch.tissue_mask
+    else:
+        np.testing.assert_array_equal(batch.exposure.numpy(), expected.exposure)
     for name in ("start", "position", "count"):
         mine, theirs = getattr(batch.counts, name), getattr(expected.targets, name)
         assert mine.dtype == theirs.dtype
@@ -92,6 +98,46 @@ def test_batches_with_a_margin_are_those_that_are_read(dataset, members, kind):
         inner = dataset.load(plan.members, plan.turns)
         np.testing.assert_array_equal(batch.tokens[:, 1:-1, 1:-1].numpy(), inner.tokens)
         np.testing.assert_array_equal(batch.image[:, 16:-16, 16:-16].numpy(), inner.image)
+
+
+def striped(stores):
+    """An exposure that differs in every row and column, as a run could have it."""
+    rng = np.random.default_rng(0)
+    slides = {}
+    for i, store in enumerate(stores):
+        starts = np.array([(info.row0, info.col0) for info in store.patch_table])
+        row0, col0 = (int(x) for x in starts.min(0))
+        rows, cols = (
+            Stripes(rng.lognormal(0, 0.2, int(n)), np.full(int(n), 0.01), 0.2)
+            for n in starts.max(0) - starts.min(0) + 128
+        )
+        slides[i] = SlideExposure(3.0 + i, row0, col0, rows, cols)
+    return CohortExposure("auto", 3.4, slides)
+
+
+@pytest.mark.parametrize("kind", [Resident, Streamed])
+def test_the_exposure_turns_with_the_patch(dataset, members, kind):
+    exposed = PatchDataset(
+        dataset.stores, GENES, wants_image=True, exposure=striped(dataset.stores)
+    )
+    source = Resident(exposed, members, CPU) if kind is Resident else Streamed(exposed, CPU)
+    coming = plans(members, 3, np.random.default_rng(7))
+    for plan, batch in zip(coming, source.batches(coming), strict=True):
+        assert_same(batch, exposed.load(plan.members, plan.turns))
+        for member, orientation, mine in zip(
+            plan.members, plan.turns, batch.exposure.numpy(), strict=True
+        ):
+            store = dataset.stores[member.store]
+            slide = exposed.cohort_exposure.slides[member.store]
+            info = store.patch_table[member.patch]
+            rows = slide.rows.efficiency[info.row0 - slide.row0 :][:128]
+            cols = slide.cols.efficiency[info.col0 - slide.col0 :][:128]
+            expected = np.outer(rows, cols) * (3.0 + member.store) / 3.4
+            expected[~store[member.patch].tissue_mask] = 0
+            expected = np.rot90(
+                np.fliplr(expected) if orientation >= 4 else expected, orientation % 4
+            )
+            np.testing.assert_allclose(mine, expected, rtol=1e-5)
 
 
 def test_every_orientation(dataset, members):

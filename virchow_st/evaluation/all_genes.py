@@ -23,6 +23,7 @@ from virchow_st.training.dataset import N_ORIENTATIONS
 from virchow_st.types import (
     BIN_UM,
     SCALES_UM,
+    Array,
     BoolArray,
     Float32Array,
     Float64Array,
@@ -41,6 +42,7 @@ class _Kept:
 
     counts: PanelCounts
     scored: BoolArray  # (128, 128)
+    exposure: Float32Array | None  # (128, 128)
     factors: Float32Array  # (K, 32, 32), at 8 µm
 
 
@@ -68,7 +70,13 @@ class AllGenes:
         self._n_bins = 0
         self._kept: list[_Kept] = []
 
-    def add(self, counts: PanelCounts, tissue_mask: BoolArray, factors: Float32Array) -> None:
+    def add(
+        self,
+        counts: PanelCounts,
+        tissue_mask: BoolArray,
+        factors: Float32Array,
+        exposure: Float32Array | None = None,
+    ) -> None:
         """Add the prediction for one patch; the patches of a slide follow each other.
 
         Args:
@@ -76,6 +84,7 @@ class AllGenes:
             tissue_mask: (128, 128).
             factors: (K, 128, 128) UMIs per 2 µm bin; NaN in bins that are left out, which are not
                 scored.
+            exposure: (128, 128) exposure, see `metrics.exposed`; None for 1.
         """
         scored = tissue_mask & ~left_out(factors)
         self._factor_sums += factors[:, scored].sum(1, dtype=np.float64)
@@ -83,9 +92,11 @@ class AllGenes:
         self._n_bins += int(scored.sum())
         for scale in SCALES_UM:
             if scale not in NULL_SCALES_UM:
-                self._update(scale, counts, scored, _bin_major(factors, scale))
-        coarse = sum_pool(factors, NULL_SCALES_UM[0] // BIN_UM).astype(np.float32)
-        self._kept.append(_Kept(counts, scored, coarse))
+                of_bins = _bin_major(factors, scale, exposure=exposure)
+                self._update(scale, counts, scored, exposure, of_bins)
+        n_fine = NULL_SCALES_UM[0] // BIN_UM
+        coarse = _summed(factors, n_fine, exposure).astype(np.float32)
+        self._kept.append(_Kept(counts, scored, exposure, coarse))
 
     def finish_slide(self) -> None:
         """Score the slide at 8 and 16 µm, once all its patches were added."""
@@ -95,11 +106,15 @@ class AllGenes:
                 turn(self._kept[other].factors, orientation, axes=(1, 2))
                 for other, orientation in partners[:, place].tolist()
             ]
+            coarse = None
+            if kept.exposure is not None:
+                n_fine = NULL_SCALES_UM[0] // BIN_UM
+                coarse = sum_pool(kept.exposure[None], n_fine)[0].astype(np.float32) / n_fine**2
             for scale in NULL_SCALES_UM:
                 own, *nulls = (
-                    _bin_major(x, scale, of_um=NULL_SCALES_UM[0]) for x in (kept.factors, *others)
+                    _bin_major(x, scale, NULL_SCALES_UM[0], coarse) for x in (kept.factors, *others)
                 )
-                self._update(scale, kept.counts, kept.scored, own, nulls)
+                self._update(scale, kept.counts, kept.scored, kept.exposure, own, nulls)
         self._kept = []
 
     def _update(
@@ -107,11 +122,14 @@ class AllGenes:
         scale: int,
         counts: PanelCounts,
         scored: BoolArray,
+        exposure: Float32Array | None,
         factors: Float32Array,
         nulls: Sequence[Float32Array] = (),
     ) -> None:
         start = np.searchsorted(counts.gene, np.arange(len(self._genes) + 1)).astype(np.int64)
-        self._scores[scale].update(start, counts.position, counts.count, factors, scored, nulls)
+        self._scores[scale].update(
+            start, counts.position, counts.count, factors, scored, nulls, exposure=exposure
+        )
 
     @property
     def mean_factors(self) -> Float64Array:
@@ -145,10 +163,27 @@ def null_partners(n: int) -> Int64Array:
     return pairs
 
 
-def _bin_major(factors: Float32Array, scale_um: int, of_um: int = BIN_UM) -> Float32Array:
-    """Factors (K, R, C) summed to a scale, (bins, K)."""
-    pooled = sum_pool(factors, scale_um // of_um) if scale_um > of_um else factors
+def _bin_major(
+    factors: Float32Array,
+    scale_um: int,
+    of_um: int = BIN_UM,
+    exposure: Float32Array | None = None,
+) -> Float32Array:
+    """Factors (K, R, C) summed to a scale, (bins, K), at an exposure of 1; see `_summed`."""
+    pooled = factors
+    if scale_um > of_um:
+        pooled = _summed(factors, scale_um // of_um, exposure)
     return np.ascontiguousarray(pooled.reshape(len(factors), -1).T)
+
+
+def _summed(factors: Float32Array, factor: int, exposure: Float32Array | None) -> Array:
+    """Factors (K, R, C) summed over squares, each weighted by its exposure (R, C) over their mean.
+
+    The product with the mean exposure is the expected UMIs of the square.
+    """
+    if exposure is None:
+        return sum_pool(factors, factor)
+    return sum_pool(factors * exposure, factor) / (sum_pool(exposure[None], factor) / factor**2)
 
 
 def _predicted(scores: AllGeneScores) -> Discovery:

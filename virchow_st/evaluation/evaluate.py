@@ -14,8 +14,10 @@ from virchow_st.evaluation.all_genes import AllGenes, summary
 from virchow_st.evaluation.baselines import ORACLES, fit_baselines
 from virchow_st.evaluation.blocks import NOBODY, Blocks, cut_blocks, shifted_places, shuffled_places
 from virchow_st.evaluation.by_scale import scale_scores
+from virchow_st.evaluation.exposure import exposure_metrics, exposures
 from virchow_st.evaluation.fields import SlideField
 from virchow_st.evaluation.gene_sets import GeneSetScores
+from virchow_st.evaluation.protocol import protocol
 from virchow_st.evaluation.regions import region_scores
 from virchow_st.evaluation.scoreboard import Scoreboard
 from virchow_st.evaluation.slide import Slide
@@ -107,7 +109,7 @@ def _evaluate(
         )
     set_scores = None if gene_sets is None else GeneSetScores(gene_sets, run, progress)
     stores = _open_stores(run)
-    slides = _test_slides(run, stores)
+    exposure, slides = exposures(run, stores, _test_slides(run, stores), progress)
     truth_scores = None if truth is None else _truth_scores(truth, slides, run.panel)
     blocks = cut_blocks([slide.infos for slide in slides])
     of_regions = None
@@ -119,7 +121,7 @@ def _evaluate(
         for member, block in zip(slide.members, of_patch, strict=True)
     }
     write_overview(folder / "overview.h5", stores, run.split, block_of, blocks.um)
-    baselines = fit_baselines(stores, run.panel, run.split, run.train_rate, progress)
+    baselines = fit_baselines(stores, run.panel, run.split, run.train_rate, progress, exposure)
     models = run.train_rate, baselines, blocks.n_blocks, slides
     board = Scoreboard(*models, truth_scores, of_regions)
 
@@ -158,6 +160,9 @@ def _evaluate(
     write_per_gene(folder, run.panel, computed)
     write_blocks(folder, RunBlocks(run.panel.ids, board.block_sums()))
     metrics = _metrics(run, slides, blocks, board, baselines.ridge_penalty, seams.compute())
+    if exposure is not None:
+        metrics["exposure"] = exposure_metrics(exposure, slides, board, blocks)
+    metrics["protocol"] = protocol(run, stores, blocks.n_blocks)
     if all_genes is not None:
         metrics["all_genes"] = _write_all_genes(run, folder, all_genes)
     if set_scores is not None:
@@ -260,8 +265,9 @@ def _predict(
                 assert field is not None
                 assert places is not None
                 counts = slide.store[member.patch].panel_counts(places)
+                of_patch = None if slide.exposure is None else slide.exposure.of_patch(info)
                 for scores in of_factors:
-                    scores.add(counts, tissue, factors[i])
+                    scores.add(counts, tissue, factors[i], of_patch)
                 field.add(info, factors[i], tissue, image_of)
         n_left_out += int(left_out(rates).sum())
     for scores in of_factors:

@@ -51,9 +51,15 @@ class GeneSetScores:
         loadings = (self._members @ run.loadings).astype(np.float32)
         self._scores = AllGenes(Panel(names, names), loadings, self._members @ run.all_train_rate)
 
-    def add(self, counts: PanelCounts, tissue_mask: BoolArray, factors: Float32Array) -> None:
+    def add(
+        self,
+        counts: PanelCounts,
+        tissue_mask: BoolArray,
+        factors: Float32Array,
+        exposure: Float32Array | None = None,
+    ) -> None:
         """Add the prediction for one patch; see `AllGenes.add`."""
-        self._scores.add(self._summed(counts), tissue_mask, factors)
+        self._scores.add(self._summed(counts), tissue_mask, factors, exposure)
 
     def finish_slide(self) -> None:
         """See `AllGenes.finish_slide`."""

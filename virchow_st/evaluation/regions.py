@@ -78,6 +78,7 @@ class RegionScores:
         tissue_mask: BoolArray,
         nulls: Mapping[str, Float32Array | None],
         block: int,
+        exposure: Float32Array | None = None,
     ) -> Iterator[Callable[[], None]]:
         """Functions that score one patch; they may run in parallel.
 
@@ -88,12 +89,15 @@ class RegionScores:
             tissue_mask: (128, 128) bool, bins that are scored.
             nulls: ``shuffled_rate`` and ``shifted_rate``, see `ScaleAccumulator.update`.
             block: Index of the patch's spatial block.
+            exposure: (128, 128) exposure, see `ScaleAccumulator.update`; None for 1.
         """
         labels = self._labels(info)
         for label in np.unique(labels[tissue_mask]).tolist():
             mask = tissue_mask & (labels == label)
             for accumulator in self._scales[label].values():
-                yield partial(accumulator.update, rate, counts, mask, **nulls, block=block)
+                yield partial(
+                    accumulator.update, rate, counts, mask, **nulls, block=block, exposure=exposure
+                )
 
     def compute(self) -> RegionMetrics:
         """``regions`` of ``metrics.json``: classes by their tissue, the largest first."""

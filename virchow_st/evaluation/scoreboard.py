@@ -7,7 +7,7 @@ from functools import partial
 
 import numpy as np
 
-from virchow_st.evaluation.baselines import Baselines
+from virchow_st.evaluation.baselines import ORACLES, Baselines
 from virchow_st.evaluation.by_scale import ByScale
 from virchow_st.evaluation.regions import RegionScores
 from virchow_st.evaluation.slide import Slide
@@ -72,6 +72,7 @@ class Scoreboard:
         """
         patch = slide.store[slide.members[place].patch]
         counts, mask = patch.dense_counts(slide.genes), patch.tissue_mask
+        exposure = None if slide.exposure is None else slide.exposure.of_patch(patch.info)
         rate, *partners = rates
         assert rate is not None
         if (lost := left_out(rate)).any():
@@ -82,15 +83,22 @@ class Scoreboard:
         nulls = {"shuffled_rate": shuffled, "shifted_rate": shifted}
         for accumulators, at in ((self.models[RUN], block), (self.slides.get(slide.name, {}), 0)):
             for a in accumulators.values():
-                jobs.append(partial(a.update, rate, counts, mask, **nulls, block=at))
+                jobs.append(
+                    partial(a.update, rate, counts, mask, **nulls, block=at, exposure=exposure)
+                )
         for name in BASELINES:
             of_baseline = self._baselines.rate(name, patch, counts)
+            if exposure is not None and name in ORACLES:
+                of_baseline = of_baseline / exposure  # it reads counts, which have the exposure
             for a in self.models[name].values():
-                jobs.append(partial(a.update, of_baseline, counts, mask, block=block))
+                jobs.append(
+                    partial(a.update, of_baseline, counts, mask, block=block, exposure=exposure)
+                )
         if self.truth is not None:
-            jobs.append(partial(self.truth.update, patch.info, rate, counts, mask))
+            expected = rate if exposure is None else rate * exposure
+            jobs.append(partial(self.truth.update, patch.info, expected, counts, mask))
         if self.regions is not None:
-            jobs += self.regions.jobs(patch.info, rate, counts, mask, nulls, block)
+            jobs += self.regions.jobs(patch.info, rate, counts, mask, nulls, block, exposure)
         return jobs
 
     def _filled(self, rate: Float32Array) -> Float32Array:

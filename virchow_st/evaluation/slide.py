@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from virchow_st.errors import StoreError
+from virchow_st.run.exposure import SlideExposure
 from virchow_st.run.split import Member
 from virchow_st.slide.geometry import Homography
 from virchow_st.store.format import PatchInfo
@@ -28,6 +29,8 @@ class Slide:
     """Positions of these patches."""
     genes: Int64Array
     """(G,) indices of the panel's genes in the store."""
+    exposure: SlideExposure | None = None
+    """Stripes of the slide; None if the run knows no exposure."""
 
     @property
     def homography(self) -> Homography:

@@ -14,6 +14,7 @@ from virchow_st.metrics import deviance as poisson_scores
 from virchow_st.metrics.autocorrelation import morans_i
 from virchow_st.metrics.bootstrap import BlockSums
 from virchow_st.metrics.ceiling import noise_ceiling, thinned_ceiling
+from virchow_st.metrics.exposed import Exposed
 from virchow_st.metrics.scores import ScaleScores
 from virchow_st.metrics.ssim import SsimMean
 from virchow_st.types import BIN_UM, Array, BoolArray, Float32Array, Float64Array
@@ -70,6 +71,10 @@ class ScaleAccumulator:
         self._null_rate = train_rate * self._factor**2
         self._moments = np.zeros((n_blocks, n_genes, 6))
         self._poisson_sums = np.zeros((n_blocks, n_genes, 4))
+        self._n_bins = 0
+        self._noise = np.zeros(n_genes)  # ΣK/e, of patches with an exposure
+        self._plain_moments = np.zeros((n_genes, 6))
+        self._has_exposure = False
         self._null_moments = {name: np.zeros((n_genes, 6)) for name in _NULLS}
         self._halves = np.zeros((n_genes, 6))
         self._neighbours, self._n_pairs = np.zeros((n_genes, 5)), 0
@@ -85,6 +90,7 @@ class ScaleAccumulator:
         *,
         shifted_rate: Float32Array | None = None,
         block: int = 0,
+        exposure: Float32Array | None = None,
     ) -> None:
         """Add one patch.
 
@@ -99,6 +105,8 @@ class ScaleAccumulator:
             shifted_rate: (G, R, C) float32, the prediction found at this location after shifting
                 the prediction of the whole slide; None if the shift leaves this patch empty.
             block: Index of the spatial block of the patch, 0 to n_blocks − 1.
+            exposure: (R, C) float32, > 0 on tissue; the expected UMIs of a bin are exposure × rate,
+                see docs/metrics.md. None for an exposure of 1.
 
         Raises:
             ValueError: Shapes that do not match, a block index out of range, a prediction that is
@@ -114,28 +122,47 @@ class ScaleAccumulator:
         if not 0 <= block < self.n_blocks:
             raise ValueError(f"block: expected 0 to {self.n_blocks - 1}; got {block}")
         self._check_counts(counts, tissue_mask)
+        if exposure is not None:
+            self._check_exposure(exposure, tissue_mask)
 
         mask = pool_mask(np.ascontiguousarray(tissue_mask, dtype=np.bool_), self._factor)
         k = self._pool(np.require(counts, requirements=["C", "W"]))
         pooled = {
             name: self._pool(np.require(x, np.float32, ["C", "W"])) for name, x in rates.items()
         }
-        moments = {name: self._finite_moments(name, lam, k, mask) for name, lam in pooled.items()}
+        bins = None
+        if exposure is not None:
+            bins = Exposed.of(exposure, tissue_mask, self._factor)
+            for x in rates:  # e·λ, summed over the bins of the scale, per mean exposure of these
+                of_bins = rates[x] * exposure
+                pooled[x] = self._pool(np.require(of_bins, np.float32, ["C", "W"])) / bins.exposure
+        moments = {
+            name: self._finite_moments(name, lam, k, mask, bins) for name, lam in pooled.items()
+        }
 
         lam, flat = pooled["rate"], mask.ravel()
-        ssim, n_windows = masked_ssims(tuple(pooled.values()), k, mask)
+        observed = k if bins is None else k / bins.exposure
+        ssim, n_windows = masked_ssims(tuple(pooled.values()), observed, mask)
         for name, sums in zip(pooled, ssim, strict=True):
             self._ssim[name].add(sums, n_windows)
             if name != "rate":
                 self._null_moments[name] += moments[name]
-        self._ssim["zero"].add(zero_ssims(k, mask), n_windows)
-        neighbours, n_pairs = neighbour_sums(lam, k, mask)
+        self._ssim["zero"].add(zero_ssims(observed, mask), n_windows)
+        neighbours, n_pairs = neighbour_sums(lam, observed, mask)
         self._neighbours += neighbours
         self._n_pairs += n_pairs
-        self._pairs.update(lam.reshape(self.n_genes, -1), k.reshape(self.n_genes, -1), flat)
+        expected = lam if bins is None else lam * bins.exposure
+        self._pairs.update(expected.reshape(self.n_genes, -1), k.reshape(self.n_genes, -1), flat)
         self._halves += thinned_moments(k.reshape(self.n_genes, -1), flat)
         self._moments[block] += moments["rate"]
-        self._poisson_sums[block] += poisson_scores.poisson_sums(lam, k, mask)
+        if bins is None:
+            self._poisson_sums[block] += poisson_scores.poisson_sums(lam, k, mask)
+        else:
+            self._poisson_sums[block] += bins.poisson_sums(lam, k, mask)
+            self._noise += bins.noise(k, mask)
+            self._plain_moments += correlation.moments(lam, observed, mask)
+            self._has_exposure = True
+        self._n_bins += int(mask.sum())
         self.n_patches += 1
 
     def _pool(self, x: Array) -> Array:
@@ -153,9 +180,19 @@ class ScaleAccumulator:
                 f"{self.n_patches} of those given (from 0)"
             )
 
-    def _finite_moments(self, name: str, lam: Array, k: Array, mask: BoolArray) -> Float64Array:
+    def _check_exposure(self, exposure: Float32Array, tissue_mask: BoolArray) -> None:
+        """Raise unless the exposure is a number above 0 on tissue."""
+        if exposure.shape != tissue_mask.shape:
+            raise ValueError(f"exposure: expected shape {tissue_mask.shape}; got {exposure.shape}")
+        inside = exposure[tissue_mask]
+        if not (np.isfinite(inside) & (inside > 0)).all():
+            raise ValueError("exposure: expected finite numbers above 0 on tissue; got others")
+
+    def _finite_moments(
+        self, name: str, lam: Array, k: Array, mask: BoolArray, bins: Exposed | None
+    ) -> Float64Array:
         """Moments of rates and counts, (G, 6); raises if a rate is NaN or infinite."""
-        moments = correlation.moments(lam, k, mask)
+        moments = correlation.moments(lam, k, mask) if bins is None else bins.moments(lam, k, mask)
         bad = np.flatnonzero(~np.isfinite(moments[:, correlation.SX]))
         if bad.size:
             raise ValueError(
@@ -177,22 +214,26 @@ class ScaleAccumulator:
         with np.errstate(divide="ignore", invalid="ignore"):
             mean = observed / n
             variance = m[:, correlation.SYY] / n - mean**2
-            nonzero = sums[:, poisson_scores.NONZERO] / n
+            nonzero = sums[:, poisson_scores.NONZERO] / self._n_bins
+            noise = self._noise / n if self._has_exposure else mean
         variance = np.where(varies, variance, 0.0)
         deviance = poisson_scores.poisson_deviance(sums, observed)
         train_null = poisson_scores.constant_deviance(sums, observed, n, self._null_rate)
         test_null = poisson_scores.constant_deviance(sums, observed, n, mean)
         halves = np.nan_to_num(correlation.pearson_from_moments(self._halves))
-        moran = morans_i(m, self._neighbours, self._n_pairs)
+        if self._has_exposure:  # halves of the counts would share the stripes
+            halves = np.full(self.n_genes, np.nan)
+        plain = self._plain_moments if self._has_exposure else m
+        moran = morans_i(plain, self._neighbours, self._n_pairs)
         rank = ranks.rank_scores(self._pairs, self.n_genes)
         return ScaleScores(
             scale_um=self.scale_um,
-            n_bins=int(n[0]),
+            n_bins=self._n_bins,
             n_windows=self._ssim["rate"].n_windows,
             mean=mean,
             nonzero=nonzero,
             pcc=correlation.pearson_from_moments(m),
-            pcc_ceiling=noise_ceiling(mean, variance),
+            pcc_ceiling=noise_ceiling(noise, variance),
             pcc_ceiling_thinned=np.where(varies, thinned_ceiling(halves), np.nan),
             pcc_shuffled=correlation.pearson_from_moments(self._null_moments["shuffled_rate"]),
             pcc_shifted=correlation.pearson_from_moments(self._null_moments["shifted_rate"]),

@@ -19,6 +19,7 @@ from virchow_st.metrics import correlation
 from virchow_st.metrics import deviance as poisson_scores
 from virchow_st.metrics.bootstrap import BlockSums
 from virchow_st.metrics.ceiling import noise_ceiling
+from virchow_st.metrics.exposed import Exposed
 from virchow_st.types import BIN_UM, Array, BoolArray, Float64Array, Int64Array
 
 
@@ -121,6 +122,8 @@ class FactorScores:
         self._null_rate = train_rate * self._factor**2
         self._loadings = np.ascontiguousarray(loadings)
         self._n_bins = np.zeros(n_blocks, np.int64)
+        self._beyond_one = np.zeros(n_blocks)  # Σe − n over bins with an exposure e
+        self._noise, self._has_exposure = np.zeros(n_genes), False
         self._sums = np.zeros((n_blocks, n_genes, kernel.COUNT_RATE + 1 + n_nulls))
         self._h = np.zeros((n_blocks, 1 + n_nulls, n_factors))
         self._hh = np.zeros((n_blocks, 1 + n_nulls, n_factors, n_factors))
@@ -134,6 +137,7 @@ class FactorScores:
         tissue_mask: BoolArray,
         nulls: Sequence[Array] = (),
         block: int = 0,
+        exposure: Array | None = None,
     ) -> None:
         """Add one patch.
 
@@ -142,11 +146,14 @@ class FactorScores:
             position: (nnz,) uint16 ``row * C + col`` of the 2 µm bin of each count.
             count: (nnz,) UMIs, > 0; counts outside the scored bins are not used.
             factors: (N, K) float, H of the N bins of the scale, row-major, summed over their 2 µm
-                bins. Values of bins that are not scored are not used.
+                bins; with an exposure, at an exposure of 1. Values of bins that are not scored are
+                not used.
             tissue_mask: (R, C) bool at 2 µm, True = tissue; sides that the scale divides.
             nulls: ``n_nulls`` arrays like ``factors`` that are not the prediction for this place,
                 such as those of other patches.
             block: Index of the spatial block of the patch, 0 to n_blocks − 1.
+            exposure: (R, C) at 2 µm, > 0 on tissue: the expected UMIs of a bin are exposure × rate,
+                see `metrics.exposed`. None for an exposure of 1.
 
         Raises:
             ValueError: Shapes that do not match, a position, block or number of nulls out of range,
@@ -166,11 +173,45 @@ class FactorScores:
             start, position, count, self._loadings, stacked, mask, self._factor,
             poisson_scores.RATE_FLOOR, 0, len(self._loadings), self._sums[block],
         )  # fmt: skip
-        self._h[block] += scored.sum(1)
-        for own, h in zip(self._hh[block], scored, strict=True):
-            own += h.T @ h
+        weighted = scored
+        if exposure is not None:
+            bins = Exposed.of(exposure, tissue_mask, self._factor)
+            self._add_exposure(start, position, count, bins.exposure, mask, block)
+            weighted = scored * bins.exposure[mask][:, None]
+        self._h[block] += weighted.sum(1)
+        for own, h, of_weight in zip(self._hh[block], scored, weighted, strict=True):
+            own += of_weight.T @ h
         self._n_bins[block] += scored.shape[1]
         self.n_patches += 1
+
+    def _add_exposure(
+        self,
+        start: Int64Array,
+        position: Array,
+        count: Array,
+        exposure: Float64Array,
+        mask: BoolArray,
+        block: int,
+    ) -> None:
+        """Turn ΣK² into ΣK²/e and ΣK·ln K into ΣK·ln(K/e); add Σe − n and ΣK/e."""
+        n_genes, (n_rows, n_cols) = len(self._loadings), mask.shape
+        row, col = np.divmod(position.astype(np.int64), n_cols * self._factor)
+        place = row // self._factor * n_cols + col // self._factor
+        gene = np.repeat(np.arange(n_genes), np.diff(start))
+        inside = mask.ravel()[place]
+        key, at = np.unique(gene[inside] * (n_rows * n_cols) + place[inside], return_inverse=True)
+        umis = np.bincount(at, count[inside], len(key)).astype(np.float64)
+        gene, place = np.divmod(key, n_rows * n_cols)
+        e = exposure.ravel()[place]
+
+        def by_gene(values: Float64Array) -> Float64Array:
+            return np.bincount(gene, values, n_genes).astype(np.float64)
+
+        self._sums[block, :, kernel.COUNT_SQUARED] += by_gene(umis**2 / e - umis**2)
+        self._sums[block, :, kernel.COUNT_LOG_COUNT] -= by_gene(umis * np.log(e))
+        self._noise += by_gene(umis / e)
+        self._beyond_one[block] += (exposure[mask] - 1).sum()
+        self._has_exposure = True
 
     def _check(
         self,
@@ -217,8 +258,9 @@ class FactorScores:
         varies = correlation.varies(moments)
         with np.errstate(divide="ignore", invalid="ignore"):
             mean = observed / n
-            nonzero = sums[:, poisson_scores.NONZERO] / n
+            nonzero = sums[:, poisson_scores.NONZERO] / parts.n_bins
             variance = np.where(varies, moments[:, correlation.SYY] / n - mean**2, 0.0)
+            noise = self._noise / n if self._has_exposure else mean
         deviance = poisson_scores.poisson_deviance(sums, observed)
         null = poisson_scores.constant_deviance(sums, observed, n, self._null_rate)
         pcc_null = [correlation.pearson_from_moments(m) for m in nulls]
@@ -228,7 +270,7 @@ class FactorScores:
             mean=mean,
             nonzero=nonzero,
             pcc=correlation.pearson_from_moments(moments),
-            pcc_ceiling=noise_ceiling(mean, variance),
+            pcc_ceiling=noise_ceiling(noise, variance),
             pcc_null=np.array(pcc_null).reshape(self.n_nulls, len(mean)),
             d2_poisson=poisson_scores.deviance_explained(deviance, null),
             calibration=poisson_scores.calibration(predicted, observed),
@@ -237,7 +279,7 @@ class FactorScores:
     def _parts(self, block: int | None = None) -> _Parts:
         """The sums of one block, or of all."""
         own = slice(None) if block is None else slice(block, block + 1)
-        every = (self._n_bins, self._sums, self._h, self._hh)
+        every = (self._n_bins, self._beyond_one, self._sums, self._h, self._hh)
         return _Parts(*(x[own].sum(0) for x in every))
 
     def _moments(self, parts: _Parts, prediction: int) -> Float64Array:
@@ -245,7 +287,7 @@ class FactorScores:
         W = self._loadings.astype(np.float64)
         sums = parts.sums
         moments = np.empty((len(W), 6))
-        moments[:, correlation.N] = parts.n_bins
+        moments[:, correlation.N] = parts.n_bins + parts.beyond_one
         moments[:, correlation.SX] = W @ parts.h[prediction]
         moments[:, correlation.SY] = sums[:, kernel.COUNT]
         moments[:, correlation.SXX] = ((W @ parts.hh[prediction]) * W).sum(1)
@@ -271,6 +313,7 @@ class _Parts:
     """Sums over the bins of some blocks, of predictions P: the one that is scored and the nulls."""
 
     n_bins: Int64Array  # ()
+    beyond_one: Float64Array  # (), sum over bins of their exposure less 1
     sums: Float64Array  # (G, 5 + P)
     h: Float64Array  # (P, K)
     hh: Float64Array  # (P, K, K)

@@ -62,7 +62,7 @@ def other_patches(a: Path, b: Path) -> ConfigError:
     return ConfigError(
         f"{b}: expected the test patches and counts of {a}; got others; train both with the same "
         f"--test-patient, from stores of the same slides; bins that one of them left out "
-        f"(left_out_bins in metrics.json) make a difference too"
+        f"(left_out_bins in metrics.json) make a difference too, and so does another --exposure"
     )
 
 

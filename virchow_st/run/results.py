@@ -89,6 +89,28 @@ class _Bootstrap(TypedDict):
     draws: Count
 
 
+class Exposure(TypedDict):
+    """Exposure of the test slides, of runs with one."""
+
+    mode: Literal["auto", "depth"]
+    training_umis_per_bin: float
+    slides: dict[str, dict[str, float]]
+    with_depth: dict[str, dict[str, _Score]]
+
+
+class Protocol(TypedDict):
+    """What was chosen on what, and what intervals resample."""
+
+    genes_chosen_on: str
+    epoch_chosen_on: str
+    settings_chosen_on: str
+    exposure: Literal["auto", "depth", "none"]
+    n_training_patients: Count
+    n_test_patients: Count
+    resampled: str
+    n_resampled: Count
+
+
 class _Metrics(TypedDict):
     format: Literal["virchow_st.metrics/1"]
     test_patients: Annotated[list[Name], Length(1)]
@@ -110,6 +132,8 @@ class _Metrics(TypedDict):
     gene_sets: NotRequired[GeneSetMetrics]
     regions: NotRequired[RegionMetrics]
     left_out_bins: NotRequired[Count]
+    exposure: NotRequired[Exposure]
+    protocol: NotRequired[Protocol]
 
 
 def check_metrics(content: Any) -> None:

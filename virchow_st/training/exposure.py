@@ -33,8 +33,8 @@ def training_exposure(
         progress: Receives the number of patches read, and a line per slide.
 
     Returns:
-        None if every tissue bin has an exposure of 1: with ``--exposure none``, with the squared
-        error, and in runs of older versions.
+        None if every tissue bin has an exposure of 1: with ``--exposure none``, and in runs of
+        older versions.
 
     Raises:
         ConfigError: A slide has no UMIs, or the file of the run to resume is not what it was.
@@ -42,7 +42,7 @@ def training_exposure(
     if resume:
         xxh64 = read_state(run / CHECKPOINTS / "last").get("exposure_xxh64")
         return None if xxh64 is None else CohortExposure.read(run, xxh64, stores)
-    if config.exposure == "none" or config.loss == "mse":
+    if config.exposure == "none":
         return None
     indices = sorted({member.store for member in (*split.train, *split.validation)})
     training = {i: stores[i] for i in indices}

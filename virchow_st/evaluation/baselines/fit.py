@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -11,6 +11,7 @@ from virchow_st.evaluation.baselines.depth import DepthFit, depth_rates
 from virchow_st.evaluation.baselines.nuclei import NuclearFit, nuclear_rates
 from virchow_st.evaluation.baselines.regression import LinearMap
 from virchow_st.evaluation.baselines.ridge import RidgeFit, token_rates
+from virchow_st.run.exposure import CohortExposure
 from virchow_st.run.panel import Panel
 from virchow_st.run.score_table import Baseline
 from virchow_st.run.split import Split
@@ -69,6 +70,7 @@ def fit_baselines(
     split: Split,
     train_rate: Float64Array,
     progress: Progress = SILENT,
+    exposure: CohortExposure | None = None,
 ) -> Baselines:
     """Fit all baselines on the training patches; validation patches select the ridge penalty.
 
@@ -78,6 +80,8 @@ def fit_baselines(
         split: Training and validation patches; its test patches are not read.
         train_rate: (G,) mean UMIs per 2 µm tissue bin of the training patches.
         progress: Receives notes, warnings and step counts.
+        exposure: Exposure of the training slides; the regressions are then fitted to the counts per
+            exposure. None for 1 in all tissue.
 
     Raises:
         ConfigError: A store lacks a panel gene, or no training or validation token lies in tissue.
@@ -94,10 +98,19 @@ def fit_baselines(
             genes[member.store] = panel.indices(store)
         patch, validates = store[member.patch], i >= n_train
         mask = patch.tissue_mask
-        ridge.add(patch.tokens, patch.dense_counts(genes[member.store]), mask, validates)
+        dense = patch.dense_counts(genes[member.store])
+        per_exposure = None
+        if exposure is not None:
+            per_exposure = 1 / exposure.of_patch(member.store, patch.info)
+            dense *= per_exposure
+        ridge.add(patch.tokens, dense, mask, validates)
         if not validates:
             counts = patch.panel_counts(genes[member.store])
-            nuclear.add(patch.image, counts, mask)
+            of_tissue = counts
+            if per_exposure is not None:
+                factor = per_exposure.ravel()[counts.position]
+                of_tissue = replace(counts, count=counts.count * factor)
+            nuclear.add(patch.image, of_tissue, mask)
             depth.add(patch, counts, mask)
         progress.step(i + 1, len(members), "patches", "baselines")
     fit, penalty = ridge.solve()
