@@ -7,17 +7,22 @@ from typing import Any
 
 import click
 
-from virchow_st.config import PredictConfig
+from virchow_st.config import CohortConfig, PredictConfig
+from virchow_st.errors import ConfigError
 from virchow_st.runtime.interrupt import exit_code
+from virchow_st_cli.cohorts import split_cohort
 from virchow_st_cli.console import Console
 from virchow_st_cli.options import build_config, config_options, with_console
 
 
-@click.command(short_help="Predict the rates of an H&E slide without counts.")
+@click.command(short_help="Predict the rates of H&E slides without counts.")
 @click.argument("run", type=click.Path(path_type=Path))
-@click.argument("image", type=click.Path(path_type=Path))
+@click.argument("image", type=click.Path(path_type=Path), required=False)
+@click.option("--out", type=click.Path(path_type=Path), help="folder or file to write")
 @click.option(
-    "--out", required=True, type=click.Path(path_type=Path), help="folder or file to write"
+    "--manifest",
+    type=click.Path(path_type=Path),
+    help="CSV file with the columns image,out and optionally mpp,patient, to predict many slides",
 )
 @click.option(
     "--also",
@@ -27,27 +32,66 @@ from virchow_st_cli.options import build_config, config_options, with_console
     "deviation over the runs",
 )
 @config_options(PredictConfig)
+@config_options(CohortConfig)
 @with_console
 def predict(
     console: Console,
     run: Path,
-    image: Path,
-    out: Path,
+    image: Path | None,
+    out: Path | None,
+    manifest: Path | None,
     also: tuple[Path, ...],
     **options: Any,
 ) -> int:
     """Predict the genes of RUN on all tissue of IMAGE, an H&E slide without counts.
 
     The output is a SpatialData folder with the H&E image, the tissue mask, and rates at 2 and 8 µm.
-    An overview picture of tissue and patches is written next to it.
+    An overview picture of tissue and patches is written next to it. With --manifest, --executor
+    shares the slides over workers, and what became of each is kept in NAME.cohort/ beside the list.
     """
+    cohort, options = split_cohort(options, is_cohort=manifest is not None)
     config = build_config(PredictConfig, options)
+    if manifest is not None:
+        if image or out:
+            raise ConfigError("--manifest names the slides; leave out IMAGE and --out")
+        return _predict_cohort(console, [run, *also], manifest, config, cohort)
+    if not (image and out):
+        raise ConfigError("expected IMAGE and --out, or --manifest")
     from virchow_st.predict.slide import predict_slide
 
     try:
         done = predict_slide([run, *also], image, out, config, console)
     except KeyboardInterrupt as e:
-        console.error("stopped; nothing was kept, the same command starts again")
+        console.error("stopped; what was finished is kept, the same command goes on there")
         return exit_code(e)
     console.result(f"{done.path}: {done.n_patches} patches, {done.covered:.1%} of the tissue")
     return 0
+
+
+def _predict_cohort(
+    console: Console,
+    runs: list[Path],
+    manifest: Path,
+    config: PredictConfig,
+    cohort: CohortConfig,
+) -> int:
+    """Predict every slide of the manifest; a slide that fails does not stop the others."""
+    from virchow_st.predict.cohort import predict_cohort
+
+    outcomes = predict_cohort(runs, manifest, config, console, cohort)
+    console.table(
+        "Slides",
+        ["image", "out", "patches", "tissue in them", "outcome"],
+        [
+            [
+                o.slide.image.name,
+                o.slide.out.name,
+                "" if o.n_patches is None else str(o.n_patches),
+                "" if o.covered is None else f"{o.covered:.1%}",
+                o.text,
+            ]
+            for o in outcomes
+        ],
+        justify="left",
+    )
+    return int(not all(o.is_done for o in outcomes))

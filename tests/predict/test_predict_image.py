@@ -378,7 +378,7 @@ def test_an_output_is_never_replaced(
     assert kept.read_text() == "mine"
 
 
-def test_stopped_on_the_way_leaves_nothing(
+def test_stopped_on_the_way_leaves_what_is_finished(
     vst: Callable[..., Any],
     runs: list[Path],
     image: Path,
@@ -394,5 +394,5 @@ def test_stopped_on_the_way_leaves_nothing(
     monkeypatch.setattr(StainEncoder, "encode", stop)
     answer = vst("predict", runs[0], image, "--out", tmp_path / "a.zarr", "--device", "cpu")
     assert answer.code == 130
-    assert "nothing was kept" in answer.err
-    assert not list(tmp_path.iterdir())
+    assert "what was finished is kept, the same command goes on there" in answer.err
+    assert [p.name for p in tmp_path.iterdir()] == [".a.zarr.part"]

@@ -55,7 +55,10 @@ def test_parts(n_genes: int, sizes: list[int], wants_image: tuple[bool, ...]) ->
     runs = [TellingRun(n_genes, wants) for wants in wants_image]
     found: dict[int, np.ndarray] = {}
     stitcher: Any = SimpleNamespace(
-        add=lambda _, col, rates: found.update({col: rates[:, 0, 0]}), n_left_out=0, n_bins=1
+        add=lambda _, col, rates: found.update({col: rates[:, 0, 0]}),
+        needs=lambda *_: True,
+        n_left_out=0,
+        n_bins=1,
     )
     image = SlideImage.of_array(pixels.astype(np.uint8))
     predict_patches(runs, TellingEncoder(), image, MPP, patches, stitcher, SILENT)  # type: ignore[arg-type]

@@ -9,7 +9,8 @@ import pytest
 import tifffile
 
 from virchow_st.errors import ConfigError
-from virchow_st.predict.slide import _check_alike, _restored_on_failure, tissue_picture
+from virchow_st.predict.runs import check_alike
+from virchow_st.predict.slide import _restored_on_failure, tissue_picture
 from virchow_st.predict.trained_on import check_not_trained_on
 from virchow_st.run.split import Member
 from virchow_st.runtime.progress import Recording
@@ -88,9 +89,9 @@ def test_one_run_given_twice_is_refused():
             path=Path(name), config=seed, split=0, state=state, panel=panel, loadings=None
         )
 
-    _check_alike([run("a", 0), run("b", 1)])
+    check_alike([run("a", 0), run("b", 1)])
     with pytest.raises(ConfigError, match="copy: is the same run as a; their spread would be 0"):
-        _check_alike([run("a", 0), run("b", 1), run("copy", 0)])
+        check_alike([run("a", 0), run("b", 1), run("copy", 0)])
 
 
 @pytest.mark.parametrize(

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import zarr
 
-from virchow_st.field.ngff import Folder
+from virchow_st.field.ngff import Folder, remove_chunk
 from virchow_st.kernels.pooling import sum_pool
 from virchow_st.types import BIN_UM, BLOCK_BINS, CELL_BINS, Float32Array
 
@@ -75,6 +75,24 @@ class BinImages:
         at_8um = sum_pool(at_2um, CELL_BINS) if at_8um is None else at_8um
         at_8um = at_8um if self._exact else rounded(at_8um, self._bits)
         _put(self._coarse, row0 // CELL_BINS, col0 // CELL_BINS, at_8um)
+
+    def remove(self, row0: int, col0: int) -> None:
+        """Remove a block of `BLOCK_BINS` from the disk, whatever state its files are in."""
+        factors = [1 << level for level in range(len(self._fine))]
+        for array, factor in zip((*self._fine, self._coarse), (*factors, CELL_BINS), strict=True):
+            remove_chunk(array, 0, row0 // factor, col0 // factor)
+
+    def read(self, row0: int, col0: int, shape: tuple[int, int]) -> Iterator[Float32Array]:
+        """A block as it lies on disk: every pyramid level at 2 µm, then 8 µm.
+
+        Args:
+            row0, col0: first bin.
+            shape: rows and columns of the block, bins.
+        """
+        factors = [1 << level for level in range(len(self._fine))]
+        for array, factor in zip((*self._fine, self._coarse), (*factors, CELL_BINS), strict=True):
+            row, col, h, w = (n // factor for n in (row0, col0, *shape))
+            yield np.asarray(array[:, row : row + h, col : col + w])
 
 
 def _put(array: zarr.Array, row: int, col: int, values: Float32Array) -> None:

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import zarr
 
-from virchow_st.field.ngff import Folder
+from virchow_st.field.ngff import Folder, remove_chunk
 from virchow_st.types import UInt8Array
 
 CHUNK_PX = 512
@@ -34,6 +34,15 @@ class Picture:
     def write(self, top: int, rgb: UInt8Array) -> None:
         """Write a band of the finest level from row ``top`` on: (h, W, 3) uint8 RGB."""
         self.levels[0][:, top : top + len(rgb), : rgb.shape[1]] = np.moveaxis(rgb, 2, 0)
+
+    def remove_band(self, top: int) -> None:
+        """Remove the chunks of a band from the disk, whatever state their files are in."""
+        for left in range(0, self.levels[0].shape[2], CHUNK_PX):
+            remove_chunk(self.levels[0], 0, top, left)
+
+    def read_band(self, top: int, rows: int) -> UInt8Array:
+        """A band of the finest level as it lies on disk, (3, rows, W) uint8 with its padding."""
+        return np.asarray(self.levels[0][:, top : top + rows])
 
     def fill_coarser(self) -> None:
         """Compute each coarser level from the one before, after the finest has been written."""

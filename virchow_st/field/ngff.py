@@ -35,6 +35,8 @@ PACKED = [BloscCodec(cname="zstd", clevel=3, shuffle="bitshuffle"), Crc32cCodec(
 class Folder:
     """A Zarr folder of images and labels that is being written.
 
+    What is there already, of a writer that was killed, is opened as it is.
+
     Args:
         path: folder to create.
         flavour: ``"spatialdata"`` or ``"ome-zarr"``.
@@ -55,7 +57,7 @@ class Folder:
         self._is_spatialdata = flavour == "spatialdata"
         self._corner_um = corner_um
         self._um_to_px = um_to_px
-        self._root = zarr.create_group(str(path), zarr_format=3)
+        self._root = zarr.open_group(str(path), mode="a", zarr_format=3)
         self._names: list[str] = []
         self._labels: list[str] = []
         if self._is_spatialdata:
@@ -105,7 +107,8 @@ class Folder:
             side = max(chunk >> level, 1) if in_blocks else chunk
             depth = len(channels)
             arrays.append(
-                group.create_array(
+                _array(
+                    group,
                     f"s{level}",
                     shape=(depth, shape[0] >> level, shape[1] >> level),
                     dtype=dtype,
@@ -131,7 +134,8 @@ class Folder:
         group.attrs["ome"] = {**group.attrs["ome"], "image-label": {"version": _OME}}
         self._labels.append(name)
         self._root["labels"].attrs["ome"] = {"version": _OME, "labels": self._labels}
-        return group.create_array(
+        return _array(
+            group,
             "s0",
             shape=shape,
             dtype=dtype,
@@ -172,7 +176,7 @@ class Folder:
         """Add attributes that are known only at the end."""
         self._root.attrs.update(attributes)
         if not self._is_spatialdata:
-            listed = self._root.create_group("OME")
+            listed = self._root.require_group("OME")
             listed.attrs["ome"] = {"version": _OME, "series": self._names}
 
     def _channels(self, names: Sequence[str], brightest: float) -> list[dict[str, Any]]:
@@ -206,7 +210,7 @@ class Folder:
             shift = {"type": "translation", "translation": [*[0.0] * (len(axes) - 2), y, x]}
             for dataset in datasets:
                 dataset["coordinateTransformations"].append(shift)
-        group = self._root.create_group(path)
+        group = self._root.require_group(path)
         group.attrs["ome"] = {
             "version": "0.5-dev-spatialdata" if self._is_spatialdata else _OME,
             "multiscales": [scales],
@@ -235,6 +239,21 @@ class Folder:
             step["output"] = {"name": name, "axes": named}
             found.append(step)
         return found
+
+
+def remove_chunk(array: zarr.Array, *at: int) -> None:
+    """Remove the file of the chunk that holds a pixel, if there is one.
+
+    A write that covers a chunk in part reads it first, and fails where it is damaged.
+    """
+    sides = array.shards or array.chunks
+    index = tuple(place // side for place, side in zip(at, sides, strict=True))
+    folder = Path(array.store_path.store.root) / array.store_path.path
+    (folder / array.metadata.encode_chunk_key(index)).unlink(missing_ok=True)
+
+
+def _array(group: zarr.Group, name: str, **options: Any) -> zarr.Array:
+    return group[name] if name in group else group.create_array(name, **options)
 
 
 def _for_axes(affine: Float64Array, n_axes: int) -> list[list[float]]:

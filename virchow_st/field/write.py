@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,13 @@ from virchow_st.errors import FieldError
 from virchow_st.field.bins import KEPT_BITS, BinImages
 from virchow_st.field.he_image import add_picture
 from virchow_st.field.loadings import Loadings
-from virchow_st.field.ngff import Folder
+from virchow_st.field.ngff import Folder, remove_chunk
 from virchow_st.field.table import write_loadings
 from virchow_st.runtime.atomic import check_absent, new_output
 from virchow_st.types import (
     BIN_UM,
     BLOCK_BINS,
+    Array,
     BoolArray,
     Float32Array,
     Float64Array,
@@ -79,6 +80,16 @@ class FieldMaps:
         self._images.write(row0, col0, maps, at_8um)
         rows, cols = covered.shape
         self._covered[row0 : row0 + rows, col0 : col0 + cols] = covered
+
+    def remove(self, row0: int, col0: int) -> None:
+        """Remove a block from the disk, whatever state its files are in."""
+        self._images.remove(row0, col0)
+        remove_chunk(self._covered, row0, col0)
+
+    def read(self, row0: int, col0: int, shape: tuple[int, int]) -> Iterator[Array]:
+        """A block as it lies on disk: maps of every level, and the covered bins."""
+        yield from self._images.read(row0, col0, shape)
+        yield np.asarray(self._covered[row0 : row0 + shape[0], col0 : col0 + shape[1]])
 
     def _check(self, maps: Float32Array, covered: BoolArray) -> None:
         for name, values in zip(self._loadings.factor_names, maps, strict=True):

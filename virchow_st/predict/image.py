@@ -211,7 +211,13 @@ def predict_patches(
     n = len(patches)
     size = min(_BATCH_PATCHES, encoder.batch)  # small on a GPU with little memory
     together = decoded_together(runs[0].n_genes)  # several runs are of one panel
-    batches = [range(s, min(s + size, n)) for s in range(0, n, size)]
+    # Whole batches, also where a part of one is finished: a patch of another batch might differ in
+    # its last bits.
+    batches = [
+        batch
+        for batch in (range(s, min(s + size, n)) for s in range(0, n, size))
+        if any(stitcher.needs(int(patches.row0[i]), int(patches.col0[i])) for i in batch)
+    ]
     with ThreadPoolExecutor(1) as renderer:  # one thread: an image handle belongs to one thread
         for batch, images in ahead(renderer, batches, render):
             # Rounded as in a store, so that the decoder gets inputs like those of its training.

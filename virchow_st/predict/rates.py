@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from virchow_st.field.loadings import Loadings
 from virchow_st.field.ngff import Folder
 from virchow_st.field.write import FieldMaps
 from virchow_st.kernels.pooling import sum_pool
-from virchow_st.types import CELL_BINS, BoolArray, Float32Array
+from virchow_st.types import CELL_BINS, Array, BoolArray, Float32Array
 
 
 class RateImages:
@@ -57,6 +58,18 @@ class RateImages:
         at_8um = np.stack([sum_pool(run, CELL_BINS) for run in by_run])
         self._field.write(row0, col0, by_run.mean(axis=0), at_8um.mean(axis=0))
         self._spread.write(row0, col0, by_run.std(axis=0, ddof=1), at_8um.std(axis=0, ddof=1))
+
+    def remove(self, row0: int, col0: int) -> None:
+        """Remove a block from the disk, whatever state its files are in."""
+        self._field.remove(row0, col0)
+        if self._spread is not None:
+            self._spread.remove(row0, col0)
+
+    def read(self, row0: int, col0: int, shape: tuple[int, int]) -> Iterator[Array]:
+        """A block as it lies on disk, all its maps; ``shape`` in bins."""
+        yield from self._field.read(row0, col0, shape)
+        if self._spread is not None:
+            yield from self._spread.read(row0, col0, shape)
 
     def finish(self, provenance: dict[str, Any]) -> None:
         """Write what makes the folder a field; see `FieldMaps.finish`."""

@@ -4,55 +4,45 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import xxhash
 
-from virchow_st.config import PredictConfig, to_toml
-from virchow_st.errors import ConfigError
+from virchow_st.config import PredictConfig
 from virchow_st.field.bins import LEVELS
 from virchow_st.field.he_image import CHUNK_PX, Picture, add_picture
 from virchow_st.field.ngff import FLAVOURS, Folder
 from virchow_st.field.read import open_field
-from virchow_st.models.encoders.base import Encoder
 from virchow_st.output.export.convert import convert
 from virchow_st.output.export.field import write_genes
 from virchow_st.output.export.tables import check_format
-from virchow_st.predict.factors import maps_of, panel_of_all
 from virchow_st.predict.image import (
     OVERVIEW_LEVEL,
     check_tissue,
     grid_shape,
-    named,
     on_cells,
-    open_encoder,
     picture_factor,
     predict_patches,
 )
+from virchow_st.predict.journal import RESULT, ZARR, Journal
 from virchow_st.predict.lattice import covered, lay_over
-from virchow_st.predict.load import Run, load_run
+from virchow_st.predict.provenance import fingerprint, provenance
 from virchow_st.predict.rates import RateImages
-from virchow_st.predict.stitch import Stitcher
+from virchow_st.predict.runs import LoadedRuns, load_runs
 from virchow_st.predict.trained_on import check_not_trained_on
 from virchow_st.run.panel import Panel
 from virchow_st.runtime.atomic import check_absent, new_output, remove, written_whole
 from virchow_st.runtime.progress import SILENT, Progress
-from virchow_st.runtime.software import versions
 from virchow_st.slide.choice import ORIENTATIONS
 from virchow_st.slide.image import SlideImage
 from virchow_st.slide.mpp import describe_mpp, mpp_warning, slide_mpp
 from virchow_st.slide.patches import PatchTable
 from virchow_st.slide.tissue import Tissue, find_tissue
-from virchow_st.store.genes import same_ids
 from virchow_st.types import BIN_UM, CELL_BINS
 
-FORMAT = "virchow_st.prediction/1"
-_NOT_OF_THE_RATES = ("device", "weights", "keep_paths")
 _ENDINGS = (".ome.zarr", ".zarr", ".h5ad", ".npz")
-_SOFTWARE = ("virchow_st", "numpy", "opencv-python-headless", "torch", "timm", "zarr")
 
 
 @dataclass(frozen=True)
@@ -62,6 +52,7 @@ class Prediction:
     path: Path
     picture: Path
     n_patches: int
+    tissue: float
     covered: float
     most_open_blocks: int
 
@@ -72,8 +63,12 @@ def predict_slide(
     out: Path,
     config: PredictConfig,
     progress: Progress = SILENT,
+    loaded: LoadedRuns | None = None,
 ) -> Prediction:
     """Predict the rates of an H&E slide that has no counts.
+
+    A prediction that was killed or stopped leaves ``.NAME.part`` beside ``out``; the same call goes
+    on there, and the result has the same bytes.
 
     Args:
         run_paths: one run, or several of the same encoder and panel, for their mean and spread.
@@ -81,6 +76,7 @@ def predict_slide(
         out: what to write; it is written completely or not at all.
         config: options.
         progress: receives notes, warnings and step counts.
+        loaded: the runs of ``run_paths``, to be shared by several slides; loaded if None.
 
     Raises:
         ConfigError, SlideError: a run, its encoder's weights, or the image is missing, damaged or
@@ -90,31 +86,27 @@ def predict_slide(
     """
     check_absent(out)
     check_format(config.format)
-    runs = [load_run(path, config.device) for path in run_paths]
-    _check_alike(runs)
-    panel = panel_of_all(runs)
-    given, loadings = maps_of(runs)
-    if len(loadings.genes) < len(runs[0].genes.all):
-        progress.note(f"{len(loadings.genes):,} genes are predicted by all runs")
+    loaded = loaded or load_runs(run_paths, config, progress)
+    runs, loadings = loaded.runs, loaded.loadings
     with SlideImage.open(image_path) as image:
         check_not_trained_on(runs, image, progress)
         places = image.choice.mpp_places
         mpp = slide_mpp(image_path, places, config.mpp)
         for warning in (*image.choice.warnings, *_remarks(image, config.mpp)):
             progress.warn(f"{image_path}: {warning}")
-        encoder = open_encoder(runs[0], config.weights, config.device)
-        if encoder.licence:
-            progress.warn(f"{encoder.name}: {encoder.licence}")
+        encoder = loaded.with_encoder(config, progress)
         progress.note(
             f"{image_path}: {image.describe()}; {mpp:.4g} µm/px {describe_mpp(places, config.mpp)}"
         )
         picture = tissue_picture(out)
-        with new_output(out) as aside, _restored_on_failure(picture):
+        with new_output(out, goes_on=True) as aside, _restored_on_failure(picture):
+            made_from = fingerprint(runs, encoder, image, mpp, config)
+            journal = Journal(aside, made_from, out, progress)
             flavour = config.format if config.format in FLAVOURS else FLAVOURS[0]
-            zarr_path = aside / "zarr"
+            zarr_path = aside / ZARR
             to_px = np.array([[1 / mpp, 0, 0], [0, 1 / mpp, 0]])
             folder = Folder(zarr_path, flavour, {}, um_to_px=to_px)
-            pyramid = write_picture(folder, image, mpp)
+            pyramid = write_picture(folder, image, mpp, journal)
             overview, um_per_px = pyramid.read(OVERVIEW_LEVEL)
             tissue = find_tissue(overview, um_per_px, str(image_path))
             shape = grid_shape(image, mpp, 1 << (LEVELS - 1))
@@ -129,18 +121,19 @@ def predict_slide(
             )
             folder.add_labels("tissue", cells.shape, BIN_UM * CELL_BINS)[:] = cells
             written = RateImages(folder, loadings, len(runs), shape)
-            stitcher = Stitcher(patches, config.overlap_um // BIN_UM, shape, written.write)
-            predict_patches(given, encoder, image, mpp, patches, stitcher, progress)
+            stitcher = journal.stitcher(patches, config.overlap_um // BIN_UM, shape, written)
+            predict_patches(loaded.maps, encoder, image, mpp, patches, stitcher, progress)
             for warning in image.read_warnings():
                 progress.warn(warning)
             written.finish(
-                _provenance(runs, encoder, image, mpp, config, tissue, patches, share)
+                provenance(runs, encoder, image, mpp, config, tissue, patches, share)
                 | {"left_out_bins": stitcher.n_left_out}
             )
             if not loadings.is_direct and config.format not in FLAVOURS:
-                zarr_path = _panel_alone(zarr_path, aside / "panel", panel, progress)
-            convert(zarr_path, aside / "result", config.format, panel, pyramid, image.path.name)
-    return Prediction(out, picture, len(patches), share, stitcher.most_open)
+                zarr_path = _panel_alone(zarr_path, aside / "panel", loaded.panel, progress)
+            name = image.path.name
+            convert(zarr_path, aside / RESULT, config.format, loaded.panel, pyramid, name)
+    return Prediction(out, picture, len(patches), float(cells.mean()), share, stitcher.most_open)
 
 
 def _remarks(image: SlideImage, given_mpp: float) -> list[str]:
@@ -163,82 +156,12 @@ def _panel_alone(path: Path, out: Path, panel: Panel, progress: Progress) -> Pat
     return out
 
 
-def _check_alike(runs: Sequence[Run]) -> None:
-    first = runs[0]
-    for run in runs[1:]:
-        if any(run.state[key] != first.state[key] for key in ("encoder", "grid", "dim")):
-            raise ConfigError(
-                f"{run.path}: expected a run on tokens of {named(first.state['encoder'])}, as "
-                f"{first.path}; got {named(run.state['encoder'])}; give runs of one encoder"
-            )
-        if (run.loadings is None) != (first.loadings is None):
-            kinds = [
-                f"{'genes directly' if r.loadings is None else 'factors'}" for r in (first, run)
-            ]
-            raise ConfigError(
-                f"{run.path}: expected a run that predicts {kinds[0]}, as {first.path}; got one "
-                f"that predicts {kinds[1]}; give runs of one kind"
-            )
-        if first.loadings is None and not same_ids(run.panel.ids, first.panel.ids):
-            raise ConfigError(
-                f"{run.path}: expected the genes of {first.path} in their order; got others; give "
-                "runs with one --panel file"
-            )
-    for i, run in enumerate(runs):
-        for other in runs[:i]:
-            if (run.config, run.split, run.state) == (other.config, other.split, other.state):
-                raise ConfigError(
-                    f"{run.path}: is the same run as {other.path}; their spread would be 0; give "
-                    "runs of other folds or seeds"
-                )
-
-
 def _draw(path: Path, pyramid: Picture, tissue: Tissue, patches: PatchTable) -> None:
     from virchow_st.output.figures.tissue_check import LONGEST_PX, draw_tissue
 
     rgb, um_per_px = pyramid.read_small(LONGEST_PX)
     corners_um = BIN_UM * np.stack([patches.row0, patches.col0], axis=1)
     draw_tissue(path, rgb, um_per_px, tissue.mask, tissue.histogram, tissue.threshold, corners_um)
-
-
-def _provenance(
-    runs: Sequence[Run],
-    encoder: Encoder,
-    image: SlideImage,
-    mpp: float,
-    config: PredictConfig,
-    tissue: Tissue,
-    patches: PatchTable,
-    share: float,
-) -> dict[str, Any]:
-    panel = runs[0].panel  # of factors, the table of loadings lists every gene
-    return {
-        "format": FORMAT,
-        "unit": "expected UMIs a bin",
-        "runs": [
-            {
-                "path": str(run.path) if config.keep_paths else run.path.resolve().name,
-                "config": xxhash.xxh64(to_toml(run.config).encode()).hexdigest(),
-                "decoder": run.config.decoder,
-                "epoch": run.state["epoch"],
-            }
-            for run in runs
-        ],
-        "genes": {"id": list(panel.ids), "symbol": list(panel.symbols)},
-        "encoder": runs[0].state["encoder"],
-        "licence": encoder.licence,
-        "image": {
-            "name": image.path.name,
-            "fingerprint": image.fingerprint(),
-            "size_px": [image.width, image.height],
-            "mpp": mpp,
-            **image.provenance(),
-        },
-        "tissue": {"saturation_threshold": tissue.threshold, "covered": share},
-        "n_patches": len(patches),
-        "options": {k: v for k, v in asdict(config).items() if k not in _NOT_OF_THE_RATES},
-        "software": versions(_SOFTWARE),
-    }
 
 
 def tissue_picture(out: Path) -> Path:
@@ -269,13 +192,16 @@ def _restored_on_failure(picture: Path) -> Iterator[None]:
         raise
 
 
-def write_picture(folder: Folder, image: SlideImage, mpp: float) -> Picture:
+def write_picture(
+    folder: Folder, image: SlideImage, mpp: float, journal: Journal | None = None
+) -> Picture:
     """Write ``images/he`` in bands, then each coarser level from the one before.
 
     Args:
         folder: the Zarr folder to write to.
         image: the slide.
         mpp: µm per pixel of the slide.
+        journal: of the prediction; the bands that it has are left as they are.
 
     Raises:
         SlideError: the image file is damaged.
@@ -285,7 +211,12 @@ def write_picture(folder: Folder, image: SlideImage, mpp: float) -> Picture:
     picture = add_picture(folder, height, width, factor * mpp, OVERVIEW_LEVEL + 1)
     for top in range(0, height, CHUNK_PX):
         rows = min(CHUNK_PX, height - top)
+        if journal and journal.has_band(top, partial(picture.read_band, top, rows)):
+            continue
+        picture.remove_band(top)
         rgb, _, _ = image.read_region(0, top * factor, image.width, rows * factor, factor)
         picture.write(top, rgb)
+        if journal:
+            journal.band(top, picture.read_band(top, rows))
     picture.fill_coarser()
     return picture

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -27,11 +27,18 @@ class Stitcher:
         shape: rows and columns of the grid; bins beyond it are cut off.
         write: called with a block's first row and column, its rates (N, h, w), NaN outside patches
             and in bins left out, and the mask (h, w) bool of the bins inside patches.
+        finished: blocks that are written already, and the number of bins left out in each.
     """
 
     def __init__(
-        self, patches: PatchTable, overlap_bins: int, shape: tuple[int, int], write: Write
+        self,
+        patches: PatchTable,
+        overlap_bins: int,
+        shape: tuple[int, int],
+        write: Write,
+        finished: Mapping[Place, int] | None = None,
     ) -> None:
+        self._finished = finished or {}
         self._shape = shape
         self._write = write
         self._window = window(overlap_bins)
@@ -45,8 +52,12 @@ class Stitcher:
         """Largest number of unfinished blocks so far."""
         self.n_bins = _n_bins(patches, shape)
         """Number of bins of the grid that lie in a patch."""
-        self.n_left_out = 0
+        self.n_left_out = sum(self._finished.values())
         """Number of those, of blocks written so far, that are left out."""
+
+    def needs(self, row0: int, col0: int) -> bool:
+        """Whether the patch that begins at bin (row0, col0) touches a block not written yet."""
+        return any(place not in self._finished for place in self._touched(row0, col0))
 
     def add(self, row0: int, col0: int, rates: Float32Array) -> None:
         """Add the rates (N, 128, 128) of the patch that begins at bin (row0, col0).
@@ -54,6 +65,8 @@ class Stitcher:
         A bin that is NaN in one of the patches over it is left out.
         """
         for place in self._touched(row0, col0):
+            if place in self._finished:
+                continue
             if place not in self._open:
                 size = [min(BLOCK_BINS, n - at) for n, at in zip(self._shape, place, strict=True)]
                 sums = np.zeros((len(rates), *size), np.float32)
@@ -73,7 +86,7 @@ class Stitcher:
         sums, weights = self._open.pop(place)
         there = weights > 0
         sums /= np.where(there, weights, np.float32(np.nan))
-        self.n_left_out += int((np.isnan(sums.sum(axis=0)) & there).sum())
+        self.n_left_out += left_out(sums, there)
         self._write(*place, sums, there)
 
     def _touched(self, row0: int, col0: int) -> list[Place]:
@@ -87,6 +100,11 @@ class Stitcher:
             for start, n in zip((row0, col0), self._shape, strict=True)
         ]
         return [(row, col) for row in axes[0] for col in axes[1]]
+
+
+def left_out(rates: Float32Array, there: BoolArray) -> int:
+    """Number of bins of a block that lie in a patch and have no rate."""
+    return int((np.isnan(rates.sum(axis=0)) & there).sum())
 
 
 def _n_bins(patches: PatchTable, shape: tuple[int, int]) -> int:

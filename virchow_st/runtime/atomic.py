@@ -81,12 +81,17 @@ def whole_folder(folder: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def new_output(out: Path) -> Iterator[Path]:
+def new_output(out: Path, goes_on: bool = False) -> Iterator[Path]:
     """Yield a folder for unfinished work beside ``out``; its ``result`` is renamed to ``out``.
 
     The output is locked in the meantime. An error removes the folder and leaves no output. A
     process that is killed leaves the folder, ``.NAME.part``, which the next writer of ``out``
     removes.
+
+    Args:
+        out: the output.
+        goes_on: if True, the next writer of ``out`` gets the folder as it was left by a process
+            that was killed, or stopped by Ctrl-C or SIGTERM. An error removes it nevertheless.
 
     Raises:
         ConfigError: ``out`` is there already, or another process is writing it.
@@ -96,14 +101,16 @@ def new_output(out: Path) -> Iterator[Path]:
         check_absent(out)  # again: another process may have ended since the job was begun
         aside = aside_of(out)
         with _naming(out, aside):
-            remove(aside)
-            aside.mkdir()
+            if not (goes_on and aside.is_dir()):
+                remove(aside)
+                aside.mkdir()
             try:
                 yield aside
                 _sync_below(aside / "result")
                 (aside / "result").rename(out)
-            except BaseException:
-                _remove_for_good(aside)
+            except BaseException as e:
+                if not goes_on or isinstance(e, Exception):
+                    _remove_for_good(aside)
                 raise
             remove(aside)
             sync_folder(out.parent)

@@ -80,7 +80,9 @@ def read_rows(path: Path, what: str) -> list[Row]:
     return rows
 
 
-def read_columns(path: Path, what: str, columns: Sequence[str]) -> list[tuple[int, dict[str, str]]]:
+def read_columns(
+    path: Path, what: str, columns: Sequence[str], optional: Sequence[str] = ()
+) -> list[tuple[int, dict[str, str]]]:
     """Rows of a table whose first line names its columns, in any order and beside others.
 
     Args:
@@ -96,7 +98,7 @@ def read_columns(path: Path, what: str, columns: Sequence[str]) -> list[tuple[in
     """
     rows = read_rows(path, what)
     head = [name.casefold() for name in rows[0].cells] if rows else []
-    for name in columns:
+    for name in (*columns, *(name for name in optional if name in head)):
         if head.count(name) != 1:
             found = f"found {', '.join(map(ascii, rows[0].cells))}" if rows else "the file is empty"
             how = "comes twice" if name in head else "is missing"
@@ -104,14 +106,15 @@ def read_columns(path: Path, what: str, columns: Sequence[str]) -> list[tuple[in
                 f"{path}: expected the columns {','.join(columns)} in the first line; {name} "
                 f"{how}; {found}"
             )
-    places = [head.index(name) for name in columns]
+    names = (*columns, *optional)
+    places = [head.index(name) if name in head else len(head) for name in names]
     table = []
     for row in rows[1:]:
         values = {
             name: row.cells[place] if place < len(row.cells) else ""
-            for name, place in zip(columns, places, strict=True)
+            for name, place in zip(names, places, strict=True)
         }
-        if empty := [name for name, value in values.items() if not value]:
+        if empty := [name for name in columns if not values[name]]:
             raise ConfigError(
                 f"{path}: line {row.number}: expected a value in every column; {empty[0]} is empty"
             )
