@@ -158,6 +158,7 @@ def test_a_scheduler_that_is_stopped_goes_on(tmp_path: Path, how: signal.Signals
     process = run_script(code, tmp_path, rounds)
     wait_for(lambda: times(tmp_path, "finished") if (tmp_path / "log").is_dir() else {})
     workers = workers_of(process.pid)
+    assert workers
     process.send_signal(how)
     _, err = process.communicate(timeout=60)
     assert process.returncode == (130 if how is signal.SIGINT else -9)
@@ -280,7 +281,7 @@ def test_workers_killed_at_random_lose_nothing(tmp_path: Path, kind: str) -> Non
     """Two schedulers on one list, their workers killed twelve times; 17 of 20 can be done."""
     if kind == "ray":
         pytest.importorskip("ray", reason="Ray is 240 MB; pip install 'virchow_st[cluster]'")
-    rounds, n_kills = 600_000, 12
+    rounds, n_kills = 1_500_000, 12
     script = tmp_path / "scheduler.py"
     script.write_text(KILLED)
     code = f"import runpy; runpy.run_path({str(script)!r}, run_name='__main__')"

@@ -100,7 +100,7 @@ def times(folder: Path, what: str) -> dict[str, int]:
 def workers_of(process: int) -> list[int]:
     """Processes below one that do the work: spawned, submitted, or Ray's."""
     listed = subprocess.run(
-        ["ps", "-eo", "pid=,ppid=,args="], capture_output=True, text=True, check=True
+        ["ps", "-ewwo", "pid=,ppid=,args="], capture_output=True, text=True, check=True
     ).stdout
     children: dict[int, list[tuple[int, str]]] = {}
     for line in listed.splitlines():
