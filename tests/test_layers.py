@@ -32,7 +32,8 @@ ROOMS: dict[str, set[str]] = {
     "training": {"runtime", "kernels", "store", "models", "metrics", "run"},
     # Of the slide, where a bin lies on the image, and its cells.
     "output": {"runtime", "kernels", "slide", "store", "metrics", "run", "field"},
-    "predict": {"runtime", "kernels", "cohort", "slide", "store", "models", "run", "field", "output"},
+    "predict": {"runtime", "kernels", "cohort", "slide", "store", "models", "run", "field",
+                "output"},
     "extract": {"runtime", "kernels", "cohort", "slide", "store", "models", "output"},
     # Its factorisation is that of training: a slide is described by factors as a cohort is.
     "denoise": {"runtime", "kernels", "store", "metrics", "run", "field", "training", "output"},
