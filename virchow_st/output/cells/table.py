@@ -83,7 +83,7 @@ def cell_rates(adata: AnnData, gene: str) -> Float32Array:
         ConfigError: no such gene, or a table without expected UMIs.
 
     Example:
-        >>> adata.obs["PIGR"] = cell_rates(adata, "PIGR")  # doctest: +SKIP
+        >>> adata.obs["PIGR rate"] = cell_rates(adata, "PIGR")  # doctest: +SKIP
     """
     found = np.flatnonzero((adata.var_names == gene) | (adata.var["gene_id"] == gene))
     if len(found) != 1:
