@@ -51,9 +51,13 @@ def measure(folder: Path, seed: int) -> dict[str, Any]:
     }
     truth = true_rate(slides / PATIENT / "truth.h5", panel.ids, *corner, rows, cols)
     weight = mask.astype(np.float32)
+    lines = [field.provenance["exposure"][name]["efficiency"] for name in ("rows", "cols")]
+    exposure = np.outer(
+        *(np.ones(n) if x is None else x[:n] for x, n in zip(lines, mask.shape, strict=True))
+    )  # the truth holds the stripes, which the field leaves out
     for g, gene in enumerate(panel.ids):
         smooth = [gaussian(counts[g], weight, width / BIN_UM) for width in WIDTHS_UM]
-        denoised = np.nan_to_num(field.gene(gene)[:rows, :cols])
+        denoised = np.nan_to_num(field.gene(gene)[:rows, :cols]) * exposure
         for scale in SCALES_UM:
             r = [pcc(x, truth[g], mask, scale) for x in (counts[g], denoised, *smooth)]
             for way, value in zip(found, (r[0], max(r[2:]), r[1]), strict=True):

@@ -17,6 +17,8 @@ _METHODS = {
     "raw": "raw counts",
     "total": "smoothed total UMIs × gene mean",
     "gaussian": "best Gaussian per gene",
+    "prior": "H&E alone",
+    "counts": "counts alone",
     "denoised": "denoised",
 }
 _SCORES = {"d2_poisson": "D²", "pcc": "PCC", "calibration": "Level: 1 right"}
@@ -36,6 +38,22 @@ _SCORES = {"d2_poisson": "D²", "pcc": "PCC", "calibration": "Level: 1 right"}
     type=click.Path(path_type=Path),
     help="file to write the scores to",
 )
+@click.option(
+    "--run",
+    metavar="RUN",
+    help="run of other patients, whose predictions from H&E are the prior; or hf:ORG/NAME",
+)
+@click.option(
+    "--failed",
+    type=click.Path(path_type=Path),
+    help="image with a pixel per 2 µm bin of the array; bins that are not 0 in it failed and are "
+    "filled in",
+)
+@click.option(
+    "--h5ad",
+    type=click.Path(path_type=Path),
+    help="file of the denoised 8 µm bins for scanpy, with the counts in a layer",
+)
 @config_options(DenoiseConfig)
 @with_console
 def denoise(
@@ -44,12 +62,16 @@ def denoise(
     out: Path | None,
     score: bool,
     json_file: Path | None,
+    run: str | None,
+    failed: Path | None,
+    h5ad: Path | None,
     **options: Any,
 ) -> int:
     """Estimate the rates of all genes of STORE at 2 µm from its counts, without Poisson noise.
 
-    All genes share a few factors, so that weak genes borrow from strong ones. The image is not
-    used. The output is a rate field; docs/denoise.md says what to do with it and what not.
+    All genes share a few factors, so that weak genes borrow from strong ones. With --run, the H&E
+    image helps where counts are few. The output is a rate field with 90 % intervals;
+    docs/denoise.md says what to do with it and what not.
     """
     if json_file is not None and not score:
         raise ConfigError("--json: expected --score, whose result it writes; give both")
@@ -61,7 +83,7 @@ def denoise(
     from virchow_st.runtime.lock import locked
 
     try:
-        done = denoise_store(store, out, config, score, console)
+        done = denoise_store(store, out, config, score, console, run=run, failed=failed, h5ad=h5ad)
     except KeyboardInterrupt as e:
         console.error("stopped; nothing was kept, the same command starts again")
         return exit_code(e)
@@ -70,6 +92,8 @@ def denoise(
         if json_file is not None:
             with locked(json_file):
                 write_json(json_file, done.scores)
+    if h5ad is not None:
+        console.result(f"{h5ad}: denoised 8 µm bins, {done.n_genes} genes")
     if done.path is not None:
         console.result(
             f"{done.path}: {done.n_genes} genes, {done.n_factors} factors; next: vst inspect "
@@ -80,11 +104,12 @@ def denoise(
 
 def _print_scores(console: Console, store: Path, scores: dict[str, Any]) -> None:
     scales = list(scores["scales"])
+    methods = {m: name for m, name in _METHODS.items() if m in scores["scales"][scales[0]]}
     rows, rules, styles = [], [], {}
     for score, title in _SCORES.items():
         rows.append([title, *[""] * len(scales)])
         styles[len(rows) - 1] = "bold"
-        for method, name in _METHODS.items():
+        for method, name in methods.items():
             found = [scores["scales"][scale][method][score] for scale in scales]
             rows.append([f"  {name}", *map(_text, found)])
             styles[len(rows) - 1] = "cyan" if method == "denoised" else ""
@@ -102,12 +127,12 @@ def _print_scores(console: Console, store: Path, scores: dict[str, Any]) -> None
         deciles = scores["by_abundance"][scale]
         console.table(
             f"D² at {scale} µm by abundance, tenths of the genes",
-            ["UMIs per 2 µm bin", "genes", *_METHODS.values()],
+            ["UMIs per 2 µm bin", "genes", *methods.values()],
             [
                 [
                     _small(d["umis_per_bin"]),
                     str(d["n_genes"]),
-                    *(_text(d[method]["d2_poisson"]) for method in _METHODS),
+                    *(_text(d[method]["d2_poisson"]) for method in methods),
                 ]
                 for d in deciles
             ],

@@ -36,7 +36,8 @@ ROOMS: dict[str, set[str]] = {
                 "output"},
     "extract": {"runtime", "kernels", "cohort", "slide", "store", "models", "output"},
     # Its factorisation is that of training: a slide is described by factors as a cohort is.
-    "denoise": {"runtime", "kernels", "store", "metrics", "run", "field", "training", "output"},
+    "denoise": {"runtime", "kernels", "store", "metrics", "run", "field", "training", "output",
+                "predict"},
     "plot": {"kernels", "store", "field", "output", "predict"},
     "evaluation": {"runtime", "kernels", "slide", "store", "models", "metrics", "simulate", "run",
                    "field", "training", "predict"},
@@ -64,8 +65,10 @@ NARROW = {
         "virchow_st.training.factorise",
         "virchow_st.training.rows",
     },
-    # Where the bins of a store lie on its image, and its H&E picture.
-    ("denoise", "output"): {"virchow_st.output.export.sources"},
+    # Where the bins of a store lie on its image, and its H&E picture; tables of 8 µm bins.
+    ("denoise", "output"): {"virchow_st.output.export.sources", "virchow_st.output.export.tables"},
+    # A run of other patients, as the prior.
+    ("denoise", "predict"): {"virchow_st.predict.load"},
     # How token channels turn with the patch; a stain baseline.
     ("training", "models.encoders"): {"virchow_st.models.encoders.base"},
     ("models.losses", "models.decoders"): set(),

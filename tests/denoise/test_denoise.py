@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from cli_place import Answer
+from denoised import exposure_of
 from tiny_store import make_records, write_records, write_store
 
 import virchow_st
@@ -61,7 +62,8 @@ def test_field_is_closer_to_the_truth_than_any_gaussian(
         truth = true_rate(simulated / "P5" / "truth.h5", [gene], *window)[0]
         truth = truth.ravel()[slide.place]
         counts = counts_of(store, gene, field).ravel()[slide.place]
-        ours.append(np.corrcoef(field.gene(gene).ravel()[slide.place], truth)[0, 1])
+        rate = field.gene(gene) * exposure_of(field)  # as the truth of the simulator is
+        ours.append(np.corrcoef(rate.ravel()[slide.place], truth)[0, 1])
         gaussian.append(max(
             np.corrcoef(smoother.smoothed(counts, width), truth)[0, 1]
             for width in (2.0, 4.0, 8.0, 16.0, 32.0)
@@ -76,7 +78,8 @@ def test_field_has_the_counts_mass_and_nothing_outside_tissue(
     slide = read_slide(store)
     rates = np.stack([field.gene(gene) for gene in slide.panel.ids])
     np.testing.assert_array_equal(field.tissue_mask, slide.tissue)
-    assert rates.sum() == pytest.approx(slide.rows.count.sum(), rel=5e-3)
+    expected = np.nansum(rates * exposure_of(field))
+    assert expected == pytest.approx(slide.rows.count.sum(), rel=5e-3)
     assert not rates[:, field.covered & ~slide.tissue].any()
     assert np.isnan(rates[:, ~field.covered]).all()
     about = field.provenance
@@ -209,6 +212,6 @@ def test_estimate_of_a_part_keeps_the_level(stores: dict[str, Path]) -> None:
     slide = read_slide(open_store(stores["P1"]))
     half, _ = slide.rows.thinned(0.5, np.random.default_rng(0))
     found = estimate(slide.with_rows(half), 8, 0)
-    total = (found.factors.sum(0) @ found.loadings.sum(0)) * 0.5
+    total = half.exposure @ (found.rates.factors @ found.rates.loadings.sum(0))
     # Genes with a map of their own leave the factors' sum, and bring that of their counts.
     assert total == pytest.approx(half.count.sum(), rel=5e-3)

@@ -27,6 +27,8 @@ WIDTHS_UM = (16.0, 11.3, 8.0, 5.7, 4.8, 4.0, 3.4, 2.8, 2.4, 2.0, 1.4)
 """Standard deviations of the Gaussian, µm, one after another; the last used is chosen by counts."""
 STEPS_PER_WIDTH = 3
 """Steps of EM at each width."""
+Guide = Callable[[int], Float32Array]
+"""From the index of a factor to its map (n,) > 0."""
 _FLOOR = np.float32(1e-10)  # a factor of 0 would stay 0
 _CHUNK = 1 << 16  # bins whose factors a thread computes at once
 
@@ -38,6 +40,7 @@ def fit_factors(
     widths_um: Sequence[float],
     on_width: Callable[[float, Float32Array], None] | None = None,
     n_steps: int = STEPS_PER_WIDTH,
+    guide: Guide | None = None,
 ) -> Float32Array:
     """Fit the factors of every tissue bin with the loadings fixed.
 
@@ -45,12 +48,15 @@ def fit_factors(
     only large array, 4·n·K bytes: 1.4 GB for 11 million bins and 32 factors.
 
     Args:
-        counts: Counts of the n tissue bins.
+        counts: Counts of the n tissue bins; their exposure is that of the smoother, times the
+            share of the UMIs that these counts are.
         loadings: (G, K) > 0, each column sums to 1.
         smoother: Of the same n bins.
         widths_um: Standard deviation of the Gaussian at each stage, µm, falling.
         on_width: Called after each stage with its width and the factors so far.
         n_steps: Steps of EM at each width.
+        guide: Map of each factor whose structure it has within the Gaussian, see
+            `virchow_st.denoise.prior`; None for none.
 
     Returns:
         (n, K) float32 > 0, UMIs per 2 µm bin of exposure 1. The sum of exposure times factors
@@ -60,22 +66,24 @@ def fit_factors(
     with ThreadPoolExecutor(core_count()) as pool:
         start = smoother.smoothed(counts.totals.astype(np.float32), widths_um[0])
         factors = np.repeat(start[:, None] / np.float32(K), K, axis=1)
-        _scale(factors, counts.exposure)
+        share = np.float32(counts.exposure.sum() / smoother.exposure.sum(dtype=np.float64))
+        _scale(factors, share)
         for width_um in widths_um:
             for _ in range(n_steps):
-                _expect(counts, factors, loadings, pool)
+                expect(counts, factors, loadings, pool)
 
                 def smooth(k: int, width_um: float = width_um) -> None:
-                    factors[:, k] = smoother.smoothed(factors[:, k], width_um)
+                    of_factor = None if guide is None else guide(k)
+                    factors[:, k] = smoother.smoothed(factors[:, k], width_um, of_factor)
 
                 list(pool.map(smooth, range(K)))
-                _scale(factors, counts.exposure)
+                _scale(factors, share)
             if on_width is not None:
                 on_width(width_um, factors)
     return factors
 
 
-def _expect(
+def expect(
     counts: SparseRows, factors: Float32Array, loadings: Float64Array, pool: ThreadPoolExecutor
 ) -> None:
     """Replace the factors by their expected UMIs, in place: a bin reads its own factors only."""
@@ -91,10 +99,10 @@ def _expect(
     list(pool.map(compute, range(0, len(counts), _CHUNK)))
 
 
-def _scale(umis: Float32Array, exposure: Float64Array) -> None:
-    """From UMIs to rates, in place, not below the floor."""
-    umis /= exposure[:, None].astype(np.float32)
-    np.maximum(umis, _FLOOR, out=umis)
+def _scale(rates: Float32Array, share: np.float32) -> None:
+    """From rates of a share of the UMIs to those of all, in place, not below the floor."""
+    rates /= share
+    np.maximum(rates, _FLOOR, out=rates)
 
 
 def log_likelihood(counts: SparseRows, factors: Float32Array, loadings: Float64Array) -> float:

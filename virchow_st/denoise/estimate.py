@@ -1,79 +1,137 @@
-"""The whole estimate: loadings, the final width by held-out counts, and the factors.
+"""The whole estimate: loadings, the final width and the weight of a prior by held-out counts, and
+the factors.
 
-Letters: n tissue bins, G genes, K factors.
+Letters: n observed tissue bins, m bins that failed, G genes, K factors.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from virchow_st.denoise.ems import WIDTHS_UM, fit_factors, log_likelihood
 from virchow_st.denoise.own import OwnRatio, choose_own, with_own
+from virchow_st.denoise.prior import Guided, Prior, PriorWeights, choose_weights, guide_of
 from virchow_st.denoise.slide import SlideCounts
 from virchow_st.denoise.smooth import Smoother
 from virchow_st.errors import ConfigError
 from virchow_st.runtime.progress import SILENT, Progress
 from virchow_st.training.choose_factors import choose_n_factors
 from virchow_st.training.factorise import factorise
+from virchow_st.training.rows import SparseRows
 from virchow_st.types import Float32Array, Float64Array
 
 N_FACTORS = (8, 16, 32, 64)
 """Numbers of factors to choose from."""
-_FITTED_SHARE = 0.8
+FITTED_SHARE = 0.8
+"""Share of the UMIs to which candidates are fitted; the others are predicted."""
 
 
 @dataclass(frozen=True, eq=False)
-class Estimate:
+class Rates:
     """Rates of all genes in all bins: the rate of gene g in bin i is ``Σ_k h_ik · W_gk``.
 
     Attributes:
         loadings: (G, K + J) float64 ≥ 0, of the shared factors and of the J genes' own maps.
         factors: (n, K + J) float32 ≥ 0, UMIs per 2 µm bin of exposure 1.
-        n_factors: Number of shared factors K.
-        width_um: Final standard deviation of the Gaussian, µm.
-        held_out: Width in µm → log-likelihood of the held-out counts above that of the first
-            width, per held-out UMI; the width is the one where this is largest.
-        own: The J genes that have a map of their own.
+        filled: (m, K + J) float32, the same of the bins that failed.
     """
 
     loadings: Float64Array
     factors: Float32Array
+    filled: Float32Array
+
+
+@dataclass(frozen=True, eq=False)
+class Recipe:
+    """What was chosen by held-out counts.
+
+    Attributes:
+        n_factors: Number of shared factors K.
+        width_um: Final standard deviation of the Gaussian, µm.
+        held_out: Width in µm → log-likelihood of the held-out counts above that of the first
+            width, per held-out UMI, without prior.
+        own: The J genes that have a map of their own.
+        weights: Of the prior; None without one, or where it predicts nothing better.
+        prior_gain: Log-likelihood of the held-out counts above that without prior, per UMI.
+        seed: Of the factorisation.
+    """
+
     n_factors: int
     width_um: float
     held_out: dict[float, float]
     own: tuple[OwnRatio, ...]
+    weights: PriorWeights | None
+    prior_gain: float
+    seed: int
+
+
+@dataclass(frozen=True, eq=False)
+class Trial:
+    """The fit by which the recipe was chosen.
+
+    Attributes:
+        rates: By the recipe, of the fitted counts.
+        fitted: Counts that they were fitted to.
+        held_out: The other counts of the same bins.
+    """
+
+    rates: Rates = field(repr=False)
+    fitted: SparseRows = field(repr=False)
+    held_out: SparseRows = field(repr=False)
+
+
+@dataclass(frozen=True, eq=False)
+class Estimate:
+    """The rates of a slide, how they were found, and the fit by which that was chosen."""
+
+    rates: Rates
+    recipe: Recipe
+    trial: Trial
 
 
 def estimate(
-    slide: SlideCounts, n_factors: int, seed: int, progress: Progress = SILENT
+    slide: SlideCounts,
+    n_factors: int,
+    seed: int,
+    progress: Progress = SILENT,
+    prior: Prior | None = None,
 ) -> Estimate:
     """Estimate the rates of a slide from its counts.
 
-    The number of factors and the final width of the Gaussian are those that predict counts best
-    that were held out: a fifth of the UMIs, drawn at random (binomial thinning). The loadings and
-    factors that are compared are fitted to the other four fifths alone. Then all are fitted to
-    all UMIs with what was chosen.
+    The number of factors, the final width of the Gaussian and the weights of the prior are those
+    that predict counts best that were held out: a fifth of the UMIs, drawn at random (binomial
+    thinning). The loadings and factors that are compared are fitted to the other four fifths
+    alone. Then all are fitted to all UMIs with what was chosen.
 
     Args:
         slide: The counts, or the part that is to be used.
         n_factors: Number of factors K; 0 to choose it by held-out counts.
         seed: Seed of the split, of the starts and of the 16 µm bins that are drawn.
         progress: Receives notes and step counts.
+        prior: Maps of a run of other patients; None for the counts alone.
 
     Raises:
         ConfigError: Too few counts, or no 16 µm bin that is half tissue.
     """
-    smoother = Smoother(slide.place, slide.tissue.shape)
-    choice = _choose(slide, smoother, n_factors, seed, progress)
-    n_factors, width_um = choice.n_factors, choice.width_um
+    recipe, trial = _choose(slide, n_factors, seed, progress, prior)
     progress.note(
-        f"chosen by held-out counts: {n_factors} factors, a Gaussian of {width_um:g} µm at the "
-        f"end, {len(choice.own)} genes with maps of their own"
+        f"chosen by held-out counts: {recipe.n_factors} factors, a Gaussian of "
+        f"{recipe.width_um:g} µm at the end, {len(recipe.own)} genes with maps of their own"
     )
-    loadings = factorise(slide.at_16um(seed), n_factors, seed).loadings
-    widths = WIDTHS_UM[: WIDTHS_UM.index(width_um) + 1]
+    if prior is not None:
+        progress.note(_told(recipe))
+    return Estimate(fit_rates(slide, recipe, prior, progress), recipe, trial)
+
+
+def fit_rates(
+    slide: SlideCounts, recipe: Recipe, prior: Prior | None, progress: Progress = SILENT
+) -> Rates:
+    """Fit loadings and factors to the counts of a slide by what was chosen."""
+    loadings = factorise(slide.at_16um(recipe.seed), recipe.n_factors, recipe.seed).loadings
+    smoother = smoother_of(slide)
+    widths = WIDTHS_UM[: WIDTHS_UM.index(recipe.width_um) + 1]
     done: list[float] = []
 
     def report(width_um: float, _: Float32Array) -> None:
@@ -81,25 +139,65 @@ def estimate(
         progress.step(len(done), len(widths), "widths fitted", f"{width_um:g} µm")
 
     factors = fit_factors(slide.rows, loadings, smoother, widths, report)
-    factors, loadings = with_own(slide.rows, factors, loadings, smoother, choice.own)
-    return Estimate(loadings, factors, n_factors, width_um, choice.held_out, tuple(choice.own))
+    if prior is None or recipe.weights is None:
+        return finished(slide, smoother, factors, loadings, recipe)
+    done.clear()
+    coefficients = prior.combined(factors, recipe.seed)
+    beta = recipe.weights.of(loadings)
+    guide = guide_of(prior.maps, coefficients, beta)
+    factors = fit_factors(slide.rows, loadings, smoother, widths, report, guide=guide)
+    guides = _Guides(prior, coefficients, beta)
+    return finished(slide, smoother, factors, loadings, recipe, guides)
 
 
-@dataclass(frozen=True)
-class _Choice:
-    """What was chosen by held-out counts, and the gain of each width."""
+@dataclass(frozen=True, eq=False)
+class _Guides:
+    """The guides of the observed and of the other bins."""
 
-    n_factors: int
-    width_um: float
-    held_out: dict[float, float]
-    own: list[OwnRatio]
+    prior: Prior
+    coefficients: Float64Array
+    beta: Float64Array
+
+    def __call__(self, k: int) -> tuple[Float32Array, Float32Array] | None:
+        if k >= len(self.beta):
+            return None
+        seen, missing = (
+            guide_of(maps, self.coefficients, self.beta)(k)
+            for maps in (self.prior.maps, self.prior.missing)
+        )
+        return seen, missing
+
+
+def finished(
+    slide: SlideCounts,
+    smoother: Smoother,
+    factors: Float32Array,
+    loadings: Float64Array,
+    recipe: Recipe,
+    guides: _Guides | None = None,
+) -> Rates:
+    """The genes' own maps besides, and the bins that failed filled."""
+    factors, loadings = with_own(slide.rows, factors, loadings, smoother, list(recipe.own))
+    filled = np.zeros((len(slide.unseen), factors.shape[1]), np.float32)
+    if len(slide.unseen):
+        for k in range(factors.shape[1]):
+            guide = None if guides is None else guides(k)
+            filled[:, k] = smoother.filled(factors[:, k], recipe.width_um, slide.unseen, guide)
+    return Rates(loadings, factors, filled)
+
+
+def smoother_of(slide: SlideCounts) -> Smoother:
+    """A smoother over the observed bins, with their exposure relative to each other."""
+    exposure = slide.rows.exposure
+    return Smoother(slide.place, slide.tissue.shape, exposure / exposure.mean())
 
 
 def _choose(
-    slide: SlideCounts, smoother: Smoother, n_factors: int, seed: int, progress: Progress
-) -> _Choice:
-    """Choose the number of factors, unless it is given, and the final width."""
-    fitted, held_out = slide.rows.thinned(_FITTED_SHARE, np.random.default_rng(seed))
+    slide: SlideCounts, n_factors: int, seed: int, progress: Progress, prior: Prior | None
+) -> tuple[Recipe, Trial]:
+    """Choose the number of factors, unless it is given, the final width and the weights."""
+    smoother = smoother_of(slide)
+    fitted, held_out = slide.rows.thinned(FITTED_SHARE, np.random.default_rng(seed))
     n_umis = float(held_out.count.sum(dtype=np.float64))
     if not (n_umis and fitted.count.sum(dtype=np.float64)):
         raise ConfigError("counts: expected enough UMIs to hold out a fifth; got too few")
@@ -121,5 +219,27 @@ def _choose(
     fit_factors(fitted, loadings, smoother, WIDTHS_UM, score)
     first = scores[WIDTHS_UM[0]]
     gains = {width: (value - first) / n_umis for width, value in scores.items()}
-    own = choose_own(fitted, held_out, best, loadings, smoother)
-    return _Choice(n_factors, max(gains, key=lambda width: gains[width]), gains, own)
+    width_um = max(gains, key=lambda width: gains[width])
+    chosen = Guided(np.zeros(n_factors), width_um, best, 0.0)
+    if prior is not None:
+        progress.note("weighing the prior by held-out counts")
+        chosen = choose_weights(fitted, held_out, loadings, smoother, prior, chosen, seed)
+    own = choose_own(fitted, held_out, chosen.factors, loadings, smoother)
+    weights = PriorWeights(loadings, chosen.beta) if chosen.beta.any() else None
+    recipe = Recipe(
+        n_factors, chosen.width_um, gains, tuple(own), weights, chosen.gain / n_umis, seed
+    )
+    # The bins that failed play no part in what is chosen.
+    observed = replace(slide, rows=fitted, unseen=slide.unseen[:0])
+    rates = finished(observed, smoother, chosen.factors, loadings, recipe)
+    return recipe, Trial(rates, fitted, held_out)
+
+
+def _told(recipe: Recipe) -> str:
+    if recipe.weights is None:
+        return "the prior predicts held-out counts no better, and has no weight"
+    beta = recipe.weights.beta
+    return (
+        f"weight of the prior in the factors: {beta.mean():.2f} on average, {beta.min():g} to "
+        f"{beta.max():g}; gain {recipe.prior_gain:.4f} per held-out UMI"
+    )

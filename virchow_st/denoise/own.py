@@ -64,7 +64,7 @@ def choose_own(
     """Find genes whose held-out counts a ratio of their own predicts better.
 
     Args:
-        fitted: Counts that the factors were fitted to; exposure is the same in all bins.
+        fitted: Counts that the factors were fitted to.
         held_out: The other counts of the same bins.
         factors: (n, K).
         loadings: (G, K).
@@ -77,7 +77,7 @@ def choose_own(
     genes = np.sort(np.argsort(-totals, kind="stable")[:N_CANDIDATES])
     genes = genes[totals[genes] > 0]
     x, y = gene_columns(fitted, genes), gene_columns(held_out, genes)
-    share, rest = fitted.exposure[0], held_out.exposure[0]
+    share, rest = fitted.exposure.astype(np.float32), held_out.exposure
 
     def best(i: int) -> OwnRatio:
         rate = factors @ loadings[genes[i]].astype(np.float32)
@@ -86,10 +86,10 @@ def choose_own(
         found = OwnRatio(int(genes[i]), 0.0, 0.0, 0.0)
         for width_um in _WIDTHS_UM:
             seen = smoother.smoothed(counts, width_um)
-            expected = smoother.smoothed(rate * np.float32(share), width_um)
+            expected = smoother.smoothed(rate * share, width_um)
             for a in _PRIOR_UMIS:
                 ratio = _ratio(seen, expected, width_um, a)
-                more = rest * (rate * (ratio - 1)).sum(dtype=np.float64)
+                more = float(rest @ (rate * (ratio - 1)))
                 gain = float(left[there] @ np.log(ratio[there]) - more)
                 if gain > found.gain:
                     found = OwnRatio(found.gene, width_um, a, gain)
@@ -118,7 +118,7 @@ def with_own(
     if not own:
         return factors, loadings
     genes = np.array([ratio.gene for ratio in own], np.int64)
-    x, share = gene_columns(counts, genes), np.float32(counts.exposure[0])
+    x, exposure = gene_columns(counts, genes), counts.exposure.astype(np.float32)
     more = np.zeros((len(loadings), len(own)))
     more[genes, np.arange(len(own))] = 1
     shared = loadings.copy()
@@ -128,10 +128,10 @@ def with_own(
     def fill(i: int) -> None:
         rate = factors @ loadings[genes[i]].astype(np.float32)
         seen = smoother.smoothed(column(x, i), own[i].width_um)
-        expected = smoother.smoothed(rate * share, own[i].width_um)
+        expected = smoother.smoothed(rate * exposure, own[i].width_um)
         rate *= _ratio(seen, expected, own[i].width_um, own[i].prior_umis)
-        total = float(column(x, i).sum(dtype=np.float64)) / float(share)
-        maps[:, i] = rate * np.float32(total / max(rate.sum(dtype=np.float64), 1e-30))
+        total = float(column(x, i).sum(dtype=np.float64))
+        maps[:, i] = rate * np.float32(total / max(float(counts.exposure @ rate), 1e-30))
 
     with ThreadPoolExecutor(core_count()) as pool:
         list(pool.map(fill, range(len(own))))

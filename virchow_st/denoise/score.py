@@ -1,6 +1,6 @@
 """Scores of a denoised slide on UMIs that were held out, beside simpler ways.
 
-Letters: n tissue bins, G genes, (R, C) bins of the lattice.
+Letters: n observed tissue bins, G genes, (R, C) bins of the lattice.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from virchow_st.denoise.estimate import estimate
+from virchow_st.denoise.estimate import estimate, smoother_of
 from virchow_st.denoise.own import column, gene_columns
+from virchow_st.denoise.prior import Prior
 from virchow_st.denoise.slide import SlideCounts
-from virchow_st.denoise.smooth import Smoother
 from virchow_st.kernels.pooling import pool_mask, sum_pool
 from virchow_st.metrics.correlation import moments, pearson_from_moments
 from virchow_st.metrics.deviance import (
@@ -36,7 +36,7 @@ from virchow_st.types import (
 )
 
 RAW, TOTAL, GAUSSIAN, DENOISED = "raw", "total", "gaussian", "denoised"
-METHODS = RAW, TOTAL, GAUSSIAN, DENOISED
+PRIOR, COUNTS = "prior", "counts"
 SCORES = "d2_poisson", "pcc", "calibration"
 N_PANEL = 50
 """The most variable genes, over which scores are averaged."""
@@ -49,7 +49,11 @@ _FLOOR = 1e-9  # UMIs per bin, so that a Gaussian that missed a count can be com
 
 
 def score_slide(
-    slide: SlideCounts, n_factors: int, seed: int, progress: Progress = SILENT
+    slide: SlideCounts,
+    n_factors: int,
+    seed: int,
+    progress: Progress = SILENT,
+    prior: Prior | None = None,
 ) -> dict[str, Any]:
     """Denoise one half of the UMIs and score the rates on the other half.
 
@@ -61,12 +65,14 @@ def score_slide(
         n_factors: Number of factors; 0 to choose it.
         seed: Seed of the halves and of the estimate.
         progress: Receives notes and step counts.
+        prior: Maps of a run; scored alone and left out as well.
 
     Returns:
         What ``--json`` writes, see docs/denoise.md.
     """
     kept, held_out = slide.rows.thinned(0.5, np.random.default_rng([seed, 1]))
-    found = estimate(slide.with_rows(kept), n_factors, seed, progress)
+    part = slide.with_rows(kept)
+    found = estimate(part, n_factors, seed, progress, prior)
     abundance = kept.gene_totals / len(kept)
     panel = _most_variable(kept)
     sample = _by_abundance(abundance)
@@ -76,24 +82,29 @@ def score_slide(
         RAW: half.raw,
         TOTAL: half.total,
         GAUSSIAN: half.gaussian,
-        DENOISED: lambda i: (
-            found.factors @ (found.loadings[genes[i]] * kept.exposure[0]).astype(np.float32)
-        ),
     }
-    shape = len(METHODS), len(SCORES), len(SCALES_UM), len(genes)
+    if prior is not None:
+        given = prior
+        progress.note("the same from the counts alone, to compare")
+        alone = estimate(part, found.recipe.n_factors, seed, progress).rates
+        rate_of[PRIOR] = lambda i: half.of(given.maps, given.loadings[genes[i]])
+        rate_of[COUNTS] = lambda i: half.of(alone.factors, alone.loadings[genes[i]])
+    rate_of[DENOISED] = lambda i: half.of(found.rates.factors, found.rates.loadings[genes[i]])
+    methods = tuple(rate_of)
+    shape = len(methods), len(SCORES), len(SCALES_UM), len(genes)
     values = np.full(shape, np.nan)
     for i in range(len(genes)):
         observed = half.held_out_maps(i)
-        for m, method in enumerate(METHODS):
+        for m, method in enumerate(methods):
             values[m, :, :, i] = half.scored(rate_of[method](i), observed, i)
         progress.step(i + 1, len(genes), "genes scored")
     in_panel, in_sample = np.isin(genes, panel), np.isin(genes, sample)
     return {
         "held_out_share": 0.5,
         "seed": seed,
-        "n_factors": found.n_factors,
-        "n_own": len(found.own),
-        "width_um": found.width_um,
+        "n_factors": found.recipe.n_factors,
+        "n_own": len(found.recipe.own),
+        "width_um": found.recipe.width_um,
         "panel": [slide.panel.symbols[g] or slide.panel.ids[g] for g in panel],
         "gaussian_um": {
             "panel_median": float(
@@ -103,12 +114,14 @@ def score_slide(
         "scales": {
             str(scale): {
                 method: {score: _mean(values[m, s, j, in_panel]) for s, score in enumerate(SCORES)}
-                for m, method in enumerate(METHODS)
+                for m, method in enumerate(methods)
             }
             for j, scale in enumerate(SCALES_UM)
         },
         "by_abundance": {
-            str(scale): _deciles(values[:, :, j][:, :, in_sample], abundance[genes[in_sample]])
+            str(scale): _deciles(
+                values[:, :, j][:, :, in_sample], abundance[genes[in_sample]], methods
+            )
             for j, scale in enumerate(SCALES_UM)
         },
     }
@@ -125,11 +138,13 @@ class _Half:
     seed: int
 
     def __post_init__(self) -> None:
-        self._smoother = Smoother(self.slide.place, self.slide.tissue.shape)
+        self._smoother = smoother_of(self.slide)
         self._kept, self._held_out = (
             gene_columns(x, self.genes) for x in (self.kept, self.held_out)
         )
-        self._masks = {f: pool_mask(self.slide.tissue, f) for f in _factors()}
+        seen = np.zeros_like(self.slide.tissue)  # bins that failed are not scored
+        seen.ravel()[self.slide.place] = True
+        self._masks = {f: pool_mask(seen, f) for f in _factors()}
         n = len(self.kept)
         self.width_um: dict[int, float] = {}
         self._mean = np.asarray(self._kept.sum(axis=0), np.float64).ravel() / n
@@ -137,19 +152,25 @@ class _Half:
         self._total = self._smoother.smoothed(totals, self._best_width(totals, self.seed))
         self._total /= self._total.mean(dtype=np.float64)
 
+    def of(self, factors: Float32Array, loadings: Float64Array) -> Float32Array:
+        """Expected UMIs of the kept half by factors (n, K) and a gene's loadings (K,)."""
+        rate = factors @ loadings.astype(np.float32)
+        return np.asarray(rate * self.kept.exposure, np.float32)
+
     def raw(self, i: int) -> Float32Array:
         """The counts of the kept half themselves."""
         return column(self._kept, i)
 
     def total(self, i: int) -> Float32Array:
         """Smoothed UMIs of all genes times the gene's mean."""
-        return self._total * np.float32(self._mean[i])
+        return np.asarray(self._total * self._smoother.exposure * np.float32(self._mean[i]))
 
     def gaussian(self, i: int) -> Float32Array:
         """The gene's counts smoothed by the Gaussian that predicts a held-out fifth best."""
         counts = column(self._kept, i)
         self.width_um[i] = self._best_width(counts, self.seed + 1 + int(self.genes[i]))
-        return self._smoother.smoothed(counts, self.width_um[i])
+        rate = self._smoother.smoothed(counts, self.width_um[i])
+        return np.asarray(rate * self._smoother.exposure)
 
     def _best_width(self, counts: Float32Array, seed: int) -> float:
         rng = np.random.default_rng([seed, 2])
@@ -158,7 +179,8 @@ class _Half:
         there = np.flatnonzero(left)
 
         def likelihood(width_um: float) -> float:
-            rate = self._smoother.smoothed(fitted, width_um)[there] * ratio
+            rate = (self._smoother.smoothed(fitted, width_um) * self._smoother.exposure)[there]
+            rate *= ratio
             # The sum of the rates is the same for all widths.
             return float(left[there] @ np.log(np.maximum(rate, _FLOOR)))
 
@@ -176,8 +198,8 @@ class _Half:
         for j, f in enumerate(_factors()):
             rates, counts, mask = sum_pool(grid, f), observed[f], self._masks[f]
             n, total = np.count_nonzero(mask), counts[:, mask].sum(axis=1)
-            if not total[0]:
-                continue  # nothing was held out: no score
+            if not total[0] or np.isnan(rates).any():
+                continue  # nothing was held out, or the run does not predict the gene: no score
             sums = poisson_sums(rates, counts, mask)
             null = constant_deviance(
                 sums, total, np.array([float(n)]), self._mean[i : i + 1] * f * f
@@ -208,19 +230,21 @@ def _by_abundance(abundance: Float64Array) -> Int64Array:
     return np.sort(order[np.linspace(0, len(order) - 1, n).round().astype(np.int64)])
 
 
-def _deciles(values: Float64Array, abundance: Float64Array) -> list[dict[str, Any]]:
+def _deciles(
+    values: Float64Array, abundance: Float64Array, methods: tuple[str, ...]
+) -> list[dict[str, Any]]:
     """Mean scores of each method by abundance decile, least abundant first; (M, S, genes)."""
     found: list[dict[str, Any]] = []
     groups = {
         (method, score): by_decile(values[m, s], abundance)
-        for m, method in enumerate(METHODS)
+        for m, method in enumerate(methods)
         for s, score in enumerate(SCORES)
     }
     first = groups[DENOISED, SCORES[0]]
     for d in range(N_GROUPS):
         scores = {
             method: {score: _number(groups[method, score].mean[d]) for score in SCORES}
-            for method in METHODS
+            for method in methods
         }
         abundant = {"umis_per_bin": _number(first.abundance[d]), "n_genes": int(first.n_genes[d])}
         found.append(abundant | scores)

@@ -6,11 +6,14 @@ Letters: n tissue bins, G genes, (R, C) bins of the lattice.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 from scipy.sparse import csr_matrix
 
+from virchow_st.denoise.failed import check_share, dead_lines, read_mask
 from virchow_st.errors import ConfigError
+from virchow_st.metrics.stripes import Stripes, estimate_stripes
 from virchow_st.run.panel import Panel
 from virchow_st.runtime.progress import SILENT, Progress
 from virchow_st.store.reader import Store
@@ -20,32 +23,42 @@ from virchow_st.types import BIN_UM, PATCH_BINS, PATCH_POSITIONS, Array, BoolArr
 LEAST_UMIS = 10
 """Genes with fewer UMIs in the tissue of all patches are left out of the field."""
 _COARSE_BINS = 8  # 2 µm bins along a 16 µm bin
+_LISTED = 8
+_DECIMALS = 4  # in which efficiencies are used and written
 
 
 @dataclass(frozen=True, eq=False)
 class SlideCounts:
-    """The counts of a slide, whose rows are its 2 µm tissue bins, patch by patch.
+    """The counts of a slide, whose rows are its observed 2 µm tissue bins, patch by patch.
 
     Attributes:
         panel: The G genes, those of the store with at least `LEAST_UMIS`.
-        rows: Counts of the n tissue bins; exposure 1 in each, or the share that was kept.
+        rows: Counts of the n observed tissue bins; their exposure is the efficiency of row and
+            column, times the share of the UMIs that was kept.
         place: (n,) int64, ``row * C + col`` of each bin on the lattice.
+        unseen: (m,) int64, the same of the tissue bins whose counts failed.
         tissue: (R, C) bool, True where a patch has tissue; R and C are multiples of 128.
         corner: array_row and array_col of the lattice's first bin.
+        dead: Array rows and columns that were found dead.
+        stripes: Efficiencies of the R rows and of the C columns; exactly 1 where there are no
+            stripes.
     """
 
     panel: Panel
     rows: SparseRows
     place: Int64Array
+    unseen: Int64Array
     tissue: BoolArray
     corner: tuple[int, int]
+    dead: tuple[list[int], list[int]]
+    stripes: tuple[Stripes, Stripes]
 
     def with_rows(self, rows: SparseRows) -> SlideCounts:
         """The same bins and genes with other counts, such as a part of the UMIs."""
         return replace(self, rows=rows)
 
     def at_16um(self, seed: int, most: int = MOST_ROWS) -> SparseRows:
-        """Counts of 16 µm bins of which at least half is tissue.
+        """Counts of 16 µm bins of which at least half is observed tissue.
 
         Args:
             seed: Draws the bins where there are more than ``most``.
@@ -86,18 +99,23 @@ class SlideCounts:
         )
 
 
-def read_slide(store: Store, progress: Progress = SILENT) -> SlideCounts:
+def read_slide(
+    store: Store, progress: Progress = SILENT, failed: Path | None = None
+) -> SlideCounts:
     """Read the counts of all patches of a store.
 
-    Counts outside tissue are left out. Memory grows with the non-zero counts, 8 bytes each, and
-    with the tissue bins, 24 bytes each.
+    Counts outside tissue are left out, and so are those of bins that failed: dead rows and columns
+    (`virchow_st.denoise.failed`), and what a mask marks. Memory grows with the non-zero counts, 8
+    bytes each, and with the tissue bins, 24 bytes each.
 
     Args:
         store: The slide's store.
-        progress: Receives the number of patches read.
+        progress: Receives the number of patches read, and which rows and columns are dead.
+        failed: Image that marks further failed bins, see `virchow_st.denoise.failed.read_mask`.
 
     Raises:
-        ConfigError: The store has no patches, no tissue, or no gene with enough UMIs.
+        ConfigError: The store has no patches, no tissue, or no gene with enough UMIs; the mask
+            cannot be read; or more than half of the tissue failed.
         StoreError: The store is damaged, or its patches do not lie on one lattice.
     """
     infos = store.patch_table
@@ -134,6 +152,24 @@ def read_slide(store: Store, progress: Progress = SILENT) -> SlideCounts:
         exposure=np.ones(len(size)),
         n_genes=len(every),
     )
+    place, corner = np.concatenate(places), (int(first[0]), int(first[1]))
+    umis = np.zeros(tissue.shape)
+    umis.ravel()[place] = rows.totals
+    given = np.zeros_like(tissue) if failed is None else read_mask(failed, corner, tissue.shape)
+    dead_rows, dead_cols = dead_lines(umis, tissue & ~given)
+    bad = given | dead_rows[:, None] | dead_cols
+    check_share(bad, tissue, str(store.path if failed is None else failed))
+    dead = (
+        _lines(dead_rows, corner[0], "rows", progress),
+        _lines(dead_cols, corner[1], "columns", progress),
+    )
+    by_row, by_col = (s.rounded(_DECIMALS) for s in estimate_stripes(umis, tissue & ~bad))
+    exposure = np.outer(by_row.efficiency, by_col.efficiency).ravel()[place]
+    rows = replace(rows, exposure=exposure)
+    is_bad = bad.ravel()[place]
+    unseen = place[is_bad]
+    if len(unseen):
+        rows, place = rows.taken(np.flatnonzero(~is_bad)), place[~is_bad]
     kept = np.flatnonzero(rows.gene_totals >= LEAST_UMIS)
     if not len(kept):
         raise ConfigError(
@@ -142,8 +178,21 @@ def read_slide(store: Store, progress: Progress = SILENT) -> SlideCounts:
         )
     ids, symbols = store.genes.ids, store.genes.symbols
     panel = Panel(tuple(ids[g] for g in kept), tuple(symbols[g] for g in kept))
-    corner = int(first[0]), int(first[1])
-    return SlideCounts(panel, _of_genes(rows, kept), np.concatenate(places), tissue, corner)
+    stripes = by_row, by_col
+    return SlideCounts(panel, _of_genes(rows, kept), place, unseen, tissue, corner, dead, stripes)
+
+
+def _lines(dead: BoolArray, first: int, name: str, progress: Progress) -> list[int]:
+    """Numbers of the dead rows or columns of the array, which are told."""
+    lines: list[int] = (np.flatnonzero(dead) + first).tolist()
+    if lines:
+        progress.note(f"dead {name}, filled from their neighbours: {_listed(lines)}")
+    return lines
+
+
+def _listed(lines: list[int]) -> str:
+    more = f" and {len(lines) - _LISTED} more" if len(lines) > _LISTED else ""
+    return ", ".join(map(str, lines[:_LISTED])) + more
 
 
 def _by_bin(

@@ -1,4 +1,4 @@
-"""Denoises the slide of a store, from its counts alone, and writes its rate field."""
+"""Denoises the slide of a store, from its counts and the H&E of a run, and writes its field."""
 
 from __future__ import annotations
 
@@ -10,13 +10,18 @@ from typing import Any
 import numpy as np
 
 from virchow_st.config import DenoiseConfig
-from virchow_st.denoise.estimate import Estimate, estimate
+from virchow_st.denoise.estimate import Estimate, Rates, estimate
+from virchow_st.denoise.prior import Prior
 from virchow_st.denoise.score import score_slide
 from virchow_st.denoise.slide import LEAST_UMIS, SlideCounts, read_slide
+from virchow_st.denoise.table import write_table
+from virchow_st.denoise.uncertainty import Widening, rate_errors
 from virchow_st.errors import ConfigError
+from virchow_st.field.interval import SHARE
 from virchow_st.field.loadings import Loadings
 from virchow_st.field.write import Block, write_field
 from virchow_st.output.export.sources import PX_PER_BIN, StoreSource, homography
+from virchow_st.output.export.tables import check_format
 from virchow_st.runtime.atomic import check_absent
 from virchow_st.runtime.progress import SILENT, Progress
 from virchow_st.runtime.software import versions
@@ -52,12 +57,18 @@ def denoise_store(
     config: DenoiseConfig | None = None,
     score: bool = False,
     progress: Progress = SILENT,
+    *,
+    run: Path | str | None = None,
+    failed: Path | None = None,
+    h5ad: Path | None = None,
 ) -> Denoised:
     """Estimate the rates of a measured slide at 2 µm from its counts, and write them as a field.
 
     The counts are described by factors, which all genes share: loadings from a Poisson
     factorisation at 16 µm, and the factors of each 2 µm bin by EM with smoothing
-    (`virchow_st.denoise.ems`). The H&E image is not used.
+    (`virchow_st.denoise.ems`). With a run of other patients, what it predicts from the H&E image is
+    a prior of the factors (`virchow_st.denoise.prior`). Rows and columns without counts are found
+    and filled (`virchow_st.denoise.failed`).
 
     Args:
         path: A finished store.
@@ -66,10 +77,15 @@ def denoise_store(
         score: Score the method on this slide: one half of the UMIs is denoised and compared with
             the other half, beside simpler ways.
         progress: Receives notes and step counts.
+        run: Run whose predictions are the prior; trained on other patients, with the encoder of
+            the store. None for the counts alone.
+        failed: Image that marks failed bins, see `virchow_st.denoise.failed.read_mask`.
+        h5ad: AnnData file of denoised 8 µm bins, with the counts in a layer; None for none.
 
     Raises:
-        ConfigError: ``out`` is there already or being written, nothing is asked for, or the store
-            has too few counts.
+        ConfigError: ``out`` is there already or being written, nothing is asked for, the store
+            has too few counts, the run was trained on the store's patient or slide or with another
+            encoder, or the mask does not fit.
         StoreError: The store is missing, unfinished or damaged.
 
     Example:
@@ -78,34 +94,60 @@ def denoise_store(
         (3328, 3328)
     """
     config = config or DenoiseConfig()
-    if out is None and not score:
+    if out is None and h5ad is None and not score:
         raise ConfigError("--out: expected a field to write, or --score; got neither; give one")
-    if out is not None:
-        check_absent(out)
+    for path_out in (out, h5ad):
+        if path_out is not None:
+            check_absent(path_out)
+    if h5ad is not None:
+        check_format("h5ad")
     store = open_store(path)
-    slide = read_slide(store, progress)
+    trained = None
+    if run is not None:
+        # torch is loaded with a run only
+        from virchow_st.denoise.run_prior import load_other, predict_prior
+
+        trained = load_other(run, store)
+    slide = read_slide(store, progress, failed)
     if config.factors > len(slide.panel):
         raise ConfigError(
             f"factors: expected at most {len(slide.panel)}, the genes of {store.path} with "
             f"{LEAST_UMIS} UMIs or more; got {config.factors}"
         )
-    scores = score_slide(slide, config.factors, config.seed, progress) if score else None
-    if out is None:
+    prior = None if trained is None else predict_prior(trained, store, slide, progress)
+    scores = score_slide(slide, config.factors, config.seed, progress, prior) if score else None
+    if out is None and h5ad is None:
         return Denoised(None, len(slide.panel), 0, 0.0, scores)
-    found = estimate(slide, config.factors, config.seed, progress)
+    found = estimate(slide, config.factors, config.seed, progress, prior)
+    recipe = found.recipe
+    if h5ad is not None:
+        about = _provenance(store, slide, found, config, scores)
+        write_table(h5ad, slide, found.rates, store.path.stem, about)
+    if out is None:
+        return Denoised(None, len(slide.panel), recipe.n_factors, recipe.width_um, scores)
+    errors, widening = rate_errors(slide, found, prior, config.seed, progress)
     source = StoreSource(store, "")
     corner_um = float(BIN_UM * slide.corner[1]), float(BIN_UM * slide.corner[0])
     write_field(
         out,
-        _blocks(slide, found, _covered(store, slide)),
-        Loadings(slide.panel, found.loadings.astype(np.float32)),
+        _blocks(slide, found.rates, _covered(store, slide)),
+        Loadings(slide.panel, found.rates.loadings.astype(np.float32)),
         slide.tissue,
-        _provenance(store, slide, found, config, scores),
+        _provenance(store, slide, found, config, scores) | _about(found, prior, widening),
         picture=(_picture(source), BIN_UM / PX_PER_BIN),
         corner_um=corner_um,
         um_to_px=homography(source).um_to_px(*slide.corner, *slide.tissue.shape)[0],
+        failed=_failed(slide) if len(slide.unseen) else None,
+        errors=errors,
     )
-    return Denoised(out, len(slide.panel), found.n_factors, found.width_um, scores)
+    return Denoised(out, len(slide.panel), recipe.n_factors, recipe.width_um, scores)
+
+
+def _failed(slide: SlideCounts) -> BoolArray:
+    """(R, C) bool, the tissue bins that were filled."""
+    failed = np.zeros_like(slide.tissue)
+    failed.ravel()[slide.unseen] = True
+    return failed
 
 
 def _covered(store: Store, slide: SlideCounts) -> BoolArray:
@@ -117,10 +159,12 @@ def _covered(store: Store, slide: SlideCounts) -> BoolArray:
     return covered
 
 
-def _blocks(slide: SlideCounts, found: Estimate, covered: BoolArray) -> Iterator[Block]:
+def _blocks(slide: SlideCounts, found: Rates, covered: BoolArray) -> Iterator[Block]:
     """Factors by block: 0 beside the tissue of a patch, NaN where there is no patch."""
     number = np.full(slide.tissue.shape, -1, np.int64)
-    number.ravel()[slide.place] = np.arange(len(slide.place))
+    n = len(slide.place)
+    number.ravel()[slide.place] = np.arange(n)
+    number.ravel()[slide.unseen] = np.arange(n, n + len(slide.unseen))
     for row in range(0, covered.shape[0], BLOCK_BINS):
         for col in range(0, covered.shape[1], BLOCK_BINS):
             at = slice(row, row + BLOCK_BINS), slice(col, col + BLOCK_BINS)
@@ -128,8 +172,10 @@ def _blocks(slide: SlideCounts, found: Estimate, covered: BoolArray) -> Iterator
                 continue
             maps = np.full((found.factors.shape[1], *covered[at].shape), np.nan, np.float32)
             maps[:, covered[at]] = 0
-            inside = number[at] >= 0
-            maps[:, inside] = found.factors[number[at][inside]].T
+            of = number[at]
+            seen, filled = (of >= 0) & (of < n), of >= n
+            maps[:, seen] = found.factors[of[seen]].T
+            maps[:, filled] = found.filled[of[filled] - n].T
             yield row, col, maps
 
 
@@ -150,7 +196,7 @@ def _provenance(
     config: DenoiseConfig,
     scores: dict[str, Any] | None,
 ) -> dict[str, Any]:
-    manifest = store.manifest
+    manifest, recipe = store.manifest, found.recipe
     return {
         "format": FORMAT,
         "source": "counts",
@@ -160,12 +206,19 @@ def _provenance(
         "records_xxh64": manifest["records_xxh64"],
         "homography": manifest["homography"],
         "n_patches": len(store),
-        "n_tissue_bins": len(slide.place),
+        "n_tissue_bins": len(slide.place) + len(slide.unseen),
+        "n_filled_bins": len(slide.unseen),
+        "dead_rows": slide.dead[0],
+        "dead_cols": slide.dead[1],
+        "exposure": {
+            name: {"sd": lines.sd, "efficiency": lines.efficiency.tolist() if lines.sd else None}
+            for name, lines in zip(("rows", "cols"), slide.stripes, strict=True)
+        },
         "n_umis": int(slide.rows.count.sum(dtype=np.float64)),
         "genes": {"id": list(slide.panel.ids), "symbol": list(slide.panel.symbols)},
         "least_umis": LEAST_UMIS,
-        "n_factors": found.n_factors,
-        "width_um": found.width_um,
+        "n_factors": recipe.n_factors,
+        "width_um": recipe.width_um,
         "own_genes": [
             {
                 "id": slide.panel.ids[ratio.gene],
@@ -173,10 +226,22 @@ def _provenance(
                 "prior_umis": ratio.prior_umis,
                 "gain": ratio.gain,
             }
-            for ratio in found.own
+            for ratio in recipe.own
         ],
-        "held_out_gain": {f"{width:g}": gain for width, gain in found.held_out.items()},
+        "held_out_gain": {f"{width:g}": gain for width, gain in recipe.held_out.items()},
         "scores": scores,
         "options": asdict(config),
         "software": versions(_SOFTWARE),
     }
+
+
+def _about(found: Estimate, prior: Prior | None, widening: Widening) -> dict[str, Any]:
+    """The prior's weight, and what held-out counts added to the intervals."""
+    recipe = found.recipe
+    about: dict[str, Any] = {"interval": asdict(widening) | {"share": SHARE}}
+    if prior is not None:
+        beta = np.zeros(recipe.n_factors) if recipe.weights is None else recipe.weights.beta
+        about["prior"] = {
+            "run": prior.run, "weights": beta.tolist(), "gain": recipe.prior_gain,
+        }  # fmt: skip
+    return about

@@ -14,10 +14,11 @@ import zarr
 
 from virchow_st.errors import ConfigError, FieldError
 from virchow_st.field.bins import LEVELS
+from virchow_st.field.interval import RateErrors, read_errors
 from virchow_st.field.loadings import Loadings
 from virchow_st.field.ngff import FULLRES
 from virchow_st.field.table import NAME, read_loadings
-from virchow_st.field.write import ABOUT, COVERED, FORMAT, MAPS, PROVENANCE, TISSUE
+from virchow_st.field.write import ABOUT, COVERED, FAILED, FORMAT, MAPS, PROVENANCE, TISSUE
 from virchow_st.kernels.pooling import pool_mask
 from virchow_st.schema import MismatchError, check
 from virchow_st.types import BIN_UM, CELL_BINS, SCALES_UM, BoolArray, Float64Array, UInt8Array
@@ -46,6 +47,9 @@ class Layers:
         loadings: of the genes.
         covered: (R, C) integers, not 0 where there are values.
         tissue: (R / 4, C / 4) or (R, C) integers, not 0 in tissue.
+        failed: (R, C) integers, not 0 in tissue bins whose rates were filled in; None if there are
+            none.
+        errors: of the rates, if they were measured.
         picture: levels (3, H, W) uint8, finest first, and the finest one's µm per pixel.
         corner_um: ``(x, y)`` of the top left corner.
         um_to_px: (2, 3) affine from ``(x, y, 1)`` in µm to px of the original image, if it is
@@ -60,6 +64,8 @@ class Layers:
     loadings: Loadings
     covered: zarr.Array
     tissue: zarr.Array
+    failed: zarr.Array | None
+    errors: RateErrors | None
     picture: tuple[list[zarr.Array], float] | None
     corner_um: tuple[float, float]
     um_to_px: Float64Array | None
@@ -131,8 +137,11 @@ def open_layers(path: Path) -> Layers:
     with unpacked(path, "labels"):
         covered = _labels(root, COVERED, ((rows, cols),))
         tissue = _labels(root, TISSUE, ((rows, cols), cells))
+        has_failed = f"labels/{FAILED}" in root
+        failed = _labels(root, FAILED, ((rows, cols),)) if has_failed else None
     with unpacked(path, f"tables/{NAME}"):
         loadings = read_loadings(_group(root, f"tables/{NAME}"), name == MAPS[1])
+        errors = read_errors(_group(root, f"tables/{NAME}"), len(loadings.genes))
         if loadings.n_factors != maps[BIN_UM].shape[0]:
             raise MismatchError(
                 f"expected {maps[BIN_UM].shape[0]} factors, as the maps; got {loadings.n_factors}"
@@ -151,6 +160,8 @@ def open_layers(path: Path) -> Layers:
         loadings=loadings,
         covered=covered,
         tissue=tissue,
+        failed=failed,
+        errors=errors,
         picture=picture,
         corner_um=(float(frames["global"][0, 2]), float(frames["global"][1, 2])),
         um_to_px=um_to_px,

@@ -103,6 +103,13 @@ class Field:
         """(R, C) bool, True where the field has values."""
         return self.layers.read_labels(self.layers.covered)
 
+    @cached_property
+    def failed(self) -> BoolArray:
+        """(R, C) bool, True in tissue bins without counts, whose rates were filled in."""
+        if self.layers.failed is None:
+            return np.zeros(self.shape, bool)
+        return self.layers.read_labels(self.layers.failed)
+
     def __repr__(self) -> str:
         rows, cols = self.shape
         by = "" if self.is_direct else f" by {len(self.factor_names)} factors"
@@ -131,6 +138,54 @@ class Field:
         """
         rows, cols = self.layers.size(scale_um)
         return self.window(0, 0, rows, cols, [name], scale_um)[0]
+
+    def interval(self, name: str, scale_um: int = BIN_UM) -> tuple[Float32Array, Float32Array]:
+        """Bounds between which the true rate of a gene lies in 90 % of the bins.
+
+        Of a field of `vst denoise`; docs/denoise.md says how they are found. The share is over
+        bins and genes of similar abundance, not of every gene by itself.
+
+        Args:
+            name: symbol or id.
+            scale_um: side of the bins returned: 2, 4, 8 or 16 µm.
+
+        Returns:
+            Lower and upper bound, (rows, columns) float32, UMIs per bin; NaN where the field has no
+            values.
+
+        Raises:
+            ConfigError: no such gene or scale, or a field whose errors were not measured.
+            FieldError: the field is damaged.
+
+        Example:
+            >>> low, high = field.interval("PIGR", scale_um=8)  # doctest: +SKIP
+        """
+        rate, low, high, _ = self._errors_of(name, scale_um)
+        return rate * low, rate * high
+
+    def spread(self, name: str, scale_um: int = BIN_UM) -> Float32Array:
+        """Standard deviation of the true rate of a gene around the field's; see `interval`."""
+        rate, _, _, sd = self._errors_of(name, scale_um)
+        return rate * sd
+
+    def _errors_of(
+        self, name: str, scale_um: int
+    ) -> tuple[Float32Array, Float32Array, Float32Array, Float32Array]:
+        errors = self.layers.errors
+        if errors is None:
+            raise ConfigError(
+                f"{self.path}: expected a field with errors of its rates; found none; "
+                "`vst denoise` writes them"
+            )
+        rate = self.gene(name, scale_um)
+        factor = scale_um // BIN_UM
+        filled = self.failed
+        if factor > 1:
+            rows, cols = rate.shape
+            parts = filled.reshape(rows, factor, cols, factor)
+            filled = np.asarray(parts.any(axis=(1, 3)))
+        (place,) = self.index([name])
+        return rate, *errors.ratios(int(place), rate, scale_um, filled)
 
     def window(
         self,

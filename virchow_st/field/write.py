@@ -11,9 +11,10 @@ import numpy as np
 from virchow_st.errors import FieldError
 from virchow_st.field.bins import KEPT_BITS, BinImages
 from virchow_st.field.he_image import add_picture
+from virchow_st.field.interval import RateErrors, write_errors
 from virchow_st.field.loadings import Loadings
 from virchow_st.field.ngff import Folder, remove_chunk
-from virchow_st.field.table import write_loadings
+from virchow_st.field.table import NAME, write_loadings
 from virchow_st.runtime.atomic import check_absent, new_output
 from virchow_st.types import (
     BIN_UM,
@@ -27,6 +28,7 @@ from virchow_st.types import (
 
 FORMAT = "virchow_st.field/1"
 ABOUT, PROVENANCE, COVERED, TISSUE = "virchow_st_field", "virchow_st", "covered", "tissue"
+FAILED = "failed"
 """Names of the folder's attributes and labels."""
 MAPS = "factors", "rates"
 """What the maps are called; ``rates`` where genes are held directly."""
@@ -102,9 +104,11 @@ class FieldMaps:
             if there.size + np.isnan(values).sum() != values.size:
                 raise FieldError(f"{name}: expected NaN in the bins where another map is NaN")
 
-    def finish(self, provenance: dict[str, Any]) -> None:
-        """Write the loadings and the attributes, which make it a field."""
+    def finish(self, provenance: dict[str, Any], errors: RateErrors | None = None) -> None:
+        """Write the loadings, the rates' errors and the attributes, which make it a field."""
         write_loadings(self._folder.root, self._loadings)
+        if errors is not None:
+            write_errors(self._folder.root[f"tables/{NAME}"], errors)
         about = {"format": FORMAT, "maps": self._maps, "bin_um": BIN_UM}
         self._folder.finish(**{PROVENANCE: provenance, ABOUT: about})
 
@@ -119,6 +123,8 @@ def write_field(
     picture: tuple[UInt8Array, float] | None = None,
     corner_um: tuple[float, float] = (0.0, 0.0),
     um_to_px: Float64Array | None = None,
+    failed: BoolArray | None = None,
+    errors: RateErrors | None = None,
 ) -> None:
     """Write a whole field from an iterator of blocks, completely or not at all.
 
@@ -132,6 +138,8 @@ def write_field(
         picture: (H, W, 3) uint8 RGB whose corner is the field's, and its µm/px.
         corner_um: ``(x, y)`` of the field's top left corner.
         um_to_px: (2, 3) affine from ``(x, y, 1)`` in µm to px of the original image.
+        failed: (R, C) bool, True in tissue bins without counts, whose rates were filled in.
+        errors: of the rates, from which `Field.interval` computes.
 
     Raises:
         ConfigError: ``out`` is there already, or is being written.
@@ -146,7 +154,9 @@ def write_field(
             levels.write(0, rgb)
             levels.fill_coarser()
         folder.add_labels(TISSUE, tissue.shape, BIN_UM)[:] = tissue
+        if failed is not None:
+            folder.add_labels(FAILED, failed.shape, BIN_UM)[:] = failed
         maps = FieldMaps(folder, loadings, (tissue.shape[0], tissue.shape[1]))
         for block in blocks:
             maps.write(*block)
-        maps.finish(provenance)
+        maps.finish(provenance, errors)
