@@ -85,3 +85,33 @@ def test_every_test_module_has_a_name_of_its_own() -> None:
     """Two of one name in different folders stop pytest when it collects them together."""
     names = Counter(path.name for path in (ROOT / "tests").rglob("test_*.py"))
     assert [name for name, n in names.items() if n > 1] == []
+
+
+def test_the_checklist_of_the_ecosystem_says_what_is_here() -> None:
+    """docs/ecosystem.md names files that exist, and what it admits to lack is lacking."""
+    text = (ROOT / "docs" / "ecosystem.md").read_text("utf-8")
+    coded = set(re.findall(r"`([^`]+)`", text))
+    paths = {path for path in coded if re.fullmatch(r"[\w./-]*(/[\w.-]+|\.(md|toml|cff))", path)}
+    paths |= coded & {"LICENSE", "tests"}
+    assert len(paths) >= 12, paths
+    assert [path for path in sorted(paths) if not (ROOT / path).exists()] == []
+    project = PROJECT["project"]
+    assert ("| MIT: `LICENSE`" in text) == (project["license"] == "MIT")
+    assert (ROOT / "LICENSE").read_text("utf-8").startswith("MIT License")
+    assert ("No public address is recorded" in text) == ("urls" not in project)
+    assert {"anndata", "spatialdata"} <= names(requirements("spatial"))
+    on = (ROOT / ".github/workflows/tests.yml").read_text("utf-8").split("permissions:")[0]
+    assert "branches: [main]" in on
+    assert "pull_request:" in on
+    assert "pre-releases:" in (ROOT / ".github/workflows/nightly.yml").read_text("utf-8")
+    released = re.findall(r"^## \[?\d", (ROOT / "CHANGELOG.md").read_text("utf-8"), re.MULTILINE)
+    assert ("publishes a release (`.github/workflows/release.yml`); none" in text) == (not released)
+
+
+def test_every_item_of_the_checklist_has_its_line() -> None:
+    text = (ROOT / "docs" / "ecosystem.md").read_text("utf-8")
+    rows = re.findall(r"^\| ([^|]+) \| (yes|in part|\*\*no\*\*) \| ([^|]+) \|$", text, re.MULTILINE)
+    assert len(rows) == 10  # eight mandatory, two recommended
+    for word in ("licence", "versioned", "registry", "tests", "API", "support", "structures",
+                 "maintainer", "tutorials", "cookiecutter"):  # fmt: skip
+        assert sum(word in asked for asked, _, _ in rows) == 1, word

@@ -14,6 +14,7 @@ from tiny_training import paths, two_patients
 
 from virchow_st.errors import ConfigError
 from virchow_st.models.decoders import build_decoder, plugins
+from virchow_st.models.decoders.plugins import check_installed
 from virchow_st.predict.load import load_run
 from virchow_st.run.state import read_state
 
@@ -59,8 +60,15 @@ def test_it_is_trained_and_evaluated_and_a_run_says_what_it_needs(vst, installed
         message = f"{folder}: its decoder neighbours is of the package neighbour-decoder 1.0, which"
         answer = vst("evaluate", folder, *cpu)
         assert answer.code == 2
-        assert answer.err.splitlines()[-1].startswith(f"error: {message}"), answer.err
+        last = answer.err.splitlines()[-1]
+        assert last.startswith(f"error: {message}"), answer.err
+        assert last.endswith("if you trust it, pip install neighbour-decoder==1.0"), answer.err
     assert vst("report", run).code == 0  # reads results alone
+
+
+def test_a_package_that_a_run_names_cannot_make_a_shell_run_more(tmp_path) -> None:
+    with pytest.raises(ConfigError, match=r"if you trust it, pip install 'a;reboot==1\.0'$"):
+        check_installed("own", "a;reboot 1.0", tmp_path)
 
 
 def test_an_unknown_name_is_refused_before_anything_is_read(vst, tmp_path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING
 
 from virchow_st.errors import ConfigError
@@ -55,9 +56,10 @@ def check_installed(name: str, package: str, run: Path) -> None:
         run: The run.
     """
     if package and find_plugin(name) is None:
+        wanted = quote(package.replace(" ", "=="))
         raise ConfigError(
             f"{run}: its decoder {name} is of the package {package}, which is not installed here; "
-            f"install it (pip install {package.replace(' ', '==')})"
+            f"whoever made the run chose that package: if you trust it, pip install {wanted}"
         )
 
 
