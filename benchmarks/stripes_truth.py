@@ -1,6 +1,6 @@
 """How well stripes are estimated on simulated slides, and a picture of one.
 
-    python benchmarks/bench_stripes.py [--bins 640] [--seeds 201,202,203] [--picture stripes.png]
+    python benchmarks/stripes_truth.py [--bins 640] [--seeds 201,202,203] [--picture stripes.png]
 
 The tissue of each slide is that of `vst simulate`, with its glands, cells and drift; stripes are
 drawn anew with each standard deviation and counts are drawn once more, so that a slide can be had
