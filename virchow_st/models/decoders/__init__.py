@@ -60,7 +60,7 @@ def decoder_class(name: str) -> type[Decoder]:
     if (entry := find_plugin(name)) is not None:
         return load_class(entry)
     raise ConfigError(
-        f"decoder: expected one of {', '.join(DECODERS)}, or one that an installed package adds; "
+        f"--decoder: expected one of {', '.join(DECODERS)}, or one that an installed package adds; "
         f"got {name!r}"
     )
 
