@@ -8,9 +8,12 @@ import pytest
 from tiny_training import few_steps, tiny_config, two_patients
 
 from virchow_st.errors import ConfigError
+from virchow_st.evaluation.all_genes import _q_value
 from virchow_st.evaluation.evaluate import evaluate_run
 from virchow_st.metrics.accumulate import ScaleAccumulator
+from virchow_st.metrics.factor_scores import AllGeneScores
 from virchow_st.predict.load import load_run
+from virchow_st.run.all_genes import read_all_genes
 from virchow_st.run.gene_sets import GENE_SETS, read_gmt
 from virchow_st.run.results import read_metrics
 from virchow_st.runtime.progress import Recording
@@ -80,6 +83,10 @@ def test_a_set_is_scored_as_the_sum_of_its_genes(run, tmp_path):
     q = [float(row["q_value"]) for row in rows[2::4]]
     assert found["n_predicted"]["8"] == sum(value <= found["fdr"] for value in q)
     assert not any(map(math.isnan, q))
+    # One set is tested as the gene that it consists of: both stand in one list of correlations.
+    of_gene = [r for r in read_all_genes(run) if r.gene.id == genes.ids[1] and r.scale_um == 8]
+    assert float(rows[6]["pcc"]) == pytest.approx(of_gene[0].pcc, rel=1e-5)
+    assert float(rows[6]["pcc_null"]) == pytest.approx(of_gene[0].pcc_null, rel=1e-4, abs=1e-6)
 
     evaluate_run(run, "cpu")  # without sets: no scores of another evaluation stay
     assert not (run / GENE_SETS).exists()
@@ -118,3 +125,22 @@ def test_a_run_without_factors_is_refused(tmp_path):
     path = write_sets(tmp_path / "sets.gmt", {"gut": ["PIGR"]})
     with pytest.raises(ConfigError, match="train it with --panel all"):
         evaluate_run(tmp_path / "run", "cpu", gene_sets=path)
+
+
+def test_few_sets_are_tested_together_with_the_genes():
+    rng = np.random.default_rng(0)
+
+    def scores(pcc):
+        n = len(pcc)
+        same = dict.fromkeys(
+            ("nonzero", "pcc_ceiling", "d2_poisson", "calibration"), np.full(n, 0.5)
+        )
+        nulls = rng.normal(0, 0.01, (8, n))
+        return AllGeneScores(8, 1000, np.ones(n), pcc=pcc, pcc_null=nulls, **same)
+
+    of_genes = rng.normal(0, 0.01, 200)
+    of_genes[:20] += 0.3
+    sets, genes = scores(np.array([0.3, 0.0])), scores(of_genes)
+    alone, together = _q_value(sets, None), _q_value(sets, genes)
+    assert alone[0] > 0.05  # of 16 null correlations the largest is no rarer
+    assert together[0] <= 0.05 < together[1]

@@ -13,7 +13,7 @@ import numpy as np
 
 from virchow_st.kernels.orientation import turn
 from virchow_st.kernels.pooling import sum_pool
-from virchow_st.metrics.discovery import Discovery, by_decile, predicted_genes
+from virchow_st.metrics.discovery import by_decile, predicted_genes
 from virchow_st.metrics.factor_scores import AllGeneScores, FactorScores
 from virchow_st.run.all_genes import FDR, NULL_SCALES_UM, AllGenesTable
 from virchow_st.run.panel import Panel
@@ -136,11 +136,19 @@ class AllGenes:
         """(K,) predicted UMIs of each factor per 2 µm tissue bin."""
         return self._factor_sums / max(self._n_bins, 1)
 
-    def table(self) -> AllGenesTable:
-        """The scores of all genes."""
+    def table(self, beside: AllGenesTable | None = None) -> AllGenesTable:
+        """The scores of all genes.
+
+        Args:
+            beside: Genes that are tested against the null together with these. A few rows by
+                themselves, such as gene sets, have too few null correlations for a small rate.
+        """
         scores = {scale: scores.compute() for scale, scores in self._scores.items()}
-        found = {scale: _predicted(scores[scale]) for scale in NULL_SCALES_UM}
-        return AllGenesTable(self._genes, scores, {scale: d.q_value for scale, d in found.items()})
+        q_value = {
+            scale: _q_value(scores[scale], None if beside is None else beside.scores[scale])
+            for scale in NULL_SCALES_UM
+        }
+        return AllGenesTable(self._genes, scores, q_value)
 
 
 def null_partners(n: int) -> Int64Array:
@@ -186,10 +194,17 @@ def _summed(factors: Float32Array, factor: int, exposure: Float32Array | None) -
     return sum_pool(factors * exposure, factor) / (sum_pool(exposure[None], factor) / factor**2)
 
 
-def _predicted(scores: AllGeneScores) -> Discovery:
-    """Genes predicted beyond the null; those with hardly any UMIs are not tested."""
-    enough = scores.mean * scores.n_bins >= _LEAST_UMIS
-    return predicted_genes(np.where(enough, scores.pcc, np.nan), scores.pcc_null, FDR)
+def _q_value(scores: AllGeneScores, beside: AllGeneScores | None) -> Float64Array:
+    """(G,) smallest false discovery rate at which each gene is predicted; NaN where not tested."""
+    tested = [scores] if beside is None else [scores, beside]
+    pcc = np.concatenate([_tested_pcc(of) for of in tested])
+    nulls = np.concatenate([of.pcc_null for of in tested], axis=1)
+    return predicted_genes(pcc, nulls, FDR).q_value[: len(scores.pcc)]
+
+
+def _tested_pcc(scores: AllGeneScores) -> Float64Array:
+    """``pcc``, NaN for genes with hardly any UMIs, which are not tested."""
+    return np.where(scores.mean * scores.n_bins >= _LEAST_UMIS, scores.pcc, np.nan)
 
 
 def summary(table: AllGenesTable, n_factors: int) -> dict[str, Any]:

@@ -164,9 +164,7 @@ def _evaluate(
         metrics["exposure"] = exposure_metrics(exposure, slides, board, blocks)
     metrics["protocol"] = protocol(run, stores, blocks.n_blocks)
     if all_genes is not None:
-        metrics["all_genes"] = _write_all_genes(run, folder, all_genes)
-    if set_scores is not None:
-        metrics["gene_sets"] = set_scores.write(folder)
+        metrics |= _write_all_genes(run, folder, all_genes, set_scores)
     if of_regions is not None:
         metrics["regions"] = of_regions.compute()
         write_regions(folder, metrics["regions"])
@@ -277,13 +275,18 @@ def _predict(
     return n_left_out
 
 
-def _write_all_genes(run: Run, folder: Path, all_genes: AllGenes) -> dict[str, Any]:
-    """Write the tables of all genes and of factors; returns the summary for ``metrics.json``."""
+def _write_all_genes(
+    run: Run, folder: Path, all_genes: AllGenes, set_scores: GeneSetScores | None
+) -> dict[str, Any]:
+    """Write the tables of all genes, factors and gene sets; their entries of ``metrics.json``."""
     assert run.loadings is not None
     table, genes = all_genes.table(), run.genes.all
     write_all_genes(folder, table)
     write_factors(folder, genes, run.loadings, all_genes.mean_factors)
-    return summary(table, run.loadings.shape[1])
+    entries = {"all_genes": summary(table, run.loadings.shape[1])}
+    return (
+        entries if set_scores is None else entries | {"gene_sets": set_scores.write(folder, table)}
+    )
 
 
 def _rate_at(maps: SlideMaps, slide: Slide, place: int) -> Float32Array | None:

@@ -10,7 +10,7 @@ from scipy import sparse
 
 from virchow_st.evaluation.all_genes import AllGenes
 from virchow_st.predict.load import Run
-from virchow_st.run.all_genes import FDR
+from virchow_st.run.all_genes import FDR, AllGenesTable
 from virchow_st.run.gene_sets import genes_of_sets, read_gmt, without_genes, write_gene_sets
 from virchow_st.run.panel import Panel
 from virchow_st.runtime.progress import Progress
@@ -77,9 +77,14 @@ class GeneSetScores:
         position, count = of_sets.indices.astype(np.uint16), of_sets.data.astype(np.uint32)
         return PanelCounts(which, position, count, counts.bin_um, len(self._sets))
 
-    def write(self, folder: Path) -> dict[str, Any]:
-        """Write ``gene_sets.csv``; returns ``gene_sets`` of ``metrics.json``."""
-        table = self._scores.table()
+    def write(self, folder: Path, of_genes: AllGenesTable) -> dict[str, Any]:
+        """Write ``gene_sets.csv``; returns ``gene_sets`` of ``metrics.json``.
+
+        Args:
+            folder: To write to.
+            of_genes: Scores of all genes, with which the sets are tested against the null.
+        """
+        table = self._scores.table(beside=of_genes)
         write_gene_sets(folder, self._sets, self._found, table)
         q = {str(scale): values for scale, values in table.q_value.items()}
         return {
