@@ -15,7 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cohort_job import ended, expected, make, run_script, times, workers_of
+from cohort_job import (
+    ended,
+    expected,
+    make,
+    run_script,
+    stopped_while_ending,
+    times,
+    workers_of,
+)
 
 from virchow_st.cohort import run_cohort
 from virchow_st.cohort.choose import chosen_executor
@@ -214,6 +222,15 @@ def test_workers_of_a_machine_see_a_gpu_each(tmp_path: Path) -> None:
     assert [worker.result(timeout=60) for worker in workers] == ["4", "7"]
     again = executor.submit(os.getenv, "CUDA_VISIBLE_DEVICES")
     assert again.result(timeout=60) in ("4", "7")
+
+
+def test_a_worker_that_is_stopped_after_its_work_is_quiet(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    worker = LocalExecutor(1).submit(stopped_while_ending)
+    assert worker.result(timeout=60) == "done"
+    assert worker.process.exitcode == -signal.SIGTERM
+    assert capfd.readouterr().err == ""
 
 
 def test_slurm_gets_the_options_and_queues_a_worker_again(

@@ -127,6 +127,9 @@ def _serve(pipe: Connection, payload: bytes, environment: dict[str, str]) -> Non
             answer = True, function(*arguments)
         except Exception as e:
             answer = False, _sendable(e)
+        # From here on a signal has nothing to interrupt but Python's own end, which would tell of
+        # it in a traceback.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         pipe.send(answer)
     except (KeyboardInterrupt, BrokenPipeError):
         os._exit(128 + signal.SIGTERM)

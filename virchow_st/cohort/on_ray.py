@@ -34,7 +34,7 @@ class RayExecutor:
             import ray
         except ModuleNotFoundError:
             raise ConfigError(
-                "executor: ray needs Ray; pip install 'virchow_st[cluster]'"
+                "--executor: ray needs Ray; pip install 'virchow_st[cluster]'"
             ) from None
         self._ray = ray
         handler = signal.getsignal(signal.SIGTERM)
@@ -48,7 +48,7 @@ class RayExecutor:
             except (ConnectionError, RuntimeError, ValueError) as e:
                 said = " ".join(str(e).split())
                 raise ConfigError(
-                    f"executor: Ray at {address or 'this machine'} cannot be reached "
+                    f"--executor: Ray at {address or 'this machine'} cannot be reached "
                     f"({said:.200}); give the cluster's --ray-address, or leave it out to start "
                     "Ray here"
                 ) from None

@@ -39,7 +39,7 @@ class SlurmExecutor:
             import submitit
         except ModuleNotFoundError:
             raise ConfigError(
-                "executor: slurm needs submitit; pip install 'virchow_st[cluster]'"
+                "--executor: slurm needs submitit; pip install 'virchow_st[cluster]'"
             ) from None
         given = dict(options)
         limit = minutes(given.pop("time", "4:00:00"))
@@ -50,8 +50,8 @@ class SlurmExecutor:
             return
         if missing := [name for name in ("sbatch", "srun") if shutil.which(name) is None]:
             raise ConfigError(
-                f"executor: slurm needs {missing[0]}, which is not on the PATH; start the command "
-                "on a login node of the cluster, or choose --executor local"
+                f"--executor: slurm needs {missing[0]}, which is not on the PATH; start the "
+                "command on a login node of the cluster, or choose --executor local"
             )
         self._jobs = submitit.SlurmExecutor(folder, max_num_timeout=_REQUEUED_AT_MOST)
         given.setdefault("job-name", "vst")
