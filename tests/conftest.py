@@ -144,3 +144,9 @@ def markers_for_tissue() -> Iterator[None]:
         patched.setattr(f"{room}.stain_of", lambda *_: StainCheck(1.0, ""))
         patched.setattr(f"{room}.check_without_pictures", lambda *_: None)
         yield
+
+
+@pytest.fixture
+def unmeasured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes whose files are limited in size do not measure coverage: its file has no room."""
+    monkeypatch.delenv("COVERAGE_PROCESS_CONFIG", raising=False)

@@ -42,6 +42,7 @@ def check_one_line(code: int, err: str) -> str:
     return lines[0]
 
 
+@pytest.mark.usefixtures("unmeasured")
 @pytest.mark.parametrize("limit", [pytest.param(20_000, marks=pytest.mark.slow), 100_000])
 def test_evaluating_on_a_full_disk_keeps_the_old_results(run: Path, limit: int) -> None:
     """It ended with a segmentation fault, after the old metrics had been deleted."""
@@ -53,6 +54,7 @@ def test_evaluating_on_a_full_disk_keeps_the_old_results(run: Path, limit: int) 
     assert listing(run) == before
 
 
+@pytest.mark.usefixtures("unmeasured")
 def test_simulating_on_a_full_disk_leaves_nothing(tmp_path: Path) -> None:
     typed = [sys.executable, "-c", SMALL, "50000", "simulate", str(tmp_path / "s"), "--bins", "256",
              "--genes", "60", "--patients", "P1"]  # fmt: skip
@@ -61,6 +63,7 @@ def test_simulating_on_a_full_disk_leaves_nothing(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.usefixtures("unmeasured")
 @pytest.mark.parametrize("limit", [4_000, pytest.param(200_000, marks=pytest.mark.slow)])
 def test_exporting_h5ad_on_a_full_disk_leaves_nothing(run: Path, limit: int) -> None:
     """It ended with a segmentation fault: HDF5 cannot close a file that it could not write."""
@@ -74,6 +77,7 @@ def test_exporting_h5ad_on_a_full_disk_leaves_nothing(run: Path, limit: int) -> 
     assert listing(run.parent) == before
 
 
+@pytest.mark.usefixtures("unmeasured")
 def test_training_on_a_full_disk_says_that_nothing_was_begun(run: Path, tmp_path: Path) -> None:
     typed = [sys.executable, "-c", SMALL, "200", "train", "--config", str(run / "config.toml"),
              "--run", str(tmp_path / "new")]  # fmt: skip

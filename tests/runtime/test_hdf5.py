@@ -36,6 +36,7 @@ except OSError as e:
 """
 
 
+@pytest.mark.usefixtures("unmeasured")
 @pytest.mark.parametrize("limit", [0, 1, 700, 3000, 100_000, 1_500_000])
 def test_a_full_disk_is_told_and_the_process_lives(tmp_path, limit):
     """HDF5 alone ends such a process with a segmentation fault at its exit."""

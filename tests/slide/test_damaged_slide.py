@@ -138,6 +138,7 @@ def test_damage_to_real_files(tmp_path: Path, pattern: str, n: int) -> None:
     assert set(actual) <= {"right", "refused"}, actual
 
 
+@pytest.mark.usefixtures("unmeasured")
 @pytest.mark.parametrize("room", [0, 200_000])
 def test_extraction_without_room_on_the_disk_ends_in_one_line(
     simulated: Path, tmp_path: Path, room: int

@@ -23,6 +23,7 @@ def limit_files(n_bytes):
     return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, n_bytes))
 
 
+@pytest.mark.usefixtures("unmeasured")
 @pytest.mark.parametrize(
     "share", [0, 10, PAGE, 2 * PAGE, 3 * PAGE, 0.2, 0.7, 0.99], ids=lambda s: f"limit-{s}"
 )
