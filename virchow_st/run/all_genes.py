@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ import numpy as np
 from virchow_st.names import csv_name, csv_text
 from virchow_st.run.leading_genes import leading_genes
 from virchow_st.run.panel import Gene, Panel
-from virchow_st.runtime.atomic import written_whole
+from virchow_st.runtime.atomic import written_table
 from virchow_st.schema import Count, Length, MismatchError, read_table
 from virchow_st.types import SCALES_UM, Float32Array, Float64Array
 
@@ -114,16 +113,12 @@ class GeneSetMetrics(TypedDict):
 
 def write_all_genes(run: Path, table: AllGenesTable) -> None:
     """Write ``all_genes.csv``: one row per gene and scale; undefined scores are empty."""
-    with (
-        written_whole(run / ALL_GENES) as aside,
-        open(aside, "w", newline="", encoding="utf-8") as f,
-    ):
-        rows = csv.writer(f, lineterminator="\n")
-        rows.writerow(["gene_id", "symbol", "scale_um", *COLUMNS])
+    head = ["gene_id", "symbol", "scale_um", *COLUMNS]
+    with written_table(run / ALL_GENES, head) as write_row:
         texts = {scale: score_texts(table, scale) for scale in table.scores}
         for g, gene in enumerate(table.genes.genes):
             for scale, of_scale in texts.items():
-                rows.writerow([csv_text(gene.id), csv_text(gene.symbol), scale, *of_scale[g]])
+                write_row([csv_text(gene.id), csv_text(gene.symbol), scale, *of_scale[g]])
 
 
 def score_texts(table: AllGenesTable, scale: int) -> list[list[str]]:
@@ -199,13 +194,9 @@ def write_factors(run: Path, genes: Panel, loadings: Float32Array, umis: Float64
         umis: (K,) predicted UMIs of each factor per 2 µm bin of the test slides.
     """
     leading = leading_genes(loadings, N_LEADING)
-    with (
-        written_whole(run / FACTORS) as aside,
-        open(aside, "w", newline="", encoding="utf-8") as f,
-    ):
-        rows = csv.writer(f, lineterminator="\n")
-        rows.writerow(["factor", "umis_per_2um_bin", "leading_genes"])
+    head = ["factor", "umis_per_2um_bin", "leading_genes"]
+    with written_table(run / FACTORS, head) as write_row:
         labels = genes.labels
         for k, places in enumerate(leading):
             names = " ".join(labels[g] for g in places)
-            rows.writerow([k + 1, f"{umis[k]:.6g}", csv_text(names)])
+            write_row([k + 1, f"{umis[k]:.6g}", csv_text(names)])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from virchow_st.errors import ConfigError
 from virchow_st.names import check_plain, csv_text
 from virchow_st.run.all_genes import COLUMNS, AllGenesTable, score_texts
 from virchow_st.run.panel import Panel
-from virchow_st.runtime.atomic import written_whole
+from virchow_st.runtime.atomic import written_table
 from virchow_st.runtime.lists import strip
 from virchow_st.schema import read_text
 from virchow_st.store.genes import core_id, named_places, some
@@ -108,14 +107,10 @@ def write_gene_sets(
         found: Indices of each set's genes among those of the run.
         table: Scores of the S sets, each as of one gene.
     """
-    with (
-        written_whole(run / GENE_SETS) as aside,
-        open(aside, "w", newline="", encoding="utf-8") as f,
-    ):
-        rows = csv.writer(f, lineterminator="\n")
-        rows.writerow(["gene_set", "genes_listed", "genes_found", "scale_um", *COLUMNS])
+    head = ["gene_set", "genes_listed", "genes_found", "scale_um", *COLUMNS]
+    with written_table(run / GENE_SETS, head) as write_row:
         texts = {scale: score_texts(table, scale) for scale in table.scores}
         for i, one in enumerate(sets):
             for scale, of_scale in texts.items():
                 n = len(one.genes), len(found[i])
-                rows.writerow([csv_text(one.name), *n, scale, *of_scale[i]])
+                write_row([csv_text(one.name), *n, scale, *of_scale[i]])

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 from typing import Any, TypedDict
 
 from virchow_st.names import csv_text
-from virchow_st.runtime.atomic import written_whole
+from virchow_st.runtime.atomic import written_table
 from virchow_st.schema import Count
 
 REGIONS_FILE = "regions.csv"
@@ -40,17 +39,13 @@ class RegionMetrics(TypedDict):
 
 def write_regions(run: Path, regions: RegionMetrics) -> None:
     """Write ``regions.csv``: a line for each class and scale; an empty field is undefined."""
-    with (
-        written_whole(run / REGIONS_FILE) as aside,
-        open(aside, "w", newline="", encoding="utf-8") as f,
-    ):
-        rows = csv.writer(f, lineterminator="\n")
-        rows.writerow(["region", "n_regions", "scale_um", *COLUMNS])
+    head = ["region", "n_regions", "scale_um", *COLUMNS]
+    with written_table(run / REGIONS_FILE, head) as write_row:
         for name, of_class in regions["classes"].items():
             for scale, scores in of_class["scales"].items():
                 values = _flat(scores)
                 texts = (_text(values[column]) for column in COLUMNS)
-                rows.writerow([csv_text(name), of_class["n_regions"], scale, *texts])
+                write_row([csv_text(name), of_class["n_regions"], scale, *texts])
 
 
 def _flat(scores: dict[str, Any]) -> dict[str, Any]:

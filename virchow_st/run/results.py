@@ -8,11 +8,10 @@ docs/metrics.md, "Files", describes them. ``blocks.npz`` is in `virchow_st.run.b
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NotRequired, TextIO, TypedDict, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NotRequired, TypedDict, cast
 
 import numpy as np
 
@@ -20,7 +19,7 @@ from virchow_st.names import csv_text
 from virchow_st.run.all_genes import AllGenesMetrics, GeneSetMetrics, score_columns
 from virchow_st.run.panel import Gene, Panel
 from virchow_st.run.regions import RegionMetrics
-from virchow_st.runtime.atomic import write_json, written_whole
+from virchow_st.runtime.atomic import write_json, written_table
 from virchow_st.schema import Count, Length, MismatchError, Name, check, read_json, read_table
 from virchow_st.types import SCALES_UM, Float64Array
 
@@ -206,20 +205,12 @@ def write_per_gene(run: Path, panel: Panel, computed: Mapping[int, ScaleScores])
 
     A ``'`` is put before names that a spreadsheet would compute, see `csv_text`.
     """
-    with (
-        written_whole(run / PER_GENE_FILE) as aside,
-        open(aside, "w", newline="", encoding="utf-8") as f,
-    ):
-        _write_rows(f, panel, computed)
-
-
-def _write_rows(f: TextIO, panel: Panel, computed: Mapping[int, ScaleScores]) -> None:
-    rows = csv.writer(f, lineterminator="\n")
-    rows.writerow(["gene_id", "symbol", "scale_um", *PER_GENE])
-    for g, gene in enumerate(panel.genes):
-        for scale, scores in computed.items():
-            values = (_text(getattr(scores, name), g) for name in PER_GENE)
-            rows.writerow([csv_text(gene.id), csv_text(gene.symbol), scale, *values])
+    head = ["gene_id", "symbol", "scale_um", *PER_GENE]
+    with written_table(run / PER_GENE_FILE, head) as write_row:
+        for g, gene in enumerate(panel.genes):
+            for scale, scores in computed.items():
+                values = (_text(getattr(scores, name), g) for name in PER_GENE)
+                write_row([csv_text(gene.id), csv_text(gene.symbol), scale, *values])
 
 
 def _text(values: Float64Array, gene: int) -> str:

@@ -9,12 +9,13 @@ so that a power cut leaves either the old or the new one.
 from __future__ import annotations
 
 import contextlib
+import csv
 import errno
 import json
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,20 @@ def written_whole(path: Path) -> Iterator[Path]:
             remove(aside)
             raise
         sync_folder(path.parent)
+
+
+@contextmanager
+def written_table(path: Path, head: Sequence[str]) -> Iterator[Callable[[Sequence[object]], Any]]:
+    """Yield a function that adds a row to a CSV file; on leaving, it is whole at ``path``.
+
+    Args:
+        path: As in `written_whole`.
+        head: Names of the columns, the first row.
+    """
+    with written_whole(path) as aside, open(aside, "w", newline="", encoding="utf-8") as f:
+        write_row = csv.writer(f, lineterminator="\n").writerow
+        write_row(head)
+        yield write_row
 
 
 def write_text(path: Path, text: str) -> None:
