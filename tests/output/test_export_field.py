@@ -12,6 +12,8 @@ from cli_place import Vst
 from tiny_field import CORNER_UM, PROVENANCE, TinyField
 
 import virchow_st
+from virchow_st.field.interval import RateErrors
+from virchow_st.field.write import write_field
 
 NAMES = "GENE5,ENSG00000"
 
@@ -109,3 +111,66 @@ def test_all_genes_of_a_field_that_holds_them(vst: Vst, tmp_path: Path) -> None:
     answer = vst("export", path, "--out", tmp_path / "b.zarr")
     assert answer.code == 0, answer.err
     np.testing.assert_array_equal(virchow_st.open_field(tmp_path / "b.zarr").factors(), tiny.maps)
+
+
+def errors_of(n_genes: int) -> RateErrors:
+    """Bounds of half and twice the rate, three times where bins were filled; two groups."""
+    tables = {name: np.ones((4, 2, 2, 2)) for name in ("level", "low", "high", "sd")}
+    tables["level"][..., 0] = 0.5
+    tables["low"] *= 0.5
+    tables["high"] *= 2.0
+    tables["high"][:, 1] = 3.0
+    tables["sd"][:, :, 1] = 0.25  # of the second group
+    return RateErrors((2, 4, 8, 16), np.arange(n_genes) % 2, np.full(n_genes, 1.0), **tables)
+
+
+def test_errors_and_failed_bins_go_with_the_genes(vst: Vst, tmp_path: Path) -> None:
+    tiny = TinyField()
+    path, failed = tmp_path / "slide.zarr", np.zeros(tiny.shape, bool)
+    failed[6:8, 4:8] = True
+    write_field(
+        path, tiny.blocks(), tiny.loadings, tiny.tissue, PROVENANCE, failed=failed,
+        errors=errors_of(tiny.n_genes),
+    )  # fmt: skip
+    whole, out = virchow_st.open_field(path), tmp_path / "out.zarr"
+    assert vst("export", path, "--out", out, "--genes", NAMES).code == 0
+    field = virchow_st.open_field(out)
+    np.testing.assert_array_equal(field.failed, failed)
+    for gene in field.genes:
+        for mine, theirs in zip(field.interval(gene), whole.interval(gene), strict=True):
+            np.testing.assert_allclose(mine, theirs, rtol=1e-3)
+        np.testing.assert_allclose(field.spread(gene, 8), whole.spread(gene, 8), rtol=1e-3)
+    answer = vst("export", path, "--out", tmp_path / "out.npz", "--genes", NAMES,
+                 "--format", "npz")  # fmt: skip
+    assert answer.code == 0, answer.err
+    with np.load(tmp_path / "out.npz") as found:
+        low, high = whole.interval("GENE5", 8)
+        np.testing.assert_allclose(found["low_8um"][0], low, rtol=1e-3)
+        np.testing.assert_allclose(found["high_8um"][0], high, rtol=1e-3)
+        np.testing.assert_allclose(found["spread_8um"][0], whole.spread("GENE5", 8), rtol=1e-3)
+        assert found["filled"][1, 1] == 0.5
+        assert found["filled"].sum() == 0.5
+
+
+@pytest.mark.skipif(find_spec("anndata") is None, reason="pip install 'virchow_st[spatial]'")
+def test_anndata_has_layers_of_the_errors(vst: Vst, tmp_path: Path) -> None:
+    import anndata
+
+    tiny = TinyField()
+    tiny.tissue, failed = tiny.covered.copy(), np.zeros(tiny.shape, bool)
+    failed[::8] = True
+    path, out = tmp_path / "slide.zarr", tmp_path / "out.h5ad"
+    write_field(
+        path, tiny.blocks(), tiny.loadings, tiny.tissue, PROVENANCE, failed=failed,
+        errors=errors_of(tiny.n_genes),
+    )  # fmt: skip
+    assert vst("export", path, "--out", out, "--genes", NAMES, "--format", "h5ad").code == 0
+    table = anndata.read_h5ad(out)
+    assert set(table.layers) == {"low", "high", "spread"}
+    was_filled = table.obs["filled"].to_numpy() > 0
+    assert 0 < was_filled.mean() < 1
+    np.testing.assert_allclose(table.layers["low"], 0.5 * table.X, rtol=1e-5)
+    np.testing.assert_allclose(table.layers["high"][was_filled], 3 * table.X[was_filled], rtol=1e-5)
+    np.testing.assert_allclose(table.layers["high"][~was_filled], 2 * table.X[~was_filled],
+                               rtol=1e-5)  # fmt: skip
+    np.testing.assert_allclose(table.layers["spread"][:, 0], 0.25 * table.X[:, 0], rtol=1e-5)

@@ -6,7 +6,7 @@ abundance, L levels of a rate relative to the gene's mean.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import zarr
@@ -61,6 +61,10 @@ class RateErrors:
             raise ValueError("interval: expected finite values of at least 0; got others")
         if len(self.group) and not 0 <= self.group.min() <= self.group.max() < shape[2]:
             raise ValueError(f"interval: expected groups 0 to {shape[2] - 1}; got others")
+
+    def of_genes(self, index: Int64Array) -> RateErrors:
+        """The errors of some genes, in the order given."""
+        return replace(self, group=self.group[index], mean=self.mean[index])
 
     def ratios(
         self, gene: int, rate: Float32Array, scale_um: int, is_filled: Array

@@ -10,7 +10,8 @@ import zarr
 
 from virchow_st.field.bins import CELL_UM
 from virchow_st.field.he_image import Picture
-from virchow_st.kernels.pooling import pool_mask
+from virchow_st.field.read import Field, open_field
+from virchow_st.kernels.pooling import pool_mask, sum_pool
 from virchow_st.output.export.tables import CellTable, cell_names, write_h5ad, write_npz
 from virchow_st.run.panel import Panel
 from virchow_st.types import CELL_BINS, BoolArray, Float32Array, UInt8Array
@@ -33,7 +34,8 @@ def convert(
         folder: holds genes directly; it is moved if it is the result.
         out: what to write.
         name: ``"spatialdata"``, ``"ome-zarr"``, ``"h5ad"`` or ``"npz"``. The last two hold the
-            rates at 8 µm in memory: 4 bytes per gene and cell.
+            rates at 8 µm in memory: 4 bytes per gene and cell; four times that of a field with
+            intervals, whose bounds and spread are written too.
         panel: its genes.
         picture: H&E image of the slide, if there is one.
         library: name of the slide, under which AnnData has the image.
@@ -49,26 +51,52 @@ def convert(
         for name in ("rates_8um", "spread_8um")
         if f"images/{name}" in root
     }
+    field = open_field(folder)
+    if field.layers.errors is not None:
+        images |= _errors(field, panel)
+    filled = _filled(field)
     tissue = _in_cells(root["labels/tissue/s0"][:].astype(bool), images["rates_8um"].shape[1])
     if name == "npz":
-        write_npz(out, images, panel, about, tissue=tissue)
+        write_npz(out, images, panel, about, tissue=tissue, **filled)
         return
     row, col = np.nonzero(tissue & ~np.isnan(images["rates_8um"][0]))
-    values, *spread = (np.ascontiguousarray(image[:, row, col].T) for image in images.values())
+    values = {
+        name.removesuffix("_8um"): np.ascontiguousarray(image[:, row, col].T)
+        for name, image in images.items()
+    }
     (col0, rest_x), (row0, rest_y) = (divmod(at, CELL_UM) for at in corner_um)
     row, col = row + int(row0), col + int(col0)
     table = CellTable(
-        values=values,
+        values=values.pop("rates"),
         row=row,
         col=col,
         names=cell_names(row, col),
         corner_um=(rest_x, rest_y),
         genes=panel,
         library=library,
-        layers={"spread": spread[0]} if spread else {},
+        layers=values,
+        obs={name: share[row, col] for name, share in filled.items()},
         picture=None if picture is None else _from_zero(picture, corner_um),
     )
     write_h5ad(out, table, about)
+
+
+def _errors(field: Field, panel: Panel) -> dict[str, Float32Array]:
+    """Bounds and standard deviation of the rates of 8 µm bins, (G, rows, columns) by name."""
+    bounds = [field.interval(gene, CELL_UM) for gene in panel.ids]
+    return {
+        "low_8um": np.stack([low for low, _ in bounds]),
+        "high_8um": np.stack([high for _, high in bounds]),
+        "spread_8um": np.stack([field.spread(gene, CELL_UM) for gene in panel.ids]),
+    }
+
+
+def _filled(field: Field) -> dict[str, Float32Array]:
+    """Share of each 8 µm bin's 2 µm bins that had no counts; empty where no bin failed."""
+    if field.layers.failed is None:
+        return {}
+    share = sum_pool(field.failed[None].astype(np.float32), CELL_BINS)[0] / CELL_BINS**2
+    return {"filled": share.astype(np.float32)}
 
 
 def _in_cells(tissue: BoolArray, n_rows: int) -> BoolArray:

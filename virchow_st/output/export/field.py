@@ -11,7 +11,7 @@ from virchow_st.field.he_image import CHUNK_PX, Picture, add_picture
 from virchow_st.field.loadings import Loadings
 from virchow_st.field.ngff import FLAVOURS, Folder
 from virchow_st.field.read import Field, open_field
-from virchow_st.field.write import TISSUE, FieldMaps
+from virchow_st.field.write import FAILED, TISSUE, FieldMaps
 from virchow_st.output.export.convert import convert
 from virchow_st.run.panel import Panel
 from virchow_st.runtime.progress import Progress
@@ -69,6 +69,8 @@ def write_genes(
 ) -> Picture | None:
     """Write a field that holds some genes of another directly, block by block.
 
+    What the other knows of its rates' errors, and of bins that failed, goes with them.
+
     Args:
         field: the other.
         genes: of its genes.
@@ -82,8 +84,11 @@ def write_genes(
     """
     folder = Folder(path, flavour, {}, field.corner_um, field.layers.um_to_px)
     picture = copy_picture(field, folder)
-    tissue = field.layers.read_labels(field.layers.tissue)
-    folder.add_labels(TISSUE, tissue.shape, BIN_UM * field.shape[0] / tissue.shape[0])[:] = tissue
+    labels = {TISSUE: field.layers.tissue, FAILED: field.layers.failed}
+    for name, array in labels.items():
+        if array is not None:
+            mask = field.layers.read_labels(array)
+            folder.add_labels(name, mask.shape, BIN_UM * field.shape[0] / mask.shape[0])[:] = mask
     maps = FieldMaps(folder, Loadings(genes), field.shape)
     rows, cols = field.shape
     places = [(r, c) for r in range(0, rows, BLOCK_BINS) for c in range(0, cols, BLOCK_BINS)]
@@ -91,7 +96,8 @@ def write_genes(
         size = min(BLOCK_BINS, rows - row), min(BLOCK_BINS, cols - col)
         maps.write(row, col, field.window(row, col, *size, list(genes.ids)))
         progress.step(n, len(places), "blocks")
-    maps.finish(provenance)
+    errors = field.layers.errors
+    maps.finish(provenance, None if errors is None else errors.of_genes(field.index(genes.ids)))
     return picture
 
 
