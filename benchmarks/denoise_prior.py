@@ -53,7 +53,7 @@ def measure(folder: Path, config: vst.SimulateConfig, epochs: int) -> list[dict[
         train(run, given, resume=is_begun(run), progress=SILENT)
     store = vst.open_store(folder / f"{TEST}.vst")
     whole = read_slide(store)
-    prior = predict_prior(load_other(run, store), store, whole)
+    prior = predict_prior([load_other(run, store)], store, whole, np.zeros(len(store), int))
     moved = np.roll(np.random.default_rng(0).permutation(len(prior.maps)), 1)
     priors: dict[str, Prior | None] = {
         "counts alone": None, "H&E": prior, "H&E moved": replace(prior, maps=prior.maps[moved])
@@ -62,7 +62,7 @@ def measure(folder: Path, config: vst.SimulateConfig, epochs: int) -> list[dict[
     ids = [whole.panel.ids[g] for g in genes]
     window = *whole.corner, *whole.tissue.shape
     truth = true_rate(folder / TEST / "truth.h5", ids, *window).reshape(len(ids), -1)
-    found = [{"way": "H&E alone"} | _scores(whole, prior.maps, prior.loadings[genes], truth)]
+    found = [{"way": "H&E alone"} | _scores(whole, prior.maps, prior.loadings[0][genes], truth)]
     for share in SHARES:
         slide = whole
         if share < 1:

@@ -85,7 +85,12 @@ def denoise(
     try:
         done = denoise_store(store, out, config, score, console, run=run, failed=failed, h5ad=h5ad)
     except KeyboardInterrupt as e:
-        console.error("stopped; nothing was kept, the same command starts again")
+        trains = config.leave_blocks_out and (out is not None or h5ad is not None)
+        console.error(
+            "stopped; what was trained is kept, the same command goes on"
+            if trains
+            else "stopped; nothing was kept, the same command starts again"
+        )
         return exit_code(e)
     if done.scores is not None:
         _print_scores(console, store, done.scores)
@@ -123,7 +128,23 @@ def _print_scores(console: Console, store: Path, scores: dict[str, Any]) -> None
         f"factors, Gaussian of {scores['width_um']:g} µm at the end.",
         styles=styles,
     )
-    for scale in (scales[0], scales[-2]):
+    shown = scales[0], scales[-2]
+    others = [method for method in methods if method != "denoised"]
+    console.table(
+        "Denoised less the other ways: D² (95 % interval)",
+        ["", *(f"{scale} µm" for scale in shown)],
+        [
+            [
+                methods[method],
+                *(_difference(scores["differences"][method][s]["d2_poisson"]) for s in shown),
+            ]
+            for method in others
+        ],
+        caption=f"Intervals from {scores['n_blocks']} blocks of {scores['block_um']} µm drawn with "
+        "replacement.",
+        styles={},
+    )
+    for scale in shown:
         deciles = scores["by_abundance"][scale]
         console.table(
             f"D² at {scale} µm by abundance, tenths of the genes",
@@ -142,6 +163,15 @@ def _print_scores(console: Console, store: Path, scores: dict[str, Any]) -> None
 
 def _text(value: float | None) -> str:
     return "–" if value is None else f"{value:.3f}"
+
+
+def _difference(found: dict[str, Any]) -> str:
+    if found["difference"] is None:
+        return "–"
+    if found["ci95"] is None:
+        return f"{found['difference']:+.3f}"
+    low, high = found["ci95"]
+    return f"{found['difference']:+.3f} ({low:.3f} to {high:.3f})"
 
 
 def _small(value: float | None) -> str:

@@ -64,6 +64,7 @@ NARROW = {
         "virchow_st.training.choose_factors",
         "virchow_st.training.factorise",
         "virchow_st.training.rows",
+        "virchow_st.training.train",  # decoders of spatial folds
     },
     # Where the bins of a store lie on its image, and its H&E picture; tables of 8 µm bins.
     ("denoise", "output"): {"virchow_st.output.export.sources", "virchow_st.output.export.tables"},

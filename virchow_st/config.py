@@ -322,9 +322,24 @@ class DenoiseConfig(_Checked):
         at_least=0,
         at_most=256,
     )
-    seed: int = setting(
-        0, "seed of the counts that are held out and of the factorisation", at_least=0
+    leave_blocks_out: int = setting(
+        0,
+        "train so many decoders on this slide, each without a part of its blocks, whose "
+        "predictions are the prior of that part; for a lab without other patients; 0 for none",
+        at_least=0,
+        at_most=16,
     )
+    seed: int = setting(
+        0, "seed of the counts that are held out, the factorisation and the training", at_least=0
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.leave_blocks_out == 1:
+            raise ConfigError(
+                "leave_blocks_out: expected 2 or more, such as 4, or 0 for none; got 1, which "
+                "leaves nothing to train on"
+            )
 
 
 @dataclass(frozen=True)

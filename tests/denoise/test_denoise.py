@@ -175,6 +175,15 @@ def test_command_line_end_to_end(
         for score in ("d2_poisson", "pcc"):
             assert at["denoised"][score] > at["gaussian"][score] > at["raw"][score] - 0.2
         assert at["denoised"]["calibration"] == pytest.approx(1, abs=0.1)
+        low, high = at["denoised"]["d2_poisson_ci95"]
+        assert low < at["denoised"]["d2_poisson"] < high
+        less = found["differences"]["gaussian"][scale]["d2_poisson"]
+        assert less["difference"] == pytest.approx(
+            at["denoised"]["d2_poisson"] - at["gaussian"]["d2_poisson"]
+        )
+        assert less["ci95"][0] < less["difference"] < less["ci95"][1]
+    assert (found["n_blocks"], found["block_um"]) == (9, 256)
+    assert "Denoised less the other ways" in answer.out
     assert vst("inspect", out).code == 0
 
 

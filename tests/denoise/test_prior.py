@@ -30,7 +30,7 @@ def sparse() -> tuple[SlideCounts, np.ndarray]:
 
 def prior_of(slide: SlideCounts, maps: np.ndarray) -> Prior:
     loadings = np.full((len(slide.panel), maps.shape[1]), np.nan)
-    return Prior(maps.astype(np.float32), maps[:0].astype(np.float32), loadings, "run")
+    return Prior.of_one(maps.astype(np.float32), maps[:0].astype(np.float32), loadings, "run")
 
 
 def score(slide: SlideCounts, truth: np.ndarray, prior: Prior | None) -> tuple[float, Recipe]:
@@ -77,9 +77,31 @@ def test_maps_are_combined_to_what_they_resemble() -> None:
     rng = np.random.default_rng(0)
     maps = rng.gamma(1.0, 1.0, (2000, 3))
     mix = np.array([[2.0, 0.0, 0.0], [0.0, 0.5, 1.0]])
-    prior = Prior(maps.astype(np.float32), maps[:0].astype(np.float32), np.empty((0, 3)), "run")
-    found = prior.combined((maps @ mix.T).astype(np.float32), seed=0)
+    none = np.empty((0, 3))
+    prior = Prior.of_one(maps.astype(np.float32), none.astype(np.float32), none, "run")
+    (found,) = prior.combined((maps @ mix.T).astype(np.float32), seed=0)
     np.testing.assert_allclose(found, mix, atol=0.02)
+
+
+def test_each_part_is_combined_by_itself() -> None:
+    rng = np.random.default_rng(0)
+    part = np.arange(4000) % 2
+    maps = rng.gamma(1.0, 1.0, (4000, 3)).astype(np.float32)
+    mix = np.array([[[2.0, 0.0, 0.0], [0.0, 0.5, 1.0]], [[0.0, 0.0, 1.0], [3.0, 0.0, 0.0]]])
+    factors = np.einsum("nj,nkj->nk", maps, mix[part]).astype(np.float32)
+    prior = Prior(maps, maps[:2], part, part[:2], np.ones((2, 5, 3)), "folds")
+    found = prior.combined(factors, seed=0)
+    np.testing.assert_allclose(found, mix, atol=0.03)
+    beta = np.array([1.0, 0.5])
+    for k in range(2):
+        np.testing.assert_allclose(prior.guide(mix, beta)(k), factors[:, k] ** beta[k], rtol=1e-5)
+        np.testing.assert_allclose(
+            prior.guide_missing(mix, beta)(k), factors[:2, k] ** beta[k], rtol=1e-5
+        )
+    hidden = prior.hiding(np.array([3, 5]), np.array([0]))
+    np.testing.assert_array_equal(hidden.part, [1, 1])
+    np.testing.assert_array_equal(hidden.missing, maps[:1])
+    np.testing.assert_allclose(prior.rate(0), maps.sum(1), rtol=1e-5)
 
 
 def test_run_of_other_patients_from_the_command_line(

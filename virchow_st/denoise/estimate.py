@@ -12,7 +12,7 @@ import numpy as np
 
 from virchow_st.denoise.ems import WIDTHS_UM, fit_factors, log_likelihood
 from virchow_st.denoise.own import OwnRatio, choose_own, with_own
-from virchow_st.denoise.prior import Guided, Prior, PriorWeights, choose_weights, guide_of
+from virchow_st.denoise.prior import Guided, Prior, PriorWeights, choose_weights
 from virchow_st.denoise.slide import SlideCounts
 from virchow_st.denoise.smooth import Smoother
 from virchow_st.errors import ConfigError
@@ -144,7 +144,7 @@ def fit_rates(
     done.clear()
     coefficients = prior.combined(factors, recipe.seed)
     beta = recipe.weights.of(loadings)
-    guide = guide_of(prior.maps, coefficients, beta)
+    guide = prior.guide(coefficients, beta)
     factors = fit_factors(slide.rows, loadings, smoother, widths, report, guide=guide)
     guides = _Guides(prior, coefficients, beta)
     return finished(slide, smoother, factors, loadings, recipe, guides)
@@ -161,11 +161,8 @@ class _Guides:
     def __call__(self, k: int) -> tuple[Float32Array, Float32Array] | None:
         if k >= len(self.beta):
             return None
-        seen, missing = (
-            guide_of(maps, self.coefficients, self.beta)(k)
-            for maps in (self.prior.maps, self.prior.missing)
-        )
-        return seen, missing
+        given = self.coefficients, self.beta
+        return self.prior.guide(*given)(k), self.prior.guide_missing(*given)(k)
 
 
 def finished(

@@ -14,7 +14,7 @@ Letters: n observed tissue bins, m bins that failed, K factors, J maps of the ru
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
@@ -27,45 +27,100 @@ from virchow_st.types import Float32Array, Float64Array, Int64Array
 
 WEIGHTS = (0.25, 0.5, 0.75, 1.0)
 """Weights β to choose from, beside 0."""
-_MOST_BINS = 20_000  # bins that the regression is fitted to
+_MOST_BINS = 20_000  # bins of a part that its regression is fitted to
 _REGRESSION_STEPS = 200
 _LEAST = np.float32(1e-8)  # UMIs per bin
 
 
 @dataclass(frozen=True, eq=False)
 class Prior:
-    """Maps that a run predicts on a slide.
+    """Maps that one run predicts on a slide, or several, each on a part of it.
 
     Attributes:
-        maps: (n, J) float32 ≥ 0, in the observed tissue bins.
+        maps: (n, J) float32 ≥ 0, in the observed tissue bins; 0 in columns that a part's run lacks.
         missing: (m, J) float32 ≥ 0, in the bins that failed.
-        loadings: (G, J) float64, share of each gene in each map; NaN for genes that the run does
-            not predict.
+        part: (n,) int64, the part of the slide that each observed bin lies in.
+        missing_part: (m,) int64, that of each bin that failed.
+        loadings: (P, G, J) float64, share of each gene in each map of a part; NaN for genes that
+            the run does not predict.
         run: Name of the run.
     """
 
     maps: Float32Array
     missing: Float32Array
+    part: Int64Array
+    missing_part: Int64Array
     loadings: Float64Array
     run: str
 
+    @classmethod
+    def of_one(
+        cls, maps: Float32Array, missing: Float32Array, loadings: Float64Array, run: str
+    ) -> Prior:
+        """Maps of one run on the whole slide; loadings (G, J)."""
+        parts = np.zeros(len(maps), np.int64), np.zeros(len(missing), np.int64)
+        return cls(maps, missing, *parts, loadings[None], run)
+
+    def hiding(self, kept: Int64Array, left: Int64Array) -> Prior:
+        """The prior of a slide on which some of the observed bins count as failed."""
+        return replace(
+            self,
+            maps=self.maps[kept],
+            missing=self.maps[left],
+            part=self.part[kept],
+            missing_part=self.part[left],
+        )
+
     def combined(self, factors: Float32Array, seed: int) -> Float64Array:
-        """Coefficients A (K, J) ≥ 0 with which the maps resemble factors (n, K) most.
+        """Coefficients A (P, K, J) ≥ 0 with which the maps of a part resemble factors (n, K) most.
 
         Maximum likelihood of Poisson regression by EM (Lee & Seung, NIPS 13, 2001, 556), on up to
-        20,000 bins.
+        20,000 bins of each part.
         """
-        n = len(factors)
-        at = np.arange(n)
-        if n > _MOST_BINS:
-            at = np.sort(np.random.default_rng(seed).choice(n, _MOST_BINS, replace=False))
-        maps = np.maximum(self.maps[at].astype(np.float64), 1e-9)
-        target, total = factors[at].astype(np.float64), maps.sum(0)
-        found = np.repeat(target.sum(0)[:, None] / total.sum(), maps.shape[1], axis=1)
-        for _ in range(_REGRESSION_STEPS):
-            ratio = target / np.maximum(maps @ found.T, 1e-12)
-            found *= (ratio.T @ maps) / total
+        n_parts, n_maps = len(self.loadings), self.maps.shape[1]
+        found = np.zeros((n_parts, factors.shape[1], n_maps))
+        for p in range(n_parts):
+            at = np.flatnonzero(self.part == p)
+            if len(at) > _MOST_BINS:
+                at = np.sort(np.random.default_rng(seed).choice(at, _MOST_BINS, replace=False))
+            if len(at):
+                found[p] = _regressed(self.maps[at], factors[at])
         return found
+
+    def rate(self, gene: int) -> Float32Array:
+        """Rate (n,) of a gene by the runs alone; NaN where a run does not predict it."""
+        return _by_part(self.maps, self.part, self.loadings[:, gene])
+
+    def guide(self, coefficients: Float64Array, beta: Float64Array) -> Guide:
+        """The guide of each factor in the observed bins, see `guide_of`."""
+        return guide_of(self.maps, self.part, coefficients, beta)
+
+    def guide_missing(self, coefficients: Float64Array, beta: Float64Array) -> Guide:
+        """The guide of each factor in the bins that failed."""
+        return guide_of(self.missing, self.missing_part, coefficients, beta)
+
+
+def _regressed(maps: Float32Array, factors: Float32Array) -> Float64Array:
+    """Coefficients (K, J) of the maps (n, J) for the factors (n, K)."""
+    x, target = np.maximum(maps.astype(np.float64), 1e-9), factors.astype(np.float64)
+    total = x.sum(0)
+    found = np.repeat(target.sum(0)[:, None] / total.sum(), x.shape[1], axis=1)
+    for _ in range(_REGRESSION_STEPS):
+        ratio = target / np.maximum(x @ found.T, 1e-12)
+        found *= (ratio.T @ x) / total
+    return found
+
+
+def _by_part(maps: Float32Array, part: Int64Array, weights: Float64Array) -> Float32Array:
+    """Maps (n, J) times the weights (P, J) of the part of each bin, (n,)."""
+    of = weights.astype(np.float32)
+    if len(of) == 1:
+        return np.asarray(maps @ of[0])
+    found = np.empty(len(maps), np.float32)
+    for p in range(len(of)):
+        at = part == p
+        found[at] = maps[at] @ of[p]
+    return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,22 +144,26 @@ class PriorWeights:
         return found
 
 
-def guide_of(maps: Float32Array, coefficients: Float64Array, beta: Float64Array) -> Guide:
+def guide_of(
+    maps: Float32Array, part: Int64Array, coefficients: Float64Array, beta: Float64Array
+) -> Guide:
     """The guide of each factor, ``m_k ** β_k``, computed when it is asked for.
 
     Args:
-        maps: (n, J) of the run.
-        coefficients: (K, J), see `Prior.combined`.
+        maps: (n, J) of the runs.
+        part: (n,) part of each bin.
+        coefficients: (P, K, J), see `Prior.combined`.
         beta: (K,).
 
     Example:
-        >>> guide = guide_of(np.array([[1.0], [4.0]], np.float32), np.ones((1, 1)), np.array([0.5]))
+        >>> maps, part = np.array([[1.0], [4.0]], np.float32), np.array([0, 0])
+        >>> guide = guide_of(maps, part, np.ones((1, 1, 1)), np.array([0.5]))
         >>> guide(0).tolist()
         [1.0, 2.0]
     """
 
     def guide(k: int) -> Float32Array:
-        own = np.maximum(maps @ coefficients[k].astype(np.float32), _LEAST)
+        own = np.maximum(_by_part(maps, part, coefficients[:, k]), _LEAST)
         return np.asarray(own ** np.float32(beta[k]))
 
     return guide
@@ -173,7 +232,7 @@ def choose_weights(
             if gain > best.gain:
                 best = Guided(beta, width_um, factors.copy(), gain)
 
-        guide = guide_of(prior.maps, coefficients, beta)
+        guide = prior.guide(coefficients, beta)
         fit_factors(fitted, loadings, smoother, WIDTHS_UM, keep, guide=guide)
         return best
 

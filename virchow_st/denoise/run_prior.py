@@ -1,7 +1,8 @@
-"""A run of other patients, as the prior of a slide that was measured."""
+"""Runs as the prior of a slide that was measured: what they predict on it."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from virchow_st.run.split import read_split
 from virchow_st.runtime.progress import SILENT, Progress
 from virchow_st.store.reader import Store, open_store
 from virchow_st.store.same_slide import check_different_slides
-from virchow_st.types import PATCH_BINS, Float32Array, Float64Array
+from virchow_st.types import PATCH_BINS, Float32Array, Float64Array, Int64Array
 
 
 def load_other(path: Path | str, store: Store) -> Run:
@@ -67,36 +68,48 @@ def _same(path: str, store: Store) -> str:
     return ""
 
 
-def predict_prior(run: Run, store: Store, slide: SlideCounts, progress: Progress = SILENT) -> Prior:
-    """Predict the maps of a run in the tissue bins of a slide.
+def predict_prior(
+    runs: Sequence[Run],
+    store: Store,
+    slide: SlideCounts,
+    of_patch: Int64Array,
+    progress: Progress = SILENT,
+) -> Prior:
+    """Predict the maps of runs in the tissue bins of a slide, each patch by one of them.
 
     A run with factors gives its factors, another one the rates of its panel. Bins whose rates are
     left out as impossible get 0.
 
     Args:
-        run: Of other patients, see `load_other`.
+        runs: One of other patients, see `load_other`, or those of folds of the slide.
         store: Of the slide.
         slide: Its counts.
+        of_patch: Index of the run that predicts each patch, (n_patches,).
         progress: Receives the number of patches predicted.
     """
     places = np.concatenate([slide.place, slide.unseen])
     number = np.full(slide.tissue.shape, -1, np.int64)
     number.ravel()[places] = np.arange(len(places))
-    loadings = _loadings(run, slide)
-    maps = np.zeros((len(places), loadings.shape[1]), np.float32)
+    each = [_loadings(run, slide) for run in runs]
+    n_maps = max(loadings.shape[1] for loadings in each)
+    loadings = np.stack([np.pad(x, ((0, 0), (0, n_maps - x.shape[1]))) for x in each])
+    maps = np.zeros((len(places), n_maps), np.float32)
+    part = np.zeros(len(places), np.int64)
     n_left_out = 0
     for n, patch in enumerate(store):
+        run = runs[of_patch[n]]
         row, col = patch.info.row0 - slide.corner[0], patch.info.col0 - slide.corner[1]
         at = number[row : row + PATCH_BINS, col : col + PATCH_BINS]
         values: Float32Array = (
             run.predict(patch) if run.loadings is None else run.predict_factors(patch)
         )
         n_left_out += int(np.isnan(values[0]).sum())
-        maps[at[at >= 0]] = np.nan_to_num(values[:, at >= 0]).T
+        maps[at[at >= 0], : len(values)] = np.nan_to_num(values[:, at >= 0]).T
+        part[at[at >= 0]] = of_patch[n]
         progress.step(n + 1, len(store), "patches predicted from H&E")
-    check_left_out(n_left_out, len(store) * PATCH_BINS**2, str(run.path))
-    n_seen = len(slide.place)
-    return Prior(maps[:n_seen], maps[n_seen:], loadings, run.path.resolve().name)
+    check_left_out(n_left_out, len(store) * PATCH_BINS**2, str(runs[0].path))
+    n_seen, name = len(slide.place), runs[0].path.resolve().name
+    return Prior(maps[:n_seen], maps[n_seen:], part[:n_seen], part[n_seen:], loadings, name)
 
 
 def _loadings(run: Run, slide: SlideCounts) -> Float64Array:

@@ -5,35 +5,23 @@ Letters: n observed tissue bins, G genes, (R, C) bins of the lattice.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from virchow_st.denoise.estimate import estimate, smoother_of
-from virchow_st.denoise.own import column, gene_columns
+from virchow_st.denoise.estimate import estimate
+from virchow_st.denoise.half import FACTORS, Half
 from virchow_st.denoise.prior import Prior
 from virchow_st.denoise.slide import SlideCounts
-from virchow_st.kernels.pooling import pool_mask, sum_pool
-from virchow_st.metrics.correlation import moments, pearson_from_moments
-from virchow_st.metrics.deviance import (
-    calibration,
-    constant_deviance,
-    deviance_explained,
-    poisson_deviance,
-    poisson_sums,
-)
+from virchow_st.metrics import correlation
+from virchow_st.metrics.bootstrap import BlockSums
 from virchow_st.metrics.discovery import N_GROUPS, by_decile
+from virchow_st.run.compare import differences, intervals
 from virchow_st.runtime.progress import SILENT, Progress
 from virchow_st.training.rows import SparseRows
-from virchow_st.types import (
-    BIN_UM,
-    SCALES_UM,
-    Float32Array,
-    Float64Array,
-    Int64Array,
-)
+from virchow_st.types import BIN_UM, SCALES_UM, Float32Array, Float64Array, Int64Array
 
 RAW, TOTAL, GAUSSIAN, DENOISED = "raw", "total", "gaussian", "denoised"
 PRIOR, COUNTS = "prior", "counts"
@@ -42,10 +30,6 @@ N_PANEL = 50
 """The most variable genes, over which scores are averaged."""
 N_PER_DECILE = 20
 """Genes per abundance decile, evenly spaced by abundance."""
-GAUSSIANS_UM = (2.0, 2.8, 4.0, 5.7, 8.0, 11.3, 16.0, 22.6, 32.0, 64.0)
-"""Standard deviations that the best Gaussian of a gene is chosen from, µm."""
-_FITTED_SHARE = 0.8
-_FLOOR = 1e-9  # UMIs per bin, so that a Gaussian that missed a count can be compared
 
 
 def score_slide(
@@ -77,7 +61,7 @@ def score_slide(
     panel = _most_variable(kept)
     sample = _by_abundance(abundance)
     genes = np.union1d(panel, sample)
-    half = _Half(slide, kept, held_out, genes, seed)
+    half = Half(slide, kept, held_out, genes, seed)
     rate_of: dict[str, Callable[[int], Float32Array]] = {
         RAW: half.raw,
         TOTAL: half.total,
@@ -87,18 +71,27 @@ def score_slide(
         given = prior
         progress.note("the same from the counts alone, to compare")
         alone = estimate(part, found.recipe.n_factors, seed, progress).rates
-        rate_of[PRIOR] = lambda i: half.of(given.maps, given.loadings[genes[i]])
+        rate_of[PRIOR] = lambda i: half.expected(given.rate(genes[i]))
         rate_of[COUNTS] = lambda i: half.of(alone.factors, alone.loadings[genes[i]])
     rate_of[DENOISED] = lambda i: half.of(found.rates.factors, found.rates.loadings[genes[i]])
     methods = tuple(rate_of)
     shape = len(methods), len(SCORES), len(SCALES_UM), len(genes)
     values = np.full(shape, np.nan)
+    in_panel, in_sample = np.isin(genes, panel), np.isin(genes, sample)
+    of_panel = _PanelSums(methods, len(half.blocks), len(panel))
     for i in range(len(genes)):
         observed = half.held_out_maps(i)
         for m, method in enumerate(methods):
-            values[m, :, :, i] = half.scored(rate_of[method](i), observed, i)
+            of_blocks = half.sums(rate_of[method](i), observed)
+            for j, (x, y) in enumerate(zip(*(s.sum(0) for s in of_blocks), strict=True)):
+                values[m, :, j, i] = half.scored(x, y, i, FACTORS[j])
+            if in_panel[i]:
+                of_panel.put(m, int(in_panel[:i].sum()), of_blocks)
         progress.step(i + 1, len(genes), "genes scored")
-    in_panel, in_sample = np.isin(genes, panel), np.isin(genes, sample)
+    null = np.array(
+        [[half.null_rate(i, f) for i in np.flatnonzero(in_panel).tolist()] for f in FACTORS]
+    )
+    sums = of_panel.by_method(null)
     return {
         "held_out_share": 0.5,
         "seed": seed,
@@ -114,9 +107,17 @@ def score_slide(
         "scales": {
             str(scale): {
                 method: {score: _mean(values[m, s, j, in_panel]) for s, score in enumerate(SCORES)}
+                | intervals(sums[method][scale])
                 for m, method in enumerate(methods)
             }
             for j, scale in enumerate(SCALES_UM)
+        },
+        "block_um": half.side * BIN_UM,
+        "n_blocks": len(half.blocks),
+        "differences": {
+            method: _differences(sums[DENOISED], sums[method])
+            for method in methods
+            if method != DENOISED
         },
         "by_abundance": {
             str(scale): _deciles(
@@ -127,92 +128,44 @@ def score_slide(
     }
 
 
-@dataclass
-class _Half:
-    """Gene by gene, the maps of both halves and the rates of the simpler ways."""
+@dataclass(eq=False)
+class _PanelSums:
+    """Sums per block of the panel's genes, by method and scale."""
 
-    slide: SlideCounts
-    kept: SparseRows
-    held_out: SparseRows
-    genes: Int64Array
-    seed: int
+    methods: tuple[str, ...]
+    n_blocks: int
+    n_genes: int
 
     def __post_init__(self) -> None:
-        self._smoother = smoother_of(self.slide)
-        self._kept, self._held_out = (
-            gene_columns(x, self.genes) for x in (self.kept, self.held_out)
-        )
-        seen = np.zeros_like(self.slide.tissue)  # bins that failed are not scored
-        seen.ravel()[self.slide.place] = True
-        self._masks = {f: pool_mask(seen, f) for f in _factors()}
-        n = len(self.kept)
-        self.width_um: dict[int, float] = {}
-        self._mean = np.asarray(self._kept.sum(axis=0), np.float64).ravel() / n
-        totals = self.kept.totals.astype(np.float32)
-        self._total = self._smoother.smoothed(totals, self._best_width(totals, self.seed))
-        self._total /= self._total.mean(dtype=np.float64)
+        shape = len(self.methods), len(SCALES_UM), self.n_blocks, self.n_genes
+        self._moments, self._poisson = np.empty((*shape, 6)), np.empty((*shape, 4))
 
-    def of(self, factors: Float32Array, loadings: Float64Array) -> Float32Array:
-        """Expected UMIs of the kept half by factors (n, K) and a gene's loadings (K,)."""
-        rate = factors @ loadings.astype(np.float32)
-        return np.asarray(rate * self.kept.exposure, np.float32)
+    def put(self, method: int, gene: int, of_blocks: tuple[Float64Array, Float64Array]) -> None:
+        """Keep the sums of a gene, (n_blocks, 4 scales, 6) and (n_blocks, 4 scales, 4)."""
+        for kept, sums in zip((self._moments, self._poisson), of_blocks, strict=True):
+            kept[method, :, :, gene] = np.moveaxis(sums, 1, 0)
 
-    def raw(self, i: int) -> Float32Array:
-        """The counts of the kept half themselves."""
-        return column(self._kept, i)
-
-    def total(self, i: int) -> Float32Array:
-        """Smoothed UMIs of all genes times the gene's mean."""
-        return np.asarray(self._total * self._smoother.exposure * np.float32(self._mean[i]))
-
-    def gaussian(self, i: int) -> Float32Array:
-        """The gene's counts smoothed by the Gaussian that predicts a held-out fifth best."""
-        counts = column(self._kept, i)
-        self.width_um[i] = self._best_width(counts, self.seed + 1 + int(self.genes[i]))
-        rate = self._smoother.smoothed(counts, self.width_um[i])
-        return np.asarray(rate * self._smoother.exposure)
-
-    def _best_width(self, counts: Float32Array, seed: int) -> float:
-        rng = np.random.default_rng([seed, 2])
-        fitted = rng.binomial(counts.astype(np.int64), _FITTED_SHARE).astype(np.float32)
-        left, ratio = counts - fitted, 1 / _FITTED_SHARE - 1
-        there = np.flatnonzero(left)
-
-        def likelihood(width_um: float) -> float:
-            rate = (self._smoother.smoothed(fitted, width_um) * self._smoother.exposure)[there]
-            rate *= ratio
-            # The sum of the rates is the same for all widths.
-            return float(left[there] @ np.log(np.maximum(rate, _FLOOR)))
-
-        return max(GAUSSIANS_UM, key=likelihood)
-
-    def held_out_maps(self, i: int) -> dict[int, Float64Array]:
-        """The held-out UMIs of a gene at each scale."""
-        grid = self._smoother.on_lattice(column(self._held_out, i))[None]
-        return {f: sum_pool(grid, f) for f in _factors()}
-
-    def scored(self, rate: Float32Array, observed: dict[int, Float64Array], i: int) -> Float64Array:
-        """Scores of a gene's rates, (3 scores, 4 scales)."""
-        grid = self._smoother.on_lattice(rate)[None]
-        found = np.full((len(SCORES), len(SCALES_UM)), np.nan)
-        for j, f in enumerate(_factors()):
-            rates, counts, mask = sum_pool(grid, f), observed[f], self._masks[f]
-            n, total = np.count_nonzero(mask), counts[:, mask].sum(axis=1)
-            if not total[0] or np.isnan(rates).any():
-                continue  # nothing was held out, or the run does not predict the gene: no score
-            sums = poisson_sums(rates, counts, mask)
-            null = constant_deviance(
-                sums, total, np.array([float(n)]), self._mean[i : i + 1] * f * f
-            )
-            found[0, j] = deviance_explained(poisson_deviance(sums, total), null)[0]
-            found[1, j] = pearson_from_moments(moments(rates, counts, mask))[0]
-            found[2, j] = calibration(rates[:, mask].sum(axis=1), total)[0]
-        return found
+    def by_method(self, null_rate: Float64Array) -> dict[str, dict[int, BlockSums]]:
+        """Method → scale in µm → sums; null_rate (4 scales, genes)."""
+        return {
+            method: {
+                scale: BlockSums(self._moments[m, j], self._poisson[m, j], null_rate[j])
+                for j, scale in enumerate(SCALES_UM)
+            }
+            for m, method in enumerate(self.methods)
+        }
 
 
-def _factors() -> Iterator[int]:
-    """Bins of 2 µm along a bin of each scale."""
-    return (scale // BIN_UM for scale in SCALES_UM)
+def _differences(a: dict[int, BlockSums], b: dict[int, BlockSums]) -> dict[str, Any]:
+    """Scores of a less those of b, over the genes for which both have rates."""
+    n, sx = correlation.N, correlation.SX
+    there = ~np.isnan(b[BIN_UM].moments[:, :, [n, sx]]).any(axis=(0, 2))
+
+    def of(sums: BlockSums) -> BlockSums:
+        chosen = sums.moments[:, there], sums.poisson_sums[:, there], sums.null_rate[there]
+        return BlockSums(*chosen)
+
+    return differences(*({scale: of(x) for scale, x in sums.items()} for sums in (a, b)))
 
 
 def _most_variable(rows: SparseRows) -> Int64Array:

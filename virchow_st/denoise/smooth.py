@@ -14,8 +14,9 @@ import numpy as np
 
 from virchow_st.types import BIN_UM, Array, BoolArray, Float32Array, Float64Array, Int64Array
 
+REACH = 4.0
+"""Standard deviations at which the Gaussian is cut off."""
 _KEPT_WIDTHS = 10
-_REACH = 4.0  # standard deviations at which the Gaussian is cut off
 _LEAST = np.float32(1e-12)
 _LEAST_REACHED = 1e-3  # of the Gaussian's weight, below which a bin counts as out of reach
 
@@ -161,6 +162,6 @@ def gaussian(sd: float) -> Float32Array:
     >>> len(weights), round(float(weights[2] / weights[1]), 2), round(float(weights.sum()), 6)
     (5, 7.39, 1.0)
     """
-    at = np.arange(-(reach := math.ceil(_REACH * sd)), reach + 1)
+    at = np.arange(-(reach := math.ceil(REACH * sd)), reach + 1)
     weights = np.exp(-0.5 * (at / sd) ** 2)
     return np.asarray(weights / weights.sum(), np.float32)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ from virchow_st.field.loadings import Loadings
 from virchow_st.field.write import Block, write_field
 from virchow_st.output.export.sources import PX_PER_BIN, StoreSource, homography
 from virchow_st.output.export.tables import check_format
-from virchow_st.runtime.atomic import check_absent
+from virchow_st.runtime.atomic import check_absent, remove
 from virchow_st.runtime.progress import SILENT, Progress
 from virchow_st.runtime.software import versions
 from virchow_st.store.reader import Store, open_store
@@ -102,10 +103,11 @@ def denoise_store(
     if h5ad is not None:
         check_format("h5ad")
     store = open_store(path)
+    if run is not None and config.leave_blocks_out:
+        raise ConfigError("run: expected either a run or leave_blocks_out; got both; give one")
     trained = None
     if run is not None:
-        # torch is loaded with a run only
-        from virchow_st.denoise.run_prior import load_other, predict_prior
+        from virchow_st.denoise.run_prior import load_other  # torch is loaded with a run only
 
         trained = load_other(run, store)
     slide = read_slide(store, progress, failed)
@@ -114,7 +116,43 @@ def denoise_store(
             f"factors: expected at most {len(slide.panel)}, the genes of {store.path} with "
             f"{LEAST_UMIS} UMIs or more; got {config.factors}"
         )
-    prior = None if trained is None else predict_prior(trained, store, slide, progress)
+    prior = None
+    if trained is not None:
+        from virchow_st.denoise.run_prior import predict_prior
+
+        prior = predict_prior([trained], store, slide, np.zeros(len(store), np.int64), progress)
+    if not config.leave_blocks_out:
+        return _denoise(store, slide, prior, config, out, h5ad, score, progress)
+    from virchow_st.denoise.folds import train_folds
+
+    folder = _folder(out or h5ad)
+    try:
+        prior = train_folds(store, slide, config, folder, progress)
+        done = _denoise(store, slide, prior, config, out, h5ad, score, progress)
+    finally:
+        if out is None and h5ad is None:
+            remove(folder)
+    remove(folder)
+    return done
+
+
+def _folder(out: Path | None) -> Path:
+    """Where the runs of folds are until the output is whole."""
+    if out is None:
+        return Path(tempfile.mkdtemp(prefix="vst-folds-"))
+    return out.with_name(out.name + ".folds")
+
+
+def _denoise(
+    store: Store,
+    slide: SlideCounts,
+    prior: Prior | None,
+    config: DenoiseConfig,
+    out: Path | None,
+    h5ad: Path | None,
+    score: bool,
+    progress: Progress,
+) -> Denoised:
     scores = score_slide(slide, config.factors, config.seed, progress, prior) if score else None
     if out is None and h5ad is None:
         return Denoised(None, len(slide.panel), 0, 0.0, scores)

@@ -161,7 +161,7 @@ def _refitted(
     kept, left = np.flatnonzero(~hidden), np.flatnonzero(hidden)
     part = replace(slide, rows=drawn.taken(kept), place=slide.place[kept], unseen=slide.place[left])
     if prior is not None:
-        prior = replace(prior, maps=prior.maps[kept], missing=prior.maps[left])
+        prior = prior.hiding(kept, left)
     found = fit_rates(part, recipe, prior)
     factors = np.empty((len(hidden), found.factors.shape[1]), np.float32)
     factors[kept], factors[left] = found.factors, found.filled

@@ -7,14 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from virchow_st.run.split import square_blocks
+from virchow_st.run.split import BLOCK_PATCHES, LEAST_BLOCKS, square_blocks
 from virchow_st.store.format import PatchInfo
 from virchow_st.types import PATCH_BINS, PATCH_UM, Int64Array
 
 NOBODY = -1
 """Marks a patch for which a null has no partner patch."""
-_BLOCK_PATCHES = 2
-_LEAST_BLOCKS = 8  # fewer blocks are too few for a bootstrap distribution
 
 
 def shuffled_places(n: int) -> Int64Array:
@@ -93,14 +91,14 @@ def cut_blocks(slides: Sequence[Sequence[PatchInfo]]) -> Blocks:
     Args:
         slides: Positions of the patches of each slide.
     """
-    for side in (_BLOCK_PATCHES, 1):
+    for side in (BLOCK_PATCHES, 1):
         of_patch, n_blocks = [], 0
         for infos in slides:
             row, col = _lattice(infos)
             block = square_blocks(row, col, side)
             of_patch.append(block + n_blocks)
             n_blocks += int(block.max()) + 1
-        if n_blocks >= _LEAST_BLOCKS:
+        if n_blocks >= LEAST_BLOCKS:
             break
     return Blocks(tuple(of_patch), n_blocks, side * PATCH_UM)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict, cast
@@ -22,7 +22,10 @@ if TYPE_CHECKING:
     from virchow_st.store.reader import Store
 
 VALIDATION_SHARE = 0.15
-_BLOCK_PATCHES = 2  # a validation block is 2×2 patches, 512 µm: wider than tissue texture repeats
+BLOCK_PATCHES = 2
+"""Side of a spatial block in patches, 512 µm: wider than tissue texture repeats."""
+LEAST_BLOCKS = 8
+"""Where a bootstrap would draw from fewer blocks than these, they have a side of one patch."""
 
 
 @dataclass(frozen=True, order=True)
@@ -198,13 +201,38 @@ def split_patients(stores: Sequence[Store], test_patient: str, seed: int) -> Spl
         if store.patient == test_patient:
             test += members
             continue
-        held_out = _validation_patches(store, np.random.default_rng([seed, i]))
+        held_out = _validation_patches(store, range(len(store)), np.random.default_rng([seed, i]))
         train += [m for m in members if m.patch not in held_out]
         validation += [m for m in members if m.patch in held_out]
     if not train or not validation:
         raise ConfigError("stores: expected at least two training patches; give larger slides")
     slides = tuple(store.manifest["records_xxh64"] for store in stores)
     return Split(tuple(train), tuple(validation), tuple(test), slides)
+
+
+def split_blocks(store: Store, test: Collection[int], seed: int) -> Split:
+    """Hold out patches of one slide for the test, and spatial blocks of the others for validation.
+
+    Args:
+        store: the slide's store.
+        test: indices of the patches that are the test set.
+        seed: seed of the draw of validation blocks.
+
+    Raises:
+        ConfigError: fewer than two patches with tissue are left to train on and to validate.
+    """
+    rest = [p for p, patch in enumerate(store) if p not in test and patch.tissue_mask.any()]
+    held_out = _validation_patches(store, rest, np.random.default_rng([seed, 0]))
+    train, validation, tested = (
+        tuple(Member(0, p) for p in sorted(part))
+        for part in (set(rest) - held_out, held_out, set(test))
+    )
+    if not train or not validation:
+        raise ConfigError(
+            f"{store.path}: expected at least two patches to train on beside those left out; got "
+            f"{len(rest)} of {len(store)}; give a larger slide"
+        )
+    return Split(train, validation, tested, (store.manifest["records_xxh64"],))
 
 
 def warn_of_alike_patients(stores: Sequence[Store], progress: Progress) -> None:
@@ -232,21 +260,21 @@ def square_blocks(row: Int64Array, col: Int64Array, side: int) -> Int64Array:
     return np.unique(places, axis=0, return_inverse=True)[1].reshape(-1)
 
 
-def _validation_patches(store: Store, rng: np.random.Generator) -> set[int]:
-    """Patches of whole blocks, drawn until they make up the validation share of the slide."""
-    row0 = np.array([info.row0 for info in store.patch_table])
-    col0 = np.array([info.col0 for info in store.patch_table])
-    for size in (_BLOCK_PATCHES, 1):  # a slide too small for several blocks is cut finer
+def _validation_patches(store: Store, among: Sequence[int], rng: np.random.Generator) -> set[int]:
+    """Patches of whole blocks, drawn until they make up the validation share of those given."""
+    infos = [store.patch_table[p] for p in among]
+    row0, col0 = (np.array(x, np.int64) for x in ([i.row0 for i in infos], [i.col0 for i in infos]))
+    for size in (BLOCK_PATCHES, 1):  # a slide too small for several blocks is cut finer
         block_of = square_blocks(row0, col0, size * PATCH_BINS)
         n_blocks = int(block_of.max(initial=-1)) + 1
         if n_blocks >= 4:
             break
     if n_blocks < 2:
         return set()
-    share = VALIDATION_SHARE * len(store)
+    share = VALIDATION_SHARE * len(among)
     held_out: set[int] = set()
     for i in rng.permutation(n_blocks)[:-1]:
-        block = np.flatnonzero(block_of == i).tolist()
+        block = [among[p] for p in np.flatnonzero(block_of == i).tolist()]
         if held_out and len(held_out) + len(block) > 2 * share:
             continue  # on a small slide, one more whole block may take half of it
         held_out.update(block)

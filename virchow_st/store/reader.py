@@ -176,7 +176,7 @@ class Store:
         except StoreError as e:
             raise StoreError(f"{self.path}: patch {index}: {e}; see `vst verify`") from None
 
-    def __reduce__(self) -> tuple[type[Store], tuple[Path]]:
+    def __reduce__(self) -> tuple[type[Store], tuple[Any, ...]]:
         """Pickle the folder's path only: another process opens and checks the file itself."""
         return Store, (self._folder,)
 

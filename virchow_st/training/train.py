@@ -53,21 +53,50 @@ def train(
         StoreError: A store is missing, damaged or not finished.
     """
     with RunLock() as lock:
-        _train(run, config, resume, progress, processes, lock)
+        device, stores, split = processes.together(
+            lambda: _open(config, processes), same=lambda opened: opened[2]
+        )
+        warn_of_alike_patients(stores, progress)
+        _train(run, config, device, stores, split, resume, progress, processes, lock)
+
+
+def train_on_split(
+    run: Path,
+    config: TrainConfig,
+    stores: Sequence[Store],
+    split: Split,
+    *,
+    resume: bool = False,
+    progress: Progress = SILENT,
+) -> None:
+    """As `train`, on stores that are open and with a split that is made, such as one by place.
+
+    Args:
+        run: As for `train`.
+        config: Settings of the run; it has no test patient.
+        stores: The stores; a `virchow_st.store.part.StorePart` keeps some bins from being seen.
+        split: Training, validation and test patches of the stores.
+        resume, progress: As for `train`.
+
+    Raises:
+        ConfigError, StoreError: As for `train`.
+    """
+    with RunLock() as lock:
+        device = _device(config, ALONE)
+        _train(run, config, device, stores, split, resume, progress, ALONE, lock)
 
 
 def _train(
     run: Path,
     config: TrainConfig,
+    device: torch.device,
+    stores: Sequence[Store],
+    split: Split,
     resume: bool,
     progress: Progress,
     processes: Processes,
     lock: RunLock,
 ) -> None:
-    device, stores, split = processes.together(
-        lambda: _open(config, processes), same=lambda opened: opened[2]
-    )
-    warn_of_alike_patients(stores, progress)
     genes = processes.from_first(lambda: _genes(run, config, stores, split, resume, progress, lock))
     exposure = processes.from_first(
         lambda: training_exposure(run, config, stores, split, resume, progress)
@@ -97,10 +126,7 @@ def _train(
 
 def _open(config: TrainConfig, processes: Processes) -> tuple[torch.device, list[Store], Split]:
     """Open device and stores for this process, and divide the patches into a split."""
-    check_factors(config)
-    decoder_class(config.decoder)  # an unknown name fails at once, not after the stores are read
-    alone = processes.size == 1
-    device = pick_device(config.device, None if alone else processes.local_rank)
+    device = _device(config, processes)
     if config.batch_size % processes.size:
         raise ConfigError(
             f"batch_size: expected a multiple of the {processes.size} processes, which share a "
@@ -111,9 +137,18 @@ def _open(config: TrainConfig, processes: Processes) -> tuple[torch.device, list
     stores = [open_store(path) for path in config.stores]
     split = split_patients(stores, config.test_patient, config.seed)
     check_same_encoder(stores)
+    return device, stores, split
+
+
+def _device(config: TrainConfig, processes: Processes) -> torch.device:
+    """The device of this process, after checking what needs no store."""
+    check_factors(config)
+    decoder_class(config.decoder)  # an unknown name fails at once, not after the stores are read
+    alone = processes.size == 1
+    device = pick_device(config.device, None if alone else processes.local_rank)
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    return device, stores, split
+    return device
 
 
 def _genes(
