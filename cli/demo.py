@@ -34,13 +34,17 @@ _COHORT = SimulateConfig()
 _EXTRACT = ExtractConfig(encoder="stain", device="cpu")
 # The default recipe with half of its epochs, since the demo trains three times in eight minutes.
 _TRAIN = TrainConfig(test_patient=_TEST_PATIENT, epochs=15, device="cpu")
+# Factors of `_denoise`, given to save the time of choosing them.
+_N_FACTORS = 8
+# The gene it shows, by abundance: amid the 50 most abundant, neither the best nor the worst.
+_RANK_SHOWN = 25
 
 
 @click.command(short_help="Run the whole pipeline on simulated slides, in minutes.")
 @click.argument("out", type=click.Path(path_type=Path), default=Path("demo"))
 @with_console
 def demo(console: Console, out: Path) -> None:
-    """Simulate three patients, extract, train in three ways, evaluate, draw figures.
+    """Simulate three patients, extract, train in three ways, evaluate, denoise, draw figures.
 
     The ways are the Poisson loss, MSE, and the Poisson loss on all genes.
 
@@ -58,9 +62,9 @@ def _run(console: Console, out: Path) -> None:
 
     started = time.monotonic()
     _claim(out)
-    console.note(f"1/4 simulate {', '.join(_COHORT.patients)}")
+    console.note(f"1/5 simulate {', '.join(_COHORT.patients)}")
     simulate_cohort(out / "cohort", _COHORT, console.note)
-    console.note("2/4 extract with the stain encoder")
+    console.note("2/5 extract with the stain encoder")
     for outcome in extract_cohort(out / "cohort" / "slides.csv", _EXTRACT, console):
         if outcome.n_patches is None:
             raise ConfigError(outcome.text)
@@ -68,16 +72,19 @@ def _run(console: Console, out: Path) -> None:
     truth = out / "cohort" / _TEST_PATIENT / "truth.h5"
     metrics = {}
     for name, (title, changes) in _RUNS.items():
-        console.note(f"3/4 train on {_trainers()} ({title}), evaluate on {_TEST_PATIENT}")
+        console.note(f"3/5 train on {_trainers()} ({title}), evaluate on {_TEST_PATIENT}")
         config = replace(_TRAIN, stores=stores, **changes)
         metrics[title] = _train_and_evaluate(console, out / name, config, truth)
-    console.note("4/4 draw, report")
+    console.note(f"4/5 denoise the counts of {_TEST_PATIENT}")
+    denoised = _denoise(console, out, truth)
+    console.note("5/5 draw, report")
     pictures = _draw(console, out)
     report = _report(out, console)
     print_scores(console, metrics)
     titles = {str(out / name): title for name, (title, _) in _RUNS.items()}
     print_comparison(console, compare_runs([out / name for name in _RUNS]), titles)
     console.result(f"picture: {pictures[0]}")
+    console.result(f"denoised: {denoised}")
     console.result(f"report: {report}")
     console.note(f"all pictures in {out / 'poisson' / 'figures'}")
     console.note(f"{time.monotonic() - started:.0f} s")
@@ -133,6 +140,26 @@ def _train_and_evaluate(
     if not (run / "metrics.json").is_file():
         evaluate_run(run, config.device, console, truth)
     return read_metrics(run)
+
+
+def _denoise(console: Console, out: Path, truth: Path) -> Path:
+    """Denoise the test slide and draw one gene: counts, Gaussian, denoised, truth."""
+    import numpy as np
+
+    from virchow_st.denoise.beside_truth import beside_truth
+    from virchow_st.denoise.estimate import estimate
+    from virchow_st.denoise.slide import read_slide
+    from virchow_st.output.figures.denoised import draw_denoised
+    from virchow_st.simulate.truth import true_rate
+    from virchow_st.store.reader import open_store
+
+    slide = read_slide(open_store(out / "cohort" / f"{_TEST_PATIENT}.vst"), console)
+    rates = estimate(slide, _N_FACTORS, 0, console).rates
+    gene = int(np.argsort(-slide.rows.gene_totals, kind="stable")[_RANK_SHOWN])
+    window = *slide.corner, *slide.tissue.shape
+    true = true_rate(truth, [slide.panel.ids[gene]], *window)[0]
+    maps = beside_truth(slide, rates, gene, true)
+    return draw_denoised(out / "denoised", slide.panel.symbols[gene], maps, true, slide.tissue)
 
 
 def _draw(console: Console, out: Path) -> list[Path]:
