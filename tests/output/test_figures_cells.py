@@ -12,7 +12,12 @@ from tiny_training import few_steps, tiny_config, two_patients
 from virchow_st.errors import ConfigError, SlideError
 from virchow_st.evaluation.evaluate import evaluate_run
 from virchow_st.output.figures import draw
-from virchow_st.output.figures.cells import cell_values, cells_figure, read_slide_cells
+from virchow_st.output.figures.cells import (
+    cell_values,
+    cells_figure,
+    read_run_cells,
+    read_slide_cells,
+)
 from virchow_st.run.maps import open_maps
 from virchow_st.training.train import train
 
@@ -98,7 +103,7 @@ def test_they_come_as_files_of_the_run_or_not_at_all(run, squares, tmp_path, mon
     tifffile.imwrite(tmp_path / "cells.tif", squares)
     (path,) = (run / "maps").glob("*.h5")
     with open_maps(path) as slide:
-        cells = draw._cells(tmp_path / "cells.tif", [slide])
+        cells = read_run_cells(tmp_path / "cells.tif", [slide])
         for name in ("multiscale_figure", "mosaic_figure", "patches_figures"):
             monkeypatch.setattr(draw, name, lambda *_: [])
         results = draw.read_results(run)
@@ -109,7 +114,7 @@ def test_they_come_as_files_of_the_run_or_not_at_all(run, squares, tmp_path, mon
                 break
         assert names[-1] == f"cells_P5_{results.labels[slide.genes[0].id]}"
         with pytest.raises(ConfigError, match=r"one test slide .* the run has 2; leave out"):
-            draw._cells(tmp_path / "cells.tif", [slide, slide])
+            read_run_cells(tmp_path / "cells.tif", [slide, slide])
 
 
 def test_cells_of_another_slide_are_refused(run, tmp_path):

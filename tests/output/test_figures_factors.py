@@ -13,10 +13,13 @@ from virchow_st.kernels.pooling import pool_mask
 from virchow_st.output.fields import slide_field
 from virchow_st.output.figures import draw
 from virchow_st.output.figures.abundance import OTHERS, PREDICTED, abundance_figure
-from virchow_st.output.figures.factors import factors_figure
+from virchow_st.output.figures.factors import cell_factors_figure, factors_figure
 from virchow_st.run.evaluated import RunResults, read_results
 from virchow_st.run.maps import open_maps
 from virchow_st.run.overview import read_overviews
+from virchow_st.slide.cells.lattice import Lattice
+from virchow_st.slide.cells.read import read_cells
+from virchow_st.slide.geometry import Homography
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +46,50 @@ def test_they_are_drawn_of_a_run_with_factors_alone(results: RunResults, tmp_pat
 
     of_panel = names(read_results(FigureRun().write(tmp_path / "run")))
     assert names(results) == [*of_panel, "abundance", "factors_P5"]
+
+
+def test_cells_have_the_means_of_their_bins(
+    results: RunResults, added: Added, tmp_path: Path
+) -> None:
+    from cell_files import write_mappings
+
+    with open_maps(results.maps[0]) as slide:
+        rows, cols = slide.scored_mask.shape
+        labels = np.arange(1, 1 + (rows // 8) * (cols // 8)).reshape(rows // 8, cols // 8)
+        labels = labels.repeat(8, 0).repeat(8, 1).astype(np.int32)
+        labels[:, 6::8] = 0
+        field = slide_field(results.path, slide)
+        known = field.tissue_mask & field.covered
+        maps = added.maps[slide.name]
+        shape = known.shape
+        tissue = np.ones(shape, bool)
+        lattice = Lattice(
+            "P5", Homography(np.diag([4.0, 4.0, 1.0])), slide.row0, slide.col0, tissue
+        )
+        whole = np.zeros(shape, np.int32)
+        whole[: labels.shape[0], : labels.shape[1]] = labels
+        cells = read_cells(
+            write_mappings(tmp_path / "barcode_mappings.parquet", whole, slide), lattice
+        )
+        picture = cell_factors_figure(field, cells, slide.heading)
+    inside = np.where(known, whole, 0).ravel()
+    n_bins = np.bincount(inside, minlength=whole.max() + 1)[1:]
+    sums = np.array(
+        [np.bincount(inside, np.nan_to_num(m).ravel(), whole.max() + 1)[1:] for m in maps]
+    )
+    numbers = picture.numbers
+    assert numbers["n_cells"] == (n_bins > 0).sum() > 20
+    first = numbers["factors"][0]
+    k = first["factor"] - 1
+    assert k == int(np.argmax(sums.sum(1)))
+    assert first["umis_per_2um_bin"] == pytest.approx(sums[k].sum() / n_bins.sum(), rel=1e-3)
+    means = sums[k][n_bins > 0] / n_bins[n_bins > 0]
+    assert first["limit_per_64um2"] == pytest.approx(16 * np.percentile(means, 99.5), rel=1e-3)
+    drawn = picture.figure.axes[0].images[0].get_array()
+    at = np.argwhere(whole == int(np.flatnonzero(n_bins == n_bins.max())[0]) + 1)[0]
+    side = numbers["scale_um"] // 2
+    of = sums[k][whole[tuple(at)] - 1] / n_bins.max()
+    assert drawn[tuple(at // side)] == pytest.approx(16 * of, rel=1e-3)
 
 
 def test_abundance(results: RunResults) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -65,6 +66,16 @@ def read_slide_cells(path: Path, slide: SlideResult) -> CellMap:
         raise ConfigError(f"{slide.path}: homography: {e}; run `vst evaluate` again") from None
     lattice = Lattice(slide.name, homography, slide.row0, slide.col0, slide.scored_mask)
     return read_cells(path, lattice)
+
+
+def read_run_cells(path: Path, slides: Sequence[SlideResult]) -> CellMap:
+    """`read_slide_cells` of a run's only test slide; `ConfigError` where it has several."""
+    if len(slides) > 1:
+        raise ConfigError(
+            f"{path}: expected one test slide for one file of cells; the run has {len(slides)}; "
+            "leave out --cells"
+        )
+    return read_slide_cells(path, slides[0])
 
 
 @dataclass(frozen=True, eq=False)

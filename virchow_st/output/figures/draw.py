@@ -14,7 +14,7 @@ from virchow_st.output.figures.abundance import abundance_figure
 from virchow_st.output.figures.against import Side, against_figure
 from virchow_st.output.figures.calibration import SCALES as CALIBRATION_SCALES
 from virchow_st.output.figures.calibration import calibration_figure
-from virchow_st.output.figures.cells import cells_figure, read_slide_cells
+from virchow_st.output.figures.cells import cells_figure, read_run_cells
 from virchow_st.output.figures.choice import chosen_genes, strongest_genes
 from virchow_st.output.figures.close_ups import patches_figures, strong_patches
 from virchow_st.output.figures.curves import curves_figure
@@ -62,6 +62,7 @@ def draw_figures(
     - ``cells_SLIDE_GENE``: one per gene, if cells are given
     - ``genes``, ``sparsity``, ``calibration``, ``training_curves``
     - ``overview_SLIDE``: one per slide of the run
+    - ``cell_factors_SLIDE``: of a run with factors, if cells are given
     - ``abundance``, and ``factors_SLIDE``, one per test slide: of a run with factors
     - ``against``: if another run is given
 
@@ -99,11 +100,11 @@ def draw_into(
     other = None if against is None else OtherRun.read(results, against)
     with ExitStack() as stack:
         slides = [stack.enter_context(open_maps(path)) for path in results.maps]
-        of_cells = None if cells is None else _cells(cells, slides)
+        of_cells = None if cells is None else read_run_cells(cells, slides)
         overviews = list(read_overviews(run))
         total = len(slides) * (1 + 2 * len(chosen)) + 4 + len(overviews) + (other is not None)
         total += results.has_factors * (1 + len(slides))
-        total += (of_cells is not None) * len(chosen)
+        total += (of_cells is not None) * (len(chosen) + results.has_factors)
         written: list[Path] = []
         numbers = NumbersFile(run / FIGURES / FIGURES_SEAL, run)
         drawn = pictures(results, chosen, slides, overviews, other, of_cells)
@@ -162,17 +163,11 @@ def pictures(
         yield "abundance", [_abundance(results)]
         for slide in slides:
             yield f"factors_{slide.file_name}", [_factors(results.path, slide)]
+        if cells is not None:
+            (slide,) = slides
+            yield f"cell_factors_{slide.file_name}", [_factors(results.path, slide, cells)]
     if other is not None:
         yield "against", [_against(results, other, chosen[0], slides[0], pooled, curves)]
-
-
-def _cells(path: Path, slides: Sequence[SlideResult]) -> CellMap:
-    if len(slides) > 1:
-        raise ConfigError(
-            f"{path}: expected one test slide for one file of cells; the run has {len(slides)}; "
-            "leave out --cells"
-        )
-    return read_slide_cells(path, slides[0])
 
 
 def _abundance(results: RunResults) -> Picture:
@@ -182,11 +177,14 @@ def _abundance(results: RunResults) -> Picture:
     return abundance_figure(rows, list(labels.values()), fdr, NULL_SCALES_UM[0])
 
 
-def _factors(run: Path, slide: SlideResult) -> Picture:
+def _factors(run: Path, slide: SlideResult, cells: CellMap | None = None) -> Picture:
     from virchow_st.output.fields import slide_field  # these load zarr and numba
-    from virchow_st.output.figures.factors import factors_figure
+    from virchow_st.output.figures.factors import cell_factors_figure, factors_figure
 
-    return factors_figure(slide_field(run, slide), slide.heading)
+    field = slide_field(run, slide)
+    if cells is not None:
+        return cell_factors_figure(field, cells, slide.heading)
+    return factors_figure(field, slide.heading)
 
 
 def _intervals(blocks: RunBlocks, ids: Sequence[str]) -> dict[tuple[str, int], tuple[float, float]]:

@@ -1,17 +1,24 @@
-"""The factors of a run with factors: small maps on a test slide with their leading genes."""
+"""The factors of a run with factors: small maps on a test slide, of bins or of cells."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.figure import Figure
 
 from virchow_st.field.read import Field
 from virchow_st.kernels.pooling import pool_mask
+from virchow_st.output.fields import cell_factors
 from virchow_st.output.figures import style
+from virchow_st.output.figures.rasters import UNIT_BINS, sum_bins
 from virchow_st.output.figures.style import Picture
-from virchow_st.types import BIN_UM, CELL_BINS, SCALES_UM
+from virchow_st.types import BIN_UM, CELL_BINS, SCALES_UM, Array, Float64Array
+
+if TYPE_CHECKING:
+    from virchow_st.slide.cells.cell_map import CellMap
 
 MOST = 24
 """Largest number of factors that are drawn."""
@@ -31,7 +38,7 @@ def factors_figure(field: Field, heading: str) -> Picture:
         field: The predicted factors of a test slide.
         heading: What the title calls the slide.
     """
-    scale = _scale(field)
+    scale = _scale(field.shape)
     factor = scale // BIN_UM
     known = pool_mask(field.tissue_mask & field.covered, CELL_BINS)
     if scale > BIN_UM * CELL_BINS:
@@ -39,14 +46,77 @@ def factors_figure(field: Field, heading: str) -> Picture:
     maps = field.factors(scale_um=scale)[:, : known.shape[0], : known.shape[1]]
     n_bins = max(int(known.sum()), 1)
     umis = np.array([np.nansum(m[known], dtype=np.float64) for m in maps]) / n_bins / factor**2
+    shown = FactorMaps(
+        [np.ma.MaskedArray(of, ~known) for of in maps], [of[known] for of in maps], umis, scale
+    )
+    return _panels(shown, field, heading, "factors", 64 / scale**2)
+
+
+@style.styled
+def cell_factors_figure(field: Field, cells: CellMap, heading: str) -> Picture:
+    """Draw the factors with the most UMIs in cells, each cell with the mean over its bins.
+
+    Args:
+        field: The predicted factors of a test slide.
+        cells: On the field's bins.
+        heading: What the title calls the slide.
+    """
+    scale = _scale(field.shape)
+    factor = scale // BIN_UM
+    known = field.tissue_mask & field.covered
+    of_cells, n_bins = cell_factors(field, cells, known)
+    means = UNIT_BINS * of_cells
+    labels = np.where(known, cells.labels, 0)
+    weight = sum_bins(labels > 0, factor)
+    maps, values = [], []
+    for of in means.T:
+        total = sum_bins(np.concatenate([[0.0], of])[labels], factor)
+        maps.append(np.ma.MaskedArray(total / np.maximum(weight, 1), weight == 0))
+        values.append(of[n_bins > 0])
+    umis = n_bins @ of_cells / max(int(n_bins.sum()), 1)
+    shown = FactorMaps(maps, values, umis, scale)
+    n_cells = f"{int((n_bins > 0).sum()):,} cells"
+    picture = _panels(shown, field, heading, f"factors in {n_cells}", 1.0)
+    picture.numbers["n_cells"] = int((n_bins > 0).sum())
+    return picture
+
+
+@dataclass(frozen=True, eq=False)
+class FactorMaps:
+    """K factors as they are drawn.
+
+    Attributes:
+        maps: K masked arrays of squares of ``scale_um``.
+        values: K arrays whose 99.5th percentile ends the colours of each.
+        umis: (K,) UMIs per bin of 2 µm.
+        scale_um: Side of a square.
+    """
+
+    maps: Sequence[np.ma.MaskedArray]
+    values: Sequence[Array]
+    umis: Float64Array
+    scale_um: int
+
+
+def _panels(shown: FactorMaps, field: Field, heading: str, what: str, per_64um2: float) -> Picture:
+    """Small maps with their shares and leading genes.
+
+    Args:
+        shown: What to draw.
+        field: The factors' names.
+        heading: Of the slide.
+        what: What the title counts, "factors" and more.
+        per_64um2: UMIs per 64 µm² for one of the values.
+    """
+    umis, scale = shown.umis, shown.scale_um
     order = np.argsort(-umis, kind="stable")[:MOST]
     across = min(_ACROSS, len(order))
     down = -(-len(order) // across)
-    rows, cols = known.shape
+    rows, cols = shown.maps[0].shape
     height = _MAP * min(rows / cols, 1.6)
     figure = style.new_figure(_HEAD + down * (height + _TITLE) + _FOOT)
-    n_all = len(maps)
-    which = f"{len(order)} of {n_all} factors" if len(order) < n_all else f"{n_all} factors"
+    n_all = len(umis)
+    which = f"{len(order)} of {n_all} {what}" if len(order) < n_all else f"{n_all} {what}"
     style.title(figure, "Factors", f"{heading}, {which}, most UMIs first", 7.0, italic=False)
     numbers = []
     total = float(umis.sum()) or 1.0
@@ -65,11 +135,9 @@ def factors_figure(field: Field, heading: str) -> Picture:
             figure, left + indent, top, leading, _MAP - indent - style.size_in(share)[0] - 0.05
         )
         axes = style.place(figure, left, top + 0.15, _MAP, height)
-        values = np.ma.MaskedArray(maps[k], ~known)
-        inside = values.compressed()
-        limit = float(np.percentile(inside, 99.5)) if inside.size else 0.0
+        limit = float(np.percentile(shown.values[k], 99.5)) if shown.values[k].size else 0.0
         axes.imshow(
-            values, cmap=style.rate_colours(), vmin=0, vmax=limit or 1.0, extent=extent,
+            shown.maps[k], cmap=style.rate_colours(), vmin=0, vmax=limit or 1.0, extent=extent,
             interpolation="antialiased", interpolation_stage="rgba",
         )  # fmt: skip
         axes.set_axis_off()
@@ -81,7 +149,7 @@ def factors_figure(field: Field, heading: str) -> Picture:
                 "umis_per_2um_bin": float(umis[k]),
                 "share": float(umis[k] / total),
                 "leading_genes": leading,
-                "limit_per_64um2": limit * 64 / scale**2,
+                "limit_per_64um2": limit * per_64um2,
             }
         )
     _colour_bar(figure, _HEAD + down * (height + _TITLE) + 0.06)
@@ -103,10 +171,10 @@ def _write_leading(
         break
 
 
-def _scale(field: Field) -> int:
+def _scale(shape: tuple[int, int]) -> int:
     """8 µm, or 16 µm where maps of 8 µm would have more pixels than are printed."""
-    cells = max(field.shape) // CELL_BINS
-    return SCALES_UM[2] if cells <= _LONGEST_PX else SCALES_UM[3]
+    side = max(shape) // CELL_BINS
+    return SCALES_UM[2] if side <= _LONGEST_PX else SCALES_UM[3]
 
 
 def _colour_bar(figure: Figure, top: float) -> None:

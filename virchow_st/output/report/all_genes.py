@@ -100,7 +100,7 @@ def write_all_genes_data(write: Write, results: RunResults, progress: Progress) 
     assert loadings is not None
     coded = code_loadings(loadings)
     write(data_script("loadings", pack_loadings(coded)))
-    about = {"low": coded.low, "step": coded.step, "colours": colour_stops()}
+    about = {"low": coded.low, "step": coded.step}
     write(json_script("all-genes", _genes(results) | about))
     write(json_script("all-slides", slides))
 

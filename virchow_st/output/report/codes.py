@@ -2,7 +2,7 @@
 
 A factor is held in 256 steps that are evenly spaced in its square root, a loading in 65,535 steps
 that are evenly spaced in its logarithm. Both are packed by zlib, which browsers can inflate, and
-written in base64. `page/all_genes.js` is the other side.
+written in base64. `page/packed.js` is the other side.
 
 Letters: N bins, G genes, K factors.
 """
@@ -10,8 +10,10 @@ Letters: N bins, G genes, K factors.
 from __future__ import annotations
 
 import base64
+import json
 import zlib
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -104,6 +106,32 @@ def pack_loadings(coded: CodedLoadings) -> str:
 def pack_mask(mask: BoolArray) -> str:
     """A mask, one bit per bin, row by row, the first bin in the highest bit."""
     return _packed(np.packbits(mask.ravel()).tobytes())
+
+
+def pack_numbers(values: Array) -> str:
+    """Whole numbers from 0 to 2³² − 1 as four planes of bytes, the lowest bytes first.
+
+    Example:
+        >>> unpack(pack_numbers(np.array([1, 258]))).tolist()
+        [1, 2, 0, 1, 0, 0, 0, 0]
+    """
+    planes = np.ascontiguousarray(values, "<u4").view(np.uint8).reshape(-1, 4)
+    return _packed(planes.T.tobytes())
+
+
+def pack_signed(values: Array) -> str:
+    """Whole numbers of either sign, of which 0, −1, 1, −2 become 0, 1, 2, 3; see `pack_numbers`.
+
+    Example:
+        >>> unpack(pack_signed(np.array([0, -1, 1, -2]))).tolist()[:4]
+        [0, 1, 2, 3]
+    """
+    return pack_numbers(np.where(values < 0, -2 * values - 1, 2 * values))
+
+
+def pack_text(content: Any) -> str:
+    """Content as JSON in UTF-8, packed."""
+    return _packed(json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode())
 
 
 def unpack(text: str) -> UInt8Array:

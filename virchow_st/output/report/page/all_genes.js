@@ -1,23 +1,12 @@
-// All genes: maps computed from factors and loadings, which virchow_st/output/report/codes.py packs.
+// All genes: maps computed from factors and loadings.
 const ALL = read("all-genes");
 const ALL_SLIDES = read("all-slides");
-const FACTOR_STEPS = 255; // of a factor, evenly spaced in its square root
 const SCORED_UM = ["2", "4", "8", "16"];
 const MOST_FOUND = 200; // genes listed at a time
 
 const all = { slide: 0, chosen: null, values: null, limit: 1, found: [], active: -1, loaded: new Map() };
 const allSlide = () => ALL_SLIDES[all.slide];
 const score = (gene, name, um) => ALL.scores[um][name][gene];
-const PALETTE = ALL.colours.map((hex) => [1, 3, 5].map((at) => parseInt(hex.slice(at, at + 2), 16)));
-
-/** The bytes of an element: base64 of what zlib packed. */
-async function unpacked(id) {
-  const text = atob($(id).textContent);
-  const bytes = new Uint8Array(text.length);
-  for (let i = 0; i < text.length; i++) bytes[i] = text.charCodeAt(i);
-  const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
-  return new Uint8Array(await new Response(stream).arrayBuffer());
-}
 
 /** Loadings of one gene, one number per factor. */
 let loadingCodes = null;
@@ -41,29 +30,8 @@ async function readFactors(s) {
   const slide = ALL_SLIDES[s], bits = await unpacked(`tissue-${s}`);
   const places = [];
   for (let i = 0; i < slide.rows * slide.cols; i++) if (bits[i >> 3] & (128 >> (i & 7))) places.push(i);
-  const steps = await Promise.all(slide.tops.map(async (_, k) => {
-    const codes = await unpacked(`factor-${s}-${k}`);
-    for (let i = 1; i < codes.length; i++) codes[i] += codes[i - 1]; // modulo 256, as bytes are
-    return codes;
-  }));
+  const steps = await Promise.all(slide.tops.map((_, k) => stepsOf(`factor-${s}-${k}`)));
   return { places: Uint32Array.from(places), steps };
-}
-
-/** Σ weight · factor, UMIs per bin of the slide's scale, in the bins that have values. */
-function weighted(slide, factors, weights) {
-  const values = new Float32Array(factors.places.length);
-  for (const [k, codes] of factors.steps.entries()) {
-    if (!weights[k]) continue;
-    const of = Float32Array.from({ length: 256 }, (_, i) => weights[k] * slide.tops[k] * (i / FACTOR_STEPS) ** 2);
-    for (let i = 0; i < codes.length; i++) values[i] += of[codes[i]];
-  }
-  return values;
-}
-
-/** The 99.5th percentile, the end of a colour scale. */
-function upperEnd(values) {
-  const sorted = Float32Array.from(values).sort();
-  return sorted[Math.floor(0.995 * (sorted.length - 1))] || 1;
 }
 
 /** Paint values (or null) of places in a picture of cols × rows bins. */
@@ -89,7 +57,7 @@ async function showGene(gene) {
   const [slide, s] = [allSlide(), all.slide];
   const [factors, weights] = await Promise.all([factorsOf(s), loadingsOf(gene)]);
   if (all.chosen.gene !== gene || all.slide !== s) return; // another was chosen meanwhile
-  all.values = weighted(slide, factors, weights);
+  all.values = weighted(slide.tops, factors.steps, weights);
   const seen = await observedOf(gene);
   if (all.chosen.gene !== gene || all.slide !== s) return;
   all.observed = seen;
@@ -111,7 +79,7 @@ async function showFactor(k) {
   const [slide, s] = [allSlide(), all.slide];
   const factors = await factorsOf(s);
   if (all.chosen.factor !== k || all.slide !== s) return;
-  all.values = weighted(slide, factors, slide.tops.map((_, i) => Number(i === k)));
+  all.values = weighted(slide.tops, factors.steps, alone(slide.tops, k));
   all.observed = null;
   all.limit = upperEnd(all.values);
   $("all-title").textContent = `Factor ${k + 1}`;
@@ -303,7 +271,7 @@ function drawSmall(canvas, slide, factors, k) {
   const side = Math.ceil(Math.max(slide.rows, slide.cols) / 160);
   const cols = Math.ceil(slide.cols / side), rows = Math.ceil(slide.rows / side);
   const sums = new Float32Array(rows * cols), counts = new Float32Array(rows * cols);
-  const values = weighted(slide, factors, slide.tops.map((_, i) => Number(i === k)));
+  const values = weighted(slide.tops, factors.steps, alone(slide.tops, k));
   for (let i = 0; i < values.length; i++) {
     const row = Math.floor(factors.places[i] / slide.cols), col = factors.places[i] % slide.cols;
     const at = Math.floor(row / side) * cols + Math.floor(col / side);

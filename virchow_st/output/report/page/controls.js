@@ -48,15 +48,14 @@ function moveCurtain(split) {
 }
 
 /** A bar of 1, 2 or 5 × 10ⁿ µm, at most a quarter of the picture wide. */
-function drawScaleBar() {
-  const slide = slideNow();
-  const width = viewer.viewport.getContainerSize().x;
-  const umPerPx = (slide.width * slide.binUm * viewer.viewport.getBounds(true).width) / width;
+function drawScaleBar(of = viewer, slide = slideNow(), bar = $("scale-bar")) {
+  const width = of.viewport.getContainerSize().x;
+  const umPerPx = (slide.width * slide.binUm * of.viewport.getBounds(true).width) / width;
   const most = (umPerPx * width) / 4;
   const power = 10 ** Math.floor(Math.log10(most));
   const um = [5, 2, 1].map((n) => n * power).find((n) => n <= most);
-  $("scale-bar").querySelector("i").style.width = `${um / umPerPx}px`;
-  $("scale-bar").querySelector("span").textContent = um >= 1000 ? `${um / 1000} mm` : `${um} µm`;
+  bar.querySelector("i").style.width = `${um / umPerPx}px`;
+  bar.querySelector("span").textContent = um >= 1000 ? `${um / 1000} mm` : `${um} µm`;
 }
 
 /** Which genes this file has maps of, and at which scales. */

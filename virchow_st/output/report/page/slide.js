@@ -59,8 +59,8 @@ function pyramid(key, width, height, tile, levels, type, find) {
   });
 }
 
-function imageSource() {
-  const s = state.slide, slide = slideNow();
+function imageSource(s = state.slide) {
+  const slide = SLIDES[s];
   const width = (slide.width * slide.binUm) / slide.umPerPx;
   const height = (slide.height * slide.binUm) / slide.umPerPx;
   return pyramid(`he/${s}`, width, height, slide.tile, slide.levels, "jpeg",
