@@ -19,7 +19,8 @@ from virchow_st_cli.options import build_config, config_options, with_console
     "--cells",
     required=True,
     type=click.Path(path_type=Path),
-    help="Space Ranger's outs, a .geojson, a label image, or shapes of a SpatialData folder",
+    help="Space Ranger's outs, a .geojson, a label image, or shapes of a SpatialData folder; or a "
+    "segmenter: nuclei, or one of another package",
 )
 @click.option(
     "--out", required=True, type=click.Path(path_type=Path), help="NAME.h5ad or NAME.zarr to write"
@@ -29,10 +30,21 @@ from virchow_st_cli.options import build_config, config_options, with_console
     type=click.Path(path_type=Path),
     help="store of the slide, for observed UMIs beside those of a run or field",
 )
+@click.option(
+    "--image",
+    type=click.Path(path_type=Path),
+    help="the slide's full-resolution image, in which a segmenter finds the cells",
+)
 @config_options(CellsConfig)
 @with_console
 def cells(
-    console: Console, source: Path, cells: Path, out: Path, store: Path | None, **options: Any
+    console: Console,
+    source: Path,
+    cells: Path,
+    out: Path,
+    store: Path | None,
+    image: Path | None,
+    **options: Any,
 ) -> int:
     """Write cells × genes: observed UMIs of STORE, or expected ones of RUN or FIELD.
 
@@ -44,7 +56,7 @@ def cells(
     from virchow_st.output.cells.write import write_cells
 
     try:
-        written, content = write_cells(source, cells, out, config, store, console)
+        written, content = write_cells(source, cells, out, config, store, console, image)
     except KeyboardInterrupt as e:
         console.error("stopped; nothing was kept, the same command starts again")
         return exit_code(e)

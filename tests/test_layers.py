@@ -49,10 +49,14 @@ ROOMS: dict[str, set[str]] = {
 NARROW = {
     ("output", "slide"): {
         "virchow_st.slide.geometry",
+        "virchow_st.slide.cells.assign",
         "virchow_st.slide.cells.cell_map",
         "virchow_st.slide.cells.geojson",
         "virchow_st.slide.cells.lattice",
+        "virchow_st.slide.cells.outlines",
         "virchow_st.slide.cells.read",
+        "virchow_st.slide.cells.segment",
+        "virchow_st.slide.cells.segmenters",
     },
     ("evaluation", "slide"): {
         "virchow_st.slide.cells.classes",

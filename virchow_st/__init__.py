@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from virchow_st.run.panel import Panel
     from virchow_st.runtime.progress import Progress
     from virchow_st.simulate.cohort import simulate_cohort
+    from virchow_st.slide.cells.segmenter import Segmenter
     from virchow_st.store.reader import Patch, Store, open_store
     from virchow_st.training.train import train
 
@@ -66,6 +67,7 @@ _HOMES = {
     "PredictConfig": "virchow_st.config",
     "Progress": "virchow_st.runtime.progress",
     "Run": "virchow_st.predict.load",
+    "Segmenter": "virchow_st.slide.cells.segmenter",
     "SimulateConfig": "virchow_st.config",
     "Store": "virchow_st.store.reader",
     "TokenNorm": "virchow_st.models.decoders.parts",
@@ -108,6 +110,7 @@ __all__ = [
     "PredictConfig",
     "Progress",
     "Run",
+    "Segmenter",
     "SimulateConfig",
     "Store",
     "TokenNorm",

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import sys
-import tomllib
 from collections.abc import Iterator
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
 import torch
+from installed_example import installed_example
 from tiny_training import paths, two_patients
 
 from virchow_st.errors import ConfigError
@@ -18,27 +18,11 @@ from virchow_st.models.decoders.plugins import check_installed
 from virchow_st.predict.load import load_run
 from virchow_st.run.state import read_state
 
-EXAMPLE = Path(__file__).resolve().parents[2] / "docs" / "examples" / "neighbour-decoder"
-
 
 @pytest.fixture
 def installed(tmp_path: Path) -> Iterator[pytest.MonkeyPatch]:
-    """The example on the path, with the metadata that an installation makes of pyproject.toml."""
-    project = tomllib.loads((EXAMPLE / "pyproject.toml").read_text("utf-8"))["project"]
-    (about := tmp_path / "env" / "neighbour_decoder-1.0.dist-info").mkdir(parents=True)
-    (about / "METADATA").write_text(
-        f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n"
-    )
-    lines = [
-        f"[{group}]\n" + "".join(f"{name} = {value}\n" for name, value in entries.items())
-        for group, entries in project["entry-points"].items()
-    ]
-    (about / "entry_points.txt").write_text("\n".join(lines))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(tmp_path / "env"))
-        patch.syspath_prepend(str(EXAMPLE))
+    with installed_example("neighbour-decoder", tmp_path) as patch:
         yield patch
-    sys.modules.pop("neighbour_decoder", None)
 
 
 def test_it_is_trained_and_evaluated_and_a_run_says_what_it_needs(vst, installed, tmp_path) -> None:

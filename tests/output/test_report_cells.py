@@ -314,11 +314,13 @@ def test_any_gene_is_computed_and_painted_where_its_cells_lie(
     at_rest(page)
     picture = pixels(find(page, "#cells-osd").find_element("xpath", ".."))
     palette = np.array(page.execute_script("return PALETTE"))
-    n_looked = 0
-    for cell in np.flatnonzero(n_bins > 0)[::7].tolist():
-        x, y = seen_at(page, *middle(by_factors.labels, cell))
+    top, n_looked = page.execute_script("return cells.limit"), 0
+    where = page.execute_script("return placeOfCells()")
+    for cell in np.flatnonzero(n_bins > 0).tolist():
+        row, col = middle(by_factors.labels, cell)
+        x, y = (where[a] + (at + 0.5) * where["side"] for a, at in (("x", col), ("y", row)))
         if 120 < x < picture.shape[1] - 120 and 60 < y < picture.shape[0] - 60:
-            step = min(255, int(256 * values[cell] / page.execute_script("return cells.limit")))
+            step = min(255, int(256 * values[cell] / top))
             assert np.abs(picture[int(y), int(x)].astype(int) - palette[step]).max() <= 3
             n_looked += 1
     assert n_looked > 5

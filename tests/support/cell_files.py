@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import shapely
 
+from virchow_st.slide.cells.cell_map import CellMap
 from virchow_st.slide.cells.lattice import Lattice
 from virchow_st.slide.geometry import Homography
 from virchow_st.types import Array
@@ -103,3 +104,19 @@ def write_mappings(
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(table, path, row_group_size=1000)
     return path
+
+
+def brute_labels(lattice: Lattice, shapes: np.ndarray) -> np.ndarray:
+    """The smallest shape that holds each bin's centre, by shapely; tested in px, not in bins."""
+    row, col = np.indices(lattice.shape)
+    x, y = lattice.to_px(np.stack([col.ravel(), row.ravel()], 1).astype(float)).T
+    labels = np.zeros(row.size, np.int32)
+    for i in np.argsort([-s.area for s in shapes], kind="stable"):
+        labels[shapely.contains_xy(to_px(lattice, shapes[i : i + 1])[0], x, y)] = i + 1
+    return labels.reshape(lattice.shape)
+
+
+def named_labels(cells: CellMap) -> np.ndarray:
+    """Labels by the number in the cell's name, from 1."""
+    numbers = np.array([0, *(int(name.strip("c")) + 1 for name in cells.ids)])
+    return numbers[cells.labels]

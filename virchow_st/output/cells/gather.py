@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import shapely
 from scipy import sparse
 
 from virchow_st.config import CellsConfig
@@ -16,10 +17,14 @@ from virchow_st.output.cells.sums import CountSums, MapSums, count_sums, map_sum
 from virchow_st.output.export.sources import blocks
 from virchow_st.run.panel import Panel
 from virchow_st.runtime.progress import SILENT, Progress
-from virchow_st.slide.cells.cell_map import CellMap
+from virchow_st.slide.cells.assign import by_centres, expanded
+from virchow_st.slide.cells.cell_map import CellMap, bin_outlines
 from virchow_st.slide.cells.geojson import CELLS, NUCLEI
 from virchow_st.slide.cells.lattice import Lattice
-from virchow_st.slide.cells.read import read_cells
+from virchow_st.slide.cells.outlines import Outlines
+from virchow_st.slide.cells.read import AREA, read_cells
+from virchow_st.slide.cells.segment import segment_cells
+from virchow_st.slide.cells.segmenters import is_segmenter, segmenter_names
 from virchow_st.store.genes import find_genes, split_names
 from virchow_st.types import Array, Float32Array, Float64Array, Int64Array
 
@@ -36,6 +41,7 @@ class CellData:
         observed: counts, whose columns are the G genes, or None.
         measured: (G,) bool, genes that the store has; None without counts.
         counted: (n,) share of each cell's bins with UMIs, or None.
+        segmenter: package and version of what found the cells; empty of cells from a file.
     """
 
     cells: CellMap
@@ -45,18 +51,24 @@ class CellData:
     observed: CountSums | None
     measured: Array | None
     counted: Float64Array | None
+    segmenter: str = ""
 
 
 def summed(
-    source: CellSource, path: Path, config: CellsConfig, progress: Progress = SILENT
+    source: CellSource,
+    path: Path,
+    config: CellsConfig,
+    progress: Progress = SILENT,
+    image: Path | None = None,
 ) -> CellData:
     """Read cells, and sum rates and counts over them.
 
     Args:
         source: see `virchow_st.output.cells.sources.open_cell_source`.
-        path: of the cells.
+        path: of the cells, or the name of a segmenter.
         config: options.
         progress: receives notes and step counts.
+        image: the slide's image, for a segmenter.
     """
     every = source.genes
     index = np.arange(len(every))
@@ -65,7 +77,16 @@ def summed(
         index = find_genes(names, every.ids, every.symbols, source.name)
     panel = Panel(tuple(every.ids[g] for g in index), tuple(every.symbols[g] for g in index))
 
-    cells = _cells(path, source.lattice, config)
+    package = ""
+    if is_segmenter(str(path)) and not path.exists():
+        cells, package = _found(path, image, source.lattice, config, progress)
+    elif image is not None and path.exists():
+        raise ConfigError(
+            f"image: is for segmenters ({', '.join(segmenter_names())}); {path} is none; leave out "
+            "--image"
+        )
+    else:
+        cells = _cells(path, source.lattice, config)
     _tell(cells, path, config, progress)
     expected = None
     if source.has_rates:
@@ -84,7 +105,11 @@ def summed(
         same = cells.lattice is source.store_lattice or _is_same(
             cells.lattice, source.store_lattice
         )
-        on_store = cells if same else _cells(path, source.store_lattice, config)
+        on_store = cells
+        if not same and package:
+            on_store = _moved(cells, source.store_lattice)
+        elif not same:
+            on_store = _cells(path, source.store_lattice, config)
         sums = count_sums(source.store, on_store, of_store, progress)
         observed = _aligned(sums, on_store, cells, measured)
         counted = _by_name(on_store.mean_of(sums.counted), on_store, cells)
@@ -97,7 +122,30 @@ def summed(
         observed, counted = _of_maps(source, cells, index)
         measured = np.ones(len(index), bool)
     loadings = None if source.loadings is None else source.loadings[index]
-    return CellData(cells, panel, expected, loadings, observed, measured, counted)
+    return CellData(cells, panel, expected, loadings, observed, measured, counted, package)
+
+
+def _found(
+    name: Path, image: Path | None, lattice: Lattice, config: CellsConfig, progress: Progress
+) -> tuple[CellMap, str]:
+    """Cells by a segmenter, and its package with the version."""
+    if image is None:
+        raise ConfigError(
+            f"--cells {name}: expected --image, the slide's full-resolution image, to segment; or "
+            "give a file of cells"
+        )
+    if config.nuclei or config.mpp or config.weights == AREA:
+        raise ConfigError(
+            f"--cells {name}: a segmenter gives whole bins; leave out --nuclei, --mpp and --weights"
+        )
+    cells, package = segment_cells(str(name), image, lattice, progress)
+    return (expanded(cells, config.expand_um) if config.expand_um else cells), package
+
+
+def _moved(cells: CellMap, lattice: Lattice) -> CellMap:
+    """The same cells on another lattice, by the outlines of their bins."""
+    outlines = shapely.transform(bin_outlines(cells), cells.lattice.to_px)
+    return by_centres(Outlines(Path(), outlines, cells.ids, cells.classes), lattice)
 
 
 def _cells(path: Path, lattice: Lattice, config: CellsConfig) -> CellMap:

@@ -34,6 +34,7 @@ def cell_table(
     config: CellsConfig | None = None,
     store: Path | str | None = None,
     progress: Progress = SILENT,
+    image: Path | str | None = None,
 ) -> AnnData:
     """Expression of cells: of a store's counts, of a run's test slide, or of a rate field.
 
@@ -41,10 +42,12 @@ def cell_table(
         source: a store, an evaluated run, or a field of ``vst predict``, ``vst denoise`` or ``vst
             evaluate``.
         cells: Space Ranger 4's ``outs``, a GeoJSON, a label image, or SpatialData shapes; see
-            `virchow_st.slide.cells.read.read_cells`.
+            `virchow_st.slide.cells.read.read_cells`. Or the name of a segmenter, such as
+            ``"nuclei"``.
         config: options; the defaults if None.
         store: store of the same slide, for observed counts beside a run's or a field's rates.
         progress: receives notes, warnings and step counts.
+        image: the slide's full-resolution image, for a segmenter.
 
     Returns:
         AnnData of n cells × G genes. ``X`` (n, G) float32 holds expected UMIs, or observed ones
@@ -65,7 +68,8 @@ def cell_table(
     check_format("h5ad")
     given = None if store is None else Path(store)
     with open_cell_source(Path(source), given, config.slide, config.keep_paths) as opened:
-        data = summed(opened, Path(cells), config, progress)
+        path = None if image is None else Path(image)
+        data = summed(opened, Path(cells), config, progress, path)
         return to_anndata(opened, data, provenance_of(opened, Path(cells), config, data))
 
 
@@ -176,6 +180,8 @@ def provenance_of(
         "options": {k: v for k, v in asdict(config).items() if k not in ("slide", "keep_paths")},
         "software": versions(_SOFTWARE),
     }
+    if data.segmenter:
+        about["segmenter"] = data.segmenter
     if data.observed is not None:
         within = float(data.observed.of_cells.sum(dtype=np.float64))
         about["observed_umis"] = {"cells": within, "outside": data.observed.of_slide - within}

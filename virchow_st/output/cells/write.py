@@ -44,11 +44,12 @@ def write_cells(
     config: CellsConfig | None = None,
     store: Path | None = None,
     progress: Progress = SILENT,
+    image: Path | None = None,
 ) -> tuple[Path, str]:
     """Write the table of `virchow_st.cell_table` to a file or folder, completely or not at all.
 
     Args:
-        source, cells, config, store, progress: see `virchow_st.cell_table`.
+        source, cells, config, store, progress, image: see `virchow_st.cell_table`.
         out: ``NAME.h5ad``, an AnnData file; or ``NAME.zarr``, a SpatialData folder that holds the
             cells' outlines, the table and the H&E picture.
 
@@ -65,7 +66,7 @@ def write_cells(
     check_absent(out)
     check_format("spatialdata" if out.suffix == _ZARR else "h5ad", needs_anndata=True)
     with open_cell_source(source, store, config.slide, config.keep_paths) as opened:
-        data = summed(opened, cells, config, progress)
+        data = summed(opened, cells, config, progress, image)
         about = provenance_of(opened, cells, config, data)
         table = to_anndata(opened, data, about)
         with new_output(out) as aside:
