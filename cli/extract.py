@@ -12,15 +12,17 @@ from virchow_st.errors import ConfigError
 from virchow_st.runtime.distributed import Processes
 from virchow_st_cli.cohorts import split_cohort
 from virchow_st_cli.console import Console
-from virchow_st_cli.options import build_config, config_options, with_console
+from virchow_st_cli.options import PlaceOnDiskOrUrl, build_config, config_options, with_console
 
 
 @click.command(short_help="Encode a slide into a store.")
-@click.argument("outs", type=click.Path(path_type=Path), required=False)
+@click.argument("outs", type=PlaceOnDiskOrUrl(), required=False)
 @click.option(
-    "--image", type=click.Path(path_type=Path), help="full-resolution microscope image of the slide"
+    "--image",
+    type=PlaceOnDiskOrUrl(),
+    help="full-resolution microscope image of the slide",
 )
-@click.option("--store", type=click.Path(path_type=Path), help="store to write, NAME.vst")
+@click.option("--store", type=PlaceOnDiskOrUrl(), help="store to write, NAME.vst")
 @click.option("--patient", help="name of the slide's patient")
 @click.option(
     "--manifest",
@@ -43,6 +45,7 @@ def extract(
 
     OUTS is Space Ranger's outs/, binned_outputs/ or square_002um/. With --manifest, --executor
     shares the slides over workers, and what became of each is kept in NAME.cohort/ beside the list.
+    OUTS, --image and --store may be URLs in object storage, such as s3://bucket/P1.vst.
     """
     cohort, options = split_cohort(options, is_cohort=manifest is not None)
     config = build_config(ExtractConfig, options)
@@ -57,10 +60,11 @@ def extract(
         )
     if not (outs and image and store and patient):
         raise ConfigError("expected OUTS, --image, --store and --patient, or --manifest")
-    from virchow_st.extract.slide import extract_slide
+    from virchow_st.extract.remote import RemoteSlide
 
-    finished = extract_slide(outs, image, store, patient, config, console)
-    console.result(f"{finished.path}: {len(finished)} patches, {len(finished.genes)} genes")
+    with RemoteSlide(outs, image, store, patient, config, console) as slide:
+        _, n_patches, n_genes = slide.extract(console)
+    console.result(f"{store}: {n_patches} patches, {n_genes} genes")
     return 0
 
 

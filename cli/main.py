@@ -24,6 +24,7 @@ from virchow_st.runtime.interrupt import Terminated, exit_code, raise_on_sigterm
 from virchow_st_cli.bench import bench
 from virchow_st_cli.cells import cells
 from virchow_st_cli.console import Console, print_anything
+from virchow_st_cli.copy import copy
 from virchow_st_cli.demo import demo
 from virchow_st_cli.denoise import denoise
 from virchow_st_cli.doctor import doctor
@@ -70,6 +71,7 @@ for _command in (
     denoise,
     cells,
     export,
+    copy,
     push,
     demo,
     bench,

@@ -11,12 +11,21 @@ from typing import Any, TypeVar
 import click
 from click.core import ParameterSource
 
+from virchow_st.cloud.place import check_local, place
 from virchow_st.config import from_toml
 from virchow_st.errors import ConfigError
 from virchow_st_cli.console import Console
 
 C = TypeVar("C")
 Command = Callable[..., Any]
+
+
+class PlaceOnDiskOrUrl(click.Path):
+    """A path, or a URL in object storage, which becomes a `virchow_st.cloud.place.Url`."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The place that was typed."""
+        return place(str(super().convert(value, param, ctx)))
 
 
 def config_options(cls: type, skip: tuple[str, ...] = ()) -> Callable[[Command], Command]:
@@ -96,6 +105,7 @@ def with_console(command: Command) -> Command:
             import logging
 
             logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
+        check_local(kwargs)
         with Console(quiet=quiet) as console:
             return command(console, **kwargs)
 

@@ -12,13 +12,13 @@ from virchow_st.errors import ConfigError
 from virchow_st.runtime.interrupt import exit_code
 from virchow_st_cli.cohorts import split_cohort
 from virchow_st_cli.console import Console
-from virchow_st_cli.options import build_config, config_options, with_console
+from virchow_st_cli.options import PlaceOnDiskOrUrl, build_config, config_options, with_console
 
 
 @click.command(short_help="Predict the rates of H&E slides without counts.")
 @click.argument("run", type=click.Path(path_type=Path))
-@click.argument("image", type=click.Path(path_type=Path), required=False)
-@click.option("--out", type=click.Path(path_type=Path), help="folder or file to write")
+@click.argument("image", type=PlaceOnDiskOrUrl(), required=False)
+@click.option("--out", type=PlaceOnDiskOrUrl(), help="folder or file to write")
 @click.option(
     "--manifest",
     type=click.Path(path_type=Path),
@@ -48,6 +48,7 @@ def predict(
     The output is a SpatialData folder with the H&E image, the tissue mask, and rates at 2 and 8 µm.
     An overview picture of tissue and patches is written next to it. With --manifest, --executor
     shares the slides over workers, and what became of each is kept in NAME.cohort/ beside the list.
+    IMAGE and --out may be URLs in object storage, such as s3://bucket/slide.svs.
     """
     cohort, options = split_cohort(options, is_cohort=manifest is not None)
     config = build_config(PredictConfig, options)
@@ -57,14 +58,14 @@ def predict(
         return _predict_cohort(console, [run, *also], manifest, config, cohort)
     if not (image and out):
         raise ConfigError("expected IMAGE and --out, or --manifest")
-    from virchow_st.predict.slide import predict_slide
+    from virchow_st.predict.remote import predict_to
 
     try:
-        done = predict_slide([run, *also], image, out, config, console)
+        n_patches, covered = predict_to([run, *also], image, out, config, console)
     except KeyboardInterrupt as e:
         console.error("stopped; what was finished is kept, the same command goes on there")
         return exit_code(e)
-    console.result(f"{done.path}: {done.n_patches} patches, {done.covered:.1%} of the tissue")
+    console.result(f"{out}: {n_patches} patches, {covered:.1%} of the tissue")
     return 0
 
 

@@ -28,6 +28,7 @@ STEP, WORKS_ON, BESIDE, GROUND = "#dcebf7", "#e6f2e3", "#f1eee6", "#ececec"
 # Room → x of its centre, layer from below, colour, what it does.
 PLACES: dict[str, tuple[float, int, str, str]] = {
     "cohort": (6.8, 3, WORKS_ON, "a list, shared by workers"),
+    "cloud": (6.8, 1, WORKS_ON, "object storage"),
     "metrics": (0.95, 1, WORKS_ON, "definitions of the scores"),
     "store": (2.75, 1, WORKS_ON, "tokens, counts, images"),
     "run": (1.85, 2, WORKS_ON, "every file of a run directory"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 
 # Before torch is imported: on a shared machine, threads that wait for each other make the tiny
 # networks of the tests many times slower than one thread.
@@ -16,6 +17,7 @@ import pytest
 
 from cli_place import Answer, Place
 from figure_run import FigureRun, all_pictures
+from s3_double import S3, running_s3, use
 from tiny_cohort import STAIN, TINY
 from virchow_st.extract.cohort import extract_cohort
 from virchow_st.config import TrainConfig
@@ -85,6 +87,23 @@ def vst(capfd: pytest.CaptureFixture[str]) -> Callable[..., Answer]:
         return Answer(code, *capfd.readouterr())
 
     return call
+
+
+@pytest.fixture(scope="session")
+def started_s3() -> Iterator[S3]:
+    """The server of `s3`, started once: a client takes half a second to make."""
+    with running_s3() as found:
+        yield found
+
+
+@pytest.fixture
+def s3(started_s3: S3, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> S3:
+    """An empty S3 on this machine, and an empty TMPDIR for this process and its children."""
+    use(started_s3, monkeypatch)
+    (tmp_path / "scratch").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "scratch"))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    return started_s3
 
 
 @pytest.fixture(scope="session")

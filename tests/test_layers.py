@@ -22,7 +22,8 @@ ROOMS: dict[str, set[str]] = {
     "runtime": set(),
     "kernels": set(),
     "cohort": {"runtime"},
-    "slide": {"runtime", "kernels"},
+    "cloud": {"runtime"},
+    "slide": {"runtime", "kernels", "cloud"},
     "store": {"runtime", "kernels"},
     "models": {"runtime", "kernels"},
     "metrics": {"kernels"},
@@ -32,9 +33,9 @@ ROOMS: dict[str, set[str]] = {
     "training": {"runtime", "kernels", "store", "models", "metrics", "run"},
     # Of the slide, where a bin lies on the image, and its cells.
     "output": {"runtime", "kernels", "slide", "store", "metrics", "run", "field"},
-    "predict": {"runtime", "kernels", "cohort", "slide", "store", "models", "run", "field",
+    "predict": {"runtime", "kernels", "cohort", "cloud", "slide", "store", "models", "run", "field",
                 "output"},
-    "extract": {"runtime", "kernels", "cohort", "slide", "store", "models", "output"},
+    "extract": {"runtime", "kernels", "cohort", "cloud", "slide", "store", "models", "output"},
     # Its factorisation is that of training: a slide is described by factors as a cohort is.
     "denoise": {"runtime", "kernels", "store", "metrics", "run", "field", "training", "output",
                 "predict"},
@@ -93,6 +94,7 @@ OUTSIDE = {
     # torch: `devices` and `distributed`, see below; h5py: `hdf5` alone
     "runtime": {"numpy", "torch", "h5py"},
     "cohort": {"ray", "submitit"},
+    "cloud": {"fsspec"},
     # scipy and skimage: reference code; triton: `poisson_triton` alone, see below
     "kernels": {"numpy", "numba", "scipy", "skimage", "triton"},
     "store": {"numpy", "scipy", "lmdb", "xxhash", "cv2"},

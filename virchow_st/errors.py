@@ -33,6 +33,10 @@ class FieldError(VirchowSTError):
     """A rate field is missing, damaged or of another format."""
 
 
+class StorageError(VirchowSTError):
+    """Object storage cannot be reached, refuses, or does not hold what is expected of it."""
+
+
 class ConfigError(VirchowSTError):
     """An option or a configuration file has a value that cannot be used."""
 

@@ -10,12 +10,16 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from virchow_st.cloud.place import Url, name_from, place_in, whole_name
+from virchow_st.cloud.storage import size_and_tag, together
+from virchow_st.cloud.whole import is_there
 from virchow_st.cohort.choose import chosen_executor, state_folder
 from virchow_st.cohort.job import Done, Item
 from virchow_st.cohort.run import run_cohort
 from virchow_st.config import CohortConfig, ExtractConfig
-from virchow_st.errors import ConfigError, SlideError
-from virchow_st.extract.slide import OpenedSlide, open_encoder, open_slide
+from virchow_st.errors import ConfigError, SlideError, StorageError
+from virchow_st.extract.remote import RemoteSlide, outs_files
+from virchow_st.extract.slide import open_encoder
 from virchow_st.models.encoders.base import Encoder
 from virchow_st.names import csv_name
 from virchow_st.runtime.distributed import Processes
@@ -71,7 +75,7 @@ def read_cohort(path: Path) -> list[CohortSlide]:
         path: text separated by commas, semicolons or tabs (see `virchow_st.runtime.lists`). Spaces
             around values are stripped, and so is the ``'`` that protects a value from being
             computed by a spreadsheet; paths are relative to the file's folder, and ``~`` is the
-            user's home folder.
+            user's home folder; URLs in object storage are places too.
 
     Raises:
         ConfigError: the file cannot be read, a column or a value is missing, it lists no slides,
@@ -84,11 +88,11 @@ def read_cohort(path: Path) -> list[CohortSlide]:
             check(row, dict[str, Name])
         except MismatchError as e:
             raise ConfigError(f"{path}: line {number}: {e}; give another name") from None
-        places = (folder / os.path.expanduser(row[name]) for name in COLUMNS[1:])
+        places = (place_in(folder, row[name]) for name in COLUMNS[1:])
         slides.append(CohortSlide(patient_name(row["patient"]), *places))
     if not slides:
         raise ConfigError(f"{path}: expected a slide per line; there is none")
-    stores = Counter(os.path.abspath(slide.store) for slide in slides)
+    stores = Counter(whole_name(slide.store) for slide in slides)
     if repeated := [store for store, times in stores.items() if times > 1]:
         raise ConfigError(f"{path}: expected a store per slide; {repeated[0]} is named twice")
     return slides
@@ -157,7 +161,7 @@ def extract_cohort(
     for warning in doubtful(path, slides):
         progress.warn(warning)
     job, name = ExtractJob(config, path.parent), uuid.uuid4().hex
-    items = [job.item(slide) for slide in slides]
+    items = together(job.item, slides)
     folder = state_folder(path)
     with chosen_executor(cohort, config.device, folder) as (executor, n_workers):
         outcomes = run_cohort(
@@ -190,13 +194,10 @@ class ExtractJob:
     encoder: Encoder | None = field(default=None, repr=False)
 
     def item(self, slide: CohortSlide) -> Item:
-        """A slide as an item; its key is the store's path from the list's folder."""
-        paths = {name: os.path.relpath(getattr(slide, name), self.folder) for name in COLUMNS[1:]}
-        image = _size_and_time(slide.image)
-        try:
-            matrix = _size_and_time(find_files(slide.outs, self.config.matrix).matrix)
-        except SlideError:  # reported when the slide is opened
-            matrix = 0, 0
+        """A slide as an item; its key is the store's path from the list's folder, or its URL."""
+        paths = {name: name_from(self.folder, getattr(slide, name)) for name in COLUMNS[1:]}
+        image = size_and_tag(slide.image)
+        matrix = _matrix_size_and_tag(slide.outs, self.config.matrix)
         content = {"patient": slide.patient, **paths, "files": [*image, *matrix]}
         return Item(paths["store"], content, image[0], f"{slide.patient}: {slide.outs}", slide)
 
@@ -207,6 +208,8 @@ class ExtractJob:
     def is_there(self, item: Item) -> bool:
         """Whether the finished store is there."""
         slide: CohortSlide = item.data
+        if isinstance(slide.store, Url):
+            return is_there(slide.store)
         return (slide.store / MANIFEST).is_file()
 
     def begin(self, progress: Progress) -> None:
@@ -214,24 +217,26 @@ class ExtractJob:
         if self.encoder is None:
             self.encoder = open_encoder(self.config, progress)
 
-    def prepare(self, item: Item, progress: Progress) -> OpenedSlide:
+    def prepare(self, item: Item, progress: Progress) -> RemoteSlide:
         """Open and check the slide, and read its counts."""
         slide: CohortSlide = item.data
-        return open_slide(
+        return RemoteSlide(
             slide.outs, slide.image, slide.store, slide.patient, self.config, progress, self.encoder
         )
 
-    def do(self, item: Item, prepared: OpenedSlide, attempt: int, progress: Progress) -> Done:
+    def do(self, item: Item, prepared: RemoteSlide, attempt: int, progress: Progress) -> Done:
         """Encode the slide and write its store, or go on with one that was begun."""
         with prepared as slide:
-            text = "was complete" if slide.counts is None else "complete"
-            return Done(text, {"n_patches": len(slide.extract(progress))})
+            text, n_patches, _ = slide.extract(progress)
+            return Done(text, {"n_patches": n_patches})
 
 
-def _size_and_time(path: Path) -> tuple[int, int]:
-    """Size in bytes and time of change; 0 for a missing file, which opening the slide reports."""
+def _matrix_size_and_tag(outs: Path, matrix: str) -> tuple[int, int | str]:
+    """`size_and_tag` of the count matrix; what is wrong is reported when the slide is opened."""
     try:
-        found = path.stat()
-    except OSError:
+        if not isinstance(outs, Url):
+            return size_and_tag(find_files(outs, matrix).matrix)
+        found = [one for name, one in outs_files(outs, matrix).items() if name.endswith(".h5")]
+    except (SlideError, StorageError):
         return 0, 0
-    return found.st_size, found.st_mtime_ns
+    return (found[0].size, found[0].tag) if len(found) == 1 else (0, 0)

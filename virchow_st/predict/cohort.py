@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import uuid
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -11,13 +10,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from virchow_st.cloud.place import name_from, place_in, whole_name
+from virchow_st.cloud.storage import size_and_tag, together
 from virchow_st.cohort.choose import chosen_executor, state_folder
 from virchow_st.cohort.job import Done, Item
 from virchow_st.cohort.run import run_cohort
 from virchow_st.config import CohortConfig, PredictConfig
 from virchow_st.errors import ConfigError
 from virchow_st.names import csv_name
-from virchow_st.predict.provenance import is_recorded, options_of
+from virchow_st.predict.provenance import options_of
+from virchow_st.predict.remote import is_output, predicted_at, recorded_at
 from virchow_st.predict.runs import LoadedRuns, load_runs
 from virchow_st.predict.slide import predict_slide
 from virchow_st.run.split import read_split
@@ -72,7 +74,7 @@ def read_slides(path: Path) -> list[PredictedSlide]:
     Args:
         path: a table with the columns image and out, and optionally mpp and patient, as
             `virchow_st.runtime.lists` reads it. Paths are relative to the file's folder, and ``~``
-            is the user's home folder.
+            is the user's home folder; URLs in object storage are places too.
 
     Raises:
         ConfigError: the file cannot be read, a column or a value is missing or is none, it lists no
@@ -91,11 +93,11 @@ def read_slides(path: Path) -> list[PredictedSlide]:
                 f"{path}: line {number}: mpp: expected µm per pixel, or nothing to read it from "
                 f"the file; got {row['mpp']!r:.80}"
             )
-        image, out = (path.parent / os.path.expanduser(row[name]) for name in COLUMNS)
+        image, out = (place_in(path.parent, row[name]) for name in COLUMNS)
         slides.append(PredictedSlide(image, out, mpp, patient_name(row["patient"])))
     if not slides:
         raise ConfigError(f"{path}: expected a slide per line; there is none")
-    outs = Counter(os.path.abspath(slide.out) for slide in slides)
+    outs = Counter(whole_name(slide.out) for slide in slides)
     if repeated := [out for out, times in outs.items() if times > 1]:
         raise ConfigError(f"{path}: expected an output per slide; {repeated[0]} is named twice")
     return slides
@@ -140,7 +142,7 @@ def predict_cohort(
     folder = state_folder(path)
     with chosen_executor(cohort, config.device, folder) as (executor, n_workers):
         outcomes = run_cohort(
-            [job.item(slide) for slide in slides], job, executor, folder, n_workers=n_workers,
+            together(job.item, slides), job, executor, folder, n_workers=n_workers,
             progress=progress, name=name, hint=_HINT,
         )  # fmt: skip
     return [
@@ -174,13 +176,9 @@ class PredictJob:
     trained_on: frozenset[str] = frozenset()
 
     def item(self, slide: PredictedSlide) -> Item:
-        """A slide as an item; its key is the output's path from the list's folder."""
-        out, image = (os.path.relpath(p, self.folder) for p in (slide.out, slide.image))
-        try:
-            found = slide.image.stat()
-            size, changed = found.st_size, found.st_mtime_ns
-        except OSError:  # reported when it is opened
-            size, changed = 0, 0
+        """A slide as an item; its key is the output's path from the list's folder, or its URL."""
+        out, image = (name_from(self.folder, p) for p in (slide.out, slide.image))
+        size, changed = size_and_tag(slide.image)
         content = {"image": image, "mpp": slide.mpp, "file": [size, changed]}
         return Item(out, content, size, f"{slide.image}", slide)
 
@@ -191,7 +189,7 @@ class PredictJob:
     def is_there(self, item: Item) -> bool:
         """Whether the prediction is there."""
         slide: PredictedSlide = item.data
-        return slide.out.exists()
+        return is_output(slide.out)
 
     def begin(self, progress: Progress) -> None:
         """Load the runs and the encoder."""
@@ -213,8 +211,8 @@ class PredictJob:
         assert self.loaded is not None
         slide: PredictedSlide = item.data
         config = replace(self.config, mpp=slide.mpp or self.config.mpp)
-        if slide.out.exists():
-            if (found := is_recorded(slide.out, self.loaded.runs, slide.image, config)) is None:
+        if is_output(slide.out):
+            if (found := recorded_at(slide.out, self.loaded.runs, slide.image, config)) is None:
                 raise ConfigError(
                     f"{slide.out}: is already there, and is no prediction of this slide by these "
                     "runs and options; delete it or give another out"
@@ -225,7 +223,14 @@ class PredictJob:
                 f"{slide.patient} is a patient that the run was trained on; its rates say nothing "
                 "about patients that the run has not seen"
             )
-        done = predict_slide(self.run_paths, slide.image, slide.out, config, progress, self.loaded)
+        runs = self.loaded.runs
+        with predicted_at(slide.out, runs, slide.image, config, progress) as (out, found):
+            if found is None:
+                done = predict_slide(
+                    self.run_paths, slide.image, out, config, progress, self.loaded
+                )
+        if found is not None:
+            return Done("complete", found)
         return Done(
             "complete",
             {

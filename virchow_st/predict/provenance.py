@@ -20,7 +20,7 @@ from virchow_st.predict.load import Run
 from virchow_st.runtime.software import versions
 from virchow_st.slide.image import SlideImage
 from virchow_st.slide.patches import PatchTable
-from virchow_st.slide.space_ranger import fingerprint as file_fingerprint
+from virchow_st.slide.remote import image_fingerprint
 from virchow_st.slide.tissue import Tissue
 
 FORMAT = "virchow_st.prediction/1"
@@ -110,7 +110,7 @@ def is_recorded(
             and about["options"] == {**options_of(config), "mpp": about["options"]["mpp"]}
             and config.mpp in (0.0, about["image"]["mpp"])
             and about["encoder"] == runs[0].state["encoder"]
-            and about["image"]["fingerprint"] == file_fingerprint(image)
+            and about["image"]["fingerprint"] == image_fingerprint(image)
             and [(run["config"], run["epoch"]) for run in about["runs"]]
             == [(_config_hash(run), run.state["epoch"]) for run in runs]
         )

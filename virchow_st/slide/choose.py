@@ -16,6 +16,7 @@ import numpy as np
 import openslide
 import tifffile
 
+from virchow_st.cloud.ranged import RangedFile
 from virchow_st.errors import SlideError
 from virchow_st.slide.backends import OpenSlidePixels, Pixels, TiffPixels
 from virchow_st.slide.choice import ImageChoice
@@ -25,7 +26,12 @@ from virchow_st.slide.ome import OmeImage, ome_images
 from virchow_st.slide.picture import read_picture
 from virchow_st.slide.space_ranger import reading
 from virchow_st.slide.tiff_choice import TiffChoice, choose_in_tiff
-from virchow_st.slide.tiff_levels import level_sources, levels_with_samples, whole_levels
+from virchow_st.slide.tiff_levels import (
+    is_plain,
+    level_sources,
+    levels_with_samples,
+    whole_levels,
+)
 from virchow_st.types import Array
 
 # tifffile logs every malformed tag of a damaged file; the user sees one error line instead, or
@@ -51,7 +57,11 @@ _NAMES = {
 }  # fmt: skip
 
 
-def open_image(path: Path) -> tuple[Pixels, ImageChoice]:
+class NeedsWholeFileError(Exception):
+    """An image in object storage is of a kind that is not read by byte range."""
+
+
+def open_image(path: Path, ranged: RangedFile | None = None) -> tuple[Pixels, ImageChoice]:
     """Open a slide image and decide how to read it.
 
     OpenSlide detects the format first, because the leading bytes can mislead: the ``.mrxs`` file
@@ -60,6 +70,7 @@ def open_image(path: Path) -> tuple[Pixels, ImageChoice]:
 
     Args:
         path: the file, as `slide_file` gives it.
+        ranged: reads the bytes of a file in object storage, and has fetched its tags.
 
     Returns:
         The pixels, and how they are read.
@@ -67,13 +78,18 @@ def open_image(path: Path) -> tuple[Pixels, ImageChoice]:
     Raises:
         SlideError: the file is missing, damaged, not an RGB image, or of a format that cannot be
             opened (the message says how to convert it).
+        NeedsWholeFileError: an image in object storage has to be fetched as a whole.
     """
     try:
-        with path.open("rb") as file:
+        with ranged.stream() if ranged else path.open("rb") as file:
             magic = file.read(8)
     except OSError as e:
         raise SlideError(f"{path}: expected a slide image; {e.strerror}; give the file") from None
-    vendor = openslide.OpenSlide.detect_format(str(path))
+    vendor = openslide.OpenSlide.detect_format(str(ranged.kept if ranged else path))
+    if ranged is not None:
+        if magic.startswith(_TIFF_MAGIC) and vendor in (None, *_DECODED_HERE):
+            return _open_tiff(path, vendor, ranged)
+        raise NeedsWholeFileError
     if vendor in (None, _GENERIC) and (foreign := way_out(path)) is not None:
         raise SlideError(
             f"{path}: expected an image that can be read; this is {foreign[0]}; {foreign[1]}"
@@ -105,13 +121,17 @@ def slide_file(path: Path) -> Path:
     return max(parts, key=lambda p: (p.stat().st_size, p.name), default=path)
 
 
-def _open_tiff(path: Path, vendor: str | None) -> tuple[Pixels, ImageChoice]:
+def _open_tiff(
+    path: Path, vendor: str | None, ranged: RangedFile | None = None
+) -> tuple[Pixels, ImageChoice]:
     with ExitStack() as stack:
         stack.enter_context(reading(path, "a TIFF image"))
-        tiff = stack.enter_context(tifffile.TiffFile(path, **_AS_WRITTEN))
-        series, images, labels = _series(path, tiff, stack)
+        tiff = _tiff(path, ranged, stack, _AS_WRITTEN)
+        series, images, labels = _series(path, tiff, ranged, stack)
         choice = choose_in_tiff(path, series, images, labels)
-        levels, warnings = whole_levels(path, choice)
+        if ranged is not None and not _is_tiled(choice):
+            raise NeedsWholeFileError
+        levels, warnings = whole_levels(path, choice, ranged)
         key = choice.series.keyframe
         kind = "tiles" if key.is_tiled else "strips"
         name = "TIFF" if vendor is None else _NAMES[vendor]
@@ -119,7 +139,7 @@ def _open_tiff(path: Path, vendor: str | None) -> tuple[Pixels, ImageChoice]:
         found = ImageChoice(
             "tifffile", f"{name} in {kind}", choice.series_text, choice.plane_text,
             choice.colour_text, orientation=_orientation(tiff),
-            mpp_places=_mpp_places(path, vendor, tiff, image),
+            mpp_places=_mpp_places(ranged.kept if ranged else path, vendor, tiff, image),
             warnings=(*choice.warnings, *warnings),
         )  # fmt: skip
         by_openslide = vendor is not None and _is_for_openslide(vendor, choice, levels)
@@ -129,13 +149,15 @@ def _open_tiff(path: Path, vendor: str | None) -> tuple[Pixels, ImageChoice]:
                 f"convert it: {CONVERT}"
             )
         if by_openslide:
+            if ranged is not None:
+                raise NeedsWholeFileError
             sizes = [(lv.keyframe.imagewidth, lv.keyframe.imagelength) for lv in levels]
             opened = OpenSlidePixels(path, sizes)
             # Only tifffile finds pyramid levels in SubIFDs, where OME-TIFF stores them.
             if len(opened.level_sizes) >= len(levels) or choice.needs_libtiff:
                 return opened, replace(found, reader="openslide")
             opened.close()
-        sources = [level_sources(path, level, choice) for level in levels]
+        sources = [level_sources(path, level, choice, ranged) for level in levels]
         tiff_levels, bits, colour, more = levels_with_samples(sources, choice)
         found = replace(found, bits=bits, warnings=(*found.warnings, *more))
         return TiffPixels(path, tiff_levels), found if colour is None else replace(
@@ -143,8 +165,22 @@ def _open_tiff(path: Path, vendor: str | None) -> tuple[Pixels, ImageChoice]:
         )
 
 
+def _tiff(
+    path: Path, ranged: RangedFile | None, stack: ExitStack, options: dict[str, Any]
+) -> tifffile.TiffFile:
+    if ranged is None:
+        return stack.enter_context(tifffile.TiffFile(path, **options))
+    return stack.enter_context(tifffile.TiffFile(ranged.stream(), name=path.name, **options))
+
+
+def _is_tiled(choice: TiffChoice) -> bool:
+    """Whether all levels are stored in tiles, and none as uncompressed pixels in one piece."""
+    levels = choice.series.levels
+    return all(level.keyframe.is_tiled and not is_plain(level, choice) for level in levels)
+
+
 def _series(
-    path: Path, tiff: tifffile.TiffFile, stack: ExitStack
+    path: Path, tiff: tifffile.TiffFile, ranged: RangedFile | None, stack: ExitStack
 ) -> tuple[list[Any], list[OmeImage], tuple[str, ...]]:
     """The series of a TIFF, their descriptions in OME-XML, and ImageJ's channel names.
 
@@ -161,7 +197,7 @@ def _series(
     images = ome_images(tiff.ome_metadata) if tiff.is_ome and tiff.ome_metadata else []
     if len(series) > 1 or (series and len(series[0].levels) > 1):
         return series, images, ()
-    plain = stack.enter_context(tifffile.TiffFile(path, **_WITHOUT_DESCRIPTIONS))
+    plain = _tiff(path, ranged, stack, _WITHOUT_DESCRIPTIONS)
     as_pages = list(plain.series)
     is_whole = bool(series) and series[0].pages[0] is not None
     is_pyramid = len(as_pages[0].levels) > 1

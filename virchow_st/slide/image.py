@@ -10,11 +10,13 @@ from typing import Any
 import cv2
 import numpy as np
 
+from virchow_st.cloud.place import Url, place
 from virchow_st.errors import SlideError
 from virchow_st.slide.backends import ArrayPixels, Pixels, Samples
 from virchow_st.slide.choice import ImageChoice
 from virchow_st.slide.choose import image_of_array, open_image, slide_file
 from virchow_st.slide.orientation import OrientedPixels
+from virchow_st.slide.remote import RemoteImage
 from virchow_st.slide.space_ranger import fingerprint
 from virchow_st.types import BoolArray, UInt8Array
 
@@ -27,7 +29,7 @@ class SlideImage:
     Several threads of a process may read from one instance; every process has to open its own.
 
     Attributes:
-        path: the file.
+        path: the file; a `virchow_st.cloud.place.Url` of one in object storage.
         width, height: of the finest level, px.
         choice: how the file is read: reader, series, plane, colour samples, bits.
         orientation: value of the Orientation tag that has been applied to the pixels; 1 means
@@ -35,13 +37,18 @@ class SlideImage:
     """
 
     def __init__(
-        self, path: Path, pixels: Pixels, choice: ImageChoice, orientation: int = 1
+        self,
+        path: Path,
+        pixels: Pixels,
+        choice: ImageChoice,
+        orientation: int = 1,
+        remote: RemoteImage | None = None,
     ) -> None:
         self.path = path
         self.choice = choice
         self.orientation = orientation
         self.width, self.height = pixels.level_sizes[0]
-        self._pixels = pixels
+        self._pixels, self._remote = pixels, remote
         self._level_of_factor = _exact_levels(pixels.level_sizes)
         self._damaged: dict[int, str] = {}  # reduced level → what was wrong with it
         self._lock = Lock()
@@ -53,16 +60,27 @@ class SlideImage:
         The pixels are returned as stored; `oriented` applies the file's Orientation tag.
 
         Args:
-            path: the file, or a folder with the ``.dcm`` files of one DICOM slide.
+            path: the file, a folder with the ``.dcm`` files of one DICOM slide, or a URL in object
+                storage, from which only the tiles are fetched that are read, where the file is a
+                tiled TIFF or SVS.
 
         Raises:
             SlideError: the file is missing, damaged, of an unknown format, or not an RGB image.
+            StorageError: the storage of a URL cannot be reached or refuses.
 
         Example:
             >>> with SlideImage.open("slide.svs") as image:  # doctest: +SKIP
             ...     rgb, on_image, scale = image.read_region(0, 0, 2048, 2048, downsample=4)
         """
-        path = slide_file(Path(path))
+        path = place(path)
+        if isinstance(path, Url):
+            remote = RemoteImage(path)
+            try:
+                return cls(path, *remote.open_pixels(), remote=remote)
+            except BaseException:
+                remote.close()
+                raise
+        path = slide_file(path)
         return cls(path, *open_image(path))
 
     @classmethod
@@ -84,7 +102,11 @@ class SlideImage:
         """
         orientation = self.choice.orientation
         return SlideImage(
-            self.path, OrientedPixels(self._pixels, orientation), self.choice, orientation
+            self.path,
+            OrientedPixels(self._pixels, orientation),
+            self.choice,
+            orientation,
+            self._remote,
         )
 
     @property
@@ -107,7 +129,15 @@ class SlideImage:
         return found
 
     def read_warnings(self) -> list[str]:
-        """One line for each reduced pyramid level that was found to be damaged while reading."""
+        """One line for each reduced pyramid level that was found to be damaged while reading.
+
+        It is asked for when all is read.
+
+        Raises:
+            StorageError: the object of a URL was replaced since it was opened.
+        """
+        if self._remote is not None:
+            self._remote.ranged.check_unchanged()
         return [
             f"{self.path}: the reduced level of {w}×{h} px is damaged ({fault}); where it is, a "
             "finer level was read instead"
@@ -118,6 +148,8 @@ class SlideImage:
     def close(self) -> None:
         """Close the file."""
         self._pixels.close()
+        if self._remote is not None:
+            self._remote.close()
 
     def __enter__(self) -> SlideImage:
         return self
@@ -132,7 +164,7 @@ class SlideImage:
 
     def fingerprint(self) -> str:
         """Fingerprint of the file: see `virchow_st.slide.space_ranger.fingerprint`."""
-        return fingerprint(self.path)
+        return self._remote.fingerprint() if self._remote else fingerprint(self.path)
 
     def level_factors(self) -> list[int]:
         """Downsampling factors of the levels in use, in rising order; the first is 1."""

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NotRequired, TypedDict
+from typing import BinaryIO, NotRequired, TypedDict
 
 import xxhash
 
@@ -129,17 +129,22 @@ def fingerprint(path: Path) -> str:
     Raises:
         SlideError: the file cannot be read.
     """
-    digest = xxhash.xxh64()
     try:
         with path.open("rb") as file:
-            size = file.seek(0, 2)
-            digest.update(size.to_bytes(8, "little"))
-            last = max(0, size - _FINGERPRINT_BLOCK)
-            for i in range(_FINGERPRINT_BLOCKS):
-                file.seek(last * i // (_FINGERPRINT_BLOCKS - 1))
-                digest.update(file.read(_FINGERPRINT_BLOCK))
+            return fingerprint_of(file)
     except OSError as e:
         raise _damaged(path, "a readable file", e) from None
+
+
+def fingerprint_of(file: BinaryIO) -> str:
+    """The `fingerprint` of an open file."""
+    digest = xxhash.xxh64()
+    size = file.seek(0, 2)
+    digest.update(size.to_bytes(8, "little"))
+    last = max(0, size - _FINGERPRINT_BLOCK)
+    for i in range(_FINGERPRINT_BLOCKS):
+        file.seek(last * i // (_FINGERPRINT_BLOCKS - 1))
+        digest.update(file.read(_FINGERPRINT_BLOCK))
     return digest.hexdigest()
 
 

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from virchow_st.cloud.ranged import RangedFile
+from virchow_st.errors import StorageError
 from virchow_st.slide.backends import Plain, TiffLevel
 from virchow_st.slide.deep import alpha_says_nothing, used_bits
 from virchow_st.slide.tiff_choice import TiffChoice, channel_step, strips_refusal
@@ -21,8 +23,15 @@ _LARGEST_OFF = 24  # largest difference in grey level between a uniform tile and
 _LOOKED_AT_PX = 256  # rows and columns of a window of uncompressed pixels
 
 
-def whole_levels(path: Path, choice: TiffChoice) -> tuple[list[Any], tuple[str, ...]]:
+def whole_levels(
+    path: Path, choice: TiffChoice, ranged: RangedFile | None = None
+) -> tuple[list[Any], tuple[str, ...]]:
     """The finest level and the undamaged reduced levels of a TIFF.
+
+    Args:
+        path: the file.
+        choice: the image of the TIFF.
+        ranged: reads the bytes of a file in object storage.
 
     Returns:
         The levels, as tifffile has them; and a warning for each level that is left out.
@@ -34,7 +43,7 @@ def whole_levels(path: Path, choice: TiffChoice) -> tuple[list[Any], tuple[str, 
     finest, *reduced = choice.series.levels
     if (fault := _fault(path, finest, choice)) is not None:
         raise ValueError(fault)
-    if (chunk := _chunk_bytes(finest)) > _LARGEST_CHUNK_BYTES and not _is_plain(finest, choice):
+    if (chunk := _chunk_bytes(finest)) > _LARGEST_CHUNK_BYTES and not is_plain(finest, choice):
         raise strips_refusal(path, chunk >> 20, _LARGEST_CHUNK_BYTES >> 20)
     kept, warnings = [finest], []
     listed = len(getattr(finest.pages[0], "subifds", None) or ())
@@ -46,9 +55,11 @@ def whole_levels(path: Path, choice: TiffChoice) -> tuple[list[Any], tuple[str, 
     for level in reduced:
         try:
             fault = _fault(path, level, choice) or _empty(level, finest, choice)
-            fault = fault or _blank(path, level, kept[-1], choice)
+            fault = fault or _blank(path, level, kept[-1], choice, ranged)
             if fault is None and _chunk_bytes(level) > _LARGEST_CHUNK_BYTES:
                 fault = "its tiles or strips are too large"
+        except StorageError:  # the network's fault, not the file's
+            raise
         except Exception as e:  # decoders raise many kinds of errors on damaged tiles
             fault = " ".join(str(e).split())[:100] or type(e).__name__
         if fault is None:
@@ -62,13 +73,15 @@ def whole_levels(path: Path, choice: TiffChoice) -> tuple[list[Any], tuple[str, 
     return kept, tuple(warnings)
 
 
-def level_sources(path: Path, level: Any, choice: TiffChoice) -> list[TiffTiles | Plain]:
+def level_sources(
+    path: Path, level: Any, choice: TiffChoice, ranged: RangedFile | None = None
+) -> list[TiffTiles | Plain]:
     """Open the sources of a level's samples: one for all samples, or one per sample."""
     key = level.keyframe
     if choice.apart == "page":
         page = level.pages[choice.page]
-        return [TiffTiles(path, page, sample) for sample in range(key.samplesperpixel)]
-    if _is_plain(level, choice):
+        return [TiffTiles(path, page, sample, ranged) for sample in range(key.samplesperpixel)]
+    if is_plain(level, choice):
         shape = (key.imagelength, key.imagewidth, key.samplesperpixel)
         dtype = key.dtype.newbyteorder(key.parent.byteorder)
         n_bytes = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
@@ -77,7 +90,7 @@ def level_sources(path: Path, level: Any, choice: TiffChoice) -> list[TiffTiles 
             return [Plain(path, first + n * n_bytes, shape, dtype) for n in _pages(level, choice)]
         pages = [level.pages[n] for n in _pages(level, choice)]
         return [Plain(path, page.dataoffsets[0], shape, dtype) for page in pages]
-    return [TiffTiles(path, level.pages[n]) for n in _pages(level, choice)]
+    return [TiffTiles(path, level.pages[n], None, ranged) for n in _pages(level, choice)]
 
 
 def levels_with_samples(
@@ -149,7 +162,7 @@ def _chunk_bytes(level: Any) -> int:
     return rows * cols * key.samplesperpixel * key.dtype.itemsize
 
 
-def _is_plain(level: Any, choice: TiffChoice) -> bool:
+def is_plain(level: Any, choice: TiffChoice) -> bool:
     """Whether the pixels are uncompressed and contiguous in the file."""
     if choice.apart == "page":
         return False
@@ -202,20 +215,23 @@ def _occupied(page: Any) -> BoolArray:
     return np.array(page.databytecounts[: down * across]).reshape(down, across) > 0
 
 
-def _blank(path: Path, level: Any, finer: Any, choice: TiffChoice) -> str | None:
+def _blank(
+    path: Path, level: Any, finer: Any, choice: TiffChoice, ranged: RangedFile | None
+) -> str | None:
     """Describe tiles of a reduced level that are of one colour unlike the finer level's pixels.
 
     Some scanners write such blank tiles. Only the tiles with the fewest bytes are decoded, because
     a blank tile compresses to almost nothing.
     """
-    if choice.apart or _is_plain(level, choice) or _is_plain(finer, choice):
+    if choice.apart or is_plain(level, choice) or is_plain(finer, choice):
         return None
     page = level.pages[choice.page]
     rows, cols = segment_size(page.keyframe)
     across = -(-page.keyframe.imagewidth // cols)
     order = np.argsort(page.databytecounts, kind="stable")
     few = order[: max(_LOOKED_AT_FOR_BLANKS, 1)]
-    own, below = TiffTiles(path, page), TiffTiles(path, finer.pages[choice.page])
+    own = TiffTiles(path, page, None, ranged)
+    below = TiffTiles(path, finer.pages[choice.page], None, ranged)
     try:
         for index in map(int, few):
             top, left = index // across * rows, index % across * cols

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from virchow_st.cloud.ranged import RangedFile
 from virchow_st.types import Array
 
 # Bounds of the cache, in decoded bytes. Strips are as wide as the image, so that all patches of a
@@ -34,13 +35,16 @@ class TiffTiles:
         page: the tifffile page; its file may be closed afterwards.
         sample: the sample to read from a page that stores samples in separate planes; None if they
             are interleaved.
+        ranged: reads the bytes of a file in object storage; it is not closed here.
 
     Attributes:
         shape: (height, width, samples), not counting the mask.
         has_holes: whether some tiles have no bytes, so that slices have the mask.
     """
 
-    def __init__(self, path: Path, page: Any, sample: int | None = None) -> None:
+    def __init__(
+        self, path: Path, page: Any, sample: int | None = None, ranged: RangedFile | None = None
+    ) -> None:
         key = page.keyframe
         n_samples = 1 if sample is not None else key.samplesperpixel
         self.shape: tuple[int, int, int] = (key.imagelength, key.imagewidth, n_samples)
@@ -61,14 +65,16 @@ class TiffTiles:
         self._arguments: dict[str, Any] = {}
         if key.compression in _JPEG:
             self._arguments = {"jpegtables": page.jpegtables, "jpegheader": key.jpegheader}
-        self._file = os.open(path, os.O_RDONLY)
+        self._file = None if ranged else os.open(path, os.O_RDONLY)
+        self._ranged = ranged
         self._lock = Lock()
         self._kept: OrderedDict[int, Future[Array]] = OrderedDict()
         self._kept_bytes = 0
 
     def close(self) -> None:
         """Close the file."""
-        os.close(self._file)
+        if self._file is not None:
+            os.close(self._file)
 
     def __getitem__(self, place: tuple[slice, slice]) -> Array:
         rows, cols = place
@@ -119,7 +125,7 @@ class TiffTiles:
     def _decode(self, index: int) -> Array:
         """Decode a tile or strip, (rows, columns, samples); it may be smaller at the edge."""
         n_bytes = self._bytes[index]
-        encoded = os.pread(self._file, n_bytes, self._offsets[index]) if n_bytes else None
+        encoded = self._read(self._offsets[index], n_bytes) if n_bytes else None
         pixels, _, shape = self._decoder(encoded, self._first + index, **self._arguments)
         if pixels is None:
             return np.zeros((*shape[1:3], self._samples), self.dtype)
@@ -128,6 +134,12 @@ class TiffTiles:
             there = np.full((*pixels.shape[:2], 1), np.iinfo(self.dtype).max, self.dtype)
             pixels = np.concatenate([pixels, there], axis=2)
         return pixels
+
+    def _read(self, offset: int, n_bytes: int) -> bytes:
+        if self._ranged is not None:
+            return self._ranged.read(offset, n_bytes)
+        assert self._file is not None
+        return os.pread(self._file, n_bytes, offset)
 
 
 def segment_size(key: Any) -> tuple[int, int]:

@@ -1,0 +1,1 @@
+"""Object storage: images read by byte range, results uploaded so that they are whole or absent."""
