@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from tiny_cohort import STAIN
 from tiny_vit import tiny_published, tiny_virchow
 
-from virchow_st.extract import cohort
+from virchow_st.extract import remote
 from virchow_st.extract.cohort import extract_cohort, read_cohort
 from virchow_st.models.encoders.published import PUBLISHED, VIRCHOW2
 from virchow_st.models.encoders.stain import StainEncoder
@@ -86,7 +86,7 @@ def test_a_fault_in_one_slide_does_not_stop_the_others(
     slides: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also an error that nobody foresaw, while a slide is opened or while it is encoded."""
-    real_open, real_encode, n_encoded = cohort.open_slide, StainEncoder.encode, [0]
+    real_open, real_encode, n_encoded = remote.open_slide, StainEncoder.encode, [0]
 
     def open_slide(outs: Path, *rest: Any) -> Any:
         if "P1" in str(outs):
@@ -99,7 +99,7 @@ def test_a_fault_in_one_slide_does_not_stop_the_others(
             raise RuntimeError("nor this")
         return real_encode(self, images)
 
-    monkeypatch.setattr(cohort, "open_slide", open_slide)
+    monkeypatch.setattr(remote, "open_slide", open_slide)
     monkeypatch.setattr(StainEncoder, "encode", encode)
     outcomes = extract_cohort(slides / "slides.csv", STAIN)
     assert [o.n_patches for o in outcomes] == [None, None, 9]
@@ -111,7 +111,7 @@ def test_a_fault_in_one_slide_does_not_stop_the_others(
 def test_the_next_slide_is_opened_while_one_is_encoded(
     slides: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real_open, real_encode = cohort.open_slide, StainEncoder.encode
+    real_open, real_encode = remote.open_slide, StainEncoder.encode
     opened = {patient: threading.Event() for patient in PATIENTS}
     order: list[str] = []
 
@@ -128,7 +128,7 @@ def test_the_next_slide_is_opened_while_one_is_encoded(
         order.append(f"encode {PATIENTS[number]}")
         return real_encode(self, images)
 
-    monkeypatch.setattr(cohort, "open_slide", open_slide)
+    monkeypatch.setattr(remote, "open_slide", open_slide)
     monkeypatch.setattr(StainEncoder, "encode", encode)
     outcomes = extract_cohort(slides / "slides.csv", STAIN)
     assert [o.text for o in outcomes] == ["complete"] * 3
