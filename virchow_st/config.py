@@ -155,6 +155,12 @@ class TrainConfig(_Checked):
         at_least=0,
         at_most=256,
     )
+    genes_in: str = setting(
+        "any",
+        "genes that --panel chooses from, where stores measured different ones: those of any "
+        "training store, left out wherever they were not measured, or those that all stores list",
+        choices=("any", "all"),
+    )
     decoder: str = setting(
         "fusion",
         "how tokens, and for some the image, become rates: fusion, hist2st, hist2st-large, guided, "

@@ -14,7 +14,7 @@ from virchow_st.evaluation.baselines import ORACLES, Baselines, fit_baselines
 from virchow_st.evaluation.baselines.fit import LEAST_RATE
 from virchow_st.evaluation.baselines.nuclei import nuclear_features
 from virchow_st.evaluation.baselines.regression import NormalEquations
-from virchow_st.evaluation.baselines.ridge import PENALTIES, RidgeFit
+from virchow_st.evaluation.baselines.ridge import PENALTIES, RidgeFit, solve_together
 from virchow_st.run.panel import Panel
 from virchow_st.run.score_table import BASELINES
 from virchow_st.run.split import Member, Split
@@ -141,7 +141,7 @@ def test_ridge_without_a_token_in_tissue_says_so() -> None:
     tokens, counts = np.zeros((16, 16, 8), np.float16), np.zeros((G, 128, 128), np.float32)
     fit.add(tokens, counts, np.zeros((128, 128), bool), validates=False)
     with pytest.raises(ConfigError, match="expected training patches with tokens in tissue"):
-        fit.solve()
+        solve_together([fit])
 
 
 def test_nuclear_density_is_least_squares_on_haematoxylin(

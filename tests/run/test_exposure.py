@@ -46,8 +46,8 @@ def test_a_patch_takes_its_own_rows_and_columns() -> None:
 
 @pytest.fixture(scope="module")
 def cohort(stores: dict[str, Path]) -> CohortExposure:
-    opened = {i: open_store(path) for i, path in enumerate(stores.values())}
-    return CohortExposure.of_training("auto", opened)
+    opened = [open_store(path) for path in stores.values()]
+    return CohortExposure.of_training("auto", opened, range(len(opened)))
 
 
 def test_depths_are_relative_to_the_training_slides(cohort: CohortExposure) -> None:
@@ -89,6 +89,7 @@ def test_what_is_written_is_read(
 
 
 def test_depth_alone_leaves_out_the_stripes(stores: dict[str, Path]) -> None:
-    opened = {i: open_store(path) for i, path in enumerate(stores.values())}
-    for slide in CohortExposure.of_training("depth", opened).slides.values():
+    opened = [open_store(path) for path in stores.values()]
+    training = range(len(opened))
+    for slide in CohortExposure.of_training("depth", opened, training).slides.values():
         assert not slide.has_stripes

@@ -48,7 +48,7 @@ def add_factors(run: Path, seed: int = 0) -> Added:
     table = _table(genes, rng)
     write_all_genes(run, table)
     metrics = read_metrics(run)
-    metrics["all_genes"] = summary(table, N_FACTORS)
+    metrics["all_genes"] = summary(table, N_FACTORS, len(genes))
     write_metrics(run, metrics)
     return Added(maps, loadings, genes)
 

@@ -35,7 +35,7 @@ def of_first_genes(stores: dict[str, Path]) -> tuple[list, Panel, list[Member]]:
 
 def test_statistics_rows_and_regression_are_per_exposure(stores: dict[str, Path]) -> None:
     opened, panel, members = of_first_genes(stores)
-    exposure = CohortExposure.of_training("auto", dict(enumerate(opened)))
+    exposure = CohortExposure.of_training("auto", opened, range(len(opened)))
     plain = PatchDataset(opened, panel)
     exposed = PatchDataset(opened, panel, exposure=exposure)
     total = sum(exposed.exposure(m).sum(dtype=np.float64) for m in members)

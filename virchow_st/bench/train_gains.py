@@ -24,7 +24,14 @@ _FULL_SIZE = "hist2st-large"
 class _PlainPoisson(MultiScalePoisson):
     """The same loss in plain PyTorch, up to a constant."""
 
-    def forward(self, output_BGRC: Tensor, counts: Counts, tissue_mask_BRC: Tensor) -> Tensor:
+    def forward(
+        self,
+        output_BGRC: Tensor,
+        counts: Counts,
+        tissue_mask_BRC: Tensor,
+        measured_BG: Tensor | None = None,
+    ) -> Tensor:
+        assert measured_BG is None, "a single store measured all of its genes"
         dense_BGRC = dense_counts(counts, output_BGRC.device)
         return plain_poisson(output_BGRC, dense_BGRC, tissue_mask_BRC, self.scales_um)
 

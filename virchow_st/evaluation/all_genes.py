@@ -207,10 +207,18 @@ def _tested_pcc(scores: AllGeneScores) -> Float64Array:
     return np.where(scores.mean * scores.n_bins >= _LEAST_UMIS, scores.pcc, np.nan)
 
 
-def summary(table: AllGenesTable, n_factors: int) -> dict[str, Any]:
-    """``all_genes`` of ``metrics.json``, see docs/metrics.md."""
+def summary(table: AllGenesTable, n_factors: int, n_genes: int) -> dict[str, Any]:
+    """``all_genes`` of ``metrics.json``, see docs/metrics.md.
+
+    Args:
+        table: Scores of the genes that the test slides measured.
+        n_factors: Number of factors.
+        n_genes: Number of genes that the run predicts.
+    """
+    n_absent = n_genes - len(table.genes)
     return {
-        "n_genes": len(table.genes),
+        "n_genes": n_genes,
+        **({"n_not_measured": n_absent} if n_absent else {}),
         "n_factors": n_factors,
         "null_draws": N_NULLS,
         "fdr": FDR,

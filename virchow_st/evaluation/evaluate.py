@@ -17,6 +17,7 @@ from virchow_st.evaluation.by_scale import scale_scores
 from virchow_st.evaluation.exposure import exposure_metrics, exposures
 from virchow_st.evaluation.fields import SlideField
 from virchow_st.evaluation.gene_sets import GeneSetScores
+from virchow_st.evaluation.measured import MeasuredGenes
 from virchow_st.evaluation.protocol import protocol
 from virchow_st.evaluation.regions import region_scores
 from virchow_st.evaluation.scoreboard import Scoreboard
@@ -107,41 +108,45 @@ def _evaluate(
             f"{run.path}: gene sets are scored from the factors of all genes, and this run "
             f"predicts {len(run.panel)} genes one by one; train it with --panel all"
         )
-    set_scores = None if gene_sets is None else GeneSetScores(gene_sets, run, progress)
     stores = _open_stores(run)
-    exposure, slides = exposures(run, stores, _test_slides(run, stores), progress)
-    truth_scores = None if truth is None else _truth_scores(truth, slides, run.panel)
+    genes = MeasuredGenes.on(run.genes, _test_stores(run, stores))
+    train_rate = run.train_rate[genes.of_panel]
+    all_genes, set_scores = None, None
+    if run.loadings is not None:
+        of_all = genes.all, run.loadings[genes.of_all], run.all_train_rate[genes.of_all]
+        all_genes = AllGenes(*of_all)
+        if gene_sets is not None:
+            set_scores = GeneSetScores(gene_sets, *of_all, progress)
+    exposure, slides = exposures(run, stores, _test_slides(run, stores, genes.panel), progress)
+    truth_scores = None if truth is None else _truth_scores(truth, slides, genes.panel)
     blocks = cut_blocks([slide.infos for slide in slides])
     of_regions = None
     if regions is not None:
-        of_regions = region_scores(regions, slides, run.train_rate, blocks.n_blocks, progress)
+        of_regions = region_scores(regions, slides, train_rate, blocks.n_blocks, progress)
     block_of = {
         member: int(block)
         for slide, of_patch in zip(slides, blocks.of_patch, strict=True)
         for member, block in zip(slide.members, of_patch, strict=True)
     }
     write_overview(folder / "overview.h5", stores, run.split, block_of, blocks.um)
-    baselines = fit_baselines(stores, run.panel, run.split, run.train_rate, progress, exposure)
-    models = run.train_rate, baselines, blocks.n_blocks, slides
+    baselines = fit_baselines(stores, genes.panel, run.split, train_rate, progress, exposure)
+    models = train_rate, baselines, blocks.n_blocks, slides
     board = Scoreboard(*models, truth_scores, of_regions)
 
-    all_genes = None
-    if run.loadings is not None:
-        all_genes = AllGenes(run.genes.all, run.loadings, run.all_train_rate)
     of_factors = [scores for scores in (all_genes, set_scores) if scores is not None]
 
-    seams = SeamAccumulator(len(run.panel), PATCH_BINS // run.state["grid"])
+    seams = SeamAccumulator(len(genes.panel), PATCH_BINS // run.state["grid"])
     n_done = n_left_out = 0
     n_bins = len(run.split.test) * PATCH_BINS**2
     with ThreadPoolExecutor(core_count()) as pool:
         for slide, block_of_patch in zip(slides, blocks.of_patch, strict=True):
             maps_path = folder / MAPS / f"{slide.file_name}.h5"
             placed = slide.infos, block_of_patch
-            with write_maps(maps_path, slide.store, run.panel, *placed, slide.name) as maps:
+            with write_maps(maps_path, slide.store, genes.panel, *placed, slide.name) as maps:
                 field = None
                 if all_genes is not None:
                     field = SlideField(folder / FIELDS / f"{slide.file_name}.zarr", run, slide)
-                n_left_out += _predict(run, stores, slide, maps, of_factors, field)
+                n_left_out += _predict(run, genes, stores, slide, maps, of_factors, field)
                 check_left_out(n_left_out, n_bins, str(run.path))
                 partners = shuffled_places(len(slide.infos)), shifted_places(slide.infos)
                 for place, block in enumerate(block_of_patch.tolist()):
@@ -157,9 +162,10 @@ def _evaluate(
     if n_left_out:
         progress.warn(left_out_warning(n_left_out, n_bins, str(run.path)))
     computed = {scale: accumulator.compute() for scale, accumulator in board.models[RUN].items()}
-    write_per_gene(folder, run.panel, computed)
-    write_blocks(folder, RunBlocks(run.panel.ids, board.block_sums()))
+    write_per_gene(folder, genes.panel, computed)
+    write_blocks(folder, RunBlocks(genes.panel.ids, board.block_sums()))
     metrics = _metrics(run, slides, blocks, board, baselines.ridge_penalty, seams.compute())
+    metrics |= genes.metrics()
     if exposure is not None:
         metrics["exposure"] = exposure_metrics(exposure, slides, board, blocks)
     metrics["protocol"] = protocol(run, stores, blocks.n_blocks)
@@ -183,16 +189,18 @@ def check_comparable(run_paths: Sequence[Path]) -> None:
     seen: tuple[Path, Panel, list[tuple[str, int, int]]] | None = None
     for path in run_paths:
         run = load_run(path, "cpu")
-        slides = _test_slides(run, _open_stores(run))
+        stores = _open_stores(run)
+        panel = MeasuredGenes.on(run.genes, _test_stores(run, stores)).panel
+        slides = _test_slides(run, stores, panel)
         places = sorted(
             (str(slide.store.manifest["slide"]), info.row0, info.col0)
             for slide in slides
             for info in slide.infos
         )
         if seen is None:
-            seen = path, run.panel, places
+            seen = path, panel, places
             continue
-        check_same_panel(seen[0], seen[1].ids, path, run.panel.ids)
+        check_same_panel(seen[0], seen[1].ids, path, panel.ids)
         if places != seen[2]:
             raise other_patches(seen[0], path)
 
@@ -206,14 +214,18 @@ def _open_stores(run: Run) -> list[Store]:
     return stores
 
 
-def _test_slides(run: Run, stores: Sequence[Store]) -> list[Slide]:
+def _test_stores(run: Run, stores: Sequence[Store]) -> list[Store]:
+    return [stores[i] for i in sorted({member.store for member in run.split.test})]
+
+
+def _test_slides(run: Run, stores: Sequence[Store], panel: Panel) -> list[Slide]:
     names, slides = slide_names(stores), []
     files = file_names(names)
     for i in sorted({member.store for member in run.split.test}):
         store = stores[i]
         members = [member for member in run.split.test if member.store == i]
         infos = [store.patch_table[member.patch] for member in members]
-        slides.append(Slide(names[i], files[i], store, members, infos, run.panel.indices(store)))
+        slides.append(Slide(names[i], files[i], store, members, infos, panel.indices(store)))
     return slides
 
 
@@ -228,13 +240,14 @@ def _truth_scores(truth: Path, slides: Sequence[Slide], panel: Panel) -> TruthSc
 
 def _predict(
     run: Run,
+    genes: MeasuredGenes,
     stores: Sequence[Store],
     slide: Slide,
     maps: SlideMaps,
     of_factors: Sequence[AllGenes | GeneSetScores],
     field: SlideField | None,
 ) -> int:
-    """Predict every patch and write the panel's rates to the maps, from which they are scored.
+    """Predict every patch and write rates of the measured panel to the maps, to score them.
 
     What is scored from factors (``of_factors``: all genes, and gene sets) is scored here, since
     their rates are never written; the factors are, to the field.
@@ -244,8 +257,8 @@ def _predict(
     """
     n_left_out = 0
     margin = run.decoder.margin_um
-    places = None if run.loadings is None else run.genes.all.indices(slide.store)
-    dataset = PatchDataset(stores, run.panel, wants_image=True, margin_um=margin)
+    places = None if run.loadings is None else genes.all.indices(slide.store)
+    dataset = PatchDataset(stores, genes.panel, wants_image=True, margin_um=margin)
     inner = slice(margin, margin + STORED_IMAGE_PX)
     for batch in dataset.batches(slide.members, batch_size=8):
         image, factors = batch.image if run.decoder.wants_image else None, None
@@ -254,6 +267,7 @@ def _predict(
         else:
             factors = run.factors(batch.tokens, image)
             rates = run.rates_of(factors)
+        rates = rates[:, genes.of_panel]
         assert batch.image is not None
         for i, member in enumerate(batch.members):
             info = slide.store.patch_table[member.patch]
@@ -281,9 +295,9 @@ def _write_all_genes(
     """Write the tables of all genes, factors and gene sets; their entries of ``metrics.json``."""
     assert run.loadings is not None
     table, genes = all_genes.table(), run.genes.all
-    write_all_genes(folder, table)
+    write_all_genes(folder, table.among(genes))
     write_factors(folder, genes, run.loadings, all_genes.mean_factors)
-    entries = {"all_genes": summary(table, run.loadings.shape[1])}
+    entries = {"all_genes": summary(table, run.loadings.shape[1], len(genes))}
     return (
         entries if set_scores is None else entries | {"gene_sets": set_scores.write(folder, table)}
     )
@@ -328,7 +342,7 @@ def _metrics(
         "format": METRICS_FORMAT,
         "test_patients": sorted({slide.store.patient for slide in slides}),
         "n_patches": len(run.split.test),
-        "n_genes": len(run.panel),
+        "n_genes": len(slides[0].genes),
         "loss": run.config.loss,
         "decoder": run.config.decoder,
         "epoch": run.state["epoch"],

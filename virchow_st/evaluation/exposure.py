@@ -46,7 +46,7 @@ def exposures(
     with_own = []
     for slide in slides:
         index = slide.members[0].store
-        exposure = exposure.with_slide(index, slide.store, progress)
+        exposure = exposure.with_slide(index, stores, progress)
         with_own.append(replace(slide, exposure=exposure.slides[index]))
     return exposure, with_own
 

@@ -9,13 +9,12 @@ import numpy as np
 from scipy import sparse
 
 from virchow_st.evaluation.all_genes import AllGenes
-from virchow_st.predict.load import Run
 from virchow_st.run.all_genes import FDR, AllGenesTable
 from virchow_st.run.gene_sets import genes_of_sets, read_gmt, without_genes, write_gene_sets
 from virchow_st.run.panel import Panel
 from virchow_st.runtime.progress import Progress
 from virchow_st.store.panel_reads import PanelCounts
-from virchow_st.types import PATCH_POSITIONS, BoolArray, Float32Array
+from virchow_st.types import PATCH_POSITIONS, BoolArray, Float32Array, Float64Array
 
 
 class GeneSetScores:
@@ -27,17 +26,25 @@ class GeneSetScores:
 
     Args:
         path: GMT file.
-        run: A run with factors.
+        genes: The G genes that are scored; others of a set are left out.
+        loadings: (G, K) share of each gene in a factor's UMIs.
+        train_rate: (G,) mean UMIs per 2 µm tissue bin of the training patients.
         progress: Receives a warning about sets that have no gene among those of the run.
 
     Raises:
         ConfigError: The file is not a GMT file, or no set has a gene among those of the run.
     """
 
-    def __init__(self, path: Path, run: Run, progress: Progress) -> None:
-        assert run.loadings is not None
+    def __init__(
+        self,
+        path: Path,
+        genes: Panel,
+        loadings: Float32Array,
+        train_rate: Float64Array,
+        progress: Progress,
+    ) -> None:
         sets = read_gmt(path)
-        found = genes_of_sets(sets, run.genes.all)
+        found = genes_of_sets(sets, genes)
         if warning := without_genes(sets, found, path):
             progress.warn(warning)
         self._sets = [one for one, places in zip(sets, found, strict=True) if places]
@@ -45,11 +52,11 @@ class GeneSetScores:
         start = np.cumsum([0, *map(len, self._found)])
         self._members = sparse.csr_array(
             (np.ones(start[-1], np.int64), np.concatenate(self._found), start),
-            shape=(len(self._sets), len(run.genes.all)),
+            shape=(len(self._sets), len(genes)),
         )
         names = tuple(one.name for one in self._sets)
-        loadings = (self._members @ run.loadings).astype(np.float32)
-        self._scores = AllGenes(Panel(names, names), loadings, self._members @ run.all_train_rate)
+        of_sets = (self._members @ loadings).astype(np.float32)
+        self._scores = AllGenes(Panel(names, names), of_sets, self._members @ train_rate)
 
     def add(
         self,

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypedDict
+from typing import TYPE_CHECKING, Annotated, Any, NotRequired, TypedDict
 
 import numpy as np
 
@@ -45,10 +45,44 @@ class AllGenesTable:
     scores: dict[int, AllGeneScores]
     q_value: dict[int, Float64Array]
 
+    def among(self, genes: Panel) -> AllGenesTable:
+        """The table with a row for each of ``genes``; all values of a gene it lacks are NaN.
+
+        Args:
+            genes: Genes with those of the table among them, in the same order.
+        """
+        if len(genes) == len(self.genes):
+            return self
+        own = set(self.genes.ids)
+        known = np.array([gene in own for gene in genes.ids])
+
+        def spread(values: Float64Array) -> Float64Array:
+            out = np.full((*values.shape[:-1], len(known)), np.nan)
+            out[..., known] = values
+            return out
+
+        def of_scale(scores: AllGeneScores) -> AllGeneScores:
+            values = {f.name: getattr(scores, f.name) for f in fields(scores)}
+            arrays: dict[str, Any] = {
+                name: spread(value)
+                for name, value in values.items()
+                if isinstance(value, np.ndarray)
+            }
+            return replace(scores, **arrays)
+
+        return AllGenesTable(
+            genes,
+            {scale: of_scale(scores) for scale, scores in self.scores.items()},
+            {scale: spread(q) for scale, q in self.q_value.items()},
+        )
+
 
 @dataclass(frozen=True)
 class AllGenesRow:
-    """One gene at one scale in ``all_genes.csv``; NaN where a score is not defined."""
+    """One gene at one scale in ``all_genes.csv``; NaN where a score is not defined.
+
+    All values of a gene are NaN if a test slide did not measure it.
+    """
 
     gene: Gene
     scale_um: int
@@ -93,6 +127,7 @@ class AllGenesMetrics(TypedDict):
     """``all_genes`` of ``metrics.json``."""
 
     n_genes: Count
+    n_not_measured: NotRequired[Count]
     n_factors: Count
     null_draws: Count
     fdr: float

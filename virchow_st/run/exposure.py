@@ -16,12 +16,13 @@ import numpy as np
 from virchow_st.errors import ConfigError
 from virchow_st.metrics.stripes import Stripes, estimate_stripes
 from virchow_st.run.integrity import hash_file
+from virchow_st.run.panel import shared_places
 from virchow_st.runtime.atomic import write_json
 from virchow_st.runtime.progress import SILENT, Progress
 from virchow_st.schema import Count, Length, Name, Within, read_json
 from virchow_st.store.format import PatchInfo
 from virchow_st.store.reader import Store
-from virchow_st.types import PATCH_BINS, PATCH_POSITIONS, Float32Array
+from virchow_st.types import PATCH_BINS, PATCH_POSITIONS, Float32Array, Int64Array
 
 FORMAT = "virchow_st.exposure/1"
 EXPOSURE = "exposure.json"
@@ -94,7 +95,9 @@ class SlideExposure:
         }
 
 
-def slide_exposure(store: Store, progress: Progress = SILENT) -> SlideExposure:
+def slide_exposure(
+    store: Store, progress: Progress = SILENT, genes: Int64Array | None = None
+) -> SlideExposure:
     """Estimate the exposure of a store's slide from the total UMIs of all its patches.
 
     See `virchow_st.metrics.stripes` for the method. Takes 8 bytes per bin of the rectangle around
@@ -103,6 +106,8 @@ def slide_exposure(store: Store, progress: Progress = SILENT) -> SlideExposure:
     Args:
         store: A finished store.
         progress: Receives the number of patches read.
+        genes: Indices of the genes to sum, such as those that a cohort's stores share, whose depths
+            could not be compared otherwise; all by default.
 
     Raises:
         ConfigError: The store has no patches.
@@ -124,8 +129,12 @@ def slide_exposure(store: Store, progress: Progress = SILENT) -> SlideExposure:
         info = infos[n]
         row, col = info.row0 - row0, info.col0 - col0
         at = slice(row, row + PATCH_BINS), slice(col, col + PATCH_BINS)
-        stored = patch.sparse_counts
-        of_bins = np.bincount(stored.positions, stored.counts, PATCH_POSITIONS)
+        if genes is None:
+            stored = patch.sparse_counts
+            of_bins = np.bincount(stored.positions, stored.counts, PATCH_POSITIONS)
+        else:
+            of_genes = patch.panel_counts(genes)
+            of_bins = np.bincount(of_genes.position, of_genes.count, PATCH_POSITIONS)
         umis[at] = of_bins.reshape(PATCH_BINS, PATCH_BINS)
         tissue[at] = patch.tissue_mask
         progress.step(n + 1, len(store), "patches read for their exposure", store.patient)
@@ -139,6 +148,9 @@ def slide_exposure(store: Store, progress: Progress = SILENT) -> SlideExposure:
 class CohortExposure:
     """Exposure of the slides of a run, relative to the training slides.
 
+    Where stores list different genes, depths are those of the genes that all stores of the run
+    list.
+
     Attributes:
         mode: ``auto``, depth and stripes; or ``depth`` alone.
         reference: Geometric mean of the training slides' depths, UMIs per bin.
@@ -151,32 +163,43 @@ class CohortExposure:
 
     @classmethod
     def of_training(
-        cls, mode: str, stores: Mapping[int, Store], progress: Progress = SILENT
+        cls,
+        mode: str,
+        stores: Sequence[Store],
+        training: Sequence[int],
+        progress: Progress = SILENT,
     ) -> CohortExposure:
         """Measure the training slides.
 
         Args:
             mode: ``auto`` or ``depth``.
-            stores: Stores of the training slides, by their index in the run; no others are read.
+            stores: Stores of the run; of those that do not train, only the list of genes is read.
+            training: Indices of the training slides' stores.
             progress: Receives the number of patches read, and a line per slide.
 
         Raises:
             ConfigError: A slide has no UMIs in tissue.
         """
         slides = {}
-        for i, store in stores.items():
-            slides[i] = _in_mode(slide_exposure(store, progress), mode)
+        shared = shared_places(stores)
+        for i in training:
+            genes = None if shared is None else shared[i]
+            slides[i] = _in_mode(slide_exposure(stores[i], progress, genes), mode)
             if not slides[i].depth > 0:
                 raise ConfigError(
-                    f"{store.path}: expected UMIs in tissue; found none; leave the store out"
+                    f"{stores[i].path}: expected UMIs in tissue; found none; leave the store out"
                 )
         depths = [slide.depth for slide in slides.values()]
         reference = float(np.exp(np.mean(np.log(depths))))
         return cls(mode, round(reference, _DECIMALS), slides)
 
-    def with_slide(self, index: int, store: Store, progress: Progress = SILENT) -> CohortExposure:
-        """The same with one more slide, such as that of the test patient, measured alike."""
-        slide = _in_mode(slide_exposure(store, progress), self.mode)
+    def with_slide(
+        self, index: int, stores: Sequence[Store], progress: Progress = SILENT
+    ) -> CohortExposure:
+        """The same with one more slide of the run's stores, measured alike."""
+        shared = shared_places(stores)
+        genes = None if shared is None else shared[index]
+        slide = _in_mode(slide_exposure(stores[index], progress, genes), self.mode)
         return CohortExposure(self.mode, self.reference, {**self.slides, index: slide})
 
     def relative_depth(self, index: int) -> float:

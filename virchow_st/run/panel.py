@@ -13,6 +13,7 @@ import numpy as np
 
 from virchow_st.errors import ConfigError
 from virchow_st.names import csv_name, csv_text
+from virchow_st.run.matching import matching_key, shared_ids
 from virchow_st.runtime.progress import SILENT, Progress
 from virchow_st.schema import MismatchError, read_table
 from virchow_st.store.format import MAX_PANEL
@@ -28,17 +29,13 @@ from virchow_st.store.genes import (
     places_by_symbol,
     some,
 )
-from virchow_st.types import Float64Array, Int64Array
+from virchow_st.types import BoolArray, Float64Array, Int64Array
 
 if TYPE_CHECKING:
     from virchow_st.store.reader import Genes, Store
 
-# Releases of an annotation rename a few per cent of the symbols. If more than this share of the
-# shared ids have different symbols, the ids do not identify genes.
-_MOST_RENAMED = 0.1
-# Two slides of one annotation share most of their genes. If the shared ids are fewer than this
-# share of the shared symbols, the two use different kinds of ids.
-_LEAST_BY_ID = 0.5
+ABSENT = -1
+"""Index, in a store, of a gene that the store does not list."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +43,7 @@ class Panel:
     """Ids and symbols of the genes of a run, in the order of a decoder's output.
 
     Attributes:
-        ids, symbols: gene ids and symbols, as in the first training store.
+        ids, symbols: gene ids and symbols, as in the first training store that lists the gene.
         key: how genes are found in other stores: by ``"id"``, or by ``"symbol"`` if the ids of
             the run's slides do not identify the same genes.
 
@@ -69,6 +66,23 @@ class Panel:
         Raises:
             ConfigError: the store lacks a gene of the panel.
         """
+        found = self.places(store)
+        if len(missing := np.flatnonzero(found == ABSENT)):
+            names = self.ids if self.key == "id" else self.symbols
+            theirs = store.genes.ids if self.key == "id" else store.genes.symbols
+            raise ConfigError(
+                f"{store.path}: lacks {len(missing)} of {len(self)} panel genes, "
+                f"{some(names[i] for i in missing)}; its genes are {some(theirs)}; choose a panel "
+                f"of genes that were measured on every slide"
+            )
+        return found
+
+    def places(self, store: Store) -> Int64Array:
+        """Indices of the panel's genes in a store, (G,) int64; `ABSENT` where it lists none.
+
+        A gene that a store does not list was not measured on its slide, which says nothing about
+        its UMIs: its counts are unknown there and not 0.
+        """
         genes = store.genes
         if self.key == "id":
             places = places_by_id(genes.ids)
@@ -77,15 +91,15 @@ class Panel:
             places = places_by_symbol(genes.ids, genes.symbols)
             wanted = zip(self.ids, self.symbols, strict=True)
             found = [places.get(core_symbol(*gene)) for gene in wanted]
-        if missing := [i for i, place in enumerate(found) if place is None]:
-            names = self.ids if self.key == "id" else self.symbols
-            theirs = genes.ids if self.key == "id" else genes.symbols
-            raise ConfigError(
-                f"{store.path}: lacks {len(missing)} of {len(self)} panel genes, "
-                f"{some(names[i] for i in missing)}; its genes are {some(theirs)}; choose a panel "
-                f"of genes that were measured on every slide"
-            )
-        return np.array(found, np.int64)
+        return np.array([ABSENT if place is None else place for place in found], np.int64)
+
+    def measured(self, stores: Sequence[Store]) -> BoolArray:
+        """Whether each store lists each gene of the panel, (len(stores), G)."""
+        return np.stack([self.places(store) != ABSENT for store in stores])
+
+    def measured_everywhere(self, stores: Sequence[Store]) -> BoolArray:
+        """(G,) bool, whether all of the stores list a gene of the panel."""
+        return np.asarray(self.measured(stores).all(axis=0))
 
     def of(self, ids: Sequence[str]) -> Panel:
         """The panel's genes of these ids, in this order."""
@@ -201,20 +215,20 @@ def choose_panel(
     train: Sequence[Store],
     others: Sequence[Store] = (),
     progress: Progress = SILENT,
+    genes_in: str = "all",
 ) -> Panel:
     """Choose a panel: the most variable genes (``top50``, ``top:N``), or those listed in a file.
 
     The most variable genes are those with the largest variance of counts per 2 µm tissue bin over
-    the training stores. Only genes that every store lists can be chosen; nothing else is read from
-    ``others``, which include the test patient's stores. Genes of different stores are the same if
-    their ids are equal, regardless of version and genome prefix. If ids contradict the symbols, or
-    few ids are shared, genes are matched by unique symbols instead, with a warning.
+    the training stores that list them. Only `candidate_genes` can be chosen; nothing but the list
+    of genes is read from ``others``, which include the test patient's stores.
 
     Args:
         spec: value of ``--panel``: ``top50``, ``top:N``, or the path of a list of ids or symbols.
-        train: stores of the training patients; the panel has the ids and symbols of the first.
-        others: further stores that have to list the panel's genes.
-        progress: receives the warning.
+        train: stores of the training patients.
+        others: further stores.
+        progress: receives warnings of `candidate_genes`.
+        genes_in: see `candidate_genes`.
 
     Raises:
         ConfigError: the value is none of these, there are too few or too many genes, stores have no
@@ -223,102 +237,83 @@ def choose_panel(
     Example:
         >>> panel = choose_panel("top:200", [open_store("P1.vst")])  # doctest: +SKIP
     """
-    common = common_genes(train, others, progress)
+    candidates = candidate_genes(train, others, progress, genes_in)
+    listed = "all stores list" if genes_in == "all" else "training stores list"
     if spec == "top50" or spec.startswith("top:"):
-        ids = _most_variable(_size(spec), train, common)
+        ids = _most_variable(_size(spec), train, candidates, listed)
     else:
-        ids = _named_genes(Path(spec), common)
+        ids = _named_genes(Path(spec), candidates, genes_in)
     if len(ids) > MAX_PANEL:
         raise ConfigError(f"panel: expected at most {MAX_PANEL} genes; got {len(ids)}")
-    return common.of(ids)
+    return candidates.of(ids)
 
 
-def common_genes(
-    train: Sequence[Store], others: Sequence[Store] = (), progress: Progress = SILENT
+def candidate_genes(
+    train: Sequence[Store],
+    others: Sequence[Store] = (),
+    progress: Progress = SILENT,
+    genes_in: str = "all",
 ) -> Panel:
-    """All genes that every store lists, in the order of their ids; see `choose_panel`."""
+    """All genes that a run could predict, in the order of their ids.
+
+    Genes of different stores are the same if their ids are equal, regardless of version and genome
+    prefix. If ids contradict the symbols, or few ids are shared, genes are matched by unique
+    symbols instead, with a warning; then, whatever ``genes_in`` says, only genes that every store
+    lists are taken, since an id does not say which gene it is.
+
+    Args:
+        train: stores of the training patients.
+        others: further stores, such as the test patient's.
+        progress: receives the warning.
+        genes_in: ``"all"`` for genes that every store lists; ``"any"`` for those that at least one
+            training store with patches lists.
+
+    Raises:
+        ConfigError: two stores have no gene in common.
+    """
     stores = [*train, *others]
-    key = _matching_key(stores, progress)
-    symbol_of = dict(zip(train[0].genes.ids, train[0].genes.symbols, strict=True))
-    common = set(symbol_of)
+    key = matching_key(stores, progress)
+    first = train[0].genes
+    symbol_of = dict(zip(first.ids, first.symbols, strict=True))
+    found = set(symbol_of)
     for store in stores[1:]:
-        common &= _shared(train[0].genes, store.genes, key)
-    return Panel(*_columns(sorted(common), symbol_of), key)
+        found &= shared_ids(first, store.genes, key)
+    if genes_in == "any" and key == "id":
+        symbol_of, found = _union([s.genes for s in train if len(s)], symbol_of, found)
+    return Panel(*_columns(sorted(found), symbol_of), key)
+
+
+def shared_places(stores: Sequence[Store]) -> list[Int64Array] | None:
+    """Indices, in each store, of the genes that all of them list; None if all list the same."""
+    common = candidate_genes(stores)
+    if all(len(store.genes) == len(common) for store in stores):
+        return None
+    return [common.indices(store) for store in stores]
+
+
+def _union(
+    lists: Sequence[Genes], symbol_of: dict[str, str], common: set[str]
+) -> tuple[dict[str, str], set[str]]:
+    """Symbol of every gene that any list has, by id, and the ids to take.
+
+    A gene that several lists have under ids of different versions is taken under the first. Where
+    several genes share one id but for the version, none of them is, unless all stores have it.
+    """
+    union: dict[str, str] = {}
+    for genes in lists:
+        known = places_by_id(tuple(union))
+        for gene, symbol in zip(genes.ids, genes.symbols, strict=True):
+            if place_of_id(known, gene) is None:
+                union[gene] = symbol
+    times = Counter(map(core_id, union))
+    found = common | {gene for gene in union if times[core_id(gene)] == 1}
+    return symbol_of | union, found
 
 
 def _columns(
     ids: Sequence[str], symbol_of: dict[str, str]
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     return tuple(ids), tuple(symbol_of[gene] for gene in ids)
-
-
-def _shared(first: Genes, other: Genes, key: str) -> set[str]:
-    """Ids of the genes in ``first`` that ``other`` lists as well."""
-    if key == "symbol":
-        theirs = places_by_symbol(other.ids, other.symbols)
-        ours = places_by_symbol(first.ids, first.symbols)
-        return {first.ids[i] for symbol, i in ours.items() if symbol in theirs}
-    theirs, own = places_by_id(other.ids), places_by_id(first.ids)
-    shared = {gene for gene in first.ids if gene in theirs}
-    for i, gene in enumerate(first.ids):  # by core id, if it belongs to this gene only
-        if own.get(core_id(gene)) == i and place_of_id(theirs, gene) is not None:
-            shared.add(gene)
-    return shared
-
-
-def _matching_key(stores: Sequence[Store], progress: Progress) -> str:
-    """``"id"``, or ``"symbol"`` if ids do not identify the same genes in different stores.
-
-    Raises:
-        ConfigError: two stores share neither an id nor a unique symbol.
-    """
-    first = stores[0]
-    key = "id"
-    for store in stores[1:]:
-        by_id = _shared(first.genes, store.genes, "id")
-        by_symbol = _shared(first.genes, store.genes, "symbol")
-        if not by_id and not by_symbol:
-            raise ConfigError(
-                f"{store.path}: has no gene in common with {first.path}, by id or by symbol: "
-                f"{_examples(store.genes)} here, {_examples(first.genes)} there; give slides of "
-                f"one species, counted with the same annotation"
-            )
-        if key == "symbol":
-            continue
-        if reason := _ids_mislead(first, store, by_id, by_symbol):
-            progress.warn(f"{reason}; genes are matched by symbol")
-            key = "symbol"
-    return key
-
-
-def _ids_mislead(first: Store, store: Store, by_id: set[str], by_symbol: set[str]) -> str:
-    """The reason why ids do not identify the same genes in two stores; empty if they do."""
-    if len(by_id) < _LEAST_BY_ID * len(by_symbol):
-        return (
-            f"{first.path} and {store.path} share {len(by_id)} gene ids and {len(by_symbol)} "
-            f"symbols ({_examples(first.genes)} there, {_examples(store.genes)} here)"
-        )
-    places = places_by_id(store.genes.ids)
-    renamed = []
-    for gene, symbol in zip(first.genes.ids, first.genes.symbols, strict=True):
-        if gene in by_id:
-            place = place_of_id(places, gene)
-            assert place is not None
-            other = store.genes.ids[place], store.genes.symbols[place]
-            if core_symbol(gene, symbol) != core_symbol(*other):
-                renamed.append((gene, symbol, other[1]))
-    if len(renamed) > _MOST_RENAMED * len(by_id):
-        gene, before, after = renamed[0]
-        return (
-            f"{len(renamed)} of {len(by_id)} gene ids name different genes in {first.path} "
-            f"and {store.path} ({gene} is {before} and {after})"
-        )
-    return ""
-
-
-def _examples(genes: Genes) -> str:
-    pairs = zip(genes.ids[:3], genes.symbols[:3], strict=True)
-    return ", ".join(f"{gene!a} ({symbol!a})" for gene, symbol in pairs)
 
 
 def _size(spec: str) -> int:
@@ -328,25 +323,29 @@ def _size(spec: str) -> int:
     return int(size)
 
 
-def _most_variable(size: int, train: Sequence[Store], candidates: Panel) -> tuple[str, ...]:
+def _most_variable(
+    size: int, train: Sequence[Store], candidates: Panel, listed: str
+) -> tuple[str, ...]:
     variance = _variance(train, candidates)
     order = np.argsort(-variance, kind="stable")
     detected = [candidates.ids[i] for i in order if variance[i] > 0]
     if len(detected) < size:
         raise ConfigError(
             f"panel: expected at least {size} genes with counts, among the {len(candidates)} that "
-            f"all stores list; got {len(detected)}; give a smaller number with --panel top:N"
+            f"{listed}; got {len(detected)}; give a smaller number with --panel top:N"
         )
     return tuple(detected[:size])
 
 
 def _variance(stores: Sequence[Store], candidates: Panel) -> Float64Array:
-    """Variance of each candidate's counts per 2 µm tissue bin, over all patches, (G,)."""
+    """Variance of each candidate's counts per 2 µm tissue bin, over patches that have it, (G,)."""
     sums: Float64Array = np.zeros((2, len(candidates)))
-    n_bins = 0
+    n_bins = np.zeros(len(candidates), np.int64)
     for store in stores:
+        places = candidates.places(store)
+        measured = places != ABSENT
         to_candidate = np.full(len(store.genes), -1)
-        to_candidate[candidates.indices(store)] = np.arange(len(candidates))
+        to_candidate[places[measured]] = np.flatnonzero(measured)
         for patch in store:
             stored = patch.sparse_counts
             gene = np.repeat(to_candidate[stored.genes], np.diff(stored.indptr))
@@ -354,12 +353,12 @@ def _variance(stores: Sequence[Store], candidates: Panel) -> Float64Array:
             gene = gene[gene >= 0]
             sums[0] += np.bincount(gene, counts, len(candidates))
             sums[1] += np.bincount(gene, counts**2, len(candidates))
-            n_bins += int(patch.tissue_mask.sum())
-    mean, mean_square = sums / max(n_bins, 1)
+            n_bins += measured * int(patch.tissue_mask.sum())
+    mean, mean_square = sums / np.maximum(n_bins, 1)
     return mean_square - mean**2
 
 
-def _named_genes(path: Path, common: Panel) -> tuple[str, ...]:
+def _named_genes(path: Path, common: Panel, genes_in: str) -> tuple[str, ...]:
     if not path.is_file():
         raise ConfigError(f"panel: expected top50, top:N or a readable file; got {path}")
     names = names_in_file(path)
@@ -372,8 +371,9 @@ def _named_genes(path: Path, common: Panel) -> tuple[str, ...]:
         else:
             remedy = f"remove it or give the gene's id; {hint(missing[0], places)}"
         raise ConfigError(
-            f"{path}: {len(missing)} of {len(names)} genes are not in every store: "
-            f"{some(missing)}; {remedy}"
+            f"{path}: {len(missing)} of {len(names)} genes are not in "
+            f"{'every store' if genes_in == 'all' else 'any training store'}: {some(missing)}; "
+            f"{remedy}"
         )
     for name, those in found.items():
         if len(those) > 1:

@@ -110,11 +110,17 @@ class Protocol(TypedDict):
     n_resampled: Count
 
 
+class _Gene(TypedDict):
+    id: Name
+    symbol: str
+
+
 class _Metrics(TypedDict):
     format: Literal["virchow_st.metrics/1"]
     test_patients: Annotated[list[Name], Length(1)]
     n_patches: Count
     n_genes: Count
+    not_measured: NotRequired[Annotated[list[_Gene], Length(1)]]
     loss: str
     decoder: str
     epoch: Count

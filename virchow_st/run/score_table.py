@@ -25,6 +25,7 @@ BASELINES: dict[Baseline, str] = {
 """Baselines in the order of the result files, and their labels."""
 _BASELINES: tuple[Baseline, ...] = ("ridge", "nuclear_density", "gene_mean", "total_umi")
 """Baselines in the order of the table, the one that reads the test counts last."""
+_N_NAMED = 5  # genes that were not measured
 _FEW_BLOCKS = 8  # with fewer, the caption calls the intervals rough
 
 Metrics = dict[str, Any]
@@ -90,10 +91,14 @@ def score_rows(runs: Runs) -> list[Row]:
 
 
 def table_title(metrics: Metrics) -> str:
-    """Heading of the table: test patients, and numbers of patches and genes."""
+    """Heading of the table: test patients, numbers of patches and genes, and what was left out."""
     patients = ", ".join(metrics["test_patients"])
     n_left_out = metrics.get("left_out_bins", 0)
     without = f", {n_left_out} bins left out" if n_left_out else ""
+    absent = [gene["symbol"] or gene["id"] for gene in metrics.get("not_measured", ())]
+    if absent:
+        more = f" and {len(absent) - _N_NAMED} more" if len(absent) > _N_NAMED else ""
+        without += f" (not measured there: {', '.join(absent[:_N_NAMED])}{more})"
     return (
         f"Test patient {patients}: {metrics['n_patches']} patches, {metrics['n_genes']} genes"
         f"{without}"

@@ -12,9 +12,10 @@ import numpy as np
 from virchow_st.config import TrainConfig, wants_all_genes
 from virchow_st.errors import ConfigError
 from virchow_st.run.integrity import GENES, PANEL
-from virchow_st.run.panel import Panel, choose_panel, common_genes
+from virchow_st.run.panel import ABSENT, Panel, candidate_genes, choose_panel
 from virchow_st.runtime.progress import SILENT, Progress
-from virchow_st.types import Int64Array
+from virchow_st.store.genes import some
+from virchow_st.types import BoolArray, Int64Array
 
 if TYPE_CHECKING:
     from virchow_st.store.reader import Store
@@ -92,37 +93,83 @@ def choose_genes(
     train: Sequence[Store],
     others: Sequence[Store] = (),
     progress: Progress = SILENT,
+    genes_in: str = "all",
 ) -> RunGenes:
     """Choose the genes of a run.
 
-    With ``all`` these are the genes that every store lists and that have at least `MIN_UMIS` UMIs
-    in the training stores. The panel is what follows after ``all:``, or the 50 most variable genes.
+    With ``all`` these are the genes that have at least `MIN_UMIS` UMIs in the training stores. The
+    panel is what follows after ``all:``, or the 50 most variable genes. Both are chosen from
+    `virchow_st.run.panel.candidate_genes`.
 
     Args:
         spec: As ``--panel``.
         train: Stores of the training patients.
-        others: Further stores that have to list the genes; only their gene lists are read.
-        progress: Receives warnings and how many genes were left out.
+        others: Stores of the test patient; only their gene lists are read.
+        progress: Receives warnings, how many genes were left out, and which stores lack genes.
+        genes_in: As ``--genes-in``.
 
     Raises:
-        ConfigError: As `virchow_st.run.panel.choose_panel`.
+        ConfigError: As `virchow_st.run.panel.choose_panel`; or no gene of the panel was measured on
+            all slides of the test patient.
     """
     if not wants_all_genes(spec):
-        panel = choose_panel(spec, train, others, progress)
-        return RunGenes(panel, panel)
-    panel = choose_panel(
-        spec.removeprefix("all").removeprefix(":") or _DEFAULT_PANEL, train, others
-    )
-    common = common_genes(train, others, progress)
-    umis = np.sum([store.genes.totals[common.indices(store)] for store in train], axis=0)
-    in_panel = set(panel.ids)
-    chosen = [
-        gene
-        for gene, total in zip(common.ids, umis, strict=True)
-        if total >= MIN_UMIS or gene in in_panel
-    ]
-    progress.note(
-        f"{len(chosen)} of {len(common)} genes have at least {MIN_UMIS} UMIs in the training "
-        "stores and are predicted"
-    )
-    return RunGenes(panel, common.of(chosen))
+        panel = choose_panel(spec, train, others, progress, genes_in)
+        genes = RunGenes(panel, panel)
+    else:
+        panel = choose_panel(
+            spec.removeprefix("all").removeprefix(":") or _DEFAULT_PANEL,
+            train,
+            others,
+            genes_in=genes_in,
+        )
+        candidates = candidate_genes(train, others, progress, genes_in)
+        umis = np.sum([_totals(store, candidates) for store in train], axis=0)
+        in_panel = set(panel.ids)
+        chosen = [
+            gene
+            for gene, total in zip(candidates.ids, umis, strict=True)
+            if total >= MIN_UMIS or gene in in_panel
+        ]
+        progress.note(
+            f"{len(chosen)} of {len(candidates)} genes have at least {MIN_UMIS} UMIs in the "
+            "training stores and are predicted"
+        )
+        genes = RunGenes(panel, candidates.of(chosen))
+    _tell_of_absent_genes(genes, train, others, progress)
+    return genes
+
+
+def _totals(store: Store, candidates: Panel) -> Int64Array:
+    """UMIs of each candidate in a store, 0 for those that it does not list."""
+    places = candidates.places(store)
+    return np.where(places == ABSENT, 0, store.genes.totals[places])
+
+
+def _tell_of_absent_genes(
+    genes: RunGenes, train: Sequence[Store], others: Sequence[Store], progress: Progress
+) -> None:
+    """Note which training stores lack genes, and warn of genes that cannot be scored."""
+    for store, measured in zip(train, genes.all.measured(train), strict=True):
+        if absent := _names(genes.all, ~measured):
+            progress.note(
+                f"{store.path}: did not measure {len(absent)} of the {len(genes.all)} genes, "
+                f"{some(absent)}; they are learned from the other stores"
+            )
+    if not others:
+        return
+    scored = genes.panel.measured_everywhere(others)
+    if not scored.any():
+        raise ConfigError(
+            f"panel: expected a gene that was measured on {others[0].path}; none of the "
+            f"{len(scored)} was, such as {some(genes.panel.ids)}; give --genes-in all"
+        )
+    if absent := _names(genes.panel, ~scored):
+        progress.warn(
+            f"the test patient {others[0].patient}: {len(absent)} of the {len(scored)} genes of "
+            f"the panel were not measured and cannot be scored, {some(absent)}; --genes-in all "
+            "chooses among the genes that all stores list"
+        )
+
+
+def _names(panel: Panel, chosen: BoolArray) -> list[str]:
+    return [panel.symbols[i] or panel.ids[i] for i in np.flatnonzero(chosen)]

@@ -71,9 +71,10 @@ def choose_n_factors(
     n_umis = held_out.count.sum(dtype=np.float64)
     if not (n_umis > 0 and fitted.count.sum() > 0):
         raise ValueError("counts: expected enough UMIs to hold out a fifth; got too few")
-    mean = fitted.gene_totals + 0.5  # half a UMI for genes without any
-    mean /= mean.sum()
+    mean = fitted.gene_shares
     depth = np.maximum(fitted.totals, 0.5) / fitted.exposure
+    if fitted.coverage is not None:
+        depth = depth / fitted.shares(mean[:, None])[:, 0]
     single = _log_likelihood(held_out, depth[:, None], mean[:, None])
     gains = np.full(len(candidates), np.nan)
     for i, n_factors in enumerate(candidates):
@@ -88,7 +89,8 @@ def choose_n_factors(
 
 def _log_likelihood(counts: SparseRows, factors: Float64Array, loadings: Float64Array) -> float:
     """Poisson log-likelihood of counts at the rates of a factorisation, without Σ ln x!."""
-    total = ((counts.exposure[:, None] * factors).sum(0) * loadings.sum(0)).sum()
+    exposed, share = counts.exposure[:, None] * factors, counts.shares(loadings)
+    total = (exposed.sum(0) * share[0]).sum() if len(share) == 1 else (exposed * share).sum()
     log_sum, row = 0.0, counts.row
     for at in range(0, len(row), _PIECE):
         piece = slice(at, at + _PIECE)

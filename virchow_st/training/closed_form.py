@@ -6,7 +6,7 @@ Letters in shapes: n tokens, T tokens per side of a patch, D token channels, G g
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +16,7 @@ from virchow_st.kernels.pooling import sum_pool
 from virchow_st.run.split import Member
 from virchow_st.training.dataset import PatchDataset
 from virchow_st.training.statistics import TrainingStatistics
-from virchow_st.types import PATCH_BINS, Float32Array, Float64Array
+from virchow_st.types import PATCH_BINS, BoolArray, Float32Array, Float64Array, Int64Array
 
 PENALTY = 0.2
 """L2 penalty on the weights, relative to the variance 1 of a standardised channel.
@@ -73,17 +73,75 @@ def regress_on_tokens(
     each = math.ceil(_MOST_TOKENS / len(members))
     parts = [_of_patch(dataset, member, statistics, rng, each, loadings) for member in members]
     x, umis, n_bins = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    known = None
+    if dataset.measured(members) is not None:
+        stores = np.array([member.store for member in members])
+        of_row = np.repeat(stores, [len(part[0]) for part in parts])
+        known = _Known(of_row, _known(dataset.measured_SG, np.unique(stores), loadings))
+
+    def fitted(rate: Float64Array, n_steps: int = _N_STEPS) -> tuple[Float64Array, Float64Array]:
+        if known is None:
+            return poisson_regression(x, umis, n_bins, rate, PENALTY, n_steps)
+        weights, offset = np.zeros((x.shape[1], len(rate))), np.zeros(len(rate))
+        for rows, columns in known.groups():
+            weights[:, columns], offset[columns] = poisson_regression(
+                x[rows], umis[rows][:, columns], n_bins[rows], rate[columns], PENALTY, n_steps
+            )
+        return weights, offset
+
     if loadings is not None:
         rate = np.maximum(umis.sum(0), 0.5) / max(n_bins.sum(), 1.0)
-        weights, offset = poisson_regression(x, umis, n_bins, rate, PENALTY)
+        if known is not None:
+            rate = known.rates(umis, n_bins)
+        weights, offset = fitted(rate)
         return TokenRegression(weights.astype("f4"), (np.log(rate) + offset).astype("f4"))
     if loss == "mse":
-        weights, offset = poisson_regression(x, umis, n_bins, statistics.rate, PENALTY, n_steps=1)
+        weights, offset = fitted(statistics.rate, n_steps=1)
         to_z = statistics.rate / statistics.std[0]
         return TokenRegression((weights * to_z).astype("f4"), (offset * to_z).astype("f4"))
-    weights, offset = poisson_regression(x, umis, n_bins, statistics.rate, PENALTY)
+    weights, offset = fitted(statistics.rate)
     intercept = np.log(np.maximum(statistics.rate, 1e-8)) + offset
     return TokenRegression(weights.astype("f4"), intercept.astype("f4"))
+
+
+@dataclass(frozen=True)
+class _Known:
+    """Which rows tell of which outputs, where stores measured different genes.
+
+    Attributes:
+        of_row: (n,) store of each row.
+        of_store: (S, J) bool, whether a store's counts tell of an output; each has one at least.
+    """
+
+    of_row: Int64Array
+    of_store: BoolArray
+
+    def groups(self) -> Iterator[tuple[Int64Array, Int64Array]]:
+        """Rows and outputs to fit together: outputs that the same stores tell of."""
+        patterns, group = np.unique(self.of_store, axis=1, return_inverse=True)
+        for i in range(patterns.shape[1]):
+            rows = np.flatnonzero(patterns[self.of_row, i])
+            yield rows, np.flatnonzero(group.reshape(-1) == i)
+
+    def rates(self, umis: Float64Array, n_bins: Float64Array) -> Float64Array:
+        """(J,) mean UMIs per bin over the rows that tell of each output."""
+        known = self.of_store[self.of_row]
+        n = np.maximum((n_bins[:, None] * known).sum(0), 1.0)
+        return np.asarray(np.maximum((umis * known).sum(0), 0.5) / n)
+
+
+def _known(
+    measured_SG: BoolArray, training: Int64Array, loadings: Float32Array | None
+) -> BoolArray:
+    """Stores that tell of each gene, or of each factor, (S, J); only stores that train do.
+
+    A store tells of a factor if it measured at least half as much of its genes as another.
+    """
+    trains = np.isin(np.arange(len(measured_SG)), training)[:, None]
+    if loadings is None:
+        return measured_SG & trains
+    share = (measured_SG & trains).astype(np.float64) @ loadings
+    return np.asarray(2 * share >= share.max(axis=0)) & trains
 
 
 def _of_patch(
@@ -114,14 +172,16 @@ def _of_patch(
     umis = np.bincount(cell, counts.count[inside], counts.n_genes * T * T)
     umis_nG = umis.reshape(counts.n_genes, T * T)[:, chosen].T.astype(np.float64)
     if loadings is not None:
-        umis_nG = umis_of_factors(umis_nG, loadings)
+        umis_nG = umis_of_factors(umis_nG, loadings, dataset.measured_SG[member.store])
     exposure = n_bins
     if dataset.cohort_exposure is not None:
         exposure = sum_pool(dataset.exposure(member)[None], side).ravel()
     return np.clip(x, -_MOST_SD, _MOST_SD), umis_nG, exposure[chosen].astype(np.float64)
 
 
-def umis_of_factors(umis: Float64Array, loadings: Float32Array) -> Float64Array:
+def umis_of_factors(
+    umis: Float64Array, loadings: Float32Array, measured: BoolArray | None = None
+) -> Float64Array:
     """Expected UMIs of each factor in rows of counts, (n, K); a row's sum is that of its counts.
 
     Factors are fitted to each row by EM with the loadings held fixed; the last expectation is
@@ -130,12 +190,18 @@ def umis_of_factors(umis: Float64Array, loadings: Float32Array) -> Float64Array:
     Args:
         umis: (n, G) counts.
         loadings: (G, K), columns that sum to 1.
+        measured: (G,) bool, genes that were measured. The UMIs are then those that all genes would
+            have. All were measured by default.
 
     Example:
         >>> two_genes_each = np.array([[0.5, 0.0], [0.5, 0.0], [0.0, 1.0]], np.float32)
         >>> umis_of_factors(np.array([[3.0, 1.0, 2.0]]), two_genes_each).round(6)
         array([[4., 2.]])
     """
+    if measured is not None and not measured.all():
+        share = np.maximum(loadings[measured].sum(0, dtype=np.float64), 1e-6)
+        part = umis_of_factors(umis[:, measured], (loadings[measured] / share).astype(np.float32))
+        return part / share
     of_genes = np.maximum(loadings.astype(np.float64), 1e-12)
     row, gene = np.nonzero(umis)
     start = np.searchsorted(row, np.arange(len(umis) + 1)).astype(np.int64)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from typing import Any
 
@@ -15,7 +15,7 @@ from virchow_st.kernels.orientation import quarter_turns, turn
 from virchow_st.models.encoders.base import dihedral_channels
 from virchow_st.models.losses.targets import BatchCounts
 from virchow_st.run.exposure import CohortExposure
-from virchow_st.run.panel import Panel
+from virchow_st.run.panel import ABSENT, Panel
 from virchow_st.run.split import Member
 from virchow_st.runtime.prefetch import ahead
 from virchow_st.store.context import with_margin
@@ -88,6 +88,7 @@ class Batch:
         targets: Sparse UMI counts of the panel's genes, as a loss takes them.
         tissue_mask: (B, 128, 128) bool, True = tissue.
         exposure: (B, 128, 128) float32, 0 outside tissue; None if it is 1 in all tissue.
+        measured: (B, G) bool, whether each patch's store measured each gene; None if all did.
     """
 
     members: tuple[Member, ...]
@@ -96,6 +97,7 @@ class Batch:
     targets: BatchCounts
     tissue_mask: BoolArray
     exposure: Float32Array | None = None
+    measured: BoolArray | None = None
 
     @cached_property
     def counts(self) -> Float32Array:
@@ -106,6 +108,9 @@ class Batch:
 class PatchDataset:
     """Patches of several stores, with the counts of one panel.
 
+    A store may lack genes of the panel (see `Panel.places`): it has no counts of them, and
+    `measured` says so.
+
     Args:
         stores: Stores of the run, all from the same encoder.
         panel: Genes, in the order of the counts.
@@ -115,7 +120,7 @@ class PatchDataset:
         exposure: Exposure of the slides; None for 1 in all tissue.
 
     Raises:
-        ConfigError: The stores have different encoders or token sizes, or lack a panel gene.
+        ConfigError: The stores have different encoders or token sizes.
     """
 
     def __init__(
@@ -132,7 +137,8 @@ class PatchDataset:
         self.wants_image = wants_image
         self.margin_um = margin_um
         self.cohort_exposure = exposure
-        self._gene_indices = [panel.indices(store) for store in stores]
+        self._places = [panel.places(store) for store in stores]
+        self.measured_SG = np.stack([places != ABSENT for places in self._places])
         layout, dim = stores[0].manifest["token_layout"], stores[0].manifest["dim"]
         self._channels = [
             dihedral_channels(layout, dim, *quarter_turns(o)) for o in range(N_ORIENTATIONS)
@@ -178,12 +184,26 @@ class PatchDataset:
         return tissue * self.cohort_exposure.of_patch(member.store, patch.info)
 
     def panel_counts(self, member: Member) -> PanelCounts:
-        """Non-zero counts of the panel's genes in a patch, in its original orientation."""
-        return self.patch(member).panel_counts(self._gene_indices[member.store])
+        """Non-zero counts of the panel's genes in a patch, in its original orientation.
+
+        Genes that the store did not measure have none, see `measured`.
+        """
+        places, measured = self._places[member.store], self.measured_SG[member.store]
+        if measured.all():
+            return self.patch(member).panel_counts(places)
+        counts = self.patch(member).panel_counts(places[measured])
+        of_panel = np.flatnonzero(measured).astype(counts.gene.dtype)
+        return replace(counts, gene=of_panel[counts.gene], n_genes=len(self.panel))
+
+    def measured(self, members: Sequence[Member]) -> BoolArray | None:
+        """Whether the store of each patch measured each gene, (B, G); None if all of them did."""
+        measured = self.measured_SG[[member.store for member in members]]
+        return None if measured.all() else measured
 
     def panel_umis(self, store: int) -> int:
         """Total UMIs of the panel's genes in a store, an upper bound of its non-zero counts."""
-        return int(self.stores[store].genes.totals[self._gene_indices[store]].sum())
+        places = self._places[store]
+        return int(self.stores[store].genes.totals[places[places != ABSENT]].sum())
 
     def load(
         self,
@@ -211,8 +231,8 @@ class PatchDataset:
         if self.cohort_exposure is not None:
             exposure = allocate("exposure", (n, PATCH_BINS, PATCH_BINS), np.float32)
             np.stack([turn(self.exposure(m), o) for m, o in pairs], out=exposure)
-        targets = self._targets(pairs, allocate)
-        return Batch(tuple(members), tokens, image, targets, mask, exposure)
+        targets, measured = self._targets(pairs, allocate), self.measured(members)
+        return Batch(tuple(members), tokens, image, targets, mask, exposure, measured)
 
     def _tokens(self, pairs: Sequence[tuple[Member, int]], allocate: Allocate) -> Array:
         """Tokens (B, T, T, D); if channels move they are contiguous per channel in memory."""

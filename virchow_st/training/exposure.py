@@ -27,7 +27,7 @@ def training_exposure(
     Args:
         run: Run directory; read only with ``resume``.
         config: Settings of the run.
-        stores: Stores of the run; those of the test patient are not read.
+        stores: Stores of the run; of the test patient's, only the list of genes is read.
         split: Training and validation patches.
         resume: Whether the run was begun before.
         progress: Receives the number of patches read, and a line per slide.
@@ -45,8 +45,7 @@ def training_exposure(
     if config.exposure == "none":
         return None
     indices = sorted({member.store for member in (*split.train, *split.validation)})
-    training = {i: stores[i] for i in indices}
-    exposure = CohortExposure.of_training(config.exposure, training, progress)
+    exposure = CohortExposure.of_training(config.exposure, stores, indices, progress)
     for i, slide in exposure.slides.items():
         rows, cols = slide.rows.sd, slide.cols.sd
         stripes = f", rows differ by {rows:.1%} and columns by {cols:.1%}" if rows or cols else ""

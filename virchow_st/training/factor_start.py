@@ -13,6 +13,7 @@ from __future__ import annotations
 import numpy as np
 from scipy.sparse import csr_matrix
 
+from virchow_st.training.coverage import Coverage
 from virchow_st.training.rows import SparseRows
 from virchow_st.types import Float64Array, Int64Array
 
@@ -34,6 +35,9 @@ def start_loadings(counts: SparseRows, n_factors: int, seed: int) -> Float64Arra
     neighbours of single rows or random profiles did after as many steps; on 187 spots of a breast
     section all starts were about as good.
 
+    Rows that measured different genes are compared by the genes that all of them measured, and a
+    group's profile of a gene is of the rows that have it.
+
     Only the group of each row depends on the singular vectors, so that their rounding, which may
     depend on the number of threads of the linear algebra library, does not reach the result.
 
@@ -54,18 +58,49 @@ def start_loadings(counts: SparseRows, n_factors: int, seed: int) -> Float64Arra
                [0.78, 0.16, 0.06]])
     """
     rng = np.random.default_rng(seed)
-    mean = counts.gene_totals + 0.5  # half a UMI for genes without any
-    mean /= mean.sum()
-    points = _leading_vectors(counts, n_factors, rng)
+    mean = counts.gene_shares
+    points = _leading_vectors(_comparable(counts), n_factors, rng)
     groupings = [_grouped(points, n_factors, rng) for _ in range(_N_GROUPINGS)]
     group, _ = min(groupings, key=lambda grouping: grouping[1])
     cell = counts.gene.astype(np.int64) * n_factors + group[counts.row]
     umis = np.bincount(cell, counts.count, counts.n_genes * n_factors)
-    profiles = umis.reshape(counts.n_genes, n_factors)
+    profiles: Float64Array = umis.reshape(counts.n_genes, n_factors).astype(np.float64)
+    if counts.coverage is not None:
+        profiles = _per_exposure(profiles, counts, counts.coverage, group, mean)
     for k in np.flatnonzero(profiles.sum(0) == 0):  # equal starts would stay equal
         profiles[:, k] = mean * rng.gamma(1.0, size=counts.n_genes)
     profiles = (1 - _MEAN_SHARE) * profiles / profiles.sum(0) + _MEAN_SHARE * mean[:, None]
     return np.asarray(profiles / profiles.sum(0))
+
+
+def _comparable(counts: SparseRows) -> SparseRows:
+    """The counts of the genes that all rows measured; all counts if there are none of those."""
+    if counts.coverage is None:
+        return counts
+    kept = counts.coverage.everywhere[counts.gene]
+    if not kept.any():
+        return counts
+    ends = np.concatenate([[0], np.cumsum(kept)])
+    return SparseRows(
+        ends[counts.indptr], counts.gene[kept], counts.count[kept], counts.exposure, counts.n_genes
+    )
+
+
+def _per_exposure(
+    umis: Float64Array,
+    counts: SparseRows,
+    coverage: Coverage,
+    group: Int64Array,
+    mean: Float64Array,
+) -> Float64Array:
+    """UMIs (G, K) of groups per exposure; at the mean of all rows where no row measured a gene."""
+    of_group = np.zeros((len(counts), umis.shape[1]))
+    of_group[np.arange(len(counts)), group] = counts.exposure
+    exposed = coverage.of_rows(of_group)
+    known = exposed > 0
+    rate = umis / np.where(known, exposed, 1.0)
+    depth = rate.sum(0) / np.maximum((mean[:, None] * known).sum(0), 1e-12)
+    return np.asarray(np.where(known, rate, mean[:, None] * depth))
 
 
 def _leading_vectors(counts: SparseRows, n_vectors: int, rng: np.random.Generator) -> Float64Array:

@@ -1,9 +1,10 @@
 """Poisson factorisation of counts: the loadings that a rate field of many genes starts from.
 
 The count x of row n and gene g is modelled as Poisson with mean ``e_n · Σ_k l_nk · f_gk``, where e
-is the exposure, l ≥ 0 the factors and f ≥ 0 the loadings. The fit is by the multiplicative updates
-of Lee & Seung (NIPS 13, 2001, 556), which are an EM algorithm. A step costs time proportional to
-the number of non-zero counts times K.
+is the exposure, l ≥ 0 the factors and f ≥ 0 the loadings. A gene that was not measured in a row is
+left out of the row's likelihood. The fit is by the multiplicative updates of Lee & Seung (NIPS 13,
+2001, 556), which are an EM algorithm. A step costs time proportional to the number of non-zero
+counts times K.
 
 Most genes have few UMIs, and maximum likelihood fits their noise: the more steps, the worse it
 predicts counts that were held out. The loadings therefore have a prior: the ratio of a loading to
@@ -105,6 +106,8 @@ def factorise(
         raise ValueError("counts: expected at least one UMI; got none")
     f_GK = start_loadings(counts, n_factors, seed)
     depth = counts.totals[:, None] / counts.exposure[:, None]
+    if counts.coverage is not None:  # of all genes, those that a row did not measure as well
+        depth = depth / counts.shares(counts.gene_shares[:, None])
     l_nK = np.maximum(np.repeat(depth / n_factors, n_factors, axis=1), FLOOR)
     single = single_factor(counts)
     with ThreadPoolExecutor(core_count()) as pool:

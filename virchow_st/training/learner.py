@@ -103,8 +103,11 @@ class Learner:
         self._tissue_bins: dict[Member, Int64Array] = {}
         if processes.size > 1:  # gives each part's weight in a batch without communication
             at = [SCALES_UM.index(scale) for scale in self.objective.scales_um]
+            n_measured = dataset.measured_SG.sum(1)
             self._tissue_bins = {
-                member: tissue_bins(dataset.patch(member).tissue_mask)[at] for member in members
+                member: tissue_bins(dataset.patch(member).tissue_mask)[at]
+                * int(n_measured[member.store])
+                for member in members
             }
 
     def parameter_groups(self) -> list[dict[str, Any]]:
@@ -168,12 +171,12 @@ class Learner:
     def losses(self, batch: DeviceBatch, whole: BatchPlan) -> Tensor:
         """Contribution of this process's part of a batch to the loss at each scale, (S,).
 
-        A loss is a sum over bins divided by the number of bins with tissue, so a part is weighted
-        with its share of these bins.
+        A loss is a sum over genes and bins divided by the number of those that were measured in
+        tissue, so a part is weighted with its share of this number.
         """
         part = self.processes.part(len(whole))
         output_BGRC = self.forward(batch, part, len(whole))
-        losses_S = self.objective(output_BGRC, batch.counts, batch.exposure)
+        losses_S = self.objective(output_BGRC, batch.counts, batch.exposure, batch.measured)
         if self.processes.size == 1:
             return losses_S
         own_S, all_S = (

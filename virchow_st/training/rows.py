@@ -8,13 +8,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from virchow_st.kernels.pooling import sum_pool
 from virchow_st.run.split import Member
 from virchow_st.runtime.devices import core_count
+from virchow_st.training.coverage import Coverage
 from virchow_st.training.dataset import PatchDataset
 from virchow_st.types import BIN_UM, PATCH_BINS, Array, Float32Array, Float64Array, Int64Array
 
@@ -35,6 +36,7 @@ class SparseRows:
         exposure: (n,) float64 > 0, exposure summed over the 2 µm tissue bins of a row: their
             number, where each has an exposure of 1.
         n_genes: Number of genes G.
+        coverage: Genes that were measured in each row; None if all of them were in every row.
 
     Raises:
         ValueError: Arrays that do not belong together, a gene out of range, or an exposure that is
@@ -52,6 +54,7 @@ class SparseRows:
     count: Float32Array
     exposure: Float64Array
     n_genes: int
+    coverage: Coverage | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         n, nnz = len(self.exposure), len(self.gene)
@@ -96,6 +99,25 @@ class SparseRows:
         """(G,) UMIs of each gene."""
         return np.bincount(self.gene, self.count, self.n_genes).astype(np.float64)
 
+    @property
+    def gene_shares(self) -> Float64Array:
+        """(G,) > 0, share of each gene in all UMIs, with half a UMI more for every gene.
+
+        Where genes were not measured in all rows, of the UMIs per exposure of the rows that have
+        them.
+        """
+        totals = self.gene_totals + 0.5
+        if self.coverage is not None:
+            exposed = self.coverage.of_rows(self.exposure[:, None])[:, 0]
+            totals = totals / np.where(exposed > 0, exposed, self.exposure.sum())
+        return np.asarray(totals / totals.sum())
+
+    def shares(self, loadings: Float64Array) -> Float64Array:
+        """Sum of the loadings (G, K) over the genes that each row measured, (1 or n, K)."""
+        if self.coverage is None:
+            return loadings.sum(0)[None]
+        return self.coverage.of_genes(loadings)
+
     def taken(self, chosen: Int64Array) -> SparseRows:
         """Some of the rows, in the order given.
 
@@ -108,8 +130,9 @@ class SparseRows:
         indptr = np.concatenate([[0], np.cumsum(sizes)])
         at = np.arange(indptr[-1]) + np.repeat(self.indptr[chosen] - indptr[:-1], sizes)
         return SparseRows(
-            indptr, self.gene[at], self.count[at], self.exposure[chosen], self.n_genes
-        )
+            indptr, self.gene[at], self.count[at], self.exposure[chosen], self.n_genes,
+            coverage=None if self.coverage is None else self.coverage.taken(chosen),
+        )  # fmt: skip
 
     def thinned(self, share: float, rng: np.random.Generator) -> tuple[SparseRows, SparseRows]:
         """Split every count at random (binomial thinning) into two sets of rows.
@@ -128,8 +151,9 @@ class SparseRows:
         there = count > 0
         ends = np.concatenate([[0], np.cumsum(there)])
         return SparseRows(
-            ends[self.indptr], self.gene[there], count[there], share * self.exposure, self.n_genes
-        )
+            ends[self.indptr], self.gene[there], count[there], share * self.exposure, self.n_genes,
+            coverage=self.coverage,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -177,7 +201,17 @@ def rows_of(
         n_genes=len(dataset.panel),
         member=np.repeat(np.arange(len(members)), n_rows),
         cell=np.concatenate([np.empty(0, np.int64), *(part[4] for part in parts)]),
+        coverage=_coverage(dataset, members, n_rows),
     )
+
+
+def _coverage(
+    dataset: PatchDataset, members: Sequence[Member], n_rows: Sequence[int]
+) -> Coverage | None:
+    if dataset.measured(members) is None:
+        return None
+    stores = np.array([member.store for member in members], np.int64)
+    return Coverage(np.repeat(stores, n_rows), dataset.measured_SG)
 
 
 def _of_patch(

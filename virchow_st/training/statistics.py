@@ -21,10 +21,10 @@ class TrainingStatistics:
     Attributes:
         token_mean, token_std: (D,) mean and standard deviation over all tokens.
         rate: (G,) mean UMIs per 2 µm tissue bin of exposure 1: the gene's UMIs over the sum of the
-            exposure; a gene without counts gets half a UMI over all bins, so that its logarithm is
-            finite.
-        std: (4, G) standard deviation of the summed counts at 2, 4, 8 and 16 µm, over the bins
-            that contain tissue; 1 for a gene without counts.
+            exposure of the patches whose stores measured it; a gene without counts gets half a UMI
+            over all their bins, so that its logarithm is finite.
+        std: (4, G) standard deviation of the summed counts at 2, 4, 8 and 16 µm, over the bins of
+            these patches that contain tissue; 1 for a gene without counts.
     """
 
     token_mean: Float32Array
@@ -44,20 +44,21 @@ def training_statistics(dataset: PatchDataset, members: Sequence[Member]) -> Tra
     """
     n_tokens = 0
     token_sums: Float64Array = np.zeros((2, dataset.token_shape[-1]))
-    n_bins: Int64Array = np.zeros(len(SCALES_UM), np.int64)
-    sums: Float64Array = np.zeros((2, len(SCALES_UM), len(dataset.panel)))
-    exposed = 0.0
+    shape = len(SCALES_UM), len(dataset.panel)
+    n_bins: Int64Array = np.zeros(shape, np.int64)
+    sums: Float64Array = np.zeros((2, *shape))
+    exposed: Float64Array = np.zeros(len(dataset.panel))
     with ThreadPoolExecutor(core_count()) as pool:
-        for n, of_tokens, bins, of_counts, exposure in pool.map(
-            lambda member: _sums_of_patch(dataset, member), members
-        ):
+        parts = pool.map(lambda member: _sums_of_patch(dataset, member), members)
+        for member, (n, of_tokens, bins, of_counts, exposure) in zip(members, parts, strict=True):
+            measured = dataset.measured_SG[member.store]
             n_tokens += n
             token_sums += of_tokens
-            n_bins += bins
+            n_bins += bins[:, None] * measured
             sums += of_counts
-            exposed += exposure
+            exposed += exposure * measured
     mean, mean_square = token_sums / n_tokens
-    count_mean, count_mean_square = sums / n_bins[:, None]
+    count_mean, count_mean_square = sums / n_bins
     std = np.sqrt(np.maximum(count_mean_square - count_mean**2, 0.0))
     return TrainingStatistics(
         token_mean=mean.astype(np.float32),

@@ -168,7 +168,7 @@ def _genes(
     lock.take_new(run)
     trainers = [s for s in stores if s.patient != config.test_patient]
     testers = [s for s in stores if s.patient == config.test_patient]
-    return choose_genes(config.panel, trainers, testers, progress)
+    return choose_genes(config.panel, trainers, testers, progress, config.genes_in)
 
 
 def _start(

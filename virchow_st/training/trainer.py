@@ -190,12 +190,15 @@ class Trainer:
         batches = plans(members, self.config.batch_size)
         for batch in self.feed.batches(batches[self.processes.rank :: self.processes.size]):
             output_BGRC = learner.forward.of(learner.eval_decoder, batch)
-            losses_S = learner.objective(output_BGRC, batch.counts, batch.exposure)
+            measured = batch.measured
+            losses_S = learner.objective(output_BGRC, batch.counts, batch.exposure, measured)
             counts = learner.objective.panel_counts(batch.counts)
             rates = learner.objective.rate(output_BGRC)
             if batch.exposure is not batch.tissue_mask:
                 rates = rates * batch.exposure[:, None]
-            sums.add(batch, counts, rates, losses_S)
+            if measured is not None:
+                measured = learner.objective.panel_measured(measured)
+            sums.add(batch, counts, rates, losses_S, measured)
         return sums.compute(len(members), self.processes)
 
     def _own(self, batch: BatchPlan) -> BatchPlan:

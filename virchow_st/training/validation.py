@@ -38,7 +38,14 @@ class ValidationSums:
             (len(scales_um), n_genes, 6), dtype=torch.float64, device=device
         )
 
-    def add(self, batch: DeviceBatch, counts: Counts, rates_BGRC: Tensor, losses_S: Tensor) -> None:
+    def add(
+        self,
+        batch: DeviceBatch,
+        counts: Counts,
+        rates_BGRC: Tensor,
+        losses_S: Tensor,
+        measured_BG: Tensor | None = None,
+    ) -> None:
         """Add a batch.
 
         Args:
@@ -46,22 +53,30 @@ class ValidationSums:
             counts: Their UMI counts of the genes that the rates are of.
             rates_BGRC: Predicted UMIs per 2 µm bin.
             losses_S: Mean loss of the batch at each scale.
+            measured_BG: (B, G) bool on the CPU, whether each patch's store measured each gene;
+                others are not correlated there. None if every store measured every gene.
         """
         self._loss_S += losses_S * len(batch.members)
+        if measured_BG is None:
+            measured_BG = torch.ones(rates_BGRC.shape[:2], dtype=torch.bool)
         if isinstance(counts, BatchCounts):
             # On a CPU the kernels of evaluation are used, which need no temporary maps.
             moments = self._moments_SG6.numpy()
             masks = batch.tissue_mask.numpy()
-            for rate, dense, mask in zip(rates_BGRC.numpy(), counts.dense(), masks, strict=True):
+            known = measured_BG.numpy()[:, :, None]
+            maps = zip(rates_BGRC.numpy(), counts.dense(), masks, known, strict=True)
+            for rate, dense, mask, of_known in maps:
                 for i, scale in enumerate(self._scales_um):
-                    moments[i] += pooled_moments(rate, dense, mask, scale)
+                    moments[i] += np.where(of_known, pooled_moments(rate, dense, mask, scale), 0.0)
             return
         counts_BGRC = dense_counts(counts, rates_BGRC.device)
-        for rate_GRC, counts_GRC, mask_RC in zip(
-            rates_BGRC, counts_BGRC, batch.tissue_mask, strict=True
+        known_BG1 = measured_BG.to(rates_BGRC.device)[:, :, None]
+        for rate_GRC, counts_GRC, mask_RC, known_G1 in zip(
+            rates_BGRC, counts_BGRC, batch.tissue_mask, known_BG1, strict=True
         ):
             for i, scale in enumerate(self._scales_um):
-                self._moments_SG6[i] += device_moments(rate_GRC, counts_GRC, mask_RC, scale)
+                of_scale = device_moments(rate_GRC, counts_GRC, mask_RC, scale)
+                self._moments_SG6[i] += torch.where(known_G1, of_scale, 0.0)
 
     def compute(self, n_patches: int, processes: Processes) -> tuple[Tensor, Tensor]:
         """Mean loss and mean PCC over genes, (S,) each, of all processes; to be called once."""

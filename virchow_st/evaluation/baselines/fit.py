@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from virchow_st.evaluation.baselines.depth import DepthFit, depth_rates
 from virchow_st.evaluation.baselines.nuclei import NuclearFit, nuclear_rates
-from virchow_st.evaluation.baselines.regression import LinearMap
-from virchow_st.evaluation.baselines.ridge import RidgeFit, token_rates
+from virchow_st.evaluation.baselines.regression import LinearMap, joined
+from virchow_st.evaluation.baselines.ridge import RidgeFit, solve_together, token_rates
 from virchow_st.run.exposure import CohortExposure
 from virchow_st.run.panel import Panel
 from virchow_st.run.score_table import Baseline
 from virchow_st.run.split import Split
 from virchow_st.runtime.progress import SILENT, Progress
 from virchow_st.store.reader import Patch, Store
-from virchow_st.types import Array, Float32Array, Float64Array, Int64Array
+from virchow_st.types import Array, BoolArray, Float32Array, Float64Array, Int64Array
 
 ORACLES: tuple[Baseline, ...] = ("total_umi",)
 """Baselines that read the counts of the test slide, for comparison only."""
@@ -74,6 +74,8 @@ def fit_baselines(
 ) -> Baselines:
     """Fit all baselines on the training patches; validation patches select the ridge penalty.
 
+    A gene's baselines are fitted on the patches whose stores measured it.
+
     Args:
         stores: Stores of the run.
         panel: Genes, G of them.
@@ -84,34 +86,79 @@ def fit_baselines(
             exposure. None for 1 in all tissue.
 
     Raises:
-        ConfigError: A store lacks a panel gene, or no training or validation token lies in tissue.
+        ConfigError: No training or validation token lies in tissue.
     """
-    grid, _, dim = stores[0].token_shape
-    ridge = RidgeFit(grid, dim, len(panel))
-    nuclear, depth = NuclearFit(len(panel)), DepthFit(len(panel))
-    genes: dict[int, Int64Array] = {}
+    measured = panel.measured(stores)
+    groups = [_Group.of(stores, panel, *group) for group in _alike(measured, split)]
     n_train = len(split.train)
     members = (*split.train, *split.validation)
     for i, member in enumerate(members):
-        store = stores[member.store]
-        if member.store not in genes:
-            genes[member.store] = panel.indices(store)
-        patch, validates = store[member.patch], i >= n_train
-        mask = patch.tissue_mask
-        dense = patch.dense_counts(genes[member.store])
-        per_exposure = None
+        patch = stores[member.store][member.patch]
+        per_exposure: Array | None = None
         if exposure is not None:
             per_exposure = 1 / exposure.of_patch(member.store, patch.info)
-            dense *= per_exposure
-        ridge.add(patch.tokens, dense, mask, validates)
-        if not validates:
-            counts = patch.panel_counts(genes[member.store])
-            of_tissue = counts
-            if per_exposure is not None:
-                factor = per_exposure.ravel()[counts.position]
-                of_tissue = replace(counts, count=counts.count * factor)
-            nuclear.add(patch.image, of_tissue, mask)
-            depth.add(patch, counts, mask)
+        for group in groups:
+            if member.store in group.of_store:
+                genes = group.of_store[member.store]
+                group.add(patch, genes, per_exposure, validates=i >= n_train)
         progress.step(i + 1, len(members), "patches", "baselines")
-    fit, penalty = ridge.solve()
-    return Baselines(train_rate, nuclear.solve(), fit, penalty, depth.solve())
+    fits, penalty = solve_together([group.ridge for group in groups])
+    places = [group.places for group in groups]
+    odds = np.empty(len(panel))
+    for group in groups:
+        odds[group.places] = group.depth.solve()
+    nuclear = joined([group.nuclear.solve() for group in groups], places)
+    return Baselines(train_rate, nuclear, joined(fits, places), penalty, odds)
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Baselines of the genes that the same training stores measured.
+
+    Attributes:
+        places: (g,) the genes' places in the panel.
+        of_store: Their indices in each training store that measured them, by the store's index.
+        ridge, nuclear, depth: The fits.
+    """
+
+    places: Int64Array
+    of_store: dict[int, Int64Array]
+    ridge: RidgeFit
+    nuclear: NuclearFit
+    depth: DepthFit
+
+    @classmethod
+    def of(
+        cls, stores: Sequence[Store], panel: Panel, places: Int64Array, in_stores: Int64Array
+    ) -> _Group:
+        grid, _, dim = stores[0].token_shape
+        n = len(places)
+        genes = panel if n == len(panel) else panel.of([panel.ids[i] for i in places])
+        of_store = {int(i): genes.indices(stores[i]) for i in in_stores}
+        return cls(places, of_store, RidgeFit(grid, dim, n), NuclearFit(n), DepthFit(n))
+
+    def add(
+        self, patch: Patch, genes: Int64Array, per_exposure: Array | None, validates: bool
+    ) -> None:
+        """Add a patch of a store that measured the genes."""
+        mask, dense = patch.tissue_mask, patch.dense_counts(genes)
+        if per_exposure is not None:
+            dense *= per_exposure
+        self.ridge.add(patch.tokens, dense, mask, validates)
+        if validates:
+            return
+        counts = patch.panel_counts(genes)
+        of_tissue = counts
+        if per_exposure is not None:
+            factor = per_exposure.ravel()[counts.position]
+            of_tissue = replace(counts, count=counts.count * factor)
+        self.nuclear.add(patch.image, of_tissue, mask)
+        self.depth.add(patch, counts, mask)
+
+
+def _alike(measured_SG: BoolArray, split: Split) -> Iterator[tuple[Int64Array, Int64Array]]:
+    """Places of genes that the same stores of the training patients measured, and these stores."""
+    stores = np.unique([member.store for member in (*split.train, *split.validation)])
+    patterns, group = np.unique(measured_SG[stores], axis=1, return_inverse=True)
+    for i in range(patterns.shape[1]):
+        yield np.flatnonzero(group.reshape(-1) == i), stores[patterns[:, i]]

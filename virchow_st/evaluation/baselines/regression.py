@@ -5,12 +5,13 @@ Letters in shapes: F features, G genes, n observations.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
-from virchow_st.types import Array, Float64Array
+from virchow_st.types import Array, Float64Array, Int64Array
 
 _LEAST_RELATIVE_VARIANCE = 1e-9
 """A feature whose variance is below this share of its mean square is taken as constant."""
@@ -26,6 +27,28 @@ class LinearMap:
     def __call__(self, x: Array) -> Array:
         """Predict values (n, G) from features (n, F), in the dtype of x."""
         return x @ self.weights.astype(x.dtype) + self.intercept.astype(x.dtype)
+
+
+def joined(fits: Sequence[LinearMap], places: Sequence[Int64Array]) -> LinearMap:
+    """The maps of groups of genes as one map of all of them.
+
+    Args:
+        fits: A map for each group, of the same features.
+        places: Places of each group's genes among all.
+
+    Example:
+        >>> one = LinearMap(np.array([[1.0]]), np.array([2.0]))
+        >>> two = LinearMap(np.array([[3.0, 5.0]]), np.array([4.0, 6.0]))
+        >>> joined([one, two], [np.array([1]), np.array([0, 2])]).intercept
+        array([4., 2., 6.])
+    """
+    if len(fits) == 1:
+        return fits[0]
+    n = sum(map(len, places))
+    weights, intercept = np.empty((len(fits[0].weights), n)), np.empty(n)
+    for fit, at in zip(fits, places, strict=True):
+        weights[:, at], intercept[at] = fit.weights, fit.intercept
+    return LinearMap(weights, intercept)
 
 
 class NormalEquations:
@@ -82,12 +105,19 @@ class NormalEquations:
 
     def error(self, fit: LinearMap) -> float:
         """Mean squared error relative to the gene's variance, averaged over genes that vary."""
+        errors = self.errors(fit)
+        return float(errors[~np.isnan(errors)].mean())
+
+    def errors(self, fit: LinearMap) -> Float64Array:
+        """(G,) mean squared error relative to the gene's variance; NaN for genes without any."""
         w, c = fit.weights, fit.intercept
         squares = self._yy + np.einsum("fg,fg->g", w, self._xx @ w) + self.n * c**2
         products = np.einsum("fg,fg->g", w, self._xy) + c * self._y - c * (self._x @ w)
         variation = self._yy - self._y**2 / max(self.n, 1)
         varies = variation > 0
-        return float(((squares - 2 * products)[varies] / variation[varies]).mean())
+        errors = np.full(len(varies), np.nan)
+        errors[varies] = (squares - 2 * products)[varies] / variation[varies]
+        return errors
 
     @cached_property
     def _inverse_std(self) -> Float64Array:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from virchow_st.errors import ConfigError
@@ -23,7 +25,7 @@ class RidgeFit:
 
     def __init__(self, grid: int, dim: int, n_genes: int) -> None:
         self._bins = PATCH_BINS // grid
-        self._train, self._validation = (NormalEquations(dim, n_genes) for _ in range(2))
+        self.train, self.validation = (NormalEquations(dim, n_genes) for _ in range(2))
 
     def add(
         self, tokens: Array, counts: Float32Array, tissue_mask: BoolArray, validates: bool
@@ -44,25 +46,41 @@ class RidgeFit:
         sums = sum_pool(counts * tissue_mask, self._bins)[:, chosen]  # (G, n)
         y = sums / n_tissue[chosen]
         x = tokens[chosen].astype(np.float64)  # (n, D)
-        equations = self._validation if validates else self._train
+        equations = self.validation if validates else self.train
         equations.add(x, (y @ x).T, y.sum(1), (y**2).sum(1))
 
-    def solve(self) -> tuple[LinearMap, float]:
-        """Linear map to UMIs per 2 µm bin with the smallest validation error, and its penalty.
+    def solve(self, penalty: float) -> LinearMap:
+        """Linear map to UMIs per 2 µm bin."""
+        return self.train.solve(penalty)
 
-        Raises:
-            ConfigError: No training token, or no validation token, lies at least half in tissue.
-        """
-        for part, equations in (("training", self._train), ("validation", self._validation)):
-            if not equations.n:
-                raise ConfigError(
-                    f"ridge baseline: expected {part} patches with tokens in tissue; got none; "
-                    f"extract with a larger --min-tissue and train again"
-                )
-        fits = [self._train.solve(penalty) for penalty in PENALTIES]
-        errors = [self._validation.error(fit) for fit in fits]
-        best = int(np.argmin(errors))
-        return fits[best], PENALTIES[best]
+
+def solve_together(groups: Sequence[RidgeFit]) -> tuple[list[LinearMap], float]:
+    """Linear maps to UMIs per 2 µm bin of groups of genes, and the penalty that all share.
+
+    It has the smallest validation error, averaged over the genes that vary in validation patches.
+
+    Args:
+        groups: Fits of genes that the same stores measured.
+
+    Raises:
+        ConfigError: No training token of a group, or no validation token of any, lies at least half
+            in tissue.
+    """
+    trained = all(group.train.n for group in groups)
+    validated = [group for group in groups if group.validation.n]
+    for part, is_there in (("training", trained), ("validation", validated)):
+        if not is_there:
+            raise ConfigError(
+                f"ridge baseline: expected {part} patches with tokens in tissue; got none; "
+                f"extract with a larger --min-tissue and train again"
+            )
+    errors = []
+    for penalty in PENALTIES:
+        of_genes = [group.validation.errors(group.solve(penalty)) for group in validated]
+        defined = np.concatenate(of_genes)
+        errors.append(float(defined[~np.isnan(defined)].mean()))
+    best = PENALTIES[int(np.argmin(errors))]
+    return [group.solve(best) for group in groups], best
 
 
 def token_rates(fit: LinearMap, tokens: Array) -> Float64Array:

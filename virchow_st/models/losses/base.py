@@ -56,9 +56,22 @@ class Objective(nn.Module):
         """Counts of the genes that `rate` is of, out of those that the loss takes."""
         return counts
 
+    def panel_measured(self, measured_BG: Tensor) -> Tensor:
+        """The columns of ``measured_BG`` of the genes that `rate` is of."""
+        return measured_BG
+
     @abstractmethod
-    def forward(self, output_BGRC: Tensor, counts: Counts, exposure_BRC: Tensor) -> Tensor:
+    def forward(
+        self,
+        output_BGRC: Tensor,
+        counts: Counts,
+        exposure_BRC: Tensor,
+        measured_BG: Tensor | None = None,
+    ) -> Tensor:
         """Compute the loss of each scale.
+
+        A loss is a sum over genes and bins, divided by their number. A gene that a patch's store
+        did not measure is in neither, so that its output there has a gradient of 0.
 
         Args:
             output_BGRC: (B, G, 128, 128) output of the decoder.
@@ -67,6 +80,8 @@ class Objective(nn.Module):
             exposure_BRC: (B, 128, 128) float ≥ 0, exposure of each bin: its expected UMIs are
                 exposure × rate. Bins of exposure 0, which are those outside tissue, are ignored.
                 A bool tissue mask stands for an exposure of 1 in tissue.
+            measured_BG: (B, G) bool on the CPU, whether each patch's store measured each gene; G is
+                that of the counts. None if every store measured every gene.
 
         Returns:
             (S,) losses ≥ 0, in at least float32.
@@ -121,12 +136,13 @@ def on_device(counts: Counts, device: torch.device) -> DeviceCounts:
     )
 
 
-def genes_of(counts: Counts, genes: Tensor) -> Counts:
+def genes_of(counts: Counts, genes: Tensor, patches: Tensor | None = None) -> Counts:
     """Counts of some of the genes, in their order and of the same kind as ``counts``.
 
     Args:
         counts: Sparse counts of (B, G, R, C).
         genes: (P,) int64 indices, 0 to G − 1.
+        patches: int64 indices of the patches to take, 0 to B − 1; all by default.
 
     Example:
         >>> import numpy as np
@@ -139,7 +155,9 @@ def genes_of(counts: Counts, genes: Tensor) -> Counts:
     there = on_device(counts, torch.device("cpu") if is_on_host else genes.device)
     B, G, R, C = there.shape
     genes = genes.to(there.start.device)
-    maps = (torch.arange(B, device=genes.device)[:, None] * G + genes).flatten()
+    taken = torch.arange(B) if patches is None else patches
+    taken = taken.to(genes.device)
+    maps = (taken[:, None] * G + genes).flatten()
     first = there.start[maps]
     size = there.start[maps + 1] - first
     ends = size.cumsum(0)
@@ -147,7 +165,7 @@ def genes_of(counts: Counts, genes: Tensor) -> Counts:
     entry = torch.repeat_interleave(first - start[:-1], size) + torch.arange(
         int(ends[-1]), device=genes.device
     )
-    shape = (B, len(genes), R, C)
+    shape = (len(taken), len(genes), R, C)
     position, count = there.position[entry], there.count[entry]
     if is_on_host:
         return BatchCounts(start.numpy(), position.numpy().view("u2"), count.numpy(), shape)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from virchow_st.kernels.poisson import MAX_LOG_RATE, MIN_LOG_RATE
 from virchow_st.models.losses.base import Counts, Objective, exposed, genes_of
 from virchow_st.models.losses.factors import factor_half_deviance
+from virchow_st.models.losses.measured import measured_bins
 from virchow_st.models.losses.scales import check_scales, tissue_bins
 
 
@@ -94,10 +95,23 @@ class FactorPoisson(Objective):
         """Counts of the panel's genes, (B, P, R, C), from those of all genes."""
         return genes_of(counts, self.panel)
 
-    def forward(self, output_BKRC: Tensor, counts: Counts, exposure_BRC: Tensor) -> Tensor:
+    def panel_measured(self, measured_BG: Tensor) -> Tensor:
+        """Whether each patch's store measured each gene of the panel, (B, P)."""
+        return measured_BG[:, self.panel.cpu()]
+
+    def forward(
+        self,
+        output_BKRC: Tensor,
+        counts: Counts,
+        exposure_BRC: Tensor,
+        measured_BG: Tensor | None = None,
+    ) -> Tensor:
         """Half the deviance per gene and bin at each scale, (S,); see `Objective.forward`."""
         output_BKRC, tissue_mask_BRC = exposed(output_BKRC.float(), exposure_BRC)
-        n_bins_S = tissue_bins(tissue_mask_BRC, self.scales_um) * len(self.gene_rate)
+        n_genes, scales = len(self.gene_rate), self.scales_um
+        n_bins_S = measured_bins(tissue_bins, tissue_mask_BRC, scales, measured_BG, n_genes)
+        if measured_BG is not None:
+            measured_BG = measured_BG.to(output_BKRC.device)
         return factor_half_deviance(
-            output_BKRC, self.loadings, counts, tissue_mask_BRC, n_bins_S, self.scales_um
+            output_BKRC, self.loadings, counts, tissue_mask_BRC, n_bins_S, scales, measured_BG
         )

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from virchow_st.kernels.poisson import MAX_LOG_RATE, MIN_LOG_RATE
 from virchow_st.models.losses.base import Counts, Objective, dense_counts, exposed
-from virchow_st.models.losses.scales import bins_with_tissue, check_scales, chosen_scales, pyramid
+from virchow_st.models.losses.measured import measured_bins, of_measured
+from virchow_st.models.losses.scales import check_scales, chosen_scales, pyramid, tissue_bins
 
 _FIRST_SIZES = (0.01, 100.0)  # bounds of the initial θ estimated from the training counts
 _MIN_LOG_SIZE, _MAX_LOG_SIZE = -10.0, 15.0  # keep the exponential finite
@@ -60,20 +61,27 @@ class MultiScaleNegativeBinomial(Objective):
         """Predicted UMIs per 2 µm bin: the exponential of the output."""
         return output_BGRC.float().clamp(MIN_LOG_RATE, MAX_LOG_RATE).exp()
 
-    def forward(self, output_BGRC: Tensor, counts: Counts, exposure_BRC: Tensor) -> Tensor:
+    def forward(
+        self,
+        output_BGRC: Tensor,
+        counts: Counts,
+        exposure_BRC: Tensor,
+        measured_BG: Tensor | None = None,
+    ) -> Tensor:
         """Loss at each scale, (S,); see `Objective.forward`."""
         wide = torch.promote_types(output_BGRC.dtype, torch.float32)
         output_BGRC, tissue_mask_BRC = exposed(output_BGRC.to(wide), exposure_BRC)
         mask_B1RC = tissue_mask_BRC[:, None].to(wide)
         log_rate = _pass_clamp(output_BGRC, MIN_LOG_RATE, MAX_LOG_RATE)
-        rates = pyramid(log_rate.exp() * mask_B1RC, self.scales_um)
+        rate_BGRC = of_measured(log_rate.exp() * mask_B1RC, measured_BG)
+        rates = pyramid(rate_BGRC, self.scales_um)
         dense_BGRC = dense_counts(counts, output_BGRC.device).to(wide)
-        umis = pyramid(dense_BGRC * mask_B1RC, self.scales_um)
-        n_tissue = pyramid(mask_B1RC, self.scales_um)
+        umis = pyramid(of_measured(dense_BGRC * mask_B1RC, measured_BG), self.scales_um)
+        n_genes = rate_BGRC.shape[1]
+        n_bins_S = measured_bins(tissue_bins, tissue_mask_BRC, self.scales_um, measured_BG, n_genes)
         log_size = _pass_clamp(self.log_size.to(wide), _MIN_LOG_SIZE, _MAX_LOG_SIZE)
         losses = []
-        for rate, umi, n, size_G in zip(rates, umis, n_tissue, log_size.exp(), strict=True):
-            n_bins = bins_with_tissue(n) * rate.shape[1]
+        for rate, umi, n_bins, size_G in zip(rates, umis, n_bins_S, log_size.exp(), strict=True):
             losses.append(negative_binomial_loss(rate, umi, size_G) / n_bins)
         return torch.stack(losses)
 

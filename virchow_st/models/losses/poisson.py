@@ -14,7 +14,8 @@ from torch.autograd.function import once_differentiable
 
 from virchow_st.kernels.poisson import MAX_LOG_RATE, MIN_LOG_RATE
 from virchow_st.models.losses import fused, fused_gpu
-from virchow_st.models.losses.base import Counts, Objective, dense_counts, exposed
+from virchow_st.models.losses.base import Counts, Objective, dense_counts, exposed, genes_of
+from virchow_st.models.losses.measured import alike_patches, measured_bins
 from virchow_st.models.losses.scales import check_scales, pyramid, spread, tissue_bins
 
 
@@ -44,13 +45,33 @@ class MultiScalePoisson(Objective):
         """Predicted UMIs per 2 µm bin: the exponential of the output."""
         return output_BGRC.float().clamp(MIN_LOG_RATE, MAX_LOG_RATE).exp()
 
-    def forward(self, output_BGRC: Tensor, counts: Counts, exposure_BRC: Tensor) -> Tensor:
+    def forward(
+        self,
+        output_BGRC: Tensor,
+        counts: Counts,
+        exposure_BRC: Tensor,
+        measured_BG: Tensor | None = None,
+    ) -> Tensor:
         """Half the deviance per bin at each scale, (S,); see `Objective.forward`."""
         output_BGRC = output_BGRC.to(torch.promote_types(output_BGRC.dtype, torch.float32))
         output_BGRC, tissue_mask_BRC = exposed(output_BGRC, exposure_BRC)
         count_bins, half_deviance_of = implementation_on(output_BGRC.device)
-        n_bins_S = count_bins(tissue_mask_BRC, self.scales_um) * output_BGRC.shape[1]
-        return half_deviance_of(output_BGRC, counts, tissue_mask_BRC, n_bins_S, self.scales_um)
+        n_bins_S = measured_bins(
+            count_bins, tissue_mask_BRC, self.scales_um, measured_BG, output_BGRC.shape[1]
+        )
+        if measured_BG is None:
+            return half_deviance_of(output_BGRC, counts, tissue_mask_BRC, n_bins_S, self.scales_um)
+        losses_S = output_BGRC[:0].sum().expand(len(self.scales_um))  # 0, with a gradient
+        for group in alike_patches(measured_BG):
+            patches, genes = (i.to(output_BGRC.device) for i in (group.patches, group.genes))
+            losses_S = losses_S + half_deviance_of(
+                output_BGRC[patches[:, None], genes],
+                genes_of(counts, group.genes, group.patches),
+                tissue_mask_BRC[patches],
+                n_bins_S,
+                self.scales_um,
+            )
+        return losses_S
 
 
 def implementation_on(device: torch.device) -> tuple[Callable[..., Tensor], Callable[..., Tensor]]:

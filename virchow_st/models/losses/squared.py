@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from virchow_st.models.losses.base import Counts, Objective, dense_counts
-from virchow_st.models.losses.scales import bins_with_tissue, check_scales, chosen_scales, pyramid
+from virchow_st.models.losses.measured import measured_bins, of_measured
+from virchow_st.models.losses.scales import check_scales, chosen_scales, pyramid, tissue_bins
 
 
 class MultiScaleSquared(Objective):
@@ -44,7 +45,13 @@ class MultiScaleSquared(Objective):
         mean_G11, std_G11 = self.train_rate[:, None, None], self.std_2um[:, None, None]
         return mean_G11 + std_G11 * output_BGRC.float()
 
-    def forward(self, output_BGRC: Tensor, counts: Counts, exposure_BRC: Tensor) -> Tensor:
+    def forward(
+        self,
+        output_BGRC: Tensor,
+        counts: Counts,
+        exposure_BRC: Tensor,
+        measured_BG: Tensor | None = None,
+    ) -> Tensor:
         """Mean squared z-score difference at each scale, (S,); see `Objective.forward`.
 
         Raises:
@@ -55,10 +62,11 @@ class MultiScaleSquared(Objective):
         mask_B1RC = exposure_BRC[:, None].float()
         counts_BGRC = dense_counts(counts, output_BGRC.device)
         difference = (self.rate(output_BGRC) - counts_BGRC) * mask_B1RC
-        levels = pyramid(difference, self.scales_um)
-        n_tissue = pyramid(mask_B1RC, self.scales_um)
+        levels = pyramid(of_measured(difference, measured_BG), self.scales_um)
+        n_bins_S = measured_bins(
+            tissue_bins, exposure_BRC, self.scales_um, measured_BG, difference.shape[1]
+        )
         losses = []
-        for level, std_G, n in zip(levels, self.std, n_tissue, strict=True):
-            n_bins = bins_with_tissue(n) * level.shape[1]
+        for level, std_G, n_bins in zip(levels, self.std, n_bins_S, strict=True):
             losses.append(((level / std_G[:, None, None]) ** 2).sum() / n_bins)
         return torch.stack(losses)

@@ -83,14 +83,17 @@ def abundance_figure(
         style.panel_letter(figure, 0.06 + column * 3.55, 0.46, "ab"[column])
         groups = _draw(axes, points, scale, limits)
         n_out = int((~points.drawn).sum())
+        n_absent = int(np.isnan(points.umis).sum())
         if n_out:
-            text = f"not drawn: {n_out:,} without a UMI"
+            why = {"without a UMI": n_out - n_absent, "not measured": n_absent}
+            text = "not drawn: " + ", ".join(f"{n:,} {what}" for what, n in why.items() if n)
             axes.text(1, 1.02, text, transform=axes.transAxes, ha="right", fontsize=6)
         if scale == tested_um:
             _name(axes, points, labels, groups)
         numbers[str(scale)] = {
             "n_drawn": len(labels) - n_out,
-            "n_without_umi": n_out,
+            "n_without_umi": n_out - n_absent,
+            "n_not_measured": n_absent,
             "groups": groups,
         }
     _legend(figure, tested_um)

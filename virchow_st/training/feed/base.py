@@ -24,6 +24,8 @@ class DeviceBatch:
         counts: Sparse UMI counts of the panel's genes: NumPy arrays on a CPU, tensors on a GPU.
         tissue_mask: (B, 128, 128) bool, True = tissue.
         exposure: (B, 128, 128) float32, 0 outside tissue; ``tissue_mask`` if it is 1 in all tissue.
+        measured: (B, G) bool on the CPU, whether each patch's store measured each gene; None if all
+            did.
     """
 
     members: tuple[Member, ...]
@@ -32,6 +34,7 @@ class DeviceBatch:
     counts: Counts
     tissue_mask: Tensor
     exposure: Tensor
+    measured: Tensor | None = None
 
 
 class Feed(Protocol):

@@ -51,6 +51,7 @@ class Resident:
     ) -> None:
         self._device = device
         self._n_genes = len(dataset.panel)
+        self._measured = dataset.measured
         members = list(dict.fromkeys(members))
         self._place = {member: i for i, member in enumerate(members)}
         N, D = len(members), dataset.token_shape[2]
@@ -147,6 +148,7 @@ class Resident:
         mask = exposure = self._mask_NR[at_B1, bins_BR].view(B, PATCH_BINS, PATCH_BINS)
         if self._exposure_NR is not None:
             exposure = self._exposure_NR[at_B1, bins_BR].view(B, PATCH_BINS, PATCH_BINS)
+        measured = self._measured(members)
         return DeviceBatch(
             members=members,
             tokens=self._tokens(at_B, turn_B).view(B, T, T, -1),
@@ -154,6 +156,7 @@ class Resident:
             counts=self._counts(places, at_B, turn_B),
             tissue_mask=mask,
             exposure=exposure,
+            measured=None if measured is None else torch.from_numpy(measured),
         )
 
     def _tokens(self, at_B: Tensor, turn_B: Tensor) -> Tensor:

@@ -77,6 +77,7 @@ class _Slot:
             counts=batch.targets if on_cpu else on_device(batch.targets, self._device),
             tissue_mask=mask,
             exposure=mask if batch.exposure is None else self._send(batch.exposure),
+            measured=None if batch.measured is None else torch.from_numpy(batch.measured),
         )
         if not on_cpu:
             self._copied = torch.cuda.current_stream(self._device).record_event()

@@ -134,7 +134,8 @@ function fillScores(gene) {
     const row = document.createElement("tr");
     const of = (name) => score(gene, name, um);
     const q = of("q_value");
-    const texts = [`${um} µm`, umis(of("mean") ?? 0), digits(of("pcc")), digits(of("pcc_ceiling")),
+    const mean = of("mean"); // of a gene that the test slides did not measure, there is none
+    const texts = [`${um} µm`, mean === null ? "not measured" : umis(mean), digits(of("pcc")), digits(of("pcc_ceiling")),
       digits(of("pcc_null")), q === null ? "–" : q < 0.001 ? "< 0.001" : digits(q)];
     for (const [i, text] of texts.entries()) {
       const cell = row.insertCell();
