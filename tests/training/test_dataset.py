@@ -176,7 +176,7 @@ def test_statistics_of_a_gene_never_seen(joint):
     np.testing.assert_array_equal(statistics.std, 1.0)
 
 
-def test_stores_of_unlike_encoders_and_missing_genes_are_refused(stores, tmp_path):
+def test_stores_of_unlike_encoders_are_refused_and_missing_genes_are_known(stores, tmp_path):
     other = {"name": "tiny", "weights": "1" * 16, "licence": ""}
     odd = write_store(tmp_path / "odd.vst", "C", 1, encoder=other)
     with pytest.raises(ConfigError, match=r"odd\.vst: expected tokens of .*extract with one encod"):
@@ -185,5 +185,7 @@ def test_stores_of_unlike_encoders_and_missing_genes_are_refused(stores, tmp_pat
     with pytest.raises(ConfigError, match=r"wide\.vst: expected tokens of"):
         PatchDataset([*stores, wide], ALL)
     few = write_store(tmp_path / "few.vst", "E", 1, n_genes=4)
-    with pytest.raises(ConfigError, match=r"few\.vst: lacks 2 of 6 panel genes, 'ENSG00004'"):
-        PatchDataset([*stores, few], ALL)
+    dataset = PatchDataset([*stores, few], ALL)
+    assert dataset.measured([Member(2, 0)]).tolist() == [[True] * 4 + [False] * 2]
+    assert dataset.measured([Member(0, 0)]) is None
+    assert dataset.panel_counts(Member(2, 0)).n_genes == 6
