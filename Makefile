@@ -9,7 +9,7 @@ CONSTRAINTS ?= constraints.txt
 WORKERS ?= auto
 PYTEST = $(ONE_THREAD) $(BIN)/pytest -q --numprocesses $(WORKERS) --maxprocesses 4 --dist loadfile
 
-.PHONY: demo test test-all coverage lint docs dist release-check bench gpu vendor clean
+.PHONY: demo test test-all coverage lint docs dist release-check bench gpu tools vendor clean
 .DELETE_ON_ERROR:
 
 demo: $(READY)
@@ -69,6 +69,14 @@ gpu: $(READY)
 	$(BIN)/python benchmarks/gpu.py --json .bench/gpu.json
 	$(BIN)/python benchmarks/report.py .bench/gpu.json
 
+# The adapters of docs/examples/other-tools in the tools that they are for, each in an environment
+# of its own, because their dependencies differ from ours.
+tools: $(addprefix tools-, lazyslide tiatoolbox)
+tools-%:
+	$(PYTHON) -m venv .venv-$*
+	.venv-$*/bin/python -m pip install --quiet $* pytest pytest-xdist hypothesis '.[spatial]'
+	$(ONE_THREAD) .venv-$*/bin/python -m pytest -q tests/predict/test_other_tools.py -k $*
+
 # The viewer in `vst report`, fetched anew; needs npm. For another version, change both lines.
 VIEWER := openseadragon-6.1.1
 VIEWER_SHA512 := 83888a7b6abc07ae3649a053dfec78645dfff1bd53c4f3f27728e6b6b38b803ae561630a77d65733ed426ffc5af435724a4becffb97a1d1d671ca7c3e45dd3b3
@@ -83,7 +91,7 @@ vendor:
 	rm -r .vendor
 
 clean:
-	rm -rf .venv build dist demo .bench .coverage* htmlcov docs/_build .pytest_cache .mypy_cache .ruff_cache *.egg-info
+	rm -rf .venv .venv-* build dist demo .bench .coverage* htmlcov docs/_build .pytest_cache .mypy_cache .ruff_cache *.egg-info
 
 .venv/.docs .venv/.dist: .venv/.%: $(READY)
 	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable '.[$*]'

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from virchow_st.errors import ConfigError
+from virchow_st.names import shortened
 from virchow_st_cli.console import Console, size_text
 
 
@@ -46,7 +47,7 @@ def _rows(summary: dict[str, Any]) -> dict[str, str]:
     if not is_direct:
         found["factors"] = f"{summary['n_factors']}, by leading genes and share of the UMIs"
         for k, factor in enumerate(summary["factors"], start=1):
-            leading = ", ".join(factor["leading_genes"][:6])
+            leading = ", ".join(shortened(gene) for gene in factor["leading_genes"][:6])
             found[f"  {k}"] = f"{factor['share']:6.1%}  {leading}"
     return found
 

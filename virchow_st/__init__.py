@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 
 place_caches()  # before numba, torch and Matplotlib are loaded by whatever follows
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOMES = {
     "CellsConfig": "virchow_st.config",

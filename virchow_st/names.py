@@ -85,7 +85,19 @@ def _digest(name: str) -> str:
     return sha256(name.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-_FORMULA = re.compile(r"'*[=+\-@\t\r]")  # what a spreadsheet computes, however often it was quoted
+def shortened(text: str, most: int = 40) -> str:
+    """A text of at most ``most`` characters; a longer one loses its middle.
+
+    >>> shortened("EPCAM"), shortened("ABCDEFGHIJ", 5)
+    ('EPCAM', 'AB…IJ')
+    """
+    if len(text) <= most:
+        return text
+    return f"{text[: most // 2]}…{text[len(text) - (most - 1) // 2 :]}"
+
+
+# What a spreadsheet computes, however often it was quoted; full-width signs in East Asian editions.
+_FORMULA = re.compile(r"'*[=+\-@\t\r\n＝＋－＠]")
 
 
 def csv_text(text: str) -> str:
@@ -100,3 +112,13 @@ def csv_text(text: str) -> str:
 def csv_name(text: str) -> str:
     """The original name; the inverse of `csv_text`."""
     return text[1:] if text.startswith("'") and _FORMULA.match(text) else text
+
+
+def tree_key(name: str) -> str:
+    """A slide's name as a key of AnnData's ``uns``, whose files take ``/`` and ``.`` for paths.
+
+    >>> tree_key("a/b"), tree_key("P5"), tree_key(".")
+    ('a_b', 'P5', '_')
+    """
+    key = name.replace("/", "_")
+    return key if key.strip(".") else "_" * max(len(key), 1)

@@ -194,7 +194,15 @@ def gene_labels(panel: Sequence[Gene]) -> dict[str, str]:
             found[gene.id] = gene.id
         else:
             found[gene.id] = f"{gene.symbol} ({gene.id})" if times[gene.symbol] > 1 else gene.symbol
+    # A symbol may look like what was made of another gene; ids are unique, and end every label.
+    while len(alike := _repeated(found)) > 0:
+        found |= {gene: f"{label} ({gene})" for gene, label in alike.items()}
     return found
+
+
+def _repeated(labels: dict[str, str]) -> dict[str, str]:
+    times = Counter(labels.values())
+    return {gene: label for gene, label in labels.items() if times[label] > 1}
 
 
 def _check_rows(rows: Any) -> None:

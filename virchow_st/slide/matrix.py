@@ -17,6 +17,7 @@ import numpy as np
 
 from virchow_st.errors import SlideError
 from virchow_st.kernels.sparse import parse_bins
+from virchow_st.names import is_plain
 from virchow_st.runtime.prefetch import ahead
 from virchow_st.slide.hdf5_chunks import Hdf5Column
 from virchow_st.slide.space_ranger import reading
@@ -93,6 +94,11 @@ class CountMatrix:
                 _text(Hdf5Column(matrix[f"features/{name}"])[:]) for name in names
             )
             head = Hdf5Column(matrix["barcodes"])[:1000]
+        if (odd := next((n for n in (*ids, *symbols) if not is_plain(n)), None)) is not None:
+            raise SlideError(
+                f"{path}: features: expected ids and names of genes without control characters; "
+                f"got {odd!a:.60}; name them otherwise, then run this again"
+            )
         _parse_barcodes(path, head)  # refuses another assay before the whole file is read
 
         is_gene = np.array([kind == "Gene Expression" for kind in kinds], bool)

@@ -16,6 +16,7 @@ from virchow_st.config import CellsConfig
 from virchow_st.errors import ConfigError
 from virchow_st.field.ngff import FULLRES, Folder
 from virchow_st.field.write import TISSUE
+from virchow_st.names import tree_key
 from virchow_st.output.cells.gather import CellData, summed
 from virchow_st.output.cells.sources import CellSource, open_cell_source
 from virchow_st.output.cells.table import provenance_of, to_anndata
@@ -94,7 +95,7 @@ def _write_file(source: CellSource, table: AnnData, out: Path) -> None:
         rgb, um_per_px = picture
         diameter = 2 * np.sqrt(table.obs["area_um2"].median() / np.pi)  # µm, as obsm["spatial"]
         table.uns["spatial"] = {
-            source.name: {
+            tree_key(source.name): {
                 "images": {"hires": rgb},
                 "scalefactors": {
                     "tissue_hires_scalef": 1 / um_per_px,

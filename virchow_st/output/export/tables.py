@@ -13,6 +13,7 @@ import numpy as np
 
 from virchow_st.errors import ConfigError
 from virchow_st.field.bins import CELL_UM
+from virchow_st.names import tree_key
 from virchow_st.run.panel import Panel
 from virchow_st.runtime.hdf5 import written_hdf5
 from virchow_st.types import Array, Int64Array, UInt8Array
@@ -45,7 +46,7 @@ class CellTable:
         obs: further columns about the bins, (n,) by name.
         obsm: further coordinates, (n, 2) by name.
         picture: (H, W, 3) uint8 RGB whose corner is (0, 0) µm, and its µm/px; or None.
-        library: name of the slide, under which the image is stored.
+        library: name of the slide, under which the image is stored, see `tree_key`.
     """
 
     values: Any
@@ -96,7 +97,7 @@ def to_anndata(table: CellTable, about: dict[str, Any]) -> AnnData:
     if table.picture is not None:
         rgb, um_per_px = table.picture
         made.uns["spatial"] = {
-            table.library: {
+            tree_key(table.library): {
                 "images": {"hires": rgb},
                 "scalefactors": {
                     "tissue_hires_scalef": 1 / um_per_px,

@@ -7,7 +7,9 @@ state behind and needs no display. Positions are in inches from the figure's top
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
+from virchow_st.names import shortened
 from virchow_st.runtime.atomic import written_whole
 from virchow_st.types import SCALES_UM
 
@@ -119,14 +122,26 @@ def title(figure: Figure, subject: str, rest: str, width: float, italic: bool = 
 
 LEAST_POINTS = 5.0
 """Smallest font size, even if a text does not fit."""
+_MOST_LETTERS = 300  # what fits anywhere; each is measured anew while a text is shortened
 
 
 def size_in(text: Text) -> tuple[float, float]:
     """Width and height of a drawn text, in inches."""
     figure = text.get_figure(root=True)
     assert figure is not None
-    box = text.get_window_extent(figure.canvas.get_renderer())  # type: ignore[attr-defined]
+    with _boxes_for_unknown_letters():
+        box = text.get_window_extent(figure.canvas.get_renderer())  # type: ignore[attr-defined]
     return box.width / figure.dpi, box.height / figure.dpi
+
+
+@contextmanager
+def _boxes_for_unknown_letters() -> Iterator[None]:
+    """Names in letters that no font of the machine has are drawn as boxes, without a warning."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings(
+            "ignore", message=r"Glyph \d+ .* missing from", category=UserWarning
+        )
+        yield
 
 
 def fit(text: Text, room: float, upright: bool = False) -> Text:
@@ -135,6 +150,7 @@ def fit(text: Text, room: float, upright: bool = False) -> Text:
     With ``upright`` the height is fitted, for text rotated by 90°. Returns the text.
     """
     side = 1 if upright else 0
+    text.set_text(shortened(text.get_text(), _MOST_LETTERS))
     points = float(text.get_fontsize())
     while size_in(text)[side] > room and points > LEAST_POINTS:
         points = max(LEAST_POINTS, points - 0.25)
@@ -241,7 +257,7 @@ def save(figure: Figure, stem: Path, kinds: Sequence[str] = ("png", "pdf")) -> l
         path = stem.parent / f"{stem.name}.{kind}"
         # Without a date, the same results give the same PDF.
         undated = {"CreationDate": None} if kind == "pdf" else None
-        with written_whole(path) as aside:
+        with written_whole(path) as aside, _boxes_for_unknown_letters():
             figure.savefig(aside, format=kind, dpi=DPI, metadata=undated)
         written.append(path)
     return written
