@@ -130,7 +130,7 @@ def test_a_page_of_the_gallery_runs_and_ends_with_a_picture(page: Path, tmp_path
     assert done.returncode == 0, done.stderr
     assert any(picture.stat().st_size > 5000 for picture in tmp_path.glob("*.png"))
     last = page.read_text("utf-8").split("```{code-cell}")[-1]
-    assert re.search(r"plt\.show\(\)|vst\.plot_gene|decoder_package", last), "no picture at the end"
+    assert re.search(r"plt\.show\(\)|vst\.plot_gene", last), "no picture at the end"
 
 
 @pytest.mark.slow

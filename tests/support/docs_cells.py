@@ -42,7 +42,7 @@ def run_page(page: Path, out: Path) -> int:
             save(plt.figure(number))
         plt.close("all")
 
-    plt.show = show
+    plt.show = show  # type: ignore[assignment]
     os.chdir(page.parent)
     names: dict[str, Any] = {"__name__": "__main__"}
     for code in cells_of(page):
