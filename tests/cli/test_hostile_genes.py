@@ -272,10 +272,10 @@ def test_a_matrix_with_names_that_no_store_takes_is_refused_at_once(
     slide = shutil.copytree(simulated / "P1", tmp_path / "P1")
     (path,) = slide.rglob("square_002um/filtered_feature_bc_matrix.h5")
     with h5py.File(path, "r+") as file:
-        names = file["matrix/features/name"][:].astype(object)
-        names[3] = name
+        names = file["matrix/features/name"][:].tolist()
+        names[3] = name.encode()
         del file["matrix/features/name"]
-        file["matrix/features/name"] = names
+        file["matrix/features/name"] = np.array(names, "S")
     answer = vst(
         "extract", slide / "outs", "--image", slide / "tissue_image.tif", "--store",
         tmp_path / "P1.vst", "--patient", "P1", "--encoder", "stain",
