@@ -37,7 +37,7 @@ def test_lazyslide_maps_are_those_of_the_run(stain_run: Path, image: Path) -> No
     run = virchow_st.load_run(stain_run, "cpu")
     wsi = open_wsi(str(image), store=None)
     zs.pp.find_tissues(wsi)
-    zs.pp.tile_tissues(wsi, tile_px=512, mpp=0.5)
+    zs.pp.tile_tissues(wsi, tile_px=256, mpp=1.0)
     zs.tl.virtual_stain(wsi, example("lazyslide_rates").RunRates(run), device="cpu", pbar=False)
     made = wsi.images["runrates_prediction"]
     assert list(made.coords["c"].values) == run.panel.labels

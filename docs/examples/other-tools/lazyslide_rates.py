@@ -20,7 +20,7 @@ BIN_UM = 2
 class RunRates(MarkerMapModel):
     """Expected UMIs per 2 µm bin, one channel per gene.
 
-    Tile the slide so that a tile is a patch: ``pp.tile_tissues(wsi, tile_px=512, mpp=0.5,
+    Tile the slide so that a tile is a patch: ``pp.tile_tissues(wsi, tile_px=256, mpp=1.0,
     overlap=32 / 256)``; the overlap is blended. A tile in which no tissue is found is 0.
     """
 
