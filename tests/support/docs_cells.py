@@ -35,7 +35,7 @@ def run_page(page: Path, out: Path) -> int:
     def save(figure: Any) -> None:
         nonlocal n
         n += 1
-        figure.savefig(out / f"{page.stem}-{n}.png", dpi=80)
+        figure.savefig(out / f"{page.stem}-{n}.png", dpi=80, bbox_inches="tight")
 
     def show() -> None:
         for number in plt.get_fignums():
