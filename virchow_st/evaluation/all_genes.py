@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from virchow_st.kernels.orientation import turn
+from virchow_st.kernels.orientation import N_ORIENTATIONS, turn
 from virchow_st.kernels.pooling import sum_pool
 from virchow_st.metrics.discovery import by_decile, predicted_genes
 from virchow_st.metrics.factor_scores import AllGeneScores, FactorScores
@@ -19,7 +19,6 @@ from virchow_st.run.all_genes import FDR, NULL_SCALES_UM, AllGenesTable
 from virchow_st.run.panel import Panel
 from virchow_st.run.rates import left_out
 from virchow_st.store.panel_reads import PanelCounts
-from virchow_st.training.dataset import N_ORIENTATIONS
 from virchow_st.types import (
     BIN_UM,
     SCALES_UM,

@@ -10,6 +10,9 @@ import numpy as np
 
 from virchow_st.types import Array
 
+N_ORIENTATIONS = 8
+"""Four quarter turns, each with or without a flip."""
+
 
 def quarter_turns(orientation: int) -> tuple[int, bool]:
     """Counter-clockwise quarter turns, and whether a left-right flip precedes them.

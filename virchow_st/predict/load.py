@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from virchow_st.config import TrainConfig, from_toml
 from virchow_st.errors import ConfigError
+from virchow_st.kernels.orientation import N_ORIENTATIONS
 from virchow_st.models.decoders import build_decoder, decode
 from virchow_st.models.decoders.base import Decoder
 from virchow_st.models.decoders.plugins import check_installed
@@ -22,6 +24,7 @@ from virchow_st.output.share import fetch_run, push_run, save_run
 from virchow_st.output.share.listing import check_listed
 from virchow_st.predict.array import MIN_TISSUE, ImageRates, predict_array
 from virchow_st.predict.image import decoded_together
+from virchow_st.predict.orientations import Orientations
 from virchow_st.run.checkpoint import load_checkpoint, read_state
 from virchow_st.run.integrity import check_files
 from virchow_st.run.panel import Panel
@@ -46,6 +49,7 @@ class Run:
         config, genes, split: settings, genes and split of the training.
         state: epoch, encoder, token grid and token dimension, from the checkpoint.
         decoder, objective: in evaluation mode, on ``device``.
+        orientations: those of a patch that every prediction is the mean of.
     """
 
     path: Path
@@ -56,6 +60,7 @@ class Run:
     decoder: Decoder
     objective: Objective
     device: torch.device
+    orientations: Orientations
 
     @property
     def train_rate(self) -> Float64Array:
@@ -249,8 +254,7 @@ class Run:
         The rate of gene g is ``Σ_k loadings[g, k] · factors[k]``. Only of a run with factors.
         """
         assert isinstance(self.objective, FactorPoisson)
-        output = decode(self.decoder, tokens, image, self.device)
-        factors: Float32Array = self.objective.factors(output).cpu().numpy()
+        factors = self._mean(self.objective.factors, tokens, image)
         names = [f"factor {k + 1}" for k in range(factors.shape[1])]
         return leave_out_impossible(factors, names, str(self.path), "train again with a lower --lr")
 
@@ -274,10 +278,22 @@ class Run:
         Raises:
             ConfigError: a rate is NaN or infinite, as damaged weights and runs that diverged give.
         """
-        output = decode(self.decoder, tokens, image, self.device)
-        rates: Float32Array = self.objective.rate(output).cpu().numpy()
+        rates = self._mean(self.objective.rate, tokens, image)
         symbols, source = self.panel.symbols, str(self.path)
         return leave_out_impossible(rates, symbols, source, "train again with a lower --lr")
+
+    def _mean(
+        self, of_output: Callable[[Tensor], Tensor], tokens: Array, image: UInt8Array | None
+    ) -> Float32Array:
+        """What ``of_output`` makes of the decoder's output, as the mean over `orientations`."""
+
+        def predict(tokens_BTTD: Tensor, image_BPP3: Tensor | None) -> Tensor:
+            return of_output(decode(self.decoder, tokens_BTTD, image_BPP3, self.device))
+
+        tokens_BTTD = torch.as_tensor(tokens).to(self.device)
+        image_BPP3 = None if image is None else torch.as_tensor(image).to(self.device)
+        mean: Float32Array = self.orientations.mean(predict, tokens_BTTD, image_BPP3).cpu().numpy()
+        return mean
 
     @classmethod
     def from_pretrained(
@@ -353,20 +369,23 @@ class Run:
             )
 
 
-def load_run(path: Path | str, device: str = "auto") -> Run:
+def load_run(path: Path | str, device: str = "auto", *, orientations: int = N_ORIENTATIONS) -> Run:
     """Load the best checkpoint of a run directory.
 
     Args:
         path: run directory written by ``vst train --run``; or ``hf:ORG/NAME``, optionally with
             ``@REVISION``, for a run on the Hugging Face Hub, which is downloaded once and cached.
         device: where to predict: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        orientations: 8, so that predictions are the mean over the orientations of a patch, or 1
+            for the patch as it lies, which takes the decoder an eighth of the time. A run of
+            virchow_st 0.1 knows no others.
 
     Raises:
         ConfigError: there is no such run, or no checkpoint in it.
     """
     if str(path).startswith(_ON_HUB):
         repo, _, revision = str(path).removeprefix(_ON_HUB).partition("@")
-        return load_run(fetch_run(repo, revision or None), device)
+        return load_run(fetch_run(repo, revision or None), device, orientations=orientations)
     path = Path(path)
     best = path / "checkpoints" / "best"
     if not path.is_dir():
@@ -402,4 +421,10 @@ def load_run(path: Path | str, device: str = "auto") -> Run:
         decoder=decoder.to(where).eval(),
         objective=objective.to(where).eval(),
         device=where,
+        # Which channels turn with the patch is not recorded in runs of older versions.
+        orientations=Orientations(
+            state.get("token_layout", []),
+            state["dim"],
+            orientations if "token_layout" in state else 1,
+        ),
     )

@@ -107,7 +107,8 @@ def is_recorded(
         about = _recorded(out)
         same = (
             about["format"] == FORMAT
-            and about["options"] == {**options_of(config), "mpp": about["options"]["mpp"]}
+            and {"orientations": 1, **about["options"]}  # older versions knew no others
+            == {**options_of(config), "mpp": about["options"]["mpp"]}
             and config.mpp in (0.0, about["image"]["mpp"])
             and about["encoder"] == runs[0].state["encoder"]
             and about["image"]["fingerprint"] == image_fingerprint(image)

@@ -60,7 +60,7 @@ def load_runs(paths: Sequence[Path], config: PredictConfig, progress: Progress) 
     Raises:
         ConfigError: a run is missing, damaged, given twice, or does not fit the first.
     """
-    runs = [load_run(path, config.device) for path in paths]
+    runs = [load_run(path, config.device, orientations=config.orientations) for path in paths]
     check_alike(runs)
     panel = panel_of_all(runs)
     maps, loadings = maps_of(runs)

@@ -26,8 +26,11 @@ class Encoder(TypedDict):
     licence: str
 
 
+TokenBlock = tuple[Count, Annotated[int, Within(1)]]
+
+
 class State(TypedDict):
-    """Content of ``state.json``; the hashes are missing in runs of older versions."""
+    """Content of ``state.json``; runs of older versions lack the hashes and ``token_layout``."""
 
     format: Literal["virchow_st.checkpoint/1"]
     epoch: Count
@@ -37,6 +40,7 @@ class State(TypedDict):
     grid: Annotated[int, Within(1, PATCH_BINS)]
     dim: Annotated[int, Within(1, MAX_DIM)]
     encoder: Encoder
+    token_layout: NotRequired[list[TokenBlock]]  # as in the manifest of the stores
     split_xxh64: NotRequired[str]
     files: NotRequired[dict[str, str]]
     n_factors: NotRequired[Count]  # with --panel all
@@ -54,6 +58,11 @@ def _check_state(state: Any) -> None:
         raise MismatchError(
             f"best_epoch: expected at most {state['epoch']}; got {state['best_epoch']}"
         )
+    for start, side in state.get("token_layout", []):
+        if start + side**2 > state["dim"]:
+            raise MismatchError(
+                f"token_layout: expected blocks within {state['dim']} channels; got {[start, side]}"
+            )
     files = (*FILES, GENES) if "n_factors" in state else FILES
     if "files" in state and sorted(state["files"]) != sorted(files):
         raise MismatchError(f"files: expected the hashes of {', '.join(files)}")

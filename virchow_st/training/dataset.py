@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from virchow_st.errors import ConfigError
-from virchow_st.kernels.orientation import quarter_turns, turn
+from virchow_st.kernels.orientation import N_ORIENTATIONS, quarter_turns, turn
 from virchow_st.models.encoders.base import dihedral_channels
 from virchow_st.models.losses.targets import BatchCounts
 from virchow_st.run.exposure import CohortExposure
@@ -32,8 +32,6 @@ from virchow_st.types import (
     Int64Array,
     UInt8Array,
 )
-
-N_ORIENTATIONS = 8  # four quarter turns, each with or without a flip
 
 Allocate = Callable[[str, tuple[int, ...], Any], Array]
 """Allocator: (name, shape, dtype) → output array; lets a feed reuse pinned buffers."""

@@ -264,6 +264,7 @@ class Trainer:
             "grid": manifest["grid"],
             "dim": manifest["dim"],
             "encoder": manifest["encoder"],
+            "token_layout": manifest["token_layout"],
             "files": self.files,
         }
         if self.learner.n_factors:

@@ -13,13 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from virchow_st.kernels.orientation import turn
+from virchow_st.kernels.orientation import N_ORIENTATIONS, turn
 from virchow_st.models.losses.base import Counts, DeviceCounts
 from virchow_st.models.losses.targets import BatchCounts
 from virchow_st.run.split import Member
 from virchow_st.runtime.prefetch import ahead
 from virchow_st.runtime.progress import SILENT, Progress
-from virchow_st.training.dataset import N_ORIENTATIONS, BatchPlan, PatchDataset, turned_positions
+from virchow_st.training.dataset import BatchPlan, PatchDataset, turned_positions
 from virchow_st.training.feed.base import DeviceBatch
 from virchow_st.types import PATCH_BINS, PATCH_POSITIONS, Array, Int64Array
 
