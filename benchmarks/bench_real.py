@@ -133,6 +133,7 @@ def measure(
         "ways": {},
     }  # fmt: skip
     encoded: dict[tuple[str, ...], TileTokens] = {}
+    drawn: dict[str, list[Float32Array]] = {}
     for seed in seeds:
         for way in ("nuclei", *ways):
             is_drawn = parse(way)[0] not in ("nuclei", "ridge")
@@ -145,6 +146,8 @@ def measure(
             began = time.monotonic()
             maps, rates = predict(tiles, way, encoded[names], seed, passes)
             found[str(seed)] = by_map(tiles, maps, scores_of(tiles, maps, rates))
+            if is_drawn:
+                drawn.setdefault(way, []).append(rates)
             if "nulls" not in results and is_drawn:
                 results["nulls"] = {
                     name: by_map(tiles, maps, scores)
@@ -156,6 +159,11 @@ def measure(
             if picture is not None:
                 m = maps[int(np.argmax([results["ceiling"][m][0] for m in maps]))]
                 draw(tiles, int(m), rates[np.flatnonzero(maps == m)[0]], way, picture)
+    if len(seeds) > 1:  # the maps of a way are in the same order with every seed
+        results["ensembles"] = {
+            way: by_map(tiles, maps, scores_of(tiles, maps, np.mean(rates, axis=0)))
+            for way, rates in drawn.items()
+        }
     return results
 
 
@@ -197,6 +205,10 @@ def tables(results: dict[str, Any]) -> list[Table]:
         way: np.array(list(seeds.values()), float).mean(0) for way, seeds in results["ways"].items()
     }
     rows += of_way.items()
+    rows += [
+        (f"{way}, mean of the seeds' rates", np.array(x, float))
+        for way, x in results.get("ensembles", {}).items()
+    ]
     heads = [f"PCC {scale} µm" for scale in SCALES_UM]
     first = [[name, *(_cell(x[:, s], group) for s in range(len(SIDES)))] for name, x in rows]
     n_seeds = max(len(seeds) for seeds in results["ways"].values())

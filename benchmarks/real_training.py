@@ -28,6 +28,7 @@ from virchow_st.models.losses import build_balance, build_objective
 from virchow_st.models.losses.balance import gradient_norms
 from virchow_st.models.losses.base import Objective
 from virchow_st.models.losses.targets import BatchCounts
+from virchow_st.predict.orientations import Orientations
 from virchow_st.training.closed_form import PENALTY, poisson_regression
 from virchow_st.training.muon import Muon, matrices
 from virchow_st.types import PATCH_BINS, SCALES_UM, Array, Float32Array, Float64Array, Int64Array
@@ -167,7 +168,7 @@ def train_decoder(
     return _predicted(tiles, tokens, test, decoder.eval(), objectives)
 
 
-def _forward(decoder: Decoder, tokens: Array, images: Array) -> Tensor:
+def _forward(decoder: Decoder, tokens: Array | Tensor, images: Array | Tensor | None) -> Tensor:
     """Output (B, G, 128, 128) float32; products in bfloat16 where the CPU has it, as on a GPU."""
     with torch.autocast("cpu", torch.bfloat16, enabled=_PRECISION is torch.bfloat16):
         return decode(decoder, tokens, images if decoder.wants_image else None, _CPU).float()
@@ -221,12 +222,19 @@ def _predicted(
     objectives: Sequence[Objective],
 ) -> Float32Array:
     rates = np.zeros((len(test), PATCH_BINS, PATCH_BINS), np.float32)
+    orientations = Orientations(tokens.layout, tokens.tokens.shape[-1])
     with torch.inference_mode():
         for t in np.unique(tiles.tile[test]):
-            output = _forward(decoder, tokens.tokens[[t]], tiles.images[[t]])
-            for i in np.flatnonzero(tiles.tile[test] == t):
-                g = tiles.gene[test[i]]
-                rates[i] = objectives[g].rate(output[:, g : g + 1])[0, 0].numpy()
+            own = np.flatnonzero(tiles.tile[test] == t)
+
+            def predict(tokens_BTTD: Tensor, image_BPP3: Tensor | None, own: Array = own) -> Tensor:
+                output = _forward(decoder, tokens_BTTD, image_BPP3)
+                genes = tiles.gene[test[own]]
+                of_genes = [objectives[g].rate(output[:, g : g + 1]) for g in genes]
+                return torch.cat(of_genes, dim=1)
+
+            patch = torch.from_numpy(tokens.tokens[[t]]), torch.from_numpy(tiles.images[[t]])
+            rates[own] = orientations.mean(predict, *patch)[0].numpy()
     return rates
 
 
