@@ -21,13 +21,17 @@ GENE = 2
 
 
 def change_weights(run: Path, change: Callable[[dict[str, Tensor]], None]) -> None:
-    """Let a function change the best checkpoint's tensors, by name."""
+    """Let a function change the best checkpoint's tensors, by name.
+
+    The run then predicts each patch as it lies, so that it is known which bins a change reaches.
+    """
     best = run / "checkpoints" / "best"
     tensors = load_file(best / WEIGHTS)
     change(tensors)
     save_file(tensors, best / WEIGHTS)
     state = json.loads((best / "state.json").read_text())
     del state["xxh64"]
+    state.pop("token_layout", None)
     state["tensors_xxh64"] = hash_file(best / WEIGHTS)
     state["xxh64"] = hash_of(state)
     (best / "state.json").write_text(json.dumps(state))
