@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -151,6 +153,28 @@ def test_faults_that_stay_end_the_job_and_never_change_the_pixels(
             assert str(e).startswith(f"{URL}: cannot be read, tried 1 times")  # noqa: PT017
             outcomes.append("refused")
     assert set(outcomes) == {"refused"}
+
+
+def test_a_full_disk_is_not_taken_for_a_damaged_level(
+    s3: S3, he: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ranged, "BLOCK_BYTES", 4096)
+    put(s3, aperio(tmp_path / URL.name, he))
+    with SlideImage.open(URL) as image:
+        real, n_written = os.pwrite, [0]
+
+        def pwrite(file: int, content: memoryview, at: int) -> int:
+            n_written[0] += 1
+            if n_written[0] > 2:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return real(file, content[:1000], at)  # a disk may also take less than was given
+
+        monkeypatch.setattr(os, "pwrite", pwrite)
+        for _ in range(2):
+            with pytest.raises(StorageError, match=r"\(No space left on device\); free disk space"):
+                image.read_region(0, 0, 1024, 1024)
+        with pytest.raises(StorageError, match="free disk space"):
+            image.read_warnings()
 
 
 def test_an_object_that_is_replaced_meanwhile_is_refused(

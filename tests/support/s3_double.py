@@ -109,7 +109,7 @@ def use(s3: S3, patched: pytest.MonkeyPatch) -> None:
     for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "HTTP_PROXY", "http_proxy"):
         patched.delenv(name, raising=False)
     for name, number in (
-        ("WAIT_S", 0.01), ("TRIES", 3), ("S3_TRIES", 1), ("CONNECTION_TRIES", 1), ("READ_S", 1),
+        ("WAIT_S", 0.01), ("TRIES", 3), ("S3_TRIES", 1), ("CONNECTION_TRIES", 1), ("READ_S", 60),
     ):  # fmt: skip
         patched.setattr(storage, name, number)
 

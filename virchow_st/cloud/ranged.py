@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import io
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from threading import Condition
 
 from virchow_st.cloud.place import Url
 from virchow_st.cloud.storage import Entry, entry, missing, read
-from virchow_st.errors import StorageError
+from virchow_st.errors import StorageError, to_write_or
 
 BLOCK_BYTES = 64 << 10
 """What is fetched at least; blocks that follow each other are fetched by one request."""
@@ -51,13 +53,14 @@ class RangedFile:
         """Bytes from an offset; fewer at the end of the object.
 
         Raises:
-            StorageError: they cannot be fetched.
+            StorageError: they cannot be fetched, or not be kept.
         """
         end = min(offset + n_bytes, self.size)
         if end <= offset:
             return b""
         self._want(range(offset // BLOCK_BYTES, -(-end // BLOCK_BYTES)))
-        return os.pread(self._file, end - offset, offset)
+        with self._keeping():
+            return os.pread(self._file, end - offset, offset)
 
     def stream(self) -> io.BufferedReader:
         """The object as a binary file, for libraries that read one."""
@@ -103,6 +106,18 @@ class RangedFile:
             self._failed = e
             raise
 
+    @contextmanager
+    def _keeping(self) -> Iterator[None]:
+        """An error of the disk is not the image's: it must not be taken for a damaged level."""
+        try:
+            yield
+        except OSError as e:
+            self._failed = StorageError(
+                f"{self.kept}: cannot be kept on the machine's disk ({e.strerror}); "
+                f"{to_write_or(e, 'set TMPDIR to another folder')}"
+            )
+            raise self._failed from None
+
     def _want(self, blocks: range) -> None:
         """Fetch the blocks that are not there, and wait for those that another thread fetches."""
         with self._changed:
@@ -112,7 +127,8 @@ class RangedFile:
             for first, stop in _runs(mine):
                 start, end = first * BLOCK_BYTES, min(stop * BLOCK_BYTES, self.size)
                 content = self._fetch(start, end)
-                os.pwrite(self._file, content, start)
+                with self._keeping():
+                    _write(self._file, content, start)
                 with self._changed:
                     self.n_fetched += len(content)
                     self._has[first:stop] = b"\1" * (stop - first)
@@ -125,6 +141,13 @@ class RangedFile:
             left = not all(self._has[b] for b in blocks)
         if left:  # another thread failed
             self._want(blocks)
+
+
+def _write(file: int, content: bytes, at: int) -> None:
+    left = memoryview(content)
+    while left:
+        n_written = os.pwrite(file, left, at)
+        left, at = left[n_written:], at + n_written
 
 
 def _runs(blocks: list[int]) -> list[tuple[int, int]]:
