@@ -16,7 +16,7 @@ from trial_processes import ended, start
 EPOCHS = 3
 GENE = "EPCAM"  # drawing all would take most of the time
 PEEK = os.WEXITED | os.WNOHANG | os.WNOWAIT  # whether it has ended, which stays to be asked
-SIMULATE = ("--bins", "384", "--genes", "120")
+SIMULATE = ("--bins", "384", "--genes", "120", "--cells")
 TRAIN = ("--test-patient", "P5", "--panel", "top:6", "--decoder", "linear", "--epochs", str(EPOCHS),
          "--batch-size", "4", "--accumulate", "1", "--device", "cpu", "-q")  # fmt: skip
 FUSION = tuple("fusion" if word == "linear" else word for word in TRAIN)
@@ -163,6 +163,18 @@ COMMANDS = {
     "export": Command(lambda w: ["export", w.folder / "run", "--out", w.work / "e.zarr"]),
     "export h5ad": Command(
         lambda w: ["export", w.folder / "run", "--out", w.work / "e.h5ad", "--format", "h5ad"]
+    ),
+    "cells": Command(
+        lambda w: ["cells", w.folder / "run", "--store", w.cohort / "P5.vst", "--cells",
+                   w.cohort / "P5/outs", "--out", w.work / "c.h5ad"]
+    ),
+    "cells zarr": Command(
+        lambda w: ["cells", w.cohort / "P5.vst", "--cells", w.cohort / "P5/outs", "--out",
+                   w.work / "c.zarr"]
+    ),
+    "cells nuclei": Command(
+        lambda w: ["cells", w.cohort / "P5.vst", "--cells", "nuclei", "--image",
+                   w.cohort / "P5/tissue_image.tif", "--out", w.work / "n.h5ad"]
     ),
     "demo": Command(lambda w: ["demo", w.work / "demo"], before=smaller_demo, goes_on=True),
 }  # fmt: skip

@@ -80,7 +80,12 @@ def summed(
     package = ""
     if is_segmenter(str(path)) and not path.exists():
         cells, package = _found(path, image, source.lattice, config, progress)
-    elif image is not None and path.exists():
+    elif not path.exists() and not path.suffix:
+        raise ConfigError(
+            f"--cells {path}: expected a file or folder of cells, or a segmenter; found neither; "
+            f"installed segmenters: {', '.join(segmenter_names())}"
+        )
+    elif image is not None:
         raise ConfigError(
             f"image: is for segmenters ({', '.join(segmenter_names())}); {path} is none; leave out "
             "--image"

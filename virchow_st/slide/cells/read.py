@@ -14,7 +14,6 @@ from virchow_st.slide.cells.geojson import CELLS, NUCLEI, REGIONS, read_geojson
 from virchow_st.slide.cells.label_image import read_label_image
 from virchow_st.slide.cells.lattice import Lattice
 from virchow_st.slide.cells.outlines import Outlines
-from virchow_st.slide.cells.segmenters import segmenter_names
 from virchow_st.slide.cells.shapes_element import find_element, read_shapes
 from virchow_st.slide.cells.space_ranger_cells import (
     MAPPINGS,
@@ -99,8 +98,7 @@ def _read(path: Path, lattice: Lattice, want: str, mpp: float) -> Outlines | Cel
     if mpp and (suffix in _JSON or suffix == ".parquet"):
         raise ConfigError(f"mpp: {path} is no label image; its coordinates are taken as they are")
     if not path.exists():
-        names = ", ".join(segmenter_names())
-        raise SlideError(f"{path}: not found; give {_TAKES}; installed segmenters: {names}")
+        raise SlideError(f"{path}: not found; give {_TAKES}")
     if path.is_dir() and (element := find_element(path)) is not None:
         kind, place = element
         _only_cells(path, want)
