@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +12,14 @@ from tiny_store import write_store
 
 import virchow_st
 from virchow_st.config import DenoiseConfig
-from virchow_st.denoise.bootstrap import draw_counts
+from virchow_st.denoise.bootstrap import draw_counts, shared_error
 from virchow_st.denoise.estimate import estimate
 from virchow_st.denoise.store import denoise_store
 from virchow_st.denoise.uncertainty import rate_errors
 from virchow_st.errors import ConfigError
 from virchow_st.field.interval import RateErrors
 from virchow_st.kernels.pooling import sum_pool
+from virchow_st.training.rows import SparseRows
 
 
 def errors_of(**changed: object) -> RateErrors:
@@ -71,6 +73,18 @@ def test_drawn_counts_have_the_rates() -> None:
     z = (total / 400 - expected) / np.sqrt(expected / 400)
     assert abs(z.mean()) < 0.3
     assert 0.8 < z.std() < 1.2
+
+
+def test_held_out_counts_show_the_error_of_the_factors_at_every_scale() -> None:
+    """Rates of 4 UMIs taken for 3: the squared error of a cell of n bins is n²."""
+    slide, _ = patchwork(256, 1.0)
+    slide = replace(slide, place=slide.place[1000:])  # squares are not whole
+    n = len(slide.place)
+    held_out = SparseRows.from_dense(np.random.default_rng(0).poisson(4.0, (n, 1)), np.ones(n))
+    found = shared_error(held_out, np.full((n, 1), 3, np.float32), np.ones((1, 1)), slide)
+    np.testing.assert_allclose(found / n, [1, 4, 16, 64], rtol=0.1)
+    right = shared_error(held_out, np.full((n, 1), 4, np.float32), np.ones((1, 1)), slide)
+    assert (np.abs(right) < 0.2 * found).all()
 
 
 @pytest.mark.parametrize("umis_per_bin", [3.0, 8.0])

@@ -10,11 +10,10 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from scipy.sparse import csr_matrix
 
+from virchow_st.denoise.slide import SlideCounts
 from virchow_st.runtime.devices import core_count
 from virchow_st.training.rows import SparseRows
-from virchow_st.types import Float32Array, Float64Array
-
-_CHUNK = 1 << 14  # bins whose counts are divided at once
+from virchow_st.types import BIN_UM, PATCH_BINS, SCALES_UM, Float32Array, Float64Array, Int64Array
 
 
 def draw_counts(
@@ -62,39 +61,57 @@ def draw_counts(
     )
 
 
-def shared_error(held_out: SparseRows, factors: Float32Array, loadings: Float64Array) -> float:
-    """Squared error of the factors, by counts that they were not fitted to.
+def squares_of(slide: SlideCounts) -> list[Int64Array]:
+    """The observed bins of each square of 128 bins that has any."""
+    row, col = np.divmod(slide.place, slide.tissue.shape[1])
+    square = row // PATCH_BINS * (slide.tissue.shape[1] // PATCH_BINS + 1) + col // PATCH_BINS
+    order = np.argsort(square, kind="stable")
+    return np.split(order, np.flatnonzero(np.diff(square[order])) + 1)
+
+
+def shared_error(
+    held_out: SparseRows,
+    factors: Float32Array,
+    loadings: Float64Array,
+    slide: SlideCounts,
+) -> Float64Array:
+    """Squared error of the factors at each scale, by counts that they were not fitted to.
 
     The held-out UMIs are divided among the factors by shares p, and ``r = UMIs − exposure · h`` is
-    their surplus in a bin. Its square is, in expectation, that of the error of h and the Poisson
-    variance, of which ``v = Σ_g y p²`` is an unbiased estimate.
+    their surplus in a bin. The square of its sum over the bins of a cell is, in expectation, that
+    of the error of h summed over the cell, and the Poisson variance, of which ``v = Σ y p²`` over
+    the genes and bins of the cell is an unbiased estimate. Errors of neighbouring bins are alike,
+    noise is not: a cell of many bins shows the error best.
+
+    Args:
+        held_out: Counts of the n bins.
+        factors: (n, K) that were fitted to other counts of the same bins.
+        loadings: (G, K).
+        slide: Where the bins lie.
 
     Returns:
-        ``Σ (r² − v)`` over bins and factors, UMIs²; by chance it may be negative.
-
-    Example:
-        Rates of 4 UMIs taken for 3; the squared error is 1 per bin:
-
-        >>> rng = np.random.default_rng(0)
-        >>> counts = SparseRows.from_dense(rng.poisson(4.0, (20000, 1)), np.ones(20000))
-        >>> taken = np.full((20000, 1), 3, np.float32)
-        >>> round(shared_error(counts, taken, np.ones((1, 1))) / 2e4, 1)
-        1.0
+        ``Σ (R² − V)`` over cells of 2, 4, 8 and 16 µm and factors, (4,) UMIs²; by chance it may be
+        negative.
     """
     sums = loadings.sum(0)
+    row, col = np.divmod(slide.place, slide.tissue.shape[1])
 
-    def error(first: int) -> float:
-        last = min(first + _CHUNK, len(held_out))
-        at = slice(held_out.indptr[first], held_out.indptr[last])
-        ends = held_out.indptr[first : last + 1] - held_out.indptr[first]
-        h = factors[first:last].astype(np.float64)
-        share = loadings[held_out.gene[at]] * np.repeat(h, np.diff(ends), axis=0)
+    def error(bins: Int64Array) -> Float64Array:
+        own = held_out.taken(bins)
+        h = factors[bins].astype(np.float64)
+        share = loadings[own.gene] * np.repeat(h, np.diff(own.indptr), axis=0)
         share /= np.maximum(share.sum(axis=1, keepdims=True), 1e-300)
-        shape = last - first, len(share)
-        counts = csr_matrix((held_out.count[at], np.arange(len(share)), ends), shape)
-        surplus = counts @ share - held_out.exposure[first:last, None] * h * sums
-        noise = counts @ share**2
-        return float((surplus**2).sum() - noise.sum())
+        counts = csr_matrix((own.count, np.arange(len(share)), own.indptr), (len(bins), len(share)))
+        surplus = counts @ share - own.exposure[:, None] * h * sums
+        noise = float((counts @ share**2).sum())
+        found = np.empty(len(SCALES_UM))
+        for j, scale in enumerate(SCALES_UM):
+            f = scale // BIN_UM
+            cell = row[bins] % PATCH_BINS // f * PATCH_BINS + col[bins] % PATCH_BINS // f
+            _, cell = np.unique(cell, return_inverse=True)
+            into = csr_matrix((np.ones(len(cell)), (cell, np.arange(len(cell)))))
+            found[j] = float(((into @ surplus) ** 2).sum()) - noise
+        return found
 
     with ThreadPoolExecutor(core_count()) as pool:
-        return sum(pool.map(error, range(0, len(held_out), _CHUNK)))
+        return np.sum(list(pool.map(error, squares_of(slide))), axis=0)

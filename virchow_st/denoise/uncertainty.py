@@ -9,7 +9,8 @@
 2. **What the bootstrap lacks.** The estimated rates are smoother than the true ones, and the
    bootstrap takes them for true. Counts that were held out say how large the errors of the factors
    are (`virchow_st.denoise.bootstrap.shared_error`); the distance of the percentiles from the
-   median is multiplied by the root of that error over the bootstrap's.
+   median is multiplied by the root of the squared error over the bootstrap's, mean over four
+   scales.
 3. **Genes by themselves.** A gene may vary in a way that the factors do not hold. The held-out
    counts of single genes in squares of 32 µm vary around their rates by more than Poisson noise;
    the relative variance that the bootstrap does not explain is added.
@@ -100,9 +101,11 @@ def _widening(
     seen = replace(slide, unseen=slide.unseen[:0])
     b = fit_rates(seen.with_rows(drawn(trial.fitted)), recipe, prior)
     held_out = [drawn(trial.held_out) for _ in range(_DRAWS)]
-    error = shared_error(trial.held_out, a.factors, a.loadings)
-    of_bootstrap = np.mean([shared_error(y, b.factors, b.loadings) for y in held_out])
-    squared = max(error / float(of_bootstrap), 1.0) if of_bootstrap > 0 else 1.0
+    error = shared_error(trial.held_out, a.factors, a.loadings, slide)
+    of_bootstrap = np.mean(
+        [shared_error(y, b.factors, b.loadings, slide) for y in held_out], axis=0
+    )
+    squared = _times_larger(error, of_bootstrap)
     has_own = np.zeros(len(slide.panel), bool)
     has_own[[ratio.gene for ratio in recipe.own]] = True
     own = []
@@ -112,6 +115,15 @@ def _widening(
         )
         own.append(math.sqrt(max(real - squared * max(boot, 0.0), 0.0)))
     return Widening(math.sqrt(squared), (own[0], own[1]))
+
+
+def _times_larger(error: Float64Array, of_bootstrap: Float64Array) -> float:
+    """Ratio of squared errors, mean over the scales where the bootstrap's is above 0; at least 1.
+
+    At every scale it is an estimate of the same number, and that of single bins rests on few UMIs.
+    """
+    there = of_bootstrap > 0
+    return max(float((error[there] / of_bootstrap[there]).mean()), 1.0) if there.any() else 1.0
 
 
 def _own_variance(
