@@ -10,7 +10,7 @@ import click
 from virchow_st.config import CohortConfig, ExtractConfig
 from virchow_st.errors import ConfigError
 from virchow_st.runtime.distributed import Processes
-from virchow_st_cli.cohorts import split_cohort
+from virchow_st_cli.cohorts import OF_A_LIST, refuse_cohort, split_cohort
 from virchow_st_cli.console import Console
 from virchow_st_cli.options import PlaceOnDiskOrUrl, build_config, config_options, with_console
 
@@ -47,7 +47,9 @@ def extract(
     shares the slides over workers, and what became of each is kept in NAME.cohort/ beside the list.
     OUTS, --image and --store may be URLs in object storage, such as s3://bucket/P1.vst.
     """
-    cohort, options = split_cohort(options, is_cohort=manifest is not None)
+    cohort, options = split_cohort(options)
+    if manifest is None:
+        refuse_cohort(OF_A_LIST)
     config = build_config(ExtractConfig, options)
     if manifest is not None:
         if outs or image or store or patient:

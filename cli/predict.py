@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from virchow_st.config import CohortConfig, PredictConfig
 from virchow_st.errors import ConfigError
 from virchow_st.runtime.interrupt import exit_code
-from virchow_st_cli.cohorts import split_cohort
+from virchow_st_cli.cohorts import OF_A_LIST, refuse_cohort, split_cohort
 from virchow_st_cli.console import Console
 from virchow_st_cli.options import PlaceOnDiskOrUrl, build_config, config_options, with_console
+
+if TYPE_CHECKING:
+    from virchow_st.predict.cohort import Outcome
 
 
 @click.command(short_help="Predict the rates of H&E slides without counts.")
@@ -50,7 +54,9 @@ def predict(
     shares the slides over workers, and what became of each is kept in NAME.cohort/ beside the list.
     IMAGE and --out may be URLs in object storage, such as s3://bucket/slide.svs.
     """
-    cohort, options = split_cohort(options, is_cohort=manifest is not None)
+    cohort, options = split_cohort(options)
+    if manifest is None:
+        refuse_cohort(OF_A_LIST)
     config = build_config(PredictConfig, options)
     if manifest is not None:
         if image or out:
@@ -95,4 +101,29 @@ def _predict_cohort(
         ],
         justify="left",
     )
+    _print_quality(console, outcomes)
     return int(not all(o.is_done for o in outcomes))
+
+
+def _print_quality(console: Console, outcomes: Sequence[Outcome]) -> None:
+    """The quality of the slides that were predicted; docs/predict.md says what the numbers mean."""
+
+    def text(value: float | None, form: str) -> str:
+        return "" if value is None else format(value, form)
+
+    rows = [
+        [
+            o.slide.image.name,
+            text(q.tissue, ".1%"),
+            text(q.pen, ".1%"),
+            text(q.sharpness, ".0f"),
+            text(q.sharpness_ratio, ".2f"),
+            text(q.stain_shift, ".1f"),
+            text(q.stain_angle, ".1f"),
+        ]
+        for o in outcomes
+        if (q := o.quality) is not None
+    ]
+    if rows:
+        heads = ["image", "tissue", "pen", "sharpness", "of training", "stain SD", "stain °"]
+        console.table("Quality", heads, rows, styles={})

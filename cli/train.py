@@ -7,9 +7,10 @@ from typing import Any
 
 import click
 
-from virchow_st.config import TrainConfig
+from virchow_st.config import CohortConfig, TrainConfig
 from virchow_st.errors import ConfigError
 from virchow_st.runtime.progress import SILENT
+from virchow_st_cli.cohorts import refuse_cohort, split_cohort
 from virchow_st_cli.console import Console
 from virchow_st_cli.options import build_config, config_options, with_console
 from virchow_st_cli.scores import print_summary
@@ -19,6 +20,7 @@ from virchow_st_cli.scores import print_summary
 @click.argument("stores", nargs=-1, type=click.Path(path_type=Path))
 @click.option("--run", required=True, type=click.Path(path_type=Path), help="directory to write")
 @config_options(TrainConfig, skip=("stores",))
+@config_options(CohortConfig)
 @click.option(
     "--config",
     "config_file",
@@ -37,9 +39,10 @@ def train(
 ) -> None:
     """Train a decoder on STORES; the stores of the test patient are held out.
 
-    With --leave-one-out every patient is the test once. Started by torchrun, the processes share
-    every batch.
+    With --leave-one-out every patient is the test once, and --executor shares these folds over
+    workers. Started by torchrun, the processes share every batch.
     """
+    cohort, options = split_cohort(options)
     if resume and config_file is None and not stores:
         config_file = run / "config.toml"
     paths = tuple(str(store.resolve()) for store in stores)
@@ -47,12 +50,14 @@ def train(
 
     with process_group() as processes:
         config = processes.together(lambda: _train_config(options, config_file, paths))
+        if not config.leave_one_out:
+            refuse_cohort("--leave-one-out, whose folds are shared over workers")
         progress = console if processes.is_first else SILENT
         how: Any = {"resume": resume, "progress": progress, "processes": processes}
         if config.leave_one_out:
             from virchow_st.evaluation.leave_one_out import leave_one_out
 
-            summary = leave_one_out(run, config, **how)
+            summary = leave_one_out(run, config, cohort=cohort, **how)
             if processes.is_first:
                 print_summary(console, summary)
                 console.result(f"{run / 'summary.json'}; each fold is a run, see vst figures")

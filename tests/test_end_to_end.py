@@ -66,7 +66,7 @@ def metrics(run: Path) -> dict[str, Any]:
 
 def test_run_directory_is_whole(run: Path, stores: dict[str, Path]) -> None:
     assert {p.name for p in run.iterdir()} - {"figures", "tensorboard"} == {
-        "config.toml", "split.json", "panel.tsv", "history.jsonl", "checkpoints",
+        "config.toml", "split.json", "panel.tsv", "appearance.json", "history.jsonl", "checkpoints",
         "best_metrics.json", "metrics.json", "per_gene.csv", "blocks.npz", "maps", "overview.h5",
     }  # fmt: skip
     assert not [p for p in run.rglob("*") if p.name.endswith((".part", ".old"))]

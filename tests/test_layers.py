@@ -33,15 +33,15 @@ ROOMS: dict[str, set[str]] = {
     "training": {"runtime", "kernels", "store", "models", "metrics", "run"},
     # Of the slide, where a bin lies on the image, and its cells.
     "output": {"runtime", "kernels", "slide", "store", "metrics", "run", "field"},
-    "predict": {"runtime", "kernels", "cohort", "cloud", "slide", "store", "models", "run", "field",
-                "output"},
+    "predict": {"runtime", "kernels", "cohort", "cloud", "slide", "store", "models", "metrics",
+                "run", "field", "output"},
     "extract": {"runtime", "kernels", "cohort", "cloud", "slide", "store", "models", "output"},
     # Its factorisation is that of training: a slide is described by factors as a cohort is.
     "denoise": {"runtime", "kernels", "store", "metrics", "run", "field", "training", "output",
                 "predict"},
     "plot": {"kernels", "store", "field", "output", "predict"},
-    "evaluation": {"runtime", "kernels", "slide", "store", "models", "metrics", "simulate", "run",
-                   "field", "training", "predict"},
+    "evaluation": {"runtime", "kernels", "cohort", "slide", "store", "models", "metrics",
+                   "simulate", "run", "field", "training", "predict"},
     "bench": {"runtime", "kernels", "slide", "store", "models", "metrics", "simulate", "run",
               "training", "extract"},
 }  # fmt: skip

@@ -290,18 +290,29 @@ class PredictConfig(_Checked):
         "decoder an eighth of the time and predicts a little worse",
         choices=(8, 1),
     )
+    features: str = setting(
+        "",
+        "folder for a vector per patch of each slide, SLIDE.h5, for multiple-instance learning; "
+        "with --manifest also a table of means per slide, slides.csv",
+    )
+    features_layout: str = setting(
+        "stamp",
+        "layout of the files of --features",
+        choices=("stamp", "trident"),
+    )
     device: str = setting("auto", "auto, cpu, cuda or cuda:N")
     keep_paths: bool = setting(False, KEEP_PATHS)
 
 
 @dataclass(frozen=True)
 class CohortConfig(_Checked):
-    """Settings of commands that share a list of slides over workers."""
+    """Settings of commands that share a list of slides, or folds, over workers."""
 
     executor: str = setting(
         "none",
-        "where the slides of --manifest are worked on: none (this process), local (processes of "
-        "this machine), slurm (jobs, through submitit) or ray (docs/cluster.md)",
+        "where the slides of --manifest, or the folds of --leave-one-out, are worked on: none "
+        "(this process), local (processes of this machine), slurm (jobs, through submitit) or ray "
+        "(docs/cluster.md)",
         choices=("none", "local", "slurm", "ray"),
     )
     workers: int = setting(

@@ -11,12 +11,15 @@ from dying import Killed
 from tiny_store import write_store
 from tiny_training import PATIENTS, few_steps, tiny_config, two_patients
 
-from virchow_st.config import TrainConfig, from_toml
+from virchow_st.config import CohortConfig, TrainConfig, from_toml
 from virchow_st.errors import ConfigError
 from virchow_st.evaluation import leave_one_out as module
-from virchow_st.evaluation.leave_one_out import leave_one_out, summarise
+from virchow_st.evaluation.leave_one_out import STATE, leave_one_out, summarise
 from virchow_st.predict.load import load_run
 from virchow_st.run.split import Split, read_split
+from virchow_st.training import schedule
+
+LEAST_STEPS = schedule._LEAST_STEPS_PER_EPOCH
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -117,6 +120,33 @@ def test_a_finished_one_is_only_summed_up(run, config, summary, monkeypatch):
     (run / "summary.json").unlink()
     assert leave_one_out(run, config, resume=True) == summary
     assert summarise({p: run / f"fold-{p}" for p in PATIENTS}) == summary
+
+
+def test_folds_on_workers_are_those_of_one_process(config, tmp_path):
+    with pytest.MonkeyPatch.context() as patch:  # as in the workers, which import it anew
+        patch.setattr(schedule, "_LEAST_STEPS_PER_EPOCH", LEAST_STEPS)
+        leave_one_out(tmp_path / "alone", config)
+    on_workers = CohortConfig(executor="local", workers=2)
+    leave_one_out(tmp_path / "run", config, cohort=on_workers)
+    for name in ("summary.json", "fold-P1/best_metrics.json", "fold-P5/per_gene.csv"):
+        assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "alone" / name).read_bytes()
+    # One fold lost its scores; another was begun and has to fail, since its panel was changed.
+    (tmp_path / "run/fold-P1/metrics.json").unlink()
+    (tmp_path / "run/fold-P5/metrics.json").unlink()
+    with open(tmp_path / "run/fold-P5/panel.tsv", "a", encoding="utf-8") as panel:
+        panel.write("E9\tGENE9\n")
+    with pytest.raises(ConfigError, match=r"1 of 2 folds are not finished; the first, P5: .*panel"):
+        leave_one_out(tmp_path / "run", config, resume=True, cohort=on_workers)
+    assert (tmp_path / "run/fold-P1/metrics.json").is_file()
+    lines = (tmp_path / "run" / STATE / "cohort.jsonl").read_text("utf-8").splitlines()
+    assert [json.loads(line)["state"] for line in lines] == ["done", "failed"]
+
+
+def test_executors_go_with_leave_one_out(vst, config, tmp_path):
+    answer = vst("train", *config.stores, "--run", tmp_path / "r", "--test-patient", "P5",
+                 "--executor", "local")  # fmt: skip
+    assert answer.code == 2
+    assert "--executor: expected --leave-one-out, whose folds are shared over workers" in answer.err
 
 
 def test_refusals(run, config, tmp_path):

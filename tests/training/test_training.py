@@ -90,7 +90,7 @@ def test_history_has_the_documented_keys(run):
 
 def test_run_directory(run, config):
     assert {p.name for p in run.iterdir()} - {"tensorboard"} == {
-        "config.toml", "split.json", "panel.tsv", "history.jsonl", "checkpoints",
+        "config.toml", "split.json", "panel.tsv", "appearance.json", "history.jsonl", "checkpoints",
         "best_metrics.json",
     }  # fmt: skip
     assert {p.name for p in (run / "checkpoints").iterdir()} == {"last", "best"}

@@ -5,13 +5,18 @@ docs/training.md describes the content of ``summary.json``.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from virchow_st.config import TrainConfig, to_toml
+from virchow_st.cohort.choose import chosen_executor
+from virchow_st.cohort.job import Done, Item
+from virchow_st.cohort.run import run_cohort
+from virchow_st.config import CohortConfig, TrainConfig, to_toml
+from virchow_st.errors import ConfigError
 from virchow_st.evaluation.evaluate import evaluate_run
 from virchow_st.names import file_names
 from virchow_st.run.folder import check_same_options, is_begun
@@ -27,6 +32,9 @@ from virchow_st.training.train import train
 from virchow_st.types import SCALES_UM
 
 FORMAT = "virchow_st.summary/1"
+STATE = "folds.cohort"
+"""Folder of a leave-one-out run in which the workers of its folds meet."""
+_ELSEWHERE = ("device", "compile")  # settings that a fold may be continued with otherwise
 
 Scores = Mapping[str, Mapping[str, Any]]  # by scale, then by name
 
@@ -38,8 +46,12 @@ def leave_one_out(
     resume: bool = False,
     progress: Progress = SILENT,
     processes: Processes = ALONE,
+    cohort: CohortConfig | None = None,
 ) -> dict[str, Any]:
     """Train and evaluate a run for every held-out patient, and write ``summary.json``.
+
+    With an executor the folds are shared over workers, see `virchow_st.cohort.run_cohort`: a fold
+    that fails stops no other, and one whose worker dies is continued by another.
 
     Args:
         run: Directory to write, with a run ``fold-PATIENT`` per patient; must be new, or with
@@ -48,23 +60,106 @@ def leave_one_out(
         resume: Keep finished folds and continue the one that was stopped.
         progress: Receives notes, warnings and step counts.
         processes: Processes that train together; the first one evaluates.
+        cohort: Where the folds are trained; by default in this process, one after another.
 
     Returns:
         The content of ``summary.json``.
 
     Raises:
         ConfigError, StoreError: As for `train` and `evaluate`. The splits of all folds are made
-            before the first is trained, so that unusable stores are found early.
+            before the first is trained, so that unusable stores are found early. Of workers, after
+            all folds were tried, if one failed.
     """
+    cohort = cohort or CohortConfig()
+    if cohort.executor != "none" and processes.size > 1:
+        raise ConfigError(
+            "torchrun: expected no --executor, since a fold on workers is trained by one process; "
+            "leave out one of the two"
+        )
     patients = processes.together(lambda: _patients(config), same=tuple)
     folds = fold_names(patients)
     with RunLock() as lock:
         processes.from_first(lambda: _begin(run, config, resume, lock))
-        for i, patient in enumerate(patients):
-            progress.note(f"fold {i + 1} of {len(patients)}: {patient} is the test")
-            fold_config = replace(config, leave_one_out=False, test_patient=patient)
-            _finish_fold(run / folds[patient], fold_config, progress, processes)
+        if cohort.executor != "none" or cohort.workers > 1:
+            _on_workers(run, config, folds, cohort, progress)
+        else:
+            _one_after_another(run, config, folds, progress, processes)
         return processes.from_first(lambda: _write_summary(run, folds))
+
+
+def _one_after_another(
+    run: Path,
+    config: TrainConfig,
+    folds: Mapping[str, str],
+    progress: Progress,
+    processes: Processes,
+) -> None:
+    for i, patient in enumerate(folds):
+        progress.note(f"fold {i + 1} of {len(folds)}: {patient} is the test")
+        _finish_fold(run / folds[patient], _fold_config(config, patient), progress, processes)
+
+
+def _on_workers(
+    run: Path,
+    config: TrainConfig,
+    folds: Mapping[str, str],
+    cohort: CohortConfig,
+    progress: Progress,
+) -> None:
+    job = FoldJob(run.absolute(), config, dict(folds), Path.cwd())
+    items = [Item(patient, {}, title=f"{patient} is the test") for patient in folds]
+    with chosen_executor(cohort, config.device, run / STATE) as (executor, n_workers):
+        outcomes = run_cohort(
+            items, job, executor, run / STATE, n_workers=n_workers, progress=progress,
+            hint="train it alone with --test-patient and --debug to see where",
+        )  # fmt: skip
+    if failed := [outcome for outcome in outcomes if outcome.state != "done"]:
+        raise ConfigError(
+            f"{run}: {len(failed)} of {len(folds)} folds are not finished; the first, "
+            f"{failed[0].item}: {failed[0].text}; solve that, then continue with --resume"
+        )
+
+
+@dataclass
+class FoldJob:
+    """Training and evaluation of a fold, as a `virchow_st.cohort.Job`; items are patients.
+
+    Attributes:
+        run: The leave-one-out run.
+        config: Its settings.
+        folds: Folder of the fold that tests each patient.
+        started_in: Folder that relative paths of the settings start from.
+    """
+
+    run: Path
+    config: TrainConfig
+    folds: Mapping[str, str]
+    started_in: Path
+
+    def settings(self) -> Mapping[str, Any]:
+        """The settings that determine the result."""
+        return {name: v for name, v in asdict(self.config).items() if name not in _ELSEWHERE}
+
+    def is_there(self, item: Item) -> bool:
+        """Whether the fold has been evaluated."""
+        return (self.run / self.folds[item.key] / "metrics.json").is_file()
+
+    def begin(self, progress: Progress) -> None:
+        """Go where the command was typed; workers of a cluster start elsewhere."""
+        os.chdir(self.started_in)
+
+    def prepare(self, item: Item, progress: Progress) -> None:
+        """Nothing: a fold reads its stores as it is trained."""
+
+    def do(self, item: Item, prepared: None, attempt: int, progress: Progress) -> Done:
+        """Train and evaluate the fold, or go on with one that was begun."""
+        fold = self.run / self.folds[item.key]
+        _finish_fold(fold, _fold_config(self.config, item.key), progress, ALONE)
+        return Done("complete", {"epoch": read_metrics(fold)["epoch"]})
+
+
+def _fold_config(config: TrainConfig, patient: str) -> TrainConfig:
+    return replace(config, leave_one_out=False, test_patient=patient)
 
 
 def fold_names(patients: Sequence[str]) -> dict[str, str]:

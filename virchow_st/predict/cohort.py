@@ -18,7 +18,10 @@ from virchow_st.cohort.run import run_cohort
 from virchow_st.config import CohortConfig, PredictConfig
 from virchow_st.errors import ConfigError
 from virchow_st.names import csv_name
+from virchow_st.predict.feature_table import write_feature_table
+from virchow_st.predict.features import check_features, features_file
 from virchow_st.predict.provenance import options_of
+from virchow_st.predict.quality import SlideQuality
 from virchow_st.predict.remote import is_output, predicted_at, recorded_at
 from virchow_st.predict.runs import LoadedRuns, load_runs
 from virchow_st.predict.slide import predict_slide
@@ -59,6 +62,7 @@ class Outcome:
         text: ``"complete"``, ``"was complete"``, or the error.
         n_patches: number of patches; None if it failed.
         covered: share of the tissue that lies in a patch; None if it failed.
+        quality: of the slide; None if it failed, or was predicted by an older version.
     """
 
     slide: PredictedSlide
@@ -66,6 +70,7 @@ class Outcome:
     text: str
     n_patches: int | None
     covered: float | None
+    quality: SlideQuality | None
 
 
 def read_slides(path: Path) -> list[PredictedSlide]:
@@ -118,7 +123,8 @@ def predict_cohort(
     Args:
         run_paths: one run, or several of the same encoder and panel, for their mean and spread.
         path: the list, as for `read_slides`.
-        config: options; ``mpp`` holds for slides for which the list has none.
+        config: options; ``mpp`` holds for slides for which the list has none. With ``features``,
+            ``slides.csv`` in that folder has a row per slide at the end.
         progress: receives notes, warnings and step counts.
         cohort: where the slides are worked on; by default in this process.
 
@@ -138,6 +144,9 @@ def predict_cohort(
     if cohort.executor != "none":
         path = path.absolute()  # workers may start in another folder
     slides = read_slides(path)
+    if config.features:
+        config = replace(config, features=str(Path(config.features).absolute()))
+        check_features(Path(config.features), [slide.image for slide in slides])
     job, name = PredictJob(tuple(runs), config, path.parent), uuid.uuid4().hex
     folder = state_folder(path)
     with chosen_executor(cohort, config.device, folder) as (executor, n_workers):
@@ -145,16 +154,23 @@ def predict_cohort(
             together(job.item, slides), job, executor, folder, n_workers=n_workers,
             progress=progress, name=name, hint=_HINT,
         )  # fmt: skip
-    return [
+    done = [
         Outcome(
             slide,
             found.state == "done",
             "was complete" if found.state == "done" and found.call != name else found.text,
             found.result.get("n_patches"),
             found.result.get("covered"),
+            SlideQuality(**quality) if (quality := found.result.get("quality")) else None,
         )
         for slide, found in zip(slides, outcomes, strict=True)
     ]
+    if config.features:
+        rows = [
+            (o.slide.image, o.slide.patient, o.n_patches or 0, o.quality) for o in done if o.is_done
+        ]
+        progress.note(f"{write_feature_table(Path(config.features), rows)}: {len(rows)} slides")
+    return done
 
 
 @dataclass
@@ -187,9 +203,13 @@ class PredictJob:
         return {"options": options_of(self.config), "runs": [_files(p) for p in self.run_paths]}
 
     def is_there(self, item: Item) -> bool:
-        """Whether the prediction is there."""
+        """Whether the prediction is there, with its features where they are wanted."""
         slide: PredictedSlide = item.data
-        return is_output(slide.out)
+        return is_output(slide.out) and self._has_features(slide)
+
+    def _has_features(self, slide: PredictedSlide) -> bool:
+        folder = self.config.features
+        return not folder or features_file(Path(folder), slide.image).exists()
 
     def begin(self, progress: Progress) -> None:
         """Load the runs and the encoder."""
@@ -217,6 +237,11 @@ class PredictJob:
                     f"{slide.out}: is already there, and is no prediction of this slide by these "
                     "runs and options; delete it or give another out"
                 )
+            if not self._has_features(slide):
+                raise ConfigError(
+                    f"{slide.out}: is already there, and was made without --features; delete it or "
+                    "give another out"
+                )
             return Done("was complete", found)
         if slide.patient in self.trained_on:
             progress.warn(
@@ -237,7 +262,7 @@ class PredictJob:
                 "patient": slide.patient,
                 "n_patches": done.n_patches,
                 "covered": round(done.covered, 6),
-                "tissue": round(done.tissue, 6),
+                "quality": done.quality.as_dict(),
             },
         )
 

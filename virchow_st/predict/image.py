@@ -75,6 +75,16 @@ class TrainedRun(Protocol):
         """
 
 
+class Vectors(Protocol):
+    """Where a vector per patch is kept; implemented by `virchow_st.predict.features`."""
+
+    def has(self, batch: range) -> bool:
+        """Whether a batch of patches is finished."""
+
+    def add(self, batch: range, vectors: Array) -> None:
+        """Keep the vectors (B, D) of a batch."""
+
+
 def picture_factor(image: SlideImage, mpp: float) -> int:
     """Image pixels per side that are averaged to one pixel of the written H&E image.
 
@@ -132,6 +142,15 @@ def check_tissue(
     Raises:
         SlideError: white, of one colour or stain, or no bright-field picture.
     """
+    check_patches(image, scaling(mpp), patches, tissue_on(cells)).raise_for(name)
+
+
+def tissue_on(cells: BoolArray) -> Callable[[int, int], BoolArray]:
+    """Function from a patch's first row and column to its (128, 128) tissue mask.
+
+    Args:
+        cells: (R, C) bool, tissue on cells of 8 µm.
+    """
     side = PATCH_BINS // CELL_BINS
     padded = np.pad(cells, (0, side))  # the last patches may reach over the grid
 
@@ -140,7 +159,7 @@ def check_tissue(
         of_patch = padded[row : row + side, col : col + side]
         return of_patch.repeat(CELL_BINS, axis=0).repeat(CELL_BINS, axis=1)
 
-    check_patches(image, scaling(mpp), patches, tissue_of).raise_for(name)
+    return tissue_of
 
 
 def open_encoder(
@@ -186,11 +205,18 @@ def predict_patches(
     patches: PatchTable,
     stitcher: Stitcher,
     progress: Progress,
+    features: Vectors | None = None,
 ) -> None:
     """Render, encode and decode every patch, and stitch the rates (runs × genes, 128, 128).
 
     One batch is rendered while another is encoded and decoded. With many genes a batch is decoded
     in parts, because its rates would take more memory than all else.
+
+    Args:
+        runs, encoder, image, mpp, patches: what is predicted.
+        stitcher: receives the rates; patches that it does not need are left out.
+        progress: receives the number of finished patches.
+        features: receives the class token of every patch; None if nobody wants it.
 
     Raises:
         ConfigError: a rate is NaN or infinite, or more bins have impossible rates than
@@ -211,17 +237,27 @@ def predict_patches(
     n = len(patches)
     size = min(_BATCH_PATCHES, encoder.batch)  # small on a GPU with little memory
     together = decoded_together(runs[0].n_genes)  # several runs are of one panel
+
+    def is_needed(batch: range) -> bool:
+        return any(stitcher.needs(int(patches.row0[i]), int(patches.col0[i])) for i in batch)
+
     # Whole batches, also where a part of one is finished: a patch of another batch might differ in
     # its last bits.
     batches = [
         batch
         for batch in (range(s, min(s + size, n)) for s in range(0, n, size))
-        if any(stitcher.needs(int(patches.row0[i]), int(patches.col0[i])) for i in batch)
+        if is_needed(batch) or not (features is None or features.has(batch))
     ]
     with ThreadPoolExecutor(1) as renderer:  # one thread: an image handle belongs to one thread
         for batch, images in ahead(renderer, batches, render):
             # Rounded as in a store, so that the decoder gets inputs like those of its training.
-            tokens = encoder.encode(images[0]).tokens.astype(np.float16)
+            encoded = encoder.encode(images[0])
+            if features is not None:  # before the maps, so that finished maps have their vectors
+                features.add(batch, encoded.cls)
+            if not is_needed(batch):
+                continue
+            tokens = encoded.tokens.astype(np.float16)
+            del encoded
             stored = [unpack_image(memoryview(pack_image(i))) for px in images[1:] for i in px]
             for start in range(0, len(batch), together):
                 part = slice(start, start + together)

@@ -2,8 +2,9 @@
 
 The journal lies in the unfinished output, ``.NAME.part/journal.jsonl``: a fingerprint of all that
 the result depends on, then a line for each band of the picture and each block of the maps that was
-written, with a hash of what was written. Whoever goes on reads each of them back and compares: a
-band or block that a full disk, a power cut or somebody's hand has damaged is made again.
+written, and for each batch of vectors where these are wanted, with a hash of what was written.
+Whoever goes on reads each of them back and compares: what a full disk, a power cut or somebody's
+hand has damaged is made again.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ from virchow_st.types import BLOCK_BINS, Array, BoolArray, Float32Array
 NAME = "journal.jsonl"
 ZARR, RESULT = "zarr", "result"
 """Folders of the unfinished output: the maps, and what they were made into."""
+VECTORS = "vectors.f16"
+"""File of the unfinished output: a vector per patch."""
 _TEMPORARY = "*.partial"  # what Zarr was writing when it was killed
 
 
@@ -40,6 +43,7 @@ class _Begun(TypedDict):
 
 class _Part(TypedDict):
     band: NotRequired[Count]
+    vectors: NotRequired[Count]
     block: NotRequired[tuple[Count, Count]]
     left_out: NotRequired[Count]
     xxh64: str
@@ -59,6 +63,7 @@ class Journal:
     def __init__(self, folder: Path, fingerprint: str, shown: object, progress: Progress) -> None:
         self._file = folder / NAME
         self._bands: dict[int, str] = {}
+        self._vectors: dict[int, str] = {}
         self._blocks: dict[Place, tuple[int, str]] = {}
         self._shown, self._progress = shown, progress
         leftovers = list(folder.iterdir())
@@ -70,7 +75,7 @@ class Journal:
             progress.note(f"{shown}: begun anew, since what an earlier command left {reason}")
             for path in leftovers:
                 remove(path)
-            self._bands, self._blocks = {}, {}
+            self._bands, self._blocks, self._vectors = {}, {}, {}
             self._begin(fingerprint)
 
     def band(self, top: int, rgb: Array) -> None:
@@ -80,6 +85,14 @@ class Journal:
     def has_band(self, top: int, read: Callable[[], Array]) -> bool:
         """Whether a band is finished, and is on disk as it was written; ``read`` reads it."""
         return top in self._bands and _digest_of(lambda: [read()]) == self._bands[top]
+
+    def vectors(self, first: int, rows: Array) -> None:
+        """Note that the vectors of a batch, whose first patch is ``first``, are written."""
+        self._append({"vectors": first, "xxh64": digest([rows])})
+
+    def has_vectors(self, first: int, read: Callable[[], Array]) -> bool:
+        """Whether the vectors of a batch are on disk as they were written; ``read`` reads them."""
+        return first in self._vectors and _digest_of(lambda: [read()]) == self._vectors[first]
 
     def stitcher(
         self, patches: PatchTable, overlap_bins: int, shape: tuple[int, int], maps: RateImages
@@ -147,6 +160,8 @@ class Journal:
             whole += len(line)
             if "band" in part:
                 self._bands[part["band"]] = part["xxh64"]
+            elif "vectors" in part:
+                self._vectors[part["vectors"]] = part["xxh64"]
             elif "block" in part:
                 row, col = part["block"]
                 self._blocks[row, col] = part.get("left_out", 0), part["xxh64"]
@@ -161,7 +176,7 @@ class Journal:
         if not zarr.exists() and result.is_dir():
             result.rename(zarr)  # it was killed just before the end
         for path in folder.iterdir():
-            if path.name not in (NAME, ZARR):
+            if path.name not in (NAME, ZARR, VECTORS):
                 remove(path)
         if not zarr.is_dir():
             return ""

@@ -24,7 +24,7 @@ from virchow_st.slide.remote import image_fingerprint
 from virchow_st.slide.tissue import Tissue
 
 FORMAT = "virchow_st.prediction/1"
-_NOT_OF_THE_RATES = ("device", "weights", "keep_paths")
+_NOT_OF_THE_RATES = ("device", "weights", "keep_paths", "features", "features_layout")
 _SOFTWARE = ("virchow_st", "numpy", "opencv-python-headless", "torch", "timm", "zarr")
 
 
@@ -101,7 +101,8 @@ def is_recorded(
         image: the slide image.
 
     Returns:
-        Its number of patches and the share of the tissue in them; None if it is something else.
+        Its number of patches, the share of the tissue in them and the slide's quality; None if it
+        is something else.
     """
     try:
         about = _recorded(out)
@@ -115,7 +116,11 @@ def is_recorded(
             and [(run["config"], run["epoch"]) for run in about["runs"]]
             == [(_config_hash(run), run.state["epoch"]) for run in runs]
         )
-        found = {"n_patches": about["n_patches"], "covered": about["tissue"]["covered"]}
+        found = {
+            "n_patches": about["n_patches"],
+            "covered": about["tissue"]["covered"],
+            "quality": about.get("quality"),  # None in a prediction of an older version
+        }
     except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile):
         return None  # of something else
     return found if same else None

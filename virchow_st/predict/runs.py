@@ -9,10 +9,12 @@ from pathlib import Path
 from virchow_st.config import PredictConfig
 from virchow_st.errors import ConfigError
 from virchow_st.field.loadings import Loadings
+from virchow_st.metrics.appearance import Appearance
 from virchow_st.models.encoders.base import Encoder
 from virchow_st.predict.factors import maps_of, panel_of_all
 from virchow_st.predict.image import TrainedRun, named, open_encoder
 from virchow_st.predict.load import Run, load_run
+from virchow_st.run.appearance import read_appearance
 from virchow_st.run.panel import Panel
 from virchow_st.runtime.progress import Progress
 from virchow_st.store.genes import same_ids
@@ -27,6 +29,7 @@ class LoadedRuns:
         panel: the genes of the first run's panel that all runs predict.
         maps: the runs, giving factors where they have any.
         loadings: of the maps of one run after another.
+        training: how the training patients of all runs look; empty if a run does not know.
         encoder: loaded when the first slide has been opened.
     """
 
@@ -34,6 +37,7 @@ class LoadedRuns:
     panel: Panel
     maps: Sequence[TrainedRun]
     loadings: Loadings
+    training: Sequence[Appearance] = ()
     encoder: Encoder | None = field(default=None, repr=False)
 
     def with_encoder(self, config: PredictConfig, progress: Progress) -> Encoder:
@@ -66,7 +70,9 @@ def load_runs(paths: Sequence[Path], config: PredictConfig, progress: Progress) 
     maps, loadings = maps_of(runs)
     if len(loadings.genes) < len(runs[0].genes.all):
         progress.note(f"{len(loadings.genes):,} genes are predicted by all runs")
-    return LoadedRuns(runs, panel, maps, loadings)
+    looks = [read_appearance(run.path) for run in runs]
+    training = [look for of_run in looks for look in of_run] if all(looks) else []
+    return LoadedRuns(runs, panel, maps, loadings, training)
 
 
 def check_alike(runs: Sequence[Run]) -> None:

@@ -18,6 +18,14 @@ from virchow_st.field.read import open_field
 from virchow_st.output.export.convert import convert
 from virchow_st.output.export.field import write_genes
 from virchow_st.output.export.tables import check_format
+from virchow_st.predict.features import (
+    PatchFeatures,
+    check_replaceable,
+    features_file,
+    made_by,
+    mean_rates,
+    write_features,
+)
 from virchow_st.predict.image import (
     OVERVIEW_LEVEL,
     check_tissue,
@@ -29,6 +37,7 @@ from virchow_st.predict.image import (
 from virchow_st.predict.journal import RESULT, ZARR, Journal
 from virchow_st.predict.lattice import covered, lay_over
 from virchow_st.predict.provenance import fingerprint, provenance
+from virchow_st.predict.quality import SlideQuality, slide_quality
 from virchow_st.predict.rates import RateImages
 from virchow_st.predict.runs import LoadedRuns, load_runs
 from virchow_st.predict.trained_on import check_not_trained_on
@@ -52,8 +61,8 @@ class Prediction:
     path: Path
     picture: Path
     n_patches: int
-    tissue: float
     covered: float
+    quality: SlideQuality
     most_open_blocks: int
 
 
@@ -90,6 +99,9 @@ def predict_slide(
     runs, loadings = loaded.runs, loaded.loadings
     with SlideImage.open(image_path) as image:
         check_not_trained_on(runs, image, progress)
+        if config.features:
+            vectors_to = features_file(Path(config.features), image_path)
+            check_replaceable(vectors_to, image.fingerprint())
         places = image.choice.mpp_places
         mpp = slide_mpp(image_path, places, config.mpp)
         for warning in (*image.choice.warnings, *_remarks(image, config.mpp)):
@@ -119,21 +131,35 @@ def predict_slide(
                 f"{cells.mean():.1%} of the slide is tissue, {share:.1%} of that in "
                 f"{len(patches)} patches: see {picture}; a lower --min-tissue takes in more"
             )
+            quality = slide_quality(
+                image, mpp, patches, cells, overview, um_per_px, tissue.mask, loaded.training
+            )
+            progress.note(f"{image_path}: {quality.describe()}")
             folder.add_labels("tissue", cells.shape, BIN_UM * CELL_BINS)[:] = cells
             written = RateImages(folder, loadings, len(runs), shape)
             stitcher = journal.stitcher(patches, config.overlap_um // BIN_UM, shape, written)
-            predict_patches(loaded.maps, encoder, image, mpp, patches, stitcher, progress)
+            features = (
+                PatchFeatures(journal, aside, len(patches), encoder.dim)
+                if config.features
+                else None
+            )
+            predict_patches(loaded.maps, encoder, image, mpp, patches, stitcher, progress, features)
             for warning in image.read_warnings():
                 progress.warn(warning)
-            written.finish(
-                provenance(runs, encoder, image, mpp, config, tissue, patches, share)
-                | {"left_out_bins": stitcher.n_left_out}
-            )
+            about = provenance(runs, encoder, image, mpp, config, tissue, patches, share)
+            about |= {"left_out_bins": stitcher.n_left_out, "quality": quality.as_dict()}
+            written.finish(about)
+            if features is not None:
+                write_features(
+                    vectors_to, config.features_layout,
+                    features.read(), image, mpp, patches, config.overlap_um, encoder,
+                    mean_rates(zarr_path, cells), {**about, "made_by": made_by(about)},
+                )  # fmt: skip
             if not loadings.is_direct and config.format not in FLAVOURS:
                 zarr_path = _panel_alone(zarr_path, aside / "panel", loaded.panel, progress)
             name = image.path.name
             convert(zarr_path, aside / RESULT, config.format, loaded.panel, pyramid, name)
-    return Prediction(out, picture, len(patches), float(cells.mean()), share, stitcher.most_open)
+    return Prediction(out, picture, len(patches), share, quality, stitcher.most_open)
 
 
 def _remarks(image: SlideImage, given_mpp: float) -> list[str]:

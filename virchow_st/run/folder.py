@@ -8,6 +8,8 @@ from pathlib import Path
 
 from virchow_st.config import TrainConfig, from_toml, to_toml
 from virchow_st.errors import ConfigError, to_write_or
+from virchow_st.metrics.appearance import Appearance
+from virchow_st.run.appearance import write_appearance
 from virchow_st.run.exposure import CohortExposure
 from virchow_st.run.integrity import check_files, file_hashes
 from virchow_st.run.lock import CHECKPOINTS, RunLock
@@ -60,6 +62,7 @@ def begin(
     save: Callable[[Path, dict[str, str], str | None], None],
     lock: RunLock,
     exposure: CohortExposure | None = None,
+    looks: Sequence[Appearance] = (),
 ) -> None:
     """Create a run directory with all files that a run starts with.
 
@@ -72,6 +75,7 @@ def begin(
         save: writes ``checkpoints`` into the folder that it is given.
         lock: that has taken the run's name.
         exposure: of the training slides; None for 1 in all tissue.
+        looks: how the slides of each training patient look; nothing is written of none.
 
     Raises:
         ConfigError: it cannot be written; nothing is left.
@@ -82,6 +86,8 @@ def begin(
             write_text(aside / "config.toml", text)
             split.write(aside / "split.json", stores)
             genes.write(aside)
+            if looks:
+                write_appearance(aside, looks)
             of_exposure = None if exposure is None else exposure.write(aside, stores)
             save(aside, file_hashes(aside), of_exposure)
     except OSError as e:

@@ -67,8 +67,8 @@ def find_tissue(overview: UInt8Array, um_per_px: float, name: str = "image") -> 
     otsu = threshold_otsu(hist=(histogram, np.arange(256))) if len(values) > 1 else values[0]
     threshold = int(np.clip(otsu, *LIMITS))
     area_um2 = um_per_px**2
-    mask = _without_small(saturation > threshold, _SMALLEST_PIECE_UM2 / area_um2)
-    mask = ~_without_small(~mask, _LARGEST_HOLE_UM2 / area_um2)
+    mask = without_small(saturation > threshold, _SMALLEST_PIECE_UM2 / area_um2)
+    mask = ~without_small(~mask, _LARGEST_HOLE_UM2 / area_um2)
     if not mask.any():
         raise SlideError(
             f"{name}: expected tissue; nothing of {_SMALLEST_PIECE_UM2:,.0f} µm² is more saturated "
@@ -118,7 +118,7 @@ def white_point(overview: UInt8Array) -> Float64Array:
     return np.maximum(np.percentile(scanned, _WHITE_PERCENTILE, axis=0), _DARKEST_WHITE)
 
 
-def _without_small(mask: BoolArray, smallest_px: float) -> BoolArray:
+def without_small(mask: BoolArray, smallest_px: float) -> BoolArray:
     """Remove connected pieces with fewer pixels."""
     _, labels, statistics, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8))
     keep = statistics[:, cv2.CC_STAT_AREA] >= smallest_px

@@ -25,6 +25,7 @@ from virchow_st.runtime.progress import SILENT, Progress
 from virchow_st.store.reader import Store, open_store
 from virchow_st.training.dataset import PatchDataset, check_same_encoder
 from virchow_st.training.exposure import training_exposure
+from virchow_st.training.stain_spread import appearances
 from virchow_st.training.start import Start, starting_point
 from virchow_st.training.statistics import TrainingStatistics, training_statistics
 from virchow_st.training.trainer import Trainer
@@ -114,7 +115,8 @@ def _train(
     if resume:
         trainer.load(run)
     elif processes.is_first:  # epoch 0: a run stopped in its first epoch can resume
-        begin(run, config, split, stores, genes, trainer.save_first, lock, exposure)
+        looks = appearances(dataset, split.train)
+        begin(run, config, split, stores, genes, trainer.save_first, lock, exposure, looks)
     try:
         trainer.fit(run, progress)
     except OSError as e:

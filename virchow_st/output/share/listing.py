@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, TypedDict
 
 from virchow_st.errors import ConfigError
+from virchow_st.run.appearance import APPEARANCE
 from virchow_st.run.integrity import CONFIG, GENES, PANEL, SPLIT
 from virchow_st.run.lock import CHECKPOINTS
 from virchow_st.run.results import METRICS, PER_GENE_FILE
@@ -27,7 +28,7 @@ FORMAT = "virchow_st.share/1"
 LISTING, CARD = "config.json", "README.md"
 BEST = f"{CHECKPOINTS}/best"
 NEEDED = (CONFIG, PANEL, SPLIT, f"{BEST}/{STATE}", f"{BEST}/{TENSORS}")
-FILES = (*NEEDED, GENES, METRICS, PER_GENE_FILE)
+FILES = (*NEEDED, GENES, APPEARANCE, METRICS, PER_GENE_FILE)
 """Every file that a shared run may list; paths within the folder."""
 _REPO = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*", re.ASCII)
 _REMEDY = "share the run again, or download it again"

@@ -19,6 +19,7 @@ from virchow_st.config import TrainConfig, from_toml, to_toml
 from virchow_st.errors import ConfigError
 from virchow_st.names import file_names
 from virchow_st.output.share.listing import BEST, best_of
+from virchow_st.run.appearance import APPEARANCE
 from virchow_st.run.integrity import CONFIG, GENES, PANEL, SPLIT, check_files, file_hashes
 from virchow_st.run.overview import slide_names_of
 from virchow_st.run.results import (
@@ -64,8 +65,9 @@ def copy_nameless(run: Path, folder: Path, keep_names: bool = False) -> dict[str
     text = f"{to_toml(config)}\n# Hash of split.json: {shared_split['xxh64']}\n"
     write_text(folder / CONFIG, text)
     shutil.copyfile(run / PANEL, folder / PANEL)
-    if (run / GENES).exists():
-        shutil.copyfile(run / GENES, folder / GENES)
+    for name in (GENES, APPEARANCE):
+        if (run / name).exists():
+            shutil.copyfile(run / name, folder / name)
     best = folder / BEST
     best.mkdir(parents=True)
     shutil.copyfile(tensors_file(best_of(run), state), best / TENSORS)

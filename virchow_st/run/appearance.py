@@ -1,0 +1,53 @@
+"""``appearance.json`` of a run: how the slides of its training patients look, without their names.
+
+Slides that are predicted later are compared with it. A run of an older version has none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Literal, TypedDict
+
+from virchow_st.metrics.appearance import Appearance
+from virchow_st.runtime.atomic import write_json
+from virchow_st.schema import Length, Within, read_json
+
+APPEARANCE = "appearance.json"
+FORMAT = "virchow_st.appearance/1"
+_Strength = Annotated[float, Within(0.001)]
+
+
+class _Patient(TypedDict):
+    haematoxylin: _Strength
+    eosin: _Strength
+    colour: Annotated[list[float], Length(3, 3)]
+    sharpness: Annotated[float, Within(0)]
+
+
+class _File(TypedDict):
+    format: Literal["virchow_st.appearance/1"]
+    patients: list[_Patient]
+
+
+def write_appearance(run: Path, patients: Sequence[Appearance]) -> None:
+    """Write the file: an entry per training patient, in no order that tells who it is."""
+    entries = sorted((asdict(patient) for patient in patients), key=lambda e: e["haematoxylin"])
+    write_json(run / APPEARANCE, {"format": FORMAT, "patients": entries})
+
+
+def read_appearance(run: Path) -> tuple[Appearance, ...]:
+    """The training patients' appearances; empty for a run of an older version.
+
+    Raises:
+        ConfigError: the file is damaged.
+    """
+    if not (run / APPEARANCE).exists():
+        return ()
+    found: _File = read_json(run / APPEARANCE, _File, "copy the run again, or train again")
+    return tuple(
+        Appearance(p["haematoxylin"], p["eosin"], (p["colour"][0], p["colour"][1], p["colour"][2]),
+                   p["sharpness"])
+        for p in found["patients"]
+    )  # fmt: skip
