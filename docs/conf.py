@@ -27,7 +27,8 @@ myst_enable_extensions = ["colon_fence", "dollarmath"]
 myst_heading_anchors = 4
 highlight_language = "none"  # fences that name no language hold commands and file layouts
 
-# The tutorial is run by the build; an error in a cell, or a cell that takes long, fails it.
+# The tutorial and the gallery are run by the build; an error in a cell, or a cell that takes long,
+# fails it.
 nb_execution_mode = "force"
 nb_execution_timeout = 300
 nb_execution_raise_on_error = True
