@@ -274,7 +274,7 @@ SAME_NAME = {"genes": {"id": TWINS[0], "symbol": TWINS[1], "total": [9, 9, 9, 9]
         ({"grid": 32}, None, "extract with one encoder"),
         ({"dim": 9}, None, "extract with one encoder"),
         ({}, "", "expected a gene id or symbol per line; the file names none"),
-        ({}, "GENE1\nNOTHING\n", "1 of 2 genes are not in every store: 'NOTHING'; remove"),
+        ({}, "GENE1\nNOTHING\n", "1 of 2 genes are not in any training store: 'NOTHING'; remove"),
         (SAME_NAME, "TWIN\n", "symbol 'TWIN' belongs to ENSG00001, ENSG00002; give the gene id"),
     ],
 )
