@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from cli_place import Vst
 
-from virchow_st.store.reader import Patch
+from virchow_st.store.reader import Patch, open_store
+from virchow_st.store.same_slide import check_different_slides
 
 
 def test_results_are_independent_of_the_test_patient(
@@ -20,6 +21,8 @@ def test_results_are_independent_of_the_test_patient(
         "--test-patient", "P5", "--panel", "top:20", "--decoder", "linear", "--epochs", 1,
         "--lr", "1e-3", "--batch-size", 4, "--accumulate", 1, "--device", "cpu",
     ]  # fmt: skip
+    # Counts are compared beforehand to find a slide that is given twice; it is done once a process.
+    check_different_slides([open_store(store) for store in stores.values()])
     read: set[str] = set()
     unpack = Patch._unpack
 
