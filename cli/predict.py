@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from virchow_st.cloud.place import check_local
 from virchow_st.config import CohortConfig, PredictConfig
 from virchow_st.errors import ConfigError
 from virchow_st.runtime.interrupt import exit_code
@@ -58,6 +59,7 @@ def predict(
     if manifest is None:
         refuse_cohort(OF_A_LIST)
     config = build_config(PredictConfig, options)
+    check_local({"features": Path(config.features)})
     if manifest is not None:
         if image or out:
             raise ConfigError("--manifest names the slides; leave out IMAGE and --out")

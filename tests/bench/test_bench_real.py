@@ -161,7 +161,7 @@ def test_it_runs_and_finds_what_the_image_tells(real, tmp_path, monkeypatch, cap
     monkeypatch.setattr(
         sys, "argv",
         ["bench_real.py", str(drawn(tmp_path / "t.npz")), "--ways", "ridge:stain", "pixels",
-         "--seeds", "0", "--passes", "1", "--json", str(out),
+         "--seeds", "0", "1", "--passes", "1", "--json", str(out),
          "--picture", str(tmp_path / "tile.png")],
     )  # fmt: skip
     monkeypatch.setattr(real["bench"].torch, "set_num_threads", lambda n: None)
@@ -172,6 +172,9 @@ def test_it_runs_and_finds_what_the_image_tells(real, tmp_path, monkeypatch, cap
     assert ridge.shape == (11, 4)
     assert np.nanmin(ridge[:, 3]) > 0.5  # the pattern has squares of 32 µm
     assert np.isfinite(np.array(scores["ways"]["pixels"]["0"], float)).all()
+    assert list(scores["ensembles"]) == ["pixels"]
+    of_seeds = np.array([scores["ways"]["pixels"][seed] for seed in "01"], float)
+    assert np.nanmean(scores["ensembles"]["pixels"]) > np.nanmean(of_seeds)  # errors are averaged
     ceiling = np.array(scores["ceiling"])
     assert (ridge.mean(0) < ceiling.mean(0) + 0.01).all()
     table = json.loads(out.read_text("utf-8"))["tables"][0]

@@ -20,6 +20,7 @@ from s3_double import S3
         ["export", "s3://bucket/F.zarr", "--out", "o.h5ad"],
         ["cells", "F.zarr", "--cells", "https://host/cells.geojson", "--out", "o.h5ad"],
         ["predict", "run", "--manifest", "s3://bucket/slides.csv"],
+        ["predict", "run", "a.svs", "--out", "o.zarr", "--features", "s3://bucket/features"],
     ],
 )
 def test_commands_on_disks_refuse_urls(
