@@ -164,6 +164,7 @@ def measure(
             way: by_map(tiles, maps, scores_of(tiles, maps, np.mean(rates, axis=0)))
             for way, rates in drawn.items()
         }
+        save(results)
     return results
 
 
