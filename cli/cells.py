@@ -23,7 +23,10 @@ from virchow_st_cli.options import build_config, config_options, with_console
     "segmenter: nuclei, or one of another package",
 )
 @click.option(
-    "--out", required=True, type=click.Path(path_type=Path), help="NAME.h5ad or NAME.zarr to write"
+    "--out",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="NAME.h5ad, NAME.zarr or NAME.geojson to write",
 )
 @click.option(
     "--store",
@@ -50,7 +53,8 @@ def cells(
 
     RUN is an evaluated run, whose test slide is taken; FIELD is what vst predict, vst denoise or
     vst evaluate wrote. NAME.h5ad is an AnnData file; NAME.zarr a SpatialData folder that also holds
-    the cells' outlines and the H&E picture.
+    the cells' outlines and the H&E picture; NAME.geojson their outlines and measurements for
+    QuPath, with the genes of --genes.
     """
     config = build_config(CellsConfig, options)
     from virchow_st.output.cells.write import write_cells

@@ -303,7 +303,7 @@ def test_what_does_not_fit_is_refused_in_one_line(
     unknown = tiny.write(tmp_path / "old.zarr")
     for arguments, message in (
         ((unknown, "--out", "x.h5ad"), "records where its bins lie on the image; found one of an"),
-        ((field, "--out", "x.csv"), "expected a name that ends in .h5ad or .zarr"),
+        ((field, "--out", "x.csv"), "expected a name that ends in .h5ad, .zarr or .geojson"),
         ((field, "--out", field), "is already there; delete it"),
         ((field, "--out", "x.h5ad", "--store", store), "its bins lie elsewhere on the image"),
         ((store, "--out", "x.h5ad", "--store", store), "is a store itself; leave it out"),

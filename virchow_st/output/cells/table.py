@@ -115,26 +115,16 @@ def to_anndata(source: CellSource, data: CellData, about: dict[str, Any]) -> Ann
         "patient": pd.Categorical([source.patient] * len(cells)),
         "slide": pd.Categorical([source.name] * len(cells)),
         "class": pd.Categorical(cells.classes),
-        "area_um2": cells.area_um2,
-        "bins": cells.n_bins,
-        "x_um": xy_um[:, 0],
-        "y_um": xy_um[:, 1],
-        "x_px": xy_px[:, 0],
-        "y_px": xy_px[:, 1],
-        "tissue": cells.mean_of(lattice.tissue),
-        "covered": cells.mean_of(source.covered),
+        **cell_columns(source, data),
     }
     var: dict[str, Any] = {"gene_id": list(data.panel.ids), "symbol": list(data.panel.symbols)}
     x: Any = None
     layers, obsm, varm = {}, {"spatial": xy_um, f"spatial_{FULLRES}": xy_px}, {}
     if data.observed is not None:
-        obs["counted"] = data.counted
-        obs["umis"] = np.asarray(data.observed.of_cells.sum(axis=1, dtype=np.float64)).ravel()
         var["measured"] = data.measured
     if data.expected is not None:
         sums = data.expected.of_cells
         weights = data.loadings
-        obs["expected_umis"] = sums.sum(axis=1) if weights is None else sums @ weights.sum(axis=0)
         if weights is None:
             x = sums.astype(np.float32)
         else:
@@ -158,6 +148,29 @@ def to_anndata(source: CellSource, data: CellData, about: dict[str, Any]) -> Ann
         varm=varm,
         uns=uns,
     )  # fmt: skip
+
+
+def cell_columns(source: CellSource, data: CellData) -> dict[str, Any]:
+    """(n,) numbers of every cell by the name of their column in ``obs``; docs/cells.md has them."""
+    cells, lattice = data.cells, data.cells.lattice
+    xy_um, xy_px = lattice.to_um(cells.centroids), lattice.to_px(cells.centroids)
+    found: dict[str, Any] = {
+        "area_um2": cells.area_um2,
+        "bins": cells.n_bins,
+        "x_um": xy_um[:, 0],
+        "y_um": xy_um[:, 1],
+        "x_px": xy_px[:, 0],
+        "y_px": xy_px[:, 1],
+        "tissue": cells.mean_of(lattice.tissue),
+        "covered": cells.mean_of(source.covered),
+    }
+    if data.observed is not None:
+        found["counted"] = data.counted
+        found["umis"] = np.asarray(data.observed.of_cells.sum(axis=1, dtype=np.float64)).ravel()
+    if data.expected is not None:
+        sums, weights = data.expected.of_cells, data.loadings
+        found["expected_umis"] = sums.sum(axis=1) if weights is None else sums @ weights.sum(axis=0)
+    return found
 
 
 def provenance_of(

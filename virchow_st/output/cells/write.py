@@ -1,4 +1,4 @@
-"""``vst cells``: writes cells as AnnData, or as a SpatialData folder with their outlines."""
+"""``vst cells``: writes cells as AnnData, SpatialData with outlines, or GeoJSON for QuPath."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from virchow_st.field.ngff import FULLRES, Folder
 from virchow_st.field.write import TISSUE
 from virchow_st.names import tree_key
 from virchow_st.output.cells.gather import CellData, summed
+from virchow_st.output.cells.qupath import check_genes, write_outlines
 from virchow_st.output.cells.sources import CellSource, open_cell_source
 from virchow_st.output.cells.table import provenance_of, to_anndata
 from virchow_st.output.export.convert import from_zero
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 
 CELLS, TABLE = "cells", "table"
 """Names of the shapes and of their table in the SpatialData folder."""
-_H5AD, _ZARR = ".h5ad", ".zarr"
+_H5AD, _ZARR, _GEOJSON = ".h5ad", ".zarr", ".geojson"
 
 
 def write_cells(
@@ -47,12 +48,14 @@ def write_cells(
     progress: Progress = SILENT,
     image: Path | None = None,
 ) -> tuple[Path, str]:
-    """Write the table of `virchow_st.cell_table` to a file or folder, completely or not at all.
+    """Write the table of `virchow_st.cell_table`, or outlines, completely or not at all.
 
     Args:
         source, cells, config, store, progress, image: see `virchow_st.cell_table`.
         out: ``NAME.h5ad``, an AnnData file; or ``NAME.zarr``, a SpatialData folder that holds the
-            cells' outlines, the table and the H&E picture.
+            cells' outlines, the table and the H&E picture; or ``NAME.geojson``, outlines in
+            full-resolution px with measurements for QuPath, see
+            `virchow_st.output.cells.qupath.write_outlines`.
 
     Returns:
         ``out``, and a short description of its content.
@@ -62,9 +65,19 @@ def write_cells(
             there already or has another ending.
     """
     config = config or CellsConfig()
-    if out.suffix not in (_H5AD, _ZARR):
-        raise ConfigError(f"{out}: expected a name that ends in {_H5AD} or {_ZARR}; give one")
+    if out.suffix not in (_H5AD, _ZARR, _GEOJSON):
+        raise ConfigError(
+            f"{out}: expected a name that ends in {_H5AD}, {_ZARR} or {_GEOJSON}; give one"
+        )
     check_absent(out)
+    if out.suffix == _GEOJSON:
+        check_genes(config)
+        with open_cell_source(source, store, config.slide, config.keep_paths) as opened:
+            data = summed(opened, cells, config, progress, image)
+            about = provenance_of(opened, cells, config, data)
+            with new_output(out) as aside:
+                names = write_outlines(opened, data, config, about, aside / "result")
+        return out, f"outlines of {len(data.cells):,} cells with {len(names)} measurements"
     check_format("spatialdata" if out.suffix == _ZARR else "h5ad", needs_anndata=True)
     with open_cell_source(source, store, config.slide, config.keep_paths) as opened:
         data = summed(opened, cells, config, progress, image)
