@@ -9,7 +9,11 @@ import threading
 import time
 from pathlib import Path
 
+import pytest
+from half_dead import end, half_dead
+
 from virchow_st.cohort.lease import Leases
+from virchow_st.runtime.lock import BusyError, locked
 
 
 def test_one_of_many_gets_an_item(tmp_path: Path) -> None:
@@ -99,6 +103,23 @@ def test_a_claim_of_a_dead_process_returns_at_once(tmp_path: Path) -> None:
     lease = leases.claim("a", 1)
     assert lease is not None
     assert (lease.lost, lease.deaths) == (1, 0)  # its turn had not come
+
+
+def test_a_process_whose_threads_still_end_keeps_its_claim(tmp_path: Path) -> None:
+    """Else the next worker finds the item's output locked by a process that is taken for dead."""
+    claims = tmp_path / "claims"
+    claims.mkdir()
+    process = half_dead(claims, "a", tmp_path / "a.zarr")
+    leases = Leases(claims, 60)
+    try:
+        assert not leases.is_free("a", 1)
+        with pytest.raises(BusyError), locked(tmp_path / "a.zarr"):
+            pytest.fail("both hold it")
+    finally:
+        end(process)
+    assert leases.is_free("a", 1)
+    with locked(tmp_path / "a.zarr"):
+        pass
 
 
 def test_a_claim_whose_writer_died_in_it_lapses_too(tmp_path: Path) -> None:

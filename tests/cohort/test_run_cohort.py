@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from cohort_job import (
+    Hashing,
     ended,
     expected,
     make,
@@ -24,13 +25,15 @@ from cohort_job import (
     times,
     workers_of,
 )
+from half_dead import end, half_dead
 
-from virchow_st.cohort import run_cohort
+from virchow_st.cohort import Done, Item, run_cohort
 from virchow_st.cohort.choose import chosen_executor
 from virchow_st.cohort.on_local import LocalExecutor
 from virchow_st.config import CohortConfig
 from virchow_st.errors import ConfigError, VirchowSTError
-from virchow_st.runtime.progress import Recording
+from virchow_st.runtime.lock import Lock, lock_beside, locked
+from virchow_st.runtime.progress import Progress, Recording
 
 FOUR = {"s1": "refuse", "s2": "crash", "s4": "odd"}
 
@@ -80,6 +83,42 @@ def test_what_no_longer_holds_is_done_anew(tmp_path: Path) -> None:
     found = {o.item: o.text for o in run_cohort(changed, job, None, tmp_path / "state")}
     # These were looked at again and found done.
     assert found == {"s0": "was complete", "s1": "complete", "s2": "complete", "s3": "was complete"}
+
+
+class OneWriter(Hashing):
+    """Locks the result while it is made, as predictions, stores and runs are."""
+
+    def do(self, item: Item, prepared: Any, attempt: int, progress: Progress) -> Done:
+        with locked(self.folder / "out" / item.key):
+            return super().do(item, prepared, attempt, progress)
+
+
+def test_an_item_of_a_worker_that_is_still_dying_is_done(tmp_path: Path) -> None:
+    job, items = make(tmp_path, 2, kind=OneWriter)
+    claims = tmp_path / "state/claims"
+    claims.mkdir(parents=True)
+    process = half_dead(claims, "s0", tmp_path / "out/s0")
+    threading.Timer(1, end, [process]).start()
+    outcomes = run_cohort(items, job, None, tmp_path / "state", most_deaths=2)
+    check_whole(tmp_path, set(), 2)
+    assert [o.attempt for o in outcomes] == [2, 1]
+
+
+def test_an_item_whose_output_another_process_writes_waits(tmp_path: Path) -> None:
+    """As of a worker that stood still for so long that its claim lapsed, and goes on."""
+    job, items = make(tmp_path, 2, kind=OneWriter)
+    lock = Lock(tmp_path / "out/s0", lock_beside(tmp_path / "out/s0"))
+    try:
+        (failed, done) = run_cohort(items, job, None, tmp_path / "state", lease_s=0.5)
+        assert (failed.state, done.state) == ("failed", "done")
+        assert "out/s0: being written by process " in failed.text
+        threading.Timer(1, lock.release).start()
+        outcomes = run_cohort(items, job, None, tmp_path / "state", lease_s=30)
+    finally:
+        lock.release()
+    assert [o.text for o in outcomes] == ["complete", "complete"]
+    check_whole(tmp_path, set(), 2)
+    assert times(tmp_path, "begun") == {"s0": 1, "s1": 1}
 
 
 def test_names_have_to_differ_and_the_folder_be_writable(tmp_path: Path) -> None:

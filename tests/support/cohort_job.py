@@ -79,13 +79,15 @@ def expected(key: str, rounds: int) -> bytes:
     return digest
 
 
-def make(folder: Path, n: int, rounds: int = 2000, **faults: str) -> tuple[Hashing, list[Item]]:
+def make(
+    folder: Path, n: int, rounds: int = 2000, kind: type[Hashing] = Hashing, **faults: str
+) -> tuple[Hashing, list[Item]]:
     """A job and its items ``s0``, ``s1``, …, with faults by key."""
     for name in ("out", "log"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     keys = [f"s{i}" for i in range(n)]
     items = [Item(key, {"fault": faults.get(key, "")}) for key in keys]
-    return Hashing(folder, rounds), items
+    return kind(folder, rounds), items
 
 
 def times(folder: Path, what: str) -> dict[str, int]:

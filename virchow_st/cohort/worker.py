@@ -17,7 +17,10 @@ from virchow_st.cohort.job import Done, Item, Job, Outcome
 from virchow_st.cohort.lease import Lease, Leases
 from virchow_st.cohort.state import CohortState
 from virchow_st.errors import VirchowSTError
+from virchow_st.runtime.lock import BusyError
 from virchow_st.runtime.progress import Progress, Recording
+
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 5.0
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,7 @@ def work(call: Call, progress: Progress | None = None) -> Worked:
             # An item that a worker died with is done alone, to see whether it is to blame.
             ahead = None if lease.lost else claims.next(ahead=True)
             coming = _begin(pool, call.job, ahead)
-            outcome = _do(call, item, lease, started, messages, prepared, progress)
+            outcome = _do(call, item, lease, started, messages, prepared, progress, pool)
             claims.settle(item, lease, outcome)
             n_items += 1
             del prepared
@@ -116,6 +119,7 @@ def _do(
     messages: Recording,
     prepared: Future[Any],
     progress: Progress | None,
+    pool: ThreadPoolExecutor,
 ) -> Outcome:
     """Do an item; an error of any kind is its outcome and ends nothing else."""
     reports: Progress = messages if progress is None else progress
@@ -123,7 +127,7 @@ def _do(
         progress.note(item.title or item.key)
         messages.repeat(progress)
     try:
-        done = call.job.do(item, prepared.result(), lease.attempt, reports)
+        done = _do_when_free(call, item, lease, messages, prepared, reports, pool)
     except VirchowSTError as e:
         done, state = Done(" ".join(str(e).split())), "failed"
     except Exception as e:  # an unexpected error in one item must not end the whole cohort
@@ -148,6 +152,33 @@ def _do(
         lease.attempt,
         call.name,
     )
+
+
+def _do_when_free(
+    call: Call,
+    item: Item,
+    lease: Lease,
+    messages: Recording,
+    prepared: Future[Any],
+    reports: Progress,
+    pool: ThreadPoolExecutor,
+) -> Done:
+    """Do an item; wait where another process is writing its output.
+
+    That is mostly an earlier worker of the item that was taken for lost and lives: it stood still
+    for longer than its claim is good for. It ends soon, or finishes the item. After as long as a
+    claim is good for, `BusyError` is raised after all.
+    """
+    until, pause = time.monotonic() + call.lease_s, _FIRST_PAUSE_S
+    while True:
+        try:
+            return call.job.do(item, prepared.result(), lease.attempt, reports)
+        except BusyError:
+            if lease.is_lost or time.monotonic() + pause > until:
+                raise
+        time.sleep(pause)
+        pause = min(2 * pause, _LONGEST_PAUSE_S)
+        prepared = pool.submit(call.job.prepare, item, messages)
 
 
 class _Claims:

@@ -18,6 +18,7 @@ import socket
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from operator import itemgetter
 from pathlib import Path
 
 from virchow_st.errors import ConfigError, to_write_or
@@ -205,7 +206,7 @@ def _started(process: int) -> str:
 def _fields(process: int) -> list[str]:
     """What /proc says of a process after its name, which is in parentheses and may hold anything.
 
-    The first is its state, the twentieth its start time.
+    The first is its state, the eighteenth its number of threads, the twentieth its start time.
     """
     return Path(f"/proc/{process}/stat").read_text("utf-8", "replace").rpartition(")")[2].split()
 
@@ -232,11 +233,16 @@ def is_dead(mark: str) -> bool:
 
 
 def _has_ended(process: int) -> bool:
-    """Whether a process has ended and is only listed since its parent never asked for its end."""
+    """Whether a process has ended and is only listed since its parent never asked for its end.
+
+    One that was killed is listed as ended as soon as its first thread is; its other threads may
+    still be within a write, and the process holds its files and their locks until the last is gone.
+    """
     try:
-        return _fields(process)[0] == "Z"
+        state, n_threads = itemgetter(0, 17)(_fields(process))
     except OSError:
         return True
+    return state == "Z" and int(n_threads) <= 1
 
 
 def _read(file: Path) -> str | None:
