@@ -20,7 +20,7 @@ from virchow_st.types import Array, Float64Array
 
 MOST_GENES = 100
 """Genes that may be measurements of every cell: QuPath holds all of them in memory."""
-_DECIMALS = 4  # of coordinates, px
+_DECIMALS = 6  # of coordinates, px: with 4, one bin of a million changed its cell
 _AT_ONCE = 10_000  # cells
 
 
@@ -40,7 +40,7 @@ def write_outlines(
 
     Every feature has QuPath's properties: ``objectType`` (``cell``, or ``detection`` of nuclei),
     ``name``, ``classification`` where the cell has a class, and ``measurements``. Coordinates are
-    full-resolution px ``(x, y)``, corner-based, rounded to 0.0001 px. Cells that were given as
+    full-resolution px ``(x, y)``, corner-based, rounded to 1e-6 px. Cells that were given as
     bins, or expanded, have the outline of their bins. The format is what QuPath 0.4 and later write
     (https://qupath.readthedocs.io, "Exporting annotations").
 
