@@ -19,6 +19,7 @@ from virchow_st_cli.main import cli
 Vst = Callable[..., Answer]
 # They run the other commands, or measure them, on data of their own.
 COMPOSED = {"demo", "bench"}
+ASKS = {"copy"}  # from or to a URL, always
 
 
 @pytest.fixture
@@ -86,7 +87,7 @@ def test_no_command_asks_the_network_and_every_file_is_as_the_umask_says(
         ["cells", stores["P5"], "--cells", tmp_path / "cells.geojson", "--out", new / "c.h5ad"],
         ["push", run, new / "model"],
     ]  # fmt: skip
-    assert {command[0] for command in commands} == set(cli.commands) - COMPOSED
+    assert {command[0] for command in commands} == set(cli.commands) - COMPOSED - ASKS
     before = set(tmp_path.rglob("*"))
     for command in commands:
         answer = vst(*command)
@@ -108,6 +109,11 @@ def test_the_network_is_asked_where_a_name_on_it_is_given(
     vst: Vst, tmp_path: Path, asked: list[str]
 ) -> None:
     """So the test above would have seen it."""
-    answer = vst("predict", "hf:nobody/nothing", tmp_path / "x.tif", "--out", tmp_path / "x")
-    assert answer.code == 2
-    assert asked
+    for command in (
+        ["predict", "hf:nobody/nothing", tmp_path / "x.tif", "--out", tmp_path / "x"],
+        ["copy", "https://nobody.invalid/x.vst", tmp_path / "x.vst"],
+    ):
+        asked.clear()
+        answer = vst(*command)
+        assert answer.code == 2
+        assert asked, command

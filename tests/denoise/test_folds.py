@@ -71,6 +71,7 @@ def test_part_of_a_store_hides_bins(store: Store) -> None:
             np.testing.assert_array_equal(patch.tokens, whole.tokens)
 
 
+@pytest.mark.slow
 def test_a_fold_is_predicted_without_its_counts(fast: None, store: Store, tmp_path: Path) -> None:
     slide, fold = read_slide(store), fold_of_patches(store, 2)
     hidden = hidden_bins(store, slide, fold == 0)
@@ -98,6 +99,7 @@ def test_a_fold_is_predicted_without_its_counts(fast: None, store: Store, tmp_pa
     assert not np.allclose(first.maps[seen], second.maps[seen], rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_one_command_trains_denoises_and_leaves_the_field_alone(
     fast: None, vst: Callable[..., Answer], store: Store, tmp_path: Path
 ) -> None:

@@ -122,6 +122,7 @@ def test_a_finished_one_is_only_summed_up(run, config, summary, monkeypatch):
     assert summarise({p: run / f"fold-{p}" for p in PATIENTS}) == summary
 
 
+@pytest.mark.slow
 def test_folds_on_workers_are_those_of_one_process(config, tmp_path):
     with pytest.MonkeyPatch.context() as patch:  # as in the workers, which import it anew
         patch.setattr(schedule, "_LEAST_STEPS_PER_EPOCH", LEAST_STEPS)

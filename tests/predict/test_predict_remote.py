@@ -80,6 +80,7 @@ def test_a_slide_from_and_to_object_storage(
     assert (tmp_path / "o.zarr/zarr.json").read_bytes() == alone["zarr.json"]
 
 
+@pytest.mark.slow
 def test_a_kill_while_it_is_uploaded(
     s3: S3,
     vst: Callable[..., Any],

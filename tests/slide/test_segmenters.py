@@ -80,6 +80,7 @@ def test_touching_discs_are_parted_and_debris_is_none() -> None:
     assert not Nuclei().segment(np.full((512, 512, 3), 255, np.uint8)).any()
 
 
+@pytest.mark.slow
 def test_planted_nuclei_are_found_in_a_simulated_slide(
     simulated: Path, stores: dict[str, Path], tmp_path: Path, vst: Callable[..., Answer]
 ) -> None:
