@@ -223,6 +223,17 @@ def test_a_scheduler_that_is_stopped_goes_on(tmp_path: Path, how: signal.Signals
     check_whole(tmp_path, set(), 12, rounds)
 
 
+def test_claims_that_a_worker_left_beside_its_marks_go(tmp_path: Path) -> None:
+    """It was stopped between writing what became of its item and removing the claim."""
+    job, items = make(tmp_path, 3)
+    run_cohort(items, job, None, tmp_path / "state")
+    for name in ("s1@1", "s2@1", "s2@2"):
+        (tmp_path / "state/claims" / name).write_text('{"state": "released"}')
+    run_cohort(items, job, None, tmp_path / "state")
+    check_whole(tmp_path, set(), 3)
+    assert set(times(tmp_path, "finished").values()) == {1}
+
+
 def is_alive(process: int) -> bool:
     try:
         return " Z " not in Path(f"/proc/{process}/stat").read_text()

@@ -19,6 +19,7 @@ import os
 import socket
 import time
 import uuid
+from collections.abc import Container
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,9 +79,7 @@ class Lease:
 
     def remove(self) -> None:
         """Remove the item's claims, after what became of it is written."""
-        for attempt in range(self.attempt, 0, -1):
-            with contextlib.suppress(OSError):
-                _path(self.path.parent, self.file, attempt).unlink()
+        _remove(self.path.parent, self.file, self.attempt)
 
 
 @dataclass(frozen=True)
@@ -145,6 +144,16 @@ class Leases:
                 found[file] = max(found.get(file, 0), int(number))
         return found
 
+    def remove_of(self, files: Container[str]) -> None:
+        """Remove the claims of items that are settled.
+
+        A worker that was killed, or stopped, just after it had written what became of its item left
+        them.
+        """
+        for file, latest in self.latest().items():
+            if file in files:
+                _remove(self._folder, file, latest)
+
     def is_free(self, file: str, latest: int) -> bool:
         """Whether an item can be claimed.
 
@@ -206,6 +215,12 @@ class Leases:
 
 def _path(folder: Path, file: str, attempt: int) -> Path:
     return folder / f"{file}@{attempt}"
+
+
+def _remove(folder: Path, file: str, latest: int) -> None:
+    for attempt in range(latest, 0, -1):
+        with contextlib.suppress(OSError):
+            _path(folder, file, attempt).unlink()
 
 
 def _content(state: str, seconds: float) -> bytes:

@@ -124,7 +124,10 @@ class _Seen:
         self._last_table = time.monotonic()
 
     def tidy(self, job: Job) -> None:
-        """Take away marks that do not hold any longer, so that their items are done again."""
+        """Take away marks that do not hold any longer, so that their items are done again.
+
+        Claims of items that are settled go as well.
+        """
         items = {item.key: item for item in self.state.items}
         for file in self.state.settled() & self._files.keys():
             key = self._files[file]
@@ -133,6 +136,7 @@ class _Seen:
                 continue
             if found is None or found.state == "failed" or not job.is_there(items[key]):
                 self.state.forget(key)
+        Leases(self.state.claims, LEASE_S).remove_of(self.state.settled())
 
     def outcomes(self) -> list[Outcome]:
         """What became of every item, in the list's order."""
