@@ -12,8 +12,8 @@ import click
 from click.core import ParameterSource
 
 from virchow_st.cloud.place import check_local, place
-from virchow_st.config import from_toml
 from virchow_st.errors import ConfigError
+from virchow_st.settings import from_toml
 from virchow_st_cli.console import Console
 
 C = TypeVar("C")

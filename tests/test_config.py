@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from virchow_st.config import ExtractConfig, SimulateConfig, TrainConfig, from_toml, to_toml
+from virchow_st.config import ExtractConfig, SimulateConfig, TrainConfig
 from virchow_st.errors import ConfigError
+from virchow_st.settings import from_toml, to_toml
 
 CLASSES = (SimulateConfig, ExtractConfig, TrainConfig)
 

@@ -17,7 +17,7 @@ HEAVY = {"torch", "torchvision", "torch_geometric", "timm", "numba", "cv2", "mat
          "huggingface_hub", "imagecodecs", "triton", "shapely"}  # fmt: skip
 
 # The rooms from the ground up, and which rooms below each may import beside the ground itself.
-GROUND = {"types", "errors", "config", "schema", "names"}
+GROUND = {"types", "errors", "config", "settings", "schema", "names"}
 ROOMS: dict[str, set[str]] = {
     "runtime": set(),
     "kernels": set(),

@@ -1,4 +1,4 @@
-"""Settings of the jobs as frozen dataclasses, validated on creation and stored as TOML.
+"""Settings of the jobs as frozen dataclasses, checked on creation and stored as TOML (`settings`).
 
 Every setting is defined once, in this module: the command line derives the ``--option`` and its
 help text from the field, and a run's ``config.toml`` is the same dataclass written as TOML.
@@ -6,67 +6,15 @@ help text from the field, and a run's ``config.toml`` is the same dataclass writ
 
 from __future__ import annotations
 
-import math
-from dataclasses import asdict, dataclass, field, fields
-from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from dataclasses import dataclass
 
 from virchow_st.errors import ConfigError
-from virchow_st.schema import MismatchError, check, read_toml
+from virchow_st.settings import Checked, setting
 from virchow_st.types import SCALES_UM
 
 
-def setting(
-    default: Any,
-    help: str,
-    *,
-    choices: tuple[Any, ...] | None = None,
-    at_least: float | None = None,
-    at_most: float | None = None,
-) -> Any:
-    """Declare a dataclass field with its help text and the values that it accepts.
-
-    Args:
-        default: Default value; its type is the type of the setting.
-        help: Help text of the command-line option.
-        choices: Accepted values, or None for any; for a tuple, accepted values of its items.
-        at_least: Smallest accepted number, or None.
-        at_most: Largest accepted number, or None.
-    """
-    limits = {"choices": choices, "at_least": at_least, "at_most": at_most}
-    return field(default=default, metadata={"help": help, **limits})
-
-
-class _Checked:
-    """Base class that checks every field of a dataclass against its declared limits."""
-
-    def __post_init__(self) -> None:
-        for f in fields(self):  # type: ignore[arg-type]
-            value, limits = getattr(self, f.name), f.metadata
-            if value == () and limits.get("choices"):
-                raise ConfigError(f"{f.name}: expected at least one of {_list(limits['choices'])}")
-            for item in value if isinstance(value, tuple) else (value,):
-                _check(f.name, item, limits)
-
-
-def _check(name: str, value: Any, limits: Any) -> None:
-    choices, low, high = limits.get("choices"), limits.get("at_least"), limits.get("at_most")
-    if choices is not None and value not in choices:
-        raise ConfigError(f"{name}: expected one of {_list(choices)}; got {value!r}")
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ConfigError(f"{name}: expected a finite number; got {value}")
-    if low is not None and value < low:
-        raise ConfigError(f"{name}: expected at least {low}; got {value}")
-    if high is not None and value > high:
-        raise ConfigError(f"{name}: expected at most {high}; got {value}")
-
-
-def _list(choices: tuple[Any, ...]) -> str:
-    return ", ".join(map(str, choices))
-
-
 @dataclass(frozen=True)
-class SimulateConfig(_Checked):
+class SimulateConfig(Checked):
     """Settings of ``vst simulate``."""
 
     patients: tuple[str, ...] = setting(("P1", "P2", "P5"), "patients to simulate, one slide each")
@@ -96,7 +44,7 @@ class SimulateConfig(_Checked):
 
 
 @dataclass(frozen=True)
-class ExtractConfig(_Checked):
+class ExtractConfig(Checked):
     """Settings of ``vst extract``."""
 
     encoder: str = setting(
@@ -132,7 +80,7 @@ class ExtractConfig(_Checked):
 
 
 @dataclass(frozen=True)
-class TrainConfig(_Checked):
+class TrainConfig(Checked):
     """Settings of ``vst train``."""
 
     stores: tuple[str, ...] = setting((), "stores of the training patients and the test patient")
@@ -261,7 +209,7 @@ KEEP_PATHS = "write the full paths of input files into the output, not only thei
 
 
 @dataclass(frozen=True)
-class PredictConfig(_Checked):
+class PredictConfig(Checked):
     """Settings of ``vst predict``."""
 
     mpp: float = setting(
@@ -305,7 +253,7 @@ class PredictConfig(_Checked):
 
 
 @dataclass(frozen=True)
-class CohortConfig(_Checked):
+class CohortConfig(Checked):
     """Settings of commands that share a list of slides, or folds, over workers."""
 
     executor: str = setting(
@@ -336,7 +284,7 @@ class CohortConfig(_Checked):
 
 
 @dataclass(frozen=True)
-class DenoiseConfig(_Checked):
+class DenoiseConfig(Checked):
     """Settings of ``vst denoise``."""
 
     factors: int = setting(
@@ -366,7 +314,7 @@ class DenoiseConfig(_Checked):
 
 
 @dataclass(frozen=True)
-class ExportConfig(_Checked):
+class ExportConfig(Checked):
     """Settings of ``vst export``."""
 
     format: str = setting(
@@ -386,7 +334,7 @@ class ExportConfig(_Checked):
 
 
 @dataclass(frozen=True)
-class CellsConfig(_Checked):
+class CellsConfig(Checked):
     """Settings of ``vst cells``."""
 
     genes: str = setting(
@@ -409,40 +357,3 @@ class CellsConfig(_Checked):
     )
     slide: str = setting("", "test slide to take, if the run has several")
     keep_paths: bool = setting(False, KEEP_PATHS)
-
-
-C = TypeVar("C", bound=_Checked)
-
-
-def to_toml(config: _Checked) -> str:
-    """Convert a configuration to TOML text that contains every field."""
-    import tomli_w
-
-    values = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(config).items()}  # type: ignore[call-overload]
-    return tomli_w.dumps(values)
-
-
-def from_toml(cls: type[C], path: Path) -> C:
-    """Read a configuration that `to_toml` wrote.
-
-    Args:
-        cls: Class of the configuration, such as `TrainConfig`.
-        path: TOML file.
-
-    Raises:
-        ConfigError: The file cannot be read, is not TOML, or has unknown keys or bad values.
-    """
-    values = read_toml(path)
-    known = get_type_hints(cls)
-    if unknown := sorted(set(values) - set(known)):
-        raise ConfigError(f"{path}: unknown keys {', '.join(unknown)}; known: {', '.join(known)}")
-    for name, value in values.items():
-        try:
-            check(value, known[name], name)
-        except MismatchError as e:
-            raise ConfigError(f"{path}: {e}") from None
-        if isinstance(value, list):
-            values[name] = tuple(value)
-        elif known[name] is float:
-            values[name] = float(value)
-    return cls(**values)

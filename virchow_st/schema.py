@@ -286,7 +286,7 @@ def read_json_lines(path: Path, kind: Any, remedy: str, *, missing: str | None =
 
 
 def read_toml(path: Path, remedy: str = "give a TOML file") -> dict[str, Any]:
-    """Read a TOML file; its content is checked by `virchow_st.config.from_toml`."""
+    """Read a TOML file; its content is checked by `virchow_st.settings.from_toml`."""
     text = read_text(path, remedy)
     try:
         return tomllib.loads(text)

@@ -11,12 +11,13 @@ from dying import Killed
 from tiny_store import write_store
 from tiny_training import PATIENTS, few_steps, tiny_config, two_patients
 
-from virchow_st.config import CohortConfig, TrainConfig, from_toml
+from virchow_st.config import CohortConfig, TrainConfig
 from virchow_st.errors import ConfigError
 from virchow_st.evaluation import leave_one_out as module
 from virchow_st.evaluation.leave_one_out import STATE, leave_one_out, summarise
 from virchow_st.predict.load import load_run
 from virchow_st.run.split import Split, read_split
+from virchow_st.settings import from_toml
 from virchow_st.training import schedule
 
 LEAST_STEPS = schedule._LEAST_STEPS_PER_EPOCH

@@ -294,9 +294,10 @@ def test_names_are_no_markup() -> None:
 def test_a_panel_that_was_a_file_keeps_its_name_alone(stain_run) -> None:
     from dataclasses import replace
 
-    from virchow_st.config import TrainConfig, from_toml
+    from virchow_st.config import TrainConfig
     from virchow_st.output.share.nameless import _without_paths
     from virchow_st.run.split import read_split
+    from virchow_st.settings import from_toml
 
     split = read_split(stain_run / "split.json")
     names = {patient: patient for patient in PATIENTS}

@@ -18,10 +18,10 @@ from joined_trainer import DIED, STEPS
 from safetensors.torch import load_file
 from tiny_training import few_steps, history, tiny_config, two_patients
 
-from virchow_st.config import to_toml
 from virchow_st.errors import ConfigError
 from virchow_st.predict.load import load_run
 from virchow_st.runtime.distributed import ALONE, Processes, process_group
+from virchow_st.settings import to_toml
 from virchow_st.training.train import train
 
 HERE = Path(__file__).parents[1] / "support"

@@ -16,10 +16,11 @@ from unittest.mock import patch
 
 import torch
 
-from virchow_st.config import TrainConfig, from_toml
+from virchow_st.config import TrainConfig
 from virchow_st.errors import ConfigError, StoreError, VirchowSTError
 from virchow_st.run.folder import is_begun
 from virchow_st.runtime.distributed import process_group
+from virchow_st.settings import from_toml
 from virchow_st.training import schedule
 from virchow_st.training.learner import Learner
 from virchow_st.training.train import train

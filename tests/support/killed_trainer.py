@@ -19,8 +19,9 @@ from pathlib import Path
 
 import torch
 
-from virchow_st.config import TrainConfig, from_toml
+from virchow_st.config import TrainConfig
 from virchow_st.run.folder import is_begun
+from virchow_st.settings import from_toml
 from virchow_st.training import schedule
 from virchow_st.training.train import train
 

@@ -10,13 +10,14 @@ import torch
 from dying import DiesAfterEpoch, Killed
 from tiny_training import few_steps, history, tiny_config, two_patients
 
-from virchow_st.config import TrainConfig, from_toml
+from virchow_st.config import TrainConfig
 from virchow_st.errors import ConfigError
 from virchow_st.models.decoders.variation import variations
 from virchow_st.models.losses.balance import GradNorm
 from virchow_st.predict.load import load_run
 from virchow_st.run.panel import Panel, choose_panel
 from virchow_st.run.split import Split
+from virchow_st.settings import from_toml
 from virchow_st.store.reader import open_store
 from virchow_st.training import learner
 from virchow_st.training import train as training

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from tiny_training import history, tiny_config, two_patients
 
-from virchow_st.config import to_toml
+from virchow_st.settings import to_toml
 
 HERE = Path(__file__).parents[1] / "support"
 

@@ -15,12 +15,13 @@ from dying import DiesAfterEpoch, Killed
 from tiny_store import write_store
 from tiny_training import few_steps, history, tiny_config, two_patients
 
-from virchow_st.config import TrainConfig, from_toml
+from virchow_st.config import TrainConfig
 from virchow_st.errors import ConfigError
 from virchow_st.models.decoders.linear import LinearDecoder
 from virchow_st.predict.load import load_run
 from virchow_st.run.checkpoint import load_checkpoint
 from virchow_st.run.split import read_split
+from virchow_st.settings import from_toml
 from virchow_st.training import feed, schedule
 from virchow_st.training.ema import RunningMean
 from virchow_st.training.learner import Learner

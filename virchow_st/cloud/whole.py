@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Literal, TypedDict
@@ -164,13 +164,7 @@ def get_whole(url: Url, path: Path, progress: Progress = SILENT) -> None:
             waiting = [
                 pool.submit(_get, _at(url, name), aside / name, one) for name, one in files.items()
             ]
-            try:
-                for number, one in enumerate(waiting, 1):
-                    one.result()
-                    progress.step(number, len(waiting), "files downloaded")
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
+            _wait(pool, waiting, progress, "files downloaded")
 
 
 def peek_root(url: Url, folder: Path) -> Path:
@@ -200,13 +194,20 @@ def _send_all(
     left = [n for n, c in files.items() if n not in there or not there[n].is_proven(c)]
     with ThreadPoolExecutor(storage.N_AT_ONCE, "send") as pool:
         waiting = [pool.submit(storage.send, path / name, _at(url, name)) for name in left]
-        try:
-            for number, one in enumerate(waiting, 1):
-                one.result()
-                progress.step(number, len(waiting), "files uploaded")
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+        _wait(pool, waiting, progress, "files uploaded")
+
+
+def _wait(
+    pool: ThreadPoolExecutor, waiting: Sequence[Future[None]], progress: Progress, unit: str
+) -> None:
+    """Wait for all; after an error, or when stopped, those that have not begun are dropped."""
+    try:
+        for number, one in enumerate(waiting, 1):
+            one.result()
+            progress.step(number, len(waiting), unit)
+    except BaseException:
+        pool.shutdown(cancel_futures=True)
+        raise
 
 
 def _check_arrived(url: Url, files: Mapping[str, Content]) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 from virchow_st.cohort.choose import chosen_executor
 from virchow_st.cohort.job import Done, Item
 from virchow_st.cohort.run import run_cohort
-from virchow_st.config import CohortConfig, TrainConfig, to_toml
+from virchow_st.config import CohortConfig, TrainConfig
 from virchow_st.errors import ConfigError
 from virchow_st.evaluation.evaluate import evaluate_run
 from virchow_st.names import file_names
@@ -27,6 +27,7 @@ from virchow_st.run.split import read_split, split_patients
 from virchow_st.runtime.atomic import write_json, write_text
 from virchow_st.runtime.distributed import ALONE, Processes
 from virchow_st.runtime.progress import SILENT, Progress
+from virchow_st.settings import to_toml
 from virchow_st.store.reader import open_store
 from virchow_st.training.train import train
 from virchow_st.types import SCALES_UM

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from virchow_st.config import TrainConfig, from_toml
+from virchow_st.config import TrainConfig
 from virchow_st.errors import ConfigError
 from virchow_st.kernels.orientation import N_ORIENTATIONS
 from virchow_st.models.decoders import build_decoder, decode
@@ -32,6 +32,7 @@ from virchow_st.run.rates import check_left_out, leave_out_impossible, left_out
 from virchow_st.run.split import Split, read_split
 from virchow_st.run.transcriptome import RunGenes
 from virchow_st.runtime.devices import pick_device
+from virchow_st.settings import from_toml
 from virchow_st.store.context import with_margin
 from virchow_st.store.reader import Patch, Store
 from virchow_st.types import PATCH_BINS, PATCH_UM, Array, Float32Array, Float64Array, UInt8Array

@@ -13,11 +13,12 @@ import h5py
 import numpy as np
 import xxhash
 
-from virchow_st.config import PredictConfig, to_toml
+from virchow_st.config import PredictConfig
 from virchow_st.models.encoders.base import Encoder
 from virchow_st.models.encoders.weights import parameters_hash
 from virchow_st.predict.load import Run
 from virchow_st.runtime.software import versions
+from virchow_st.settings import to_toml
 from virchow_st.slide.image import SlideImage
 from virchow_st.slide.patches import PatchTable
 from virchow_st.slide.remote import image_fingerprint

@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from virchow_st.config import TrainConfig, from_toml
+from virchow_st.config import TrainConfig
 from virchow_st.errors import ConfigError
 from virchow_st.run.all_genes import ALL_GENES, AllGenesRow, read_all_genes
 from virchow_st.run.history import Epoch, read_history
@@ -17,6 +17,7 @@ from virchow_st.run.panel import Gene, gene_labels
 from virchow_st.run.results import PER_GENE_FILE, GeneScore, read_metrics, read_per_gene
 from virchow_st.run.split import SplitFile, read_split
 from virchow_st.run.state import check_run
+from virchow_st.settings import from_toml
 from virchow_st.types import SCALES_UM
 
 if TYPE_CHECKING:

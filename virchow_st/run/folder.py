@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from virchow_st.config import TrainConfig, from_toml, to_toml
+from virchow_st.config import TrainConfig
 from virchow_st.errors import ConfigError, to_write_or
 from virchow_st.metrics.appearance import Appearance
 from virchow_st.run.appearance import write_appearance
@@ -17,6 +17,7 @@ from virchow_st.run.split import Split
 from virchow_st.run.state import read_state
 from virchow_st.run.transcriptome import RunGenes
 from virchow_st.runtime.atomic import settled, write_text
+from virchow_st.settings import from_toml, to_toml
 from virchow_st.store.reader import Store
 
 _ELSEWHERE = ("device", "compile")  # settings that a resumed run may have otherwise

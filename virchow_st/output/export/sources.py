@@ -13,7 +13,7 @@ import numpy as np
 import xxhash
 from scipy import sparse
 
-from virchow_st.config import TrainConfig, from_toml, to_toml
+from virchow_st.config import TrainConfig
 from virchow_st.errors import ConfigError, StoreError
 from virchow_st.kernels.pooling import sum_pool
 from virchow_st.run.maps import SlideResult, find_maps, open_maps
@@ -21,6 +21,7 @@ from virchow_st.run.panel import Panel
 from virchow_st.run.rates import exact_float32
 from virchow_st.run.results import read_metrics
 from virchow_st.run.state import check_run
+from virchow_st.settings import from_toml, to_toml
 from virchow_st.slide.geometry import Homography
 from virchow_st.store.format import SparseCounts
 from virchow_st.store.genes import find_genes, split_names

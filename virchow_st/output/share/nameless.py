@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from virchow_st.config import TrainConfig, from_toml, to_toml
+from virchow_st.config import TrainConfig
 from virchow_st.errors import ConfigError
 from virchow_st.names import file_names
 from virchow_st.output.share.listing import BEST, best_of
@@ -32,6 +32,7 @@ from virchow_st.run.results import (
 from virchow_st.run.split import SplitFile, read_split, with_patients
 from virchow_st.run.state import STATE, TENSORS, read_state, sealed, tensors_file
 from virchow_st.runtime.atomic import write_json, write_text
+from virchow_st.settings import from_toml, to_toml
 
 
 def copy_nameless(run: Path, folder: Path, keep_names: bool = False) -> dict[str, Any]:

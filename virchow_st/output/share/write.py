@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from virchow_st.config import TrainConfig, from_toml
+from virchow_st.config import TrainConfig
 from virchow_st.errors import ConfigError
 from virchow_st.output.share.card import model_card
 from virchow_st.output.share.listing import CARD, best_of, write_listing
@@ -14,6 +14,7 @@ from virchow_st.run.integrity import CONFIG
 from virchow_st.run.state import read_state
 from virchow_st.run.transcriptome import RunGenes
 from virchow_st.runtime.atomic import new_output
+from virchow_st.settings import from_toml
 
 
 def save_run(
