@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 
 from virchow_st.config import SimulateConfig
-from virchow_st.kernels.table import draw_record
+from virchow_st.kernels.record_cases import draw_record
 from virchow_st.simulate import simulate_cohort
 from virchow_st.store.format import PatchInfo
 from virchow_st.store.writer import PatchRecord, StoreWriter

@@ -28,6 +28,7 @@ from virchow_st.kernels import (
     poisson,
     poisson_reference,
     pooling,
+    record_cases,
     reference,
     ssim,
     thinning,
@@ -35,13 +36,11 @@ from virchow_st.kernels import (
 )
 from virchow_st.types import (
     PATCH_BINS,
-    PATCH_POSITIONS,
     SCALES_UM,
     Array,
     BoolArray,
     Float32Array,
     Float64Array,
-    Int64Array,
 )
 
 
@@ -143,81 +142,6 @@ def _poisson_inputs(rng: np.random.Generator) -> tuple[Any, ...]:
     return *_flat_inputs(rng), 1e-3
 
 
-def draw_record(
-    rng: np.random.Generator, n_genes: int = 18_085, umi_per_bin: float = 9.0
-) -> tuple[Array, Array, Array]:
-    """Draw the non-zero counts of a patch as dense as a 2 µm colon slide, log-normal over genes.
-
-    A few bins get many UMIs of the most abundant genes, so that some counts are large.
-
-    Returns:
-        (N,) int64 genes, sorted; (N,) int64 positions, sorted within a gene; (N,) uint32 UMIs.
-    """
-    share = rng.lognormal(0.0, 2.0, n_genes)
-    n_umi = rng.poisson(umi_per_bin * PATCH_POSITIONS * share / share.sum())
-    gene = np.repeat(np.arange(n_genes), n_umi)
-    crowded = rng.random(len(gene)) < 0.02
-    position = np.where(crowded, rng.integers(0, 64, len(gene)), 64) * 256
-    position[~crowded] = rng.integers(0, PATCH_POSITIONS, np.count_nonzero(~crowded))
-    cells, counts = np.unique(gene * PATCH_POSITIONS + position, return_counts=True)
-    return *np.divmod(cells, PATCH_POSITIONS), counts.astype(np.uint32)
-
-
-def _record_parts(rng: np.random.Generator) -> tuple[Array, Array, Array, Array, Int64Array]:
-    """Genes, sizes, entries and escapes of a record, and the entry ranges of a 50-gene panel."""
-    gene, position, count = draw_record(rng)
-    genes, sizes = np.unique(gene, return_counts=True)
-    inline = np.where(count < 4, count, 0)
-    entries = position + PATCH_POSITIONS * inline
-    at = np.flatnonzero(inline == 0)
-    escapes = np.stack([at, count[at]], axis=1).astype(np.uint32).ravel()
-    strongest = rng.permutation(genes[np.argsort(-sizes)[:50]])
-    spans = panel_reference.find_panel(genes, sizes, strongest)
-    u16 = [x.astype(np.uint16) for x in (genes, sizes, entries)]
-    return u16[0], u16[1], u16[2], escapes, spans
-
-
-def _fault_inputs(rng: np.random.Generator) -> tuple[Any, ...]:
-    genes, sizes, entries, escapes, _ = _record_parts(rng)
-    return genes, sizes, entries, np.zeros(1, np.uint16), escapes, 18_085
-
-
-def _wide_fault_inputs(rng: np.random.Generator) -> tuple[Any, ...]:
-    """The record of a store of 70,000 genes, whose indices are uint32."""
-    genes, *others, _ = _fault_inputs(rng)
-    return genes + np.uint32(50_000), *others, 70_000
-
-
-def _find_inputs(rng: np.random.Generator) -> tuple[Any, ...]:
-    genes, sizes, *_ = _record_parts(rng)
-    return genes, sizes, rng.integers(0, 18_085, 50)
-
-
-def _wide_find_inputs(rng: np.random.Generator) -> tuple[Any, ...]:
-    genes, sizes, wanted = _find_inputs(rng)
-    return genes + np.uint32(50_000), sizes, wanted + 50_000
-
-
-def _gather_inputs(rng: np.random.Generator) -> tuple[Any, ...]:
-    _, _, entries, escapes, spans = _record_parts(rng)
-    return entries, escapes, spans
-
-
-def _into_new(fill: Callable[..., None]) -> Callable[..., Float32Array]:
-    """Wrap a function that fills its last argument into one that returns the filled array."""
-
-    def filled(entries: Array, escapes: Array, spans: Int64Array) -> Float32Array:
-        out = np.full((len(spans), PATCH_POSITIONS), np.nan, np.float32)
-        fill(entries, escapes, spans, out)
-        return out
-
-    return filled
-
-
-def _sparse_inputs(rng: np.random.Generator) -> tuple[Any, ...]:
-    return *panel_reference.gather_sparse(*_gather_inputs(rng)), 4
-
-
 def _deviance_inputs(rng: np.random.Generator) -> tuple[Any, ...]:
     """Log-rates of two patches and their sparse counts, as the fused Poisson loss passes them."""
     log_rate, mask, start, position, count = [], [], [0], [], []
@@ -287,37 +211,37 @@ TABLE: tuple[Pair, ...] = (
         _thinning_inputs,
         0.0,
     ),
-    Pair("find_fault", panel.find_fault, panel_reference.find_fault, _fault_inputs, 0.0),
+    Pair("find_fault", panel.find_fault, panel_reference.find_fault, record_cases.fault, 0.0),
     Pair(
         "find_fault, uint32",
         panel.find_fault,
         panel_reference.find_fault,
-        _wide_fault_inputs,
+        record_cases.wide_fault,
         0.0,
     ),
-    Pair("find_panel", panel.find_panel, panel_reference.find_panel, _find_inputs, 0.0),
+    Pair("find_panel", panel.find_panel, panel_reference.find_panel, record_cases.find, 0.0),
     Pair(
         "find_panel, uint32",
         panel.find_panel,
         panel_reference.find_panel,
-        _wide_find_inputs,
+        record_cases.wide_find,
         0.0,
     ),
     Pair(
         "fill_dense",
-        _into_new(panel.fill_dense),
-        _into_new(panel_reference.fill_dense),
-        _gather_inputs,
+        record_cases.into_new(panel.fill_dense),
+        record_cases.into_new(panel_reference.fill_dense),
+        record_cases.gather,
         0.0,
     ),
     Pair(
         "gather_sparse",
         panel.gather_sparse,
         panel_reference.gather_sparse,
-        _gather_inputs,
+        record_cases.gather,
         0.0,
     ),
-    Pair("pool_sparse", panel.pool_sparse, panel_reference.pool_sparse, _sparse_inputs, 0.0),
+    Pair("pool_sparse", panel.pool_sparse, panel_reference.pool_sparse, record_cases.sparse, 0.0),
     Pair(
         "half_deviances",
         _half_deviances(poisson.half_deviances),

@@ -14,25 +14,21 @@ from torch import Tensor
 from virchow_st.config import TrainConfig
 from virchow_st.errors import ConfigError
 from virchow_st.kernels.orientation import N_ORIENTATIONS
-from virchow_st.models.decoders import build_decoder, decode
+from virchow_st.models.decoders import decode
 from virchow_st.models.decoders.base import Decoder
-from virchow_st.models.decoders.plugins import check_installed
-from virchow_st.models.losses import build_objective
 from virchow_st.models.losses.base import Objective
-from virchow_st.models.losses.factor_poisson import FactorPoisson, FactorStart
+from virchow_st.models.losses.factor_poisson import FactorPoisson
 from virchow_st.output.share import fetch_run, push_run, save_run
 from virchow_st.output.share.listing import check_listed
 from virchow_st.predict.array import MIN_TISSUE, ImageRates, predict_array
 from virchow_st.predict.image import decoded_together
 from virchow_st.predict.orientations import Orientations
-from virchow_st.run.checkpoint import load_checkpoint, read_state
-from virchow_st.run.integrity import check_files
+from virchow_st.predict.restore import restore
 from virchow_st.run.panel import Panel
 from virchow_st.run.rates import check_left_out, leave_out_impossible, left_out
-from virchow_st.run.split import Split, read_split
+from virchow_st.run.split import Split
 from virchow_st.run.transcriptome import RunGenes
 from virchow_st.runtime.devices import pick_device
-from virchow_st.settings import from_toml
 from virchow_st.store.context import with_margin
 from virchow_st.store.reader import Patch, Store
 from virchow_st.types import PATCH_BINS, PATCH_UM, Array, Float32Array, Float64Array, UInt8Array
@@ -387,45 +383,17 @@ def load_run(path: Path | str, device: str = "auto", *, orientations: int = N_OR
     if str(path).startswith(_ON_HUB):
         repo, _, revision = str(path).removeprefix(_ON_HUB).partition("@")
         return load_run(fetch_run(repo, revision or None), device, orientations=orientations)
-    path = Path(path)
-    best = path / "checkpoints" / "best"
-    if not path.is_dir():
-        raise ConfigError(f"{path}: no such run; write it with `vst train … --run {path}`")
-    state = read_state(best)
-    config = from_toml(TrainConfig, path / "config.toml")
-    saved_split = read_split(path / "split.json")
-    digest = saved_split["xxh64"]
-    check_files(path, state)
-    genes = RunGenes.read(path)
-    if state.get("split_xxh64", digest) != digest:  # all that older versions compare
-        raise ConfigError(
-            f"{path / 'split.json'}: is not the split that the run was trained with; train again"
-        )
-    check_installed(config.decoder, state.get("decoder_package", ""), path)
+    restored = restore(Path(path))
     where = pick_device(device)
-    # Shapes only: the checkpoint holds the values.
-    n_genes, factors = len(genes.all), None
-    if n_factors := state.get("n_factors"):
-        factors = FactorStart.of_shape(n_genes, n_factors, len(genes.panel))
-    objective = build_objective(
-        config.loss, torch.ones(n_genes), torch.ones(4, n_genes), config.scales, factors
-    )
-    dim = torch.ones(state["dim"])
-    decoder = build_decoder(config.decoder, state["grid"], dim, dim, objective.initial_bias)
-    load_checkpoint(best, {"decoder": decoder, "objective": objective})
+    state = restored.state
     return Run(
-        path=path,
-        config=config,
-        genes=genes,
-        split=Split.of(saved_split),
+        path=Path(path),
+        config=restored.config,
+        genes=restored.genes,
+        split=restored.split,
         state=state,
-        decoder=decoder.to(where).eval(),
-        objective=objective.to(where).eval(),
+        decoder=restored.decoder.to(where).eval(),
+        objective=restored.objective.to(where).eval(),
         device=where,
-        # Which channels turn with the patch is not recorded in runs of older versions.
-        orientations=Orientations(
-            state.get("token_layout", []),
-            state["dim"],
-            orientations if "token_layout" in state else 1,
-        ),
+        orientations=Orientations.of_run(state, orientations),
     )

@@ -10,7 +10,8 @@ per side.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,6 +32,14 @@ class Orientations:
     def __init__(self, layout: Sequence[Sequence[int]], dim: int, n: int = N_ORIENTATIONS) -> None:
         orders = (dihedral_channels(layout, dim, *quarter_turns(o)) for o in range(n))
         self._orders = [None if order is None else torch.from_numpy(order) for order in orders]
+
+    @classmethod
+    def of_run(cls, state: Mapping[str, Any], n: int) -> Orientations:
+        """Those of a run with this state; a run of virchow_st 0.1 does not say which channels turn.
+
+        Its predictions are of the patch as it lies.
+        """
+        return cls(state.get("token_layout", []), state["dim"], n if "token_layout" in state else 1)
 
     def __len__(self) -> int:
         return len(self._orders)
