@@ -87,5 +87,5 @@ def into_new(fill: Callable[..., None]) -> Callable[..., Float32Array]:
 
 
 def sparse(rng: np.random.Generator) -> tuple[Any, ...]:
-    """Arguments of ``pool_sparse``: sparse counts, and 4 as the side of a coarse bin in 2 µm bins."""
+    """Arguments of ``pool_sparse``: sparse counts, and 4, the side of a coarse bin in fine bins."""
     return *panel_reference.gather_sparse(*gather(rng)), 4
