@@ -15,7 +15,7 @@ from virchow_st.config import DenoiseConfig
 from virchow_st.denoise.bootstrap import draw_counts, shared_error
 from virchow_st.denoise.estimate import estimate
 from virchow_st.denoise.store import denoise_store
-from virchow_st.denoise.uncertainty import rate_errors
+from virchow_st.denoise.uncertainty import rate_errors, times_larger
 from virchow_st.errors import ConfigError
 from virchow_st.field.interval import RateErrors
 from virchow_st.kernels.pooling import sum_pool
@@ -81,10 +81,24 @@ def test_held_out_counts_show_the_error_of_the_factors_at_every_scale() -> None:
     slide = replace(slide, place=slide.place[1000:])  # squares are not whole
     n = len(slide.place)
     held_out = SparseRows.from_dense(np.random.default_rng(0).poisson(4.0, (n, 1)), np.ones(n))
-    found = shared_error(held_out, np.full((n, 1), 3, np.float32), np.ones((1, 1)), slide)
+    by_square = shared_error(held_out, np.full((n, 1), 3, np.float32), np.ones((1, 1)), slide)
+    found = by_square.sum(0)
+    assert by_square.shape == (4, 4)
     np.testing.assert_allclose(found / n, [1, 4, 16, 64], rtol=0.1)
     right = shared_error(held_out, np.full((n, 1), 4, np.float32), np.ones((1, 1)), slide)
-    assert (np.abs(right) < 0.2 * found).all()
+    assert (np.abs(right.sum(0)) < 0.2 * found).all()
+
+
+def test_the_standard_error_of_the_widening_is_that_of_drawing_other_squares() -> None:
+    """Squares whose errors are drawn anew: the ratio varies by what the jackknife says."""
+    rng = np.random.default_rng(0)
+    boot = np.full((12, 4), 2.0)
+    found = [times_larger(rng.normal(3.0, 1.0, (12, 4)), boot) for _ in range(400)]
+    ratio, error = np.array(found).T
+    assert ratio.mean() == pytest.approx(1.5, abs=0.01)
+    assert np.sqrt((error**2).mean()) == pytest.approx(ratio.std(), rel=0.1)
+    assert times_larger(np.full((1, 4), 3.0), boot[:1]) == (1.5, 0.0)
+    assert times_larger(np.ones((2, 4)), -boot[:2])[0] == 1.0
 
 
 @pytest.mark.parametrize("umis_per_bin", [3.0, 8.0])

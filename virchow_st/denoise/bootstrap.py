@@ -90,8 +90,8 @@ def shared_error(
         slide: Where the bins lie.
 
     Returns:
-        ``Σ (R² − V)`` over cells of 2, 4, 8 and 16 µm and factors, (4,) UMIs²; by chance it may be
-        negative.
+        ``Σ (R² − V)`` over cells of 2, 4, 8 and 16 µm and factors, UMIs², for each of the S squares
+        of `squares_of`, (S, 4); by chance it may be negative.
     """
     sums = loadings.sum(0)
     row, col = np.divmod(slide.place, slide.tissue.shape[1])
@@ -114,4 +114,4 @@ def shared_error(
         return found
 
     with ThreadPoolExecutor(core_count()) as pool:
-        return np.sum(list(pool.map(error, squares_of(slide))), axis=0)
+        return np.array(list(pool.map(error, squares_of(slide))))

@@ -10,7 +10,8 @@
    bootstrap takes them for true. Counts that were held out say how large the errors of the factors
    are (`virchow_st.denoise.bootstrap.shared_error`); the distance of the percentiles from the
    median is multiplied by the root of the squared error over the bootstrap's, mean over four
-   scales.
+   scales. On a slide of few patches this ratio is itself uncertain, and intervals that took it for
+   exact would hold the truth too rarely; its standard error is added to it.
 3. **Genes by themselves.** A gene may vary in a way that the factors do not hold. The held-out
    counts of single genes in squares of 32 µm vary around their rates by more than Poisson noise;
    the relative variance that the bootstrap does not explain is added.
@@ -105,7 +106,7 @@ def _widening(
     of_bootstrap = np.mean(
         [shared_error(y, b.factors, b.loadings, slide) for y in held_out], axis=0
     )
-    squared = _times_larger(error, of_bootstrap)
+    squared, squared_error = times_larger(error, of_bootstrap)
     has_own = np.zeros(len(slide.panel), bool)
     has_own[[ratio.gene for ratio in recipe.own]] = True
     own = []
@@ -113,17 +114,29 @@ def _widening(
         real, boot = (
             _own_variance(slide, y, x, chosen) for y, x in ((trial.held_out, a), (held_out[0], b))
         )
-        own.append(math.sqrt(max(real - squared * max(boot, 0.0), 0.0)))
-    return Widening(math.sqrt(squared), (own[0], own[1]))
+        own.append(math.sqrt(max(real - max(squared, 1.0) * max(boot, 0.0), 0.0)))
+    return Widening(math.sqrt(max(squared + squared_error, 1.0)), (own[0], own[1]))
 
 
-def _times_larger(error: Float64Array, of_bootstrap: Float64Array) -> float:
-    """Ratio of squared errors, mean over the scales where the bootstrap's is above 0; at least 1.
+def times_larger(error: Float64Array, of_bootstrap: Float64Array) -> tuple[float, float]:
+    """Ratio of squared errors, (S, 4) of squares and scales, and its standard error.
 
-    At every scale it is an estimate of the same number, and that of single bins rests on few UMIs.
+    The ratio is that of the sums over squares, mean over the scales where the bootstrap's is above
+    0. At every scale it is an estimate of the same number, and that of single bins rests on few
+    UMIs. The standard error is the jackknife's over squares (Efron & Tibshirani 1993, ch. 11); of
+    one square it is 0, since nothing is known of it.
     """
-    there = of_bootstrap > 0
-    return max(float((error[there] / of_bootstrap[there]).mean()), 1.0) if there.any() else 1.0
+
+    def ratio(kept: BoolArray) -> float:
+        above, below = error[kept].sum(0), of_bootstrap[kept].sum(0)
+        there = below > 0
+        return float((above[there] / below[there]).mean()) if there.any() else 1.0
+
+    n = len(error)
+    if n == 1:
+        return ratio(np.ones(1, bool)), 0.0
+    left_out = np.array([ratio(np.arange(n) != i) for i in range(n)])
+    return ratio(np.ones(n, bool)), math.sqrt((n - 1) * float(left_out.var()))
 
 
 def _own_variance(
