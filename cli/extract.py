@@ -26,7 +26,7 @@ from virchow_st_cli.options import PlaceOnDiskOrUrl, build_config, config_option
 @click.option("--patient", help="name of the slide's patient")
 @click.option(
     "--manifest",
-    type=click.Path(path_type=Path),
+    type=PlaceOnDiskOrUrl(),
     help="CSV file with the columns patient,outs,image,store, to extract a whole cohort",
 )
 @config_options(ExtractConfig)
@@ -45,7 +45,7 @@ def extract(
 
     OUTS is Space Ranger's outs/, binned_outputs/ or square_002um/. With --manifest, --executor
     shares the slides over workers, and what became of each is kept in NAME.cohort/ beside the list.
-    OUTS, --image and --store may be URLs in object storage, such as s3://bucket/P1.vst.
+    OUTS, --image, --store and --manifest may be URLs in object storage, such as s3://bucket/P1.vst.
     """
     cohort, options = split_cohort(options)
     if manifest is None:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 @click.option("--out", type=PlaceOnDiskOrUrl(), help="folder or file to write")
 @click.option(
     "--manifest",
-    type=click.Path(path_type=Path),
+    type=PlaceOnDiskOrUrl(),
     help="CSV file with the columns image,out and optionally mpp,patient, to predict many slides",
 )
 @click.option(
@@ -53,7 +53,7 @@ def predict(
     The output is a SpatialData folder with the H&E image, the tissue mask, and rates at 2 and 8 µm.
     An overview picture of tissue and patches is written next to it. With --manifest, --executor
     shares the slides over workers, and what became of each is kept in NAME.cohort/ beside the list.
-    IMAGE and --out may be URLs in object storage, such as s3://bucket/slide.svs.
+    IMAGE, --out and --manifest may be URLs in object storage, such as s3://bucket/slide.svs.
     """
     cohort, options = split_cohort(options)
     if manifest is None:

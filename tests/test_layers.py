@@ -21,8 +21,8 @@ GROUND = {"types", "errors", "config", "settings", "schema", "names"}
 ROOMS: dict[str, set[str]] = {
     "runtime": set(),
     "kernels": set(),
-    "cohort": {"runtime"},
     "cloud": {"runtime"},
+    "cohort": {"runtime", "cloud"},
     "slide": {"runtime", "kernels", "cloud"},
     "store": {"runtime", "kernels"},
     "models": {"runtime", "kernels"},

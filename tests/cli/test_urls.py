@@ -19,7 +19,7 @@ from s3_double import S3
         ["inspect", "s3://bucket/P1.vst"],
         ["export", "s3://bucket/F.zarr", "--out", "o.h5ad"],
         ["cells", "F.zarr", "--cells", "https://host/cells.geojson", "--out", "o.h5ad"],
-        ["predict", "run", "--manifest", "s3://bucket/slides.csv"],
+        ["predict", "run", "--manifest", "slides.csv", "--also", "s3://bucket/run"],
         ["predict", "run", "a.svs", "--out", "o.zarr", "--features", "s3://bucket/features"],
     ],
 )

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from s3_double import S3, Request
 
-from virchow_st.cloud import storage
+from virchow_st.cloud import client, storage
 from virchow_st.cloud.place import Url
 from virchow_st.cloud.whole import get_whole, is_there, is_whole, list_of, put_whole
 from virchow_st.errors import ConfigError, StorageError
@@ -80,7 +80,7 @@ def test_a_stop_at_any_request_leaves_no_result_and_is_gone_on_with(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Nothing that is sent after the stop arrives; of what was under way, half or all of it."""
-    monkeypatch.setattr(storage, "TRIES", 1)
+    monkeypatch.setattr(client, "TRIES", 1)
     monkeypatch.setattr(storage, "N_AT_ONCE", 1)
     s3.plain_tags = plain_tags
     put_whole(field, FIELD)
@@ -124,8 +124,8 @@ def test_faults_that_pass_are_tried_again(
     s3: S3, field: Path, tmp_path: Path, fault: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if fault == "slow":
-        monkeypatch.setattr(storage, "READ_S", 1)
-        monkeypatch.setattr(storage, "TRIES", 6)
+        monkeypatch.setattr(client, "READ_S", 1)
+        monkeypatch.setattr(client, "TRIES", 6)
         s3.slow_s = 1.5
     failed: set[tuple[str, str, str]] = set()
 
@@ -234,7 +234,7 @@ def test_large_files_are_sent_in_parts(
 
 
 def test_refusals_say_what_to_do(s3: S3, field: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storage, "TRIES", 2)
+    monkeypatch.setattr(client, "TRIES", 2)
     for url, fault, refusal in (
         (FIELD, "403", r"s3://bucket/.*cannot be .* \(.*\); get the rights to it, or set the cred"),
         (FIELD, "500", r"s3://bucket/.*, tried 2 times \(.*\); see that its storage can be reach"),

@@ -57,7 +57,7 @@ def test_a_claim_lapses_when_it_is_not_renewed(tmp_path: Path) -> None:
     lease = holder.claim("a", 0)
     assert lease is not None
     lease.begin()
-    elsewhere(lease.path)
+    elsewhere(tmp_path / "a@1")
     begun = time.monotonic()
     while time.monotonic() - begun < 1.2:
         assert not other.is_free("a", 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 from collections.abc import Callable
@@ -12,6 +13,7 @@ import pytest
 import tifffile
 from cli_place import command
 from s3_double import S3, Request
+from slurm_here import start
 
 from virchow_st.cloud.place import Url
 from virchow_st.cloud.whole import get_whole, is_whole
@@ -155,6 +157,74 @@ def test_a_list_of_urls(
     assert first.text == "complete"
     assert there(s3).keys() == alone.keys()
     assert there(s3) != alone
+
+
+def test_a_list_in_object_storage(
+    s3: S3,
+    vst: Callable[..., Any],
+    slide: Path,
+    stain_run: Path,
+    alone: dict[str, bytes],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Journal, claims and table lie in the bucket, and nothing on this machine's disk."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    s3.objects |= {
+        "s0.tif": slide.read_bytes(),
+        "lists/slides.csv": b"image,out\n../s0.tif,../out/s0.zarr\ns1.tif,s1.zarr\n",
+    }
+    arguments = ["predict", stain_run, "--manifest", "s3://bucket/lists/slides.csv", *OPTIONS]
+    answer = vst(*arguments)
+    assert answer.code == 1
+    assert "s3://bucket/lists/s1.tif: expected a slide image; there is no such" in answer.err
+    assert there(s3) == alone
+    state = s3.below("lists/slides.cohort")
+    assert {name.partition("/")[0] for name in state} == {"cohort.jsonl", "marks"}
+    lines = [json.loads(line) for line in state["cohort.jsonl"].decode().splitlines()]
+    assert [(line["item"], line["state"]) for line in lines] == [
+        (str(OUT), "done"), ("s3://bucket/lists/s1.zarr", "failed"),
+    ]  # fmt: skip
+    assert list((tmp_path / "here").iterdir()) == []
+    n = sum(r.key.startswith("out/") and r.writes for r in s3.requests)
+    assert vst(*arguments).code == 1
+    assert sum(r.key.startswith("out/") and r.writes for r in s3.requests) == n
+    answer = vst("predict", stain_run, "--manifest", "s3://bucket/none.csv", *OPTIONS)
+    assert (answer.code, answer.err.count("\n")) == (2, 1)
+    assert "s3://bucket/none.csv: expected an object; there is none" in answer.err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("executor", ["local", "slurm"])
+def test_workers_share_a_list_in_object_storage(
+    s3: S3, slide: Path, stain_run: Path, tmp_path: Path, executor: str
+) -> None:
+    """Six slides on two workers, three of them broken; the others have the bytes of one alone."""
+    whole = slide.read_bytes()
+    s3.objects |= {f"scans/s{i}.tif": whole for i in (0, 2, 4)}
+    s3.objects |= {"scans/s1.tif": b"broken", "scans/s3.tif": whole[: len(whole) // 2]}
+    lines = [f"../scans/s{i}.tif,s3://bucket/out/s{i}.zarr" for i in range(6)]
+    s3.objects["lists/slides.csv"] = "\n".join(["image,out", *lines]).encode()
+    arguments = ["predict", stain_run, "--manifest", "s3://bucket/lists/slides.csv", *OPTIONS]
+    command = start(*arguments, "--executor", executor, "--workers", 2, folder=tmp_path)
+    _, err = command.communicate(timeout=400)
+    assert command.returncode == 1, err
+    assert (tmp_path / "slides.cohort/slurm").is_dir() == (executor == "slurm")
+    table = s3.objects["lists/slides.cohort/cohort.jsonl"].decode().splitlines()
+    found = {line["item"][-7:-5]: line for line in map(json.loads, table)}
+    assert [found[f"s{i}"]["state"] for i in range(6)] == ["done", "failed"] * 3
+    for i in (1, 3, 5):
+        assert f"s3://bucket/scans/s{i}.tif: " in found[f"s{i}"]["text"]
+    for i in (0, 2, 4):
+        image, out = tmp_path / f"s{i}.tif", tmp_path / f"s{i}.zarr"
+        image.write_bytes(whole)
+        predict_slide([stain_run], image, out, CONFIG)
+        files = {str(p.relative_to(out)): p.read_bytes() for p in out.rglob("*") if p.is_file()}
+        assert s3.below(f"out/s{i}.zarr") == files
+    assert {key.split("/")[2] for key in s3.objects if key.startswith("lists/slides.cohort/")} == {
+        "cohort.jsonl", "marks",
+    }  # fmt: skip
 
 
 def test_storage_that_fails_loses_nothing(

@@ -128,9 +128,9 @@ def test_faults_that_stay_end_the_job_and_never_change_the_pixels(
     s3: S3, he: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A level that cannot be fetched is not taken for damaged, nor a tag for missing."""
-    from virchow_st.cloud import storage
+    from virchow_st.cloud import client
 
-    monkeypatch.setattr(storage, "TRIES", 1)
+    monkeypatch.setattr(client, "TRIES", 1)
     monkeypatch.setattr(ranged, "BLOCK_BYTES", 4096)
     path = aperio(tmp_path / URL.name, he)
     put(s3, path)

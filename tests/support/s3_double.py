@@ -30,6 +30,7 @@ class Request:
     key: str
     query: dict[str, str]
     range: str
+    creates: bool = False  # If-None-Match: *
 
     @property
     def writes(self) -> bool:
@@ -48,6 +49,7 @@ class S3:
             are stored, and said to be all), ``flip`` (a bit of what is stored is flipped).
         wait_s: pause before every answer, as real storage makes one.
         plain_tags: whether ETags are MD5 digests, as they are without the user's own keys.
+        creates_once: whether ``If-None-Match: *`` is heeded.
     """
 
     url: str = ""
@@ -59,6 +61,7 @@ class S3:
     slow_s: float = 3.0
     wait_s: float = 0.0
     plain_tags: bool = True
+    creates_once: bool = True
     n_sent: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -94,10 +97,11 @@ def running_s3() -> Iterator[S3]:
 
 def use(s3: S3, patched: pytest.MonkeyPatch) -> None:
     """Empty the double and point the environment at it, without long pauses."""
-    from virchow_st.cloud import storage
+    from virchow_st.cloud import client
 
     fresh = S3(url=s3.url)
-    for name in ("objects", "uploads", "composed", "requests", "fault", "slow_s", "plain_tags"):
+    for name in ("objects", "uploads", "composed", "requests", "fault", "slow_s", "plain_tags",
+                 "creates_once"):  # fmt: skip
         setattr(s3, name, getattr(fresh, name))
     s3.n_sent = 0
     for name, value in (
@@ -111,7 +115,7 @@ def use(s3: S3, patched: pytest.MonkeyPatch) -> None:
     for name, number in (
         ("WAIT_S", 0.01), ("TRIES", 3), ("S3_TRIES", 1), ("CONNECTION_TRIES", 1), ("READ_S", 60),
     ):  # fmt: skip
-        patched.setattr(storage, name, number)
+        patched.setattr(client, name, number)
 
 
 class _Server(ThreadingHTTPServer):
@@ -135,8 +139,9 @@ def _handler(s3: S3) -> type[BaseHTTPRequestHandler]:
             _, bucket, *rest = unquote(parts.path).split("/", 2)
             query = {k: v[0] for k, v in parse_qs(parts.query, keep_blank_values=True).items()}
             request = Request(
-                self.command, rest[0] if rest else "", query, self.headers.get("Range", "")
-            )
+                self.command, rest[0] if rest else "", query, self.headers.get("Range", ""),
+                self.headers.get("If-None-Match") == "*",
+            )  # fmt: skip
             body = self._body()
             with s3.lock:
                 s3.requests.append(request)
@@ -206,7 +211,10 @@ def _handler(s3: S3) -> type[BaseHTTPRequestHandler]:
                 return
             content, code, headers = s3.objects[request.key], 200, {}
             if found := re.fullmatch(r"bytes=(\d+)-(\d*)", request.range):
-                start, end = int(found[1]), int(found[2] or len(content) - 1)
+                start, end = int(found[1]), min(int(found[2] or len(content)), len(content) - 1)
+                if start > end:
+                    self._error(416, "InvalidRange")
+                    return
                 headers["Content_Range"] = f"bytes {start}-{end}/{len(content)}"
                 content, code = content[start : end + 1], 206
             s3.n_sent += len(content)
@@ -228,9 +236,17 @@ def _handler(s3: S3) -> type[BaseHTTPRequestHandler]:
                 s3.uploads[request.query["uploadId"]][number] = body
                 tag = hashlib.md5(body).hexdigest()
             else:
-                s3.objects[request.key] = body
-                s3.composed.pop(request.key, None)
-                tag = s3.tag(request.key)
+                with s3.lock:
+                    if request.creates and s3.creates_once and request.key in s3.objects:
+                        is_refused = True
+                    else:
+                        is_refused = False
+                        s3.objects[request.key] = body
+                        s3.composed.pop(request.key, None)
+                        tag = s3.tag(request.key)
+                if is_refused:
+                    self._error(412, "PreconditionFailed")
+                    return
             self._answer(200, b"", fault, ETag=f'"{tag}"')
 
         def _delete(self, request: Request, body: bytes, fault: str) -> None:

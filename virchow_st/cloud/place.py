@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import posixpath
 import re
 from collections.abc import Mapping
 from pathlib import Path, PosixPath
@@ -54,16 +55,32 @@ def place(text: str | os.PathLike[str]) -> Path:
 def place_in(folder: Path, text: str) -> Path:
     """A place that a list of slides names: a URL, or a path from the list's folder.
 
+    Of a list in object storage that folder is there too; ``..`` leads up, at most to the bucket.
+
     >>> str(place_in(Path("study"), "a.svs")), str(place_in(Path("study"), "s3://b/a.svs"))
     ('study/a.svs', 's3://b/a.svs')
+    >>> str(place_in(Url("s3://b/lists"), "../a.svs")), str(place_in(Url("s3://b/lists"), "/a.svs"))
+    ('s3://b/a.svs', '/a.svs')
     """
-    found = place(text)
-    return found if isinstance(found, Url) else folder / os.path.expanduser(text)
+    found = place(os.path.expanduser(text))
+    if isinstance(found, Url) or found.is_absolute():
+        return found
+    if isinstance(folder, Url):
+        scheme, _, rest = str(folder).partition("://")
+        bucket, _, key = rest.partition("/")
+        return Url(f"{scheme}://{bucket}{posixpath.normpath(f'/{key}/{found}')}")
+    return folder / found
 
 
 def name_from(folder: Path, path: Path) -> str:
-    """The name of a place in a list of slides: a URL, or the path from the list's folder."""
-    return str(path) if isinstance(path, Url) else os.path.relpath(path, folder)
+    """The name of a place in a list of slides: a URL, or the path from the list's folder.
+
+    >>> name_from(Path("study"), Path("a.svs")), name_from(Url("s3://b/lists"), Path("/a.svs"))
+    ('../a.svs', '/a.svs')
+    """
+    if isinstance(path, Url) or isinstance(folder, Url):
+        return whole_name(path)
+    return os.path.relpath(path, folder)
 
 
 def whole_name(path: Path) -> str:

@@ -1,8 +1,7 @@
-"""Reads, writes, lists and deletes objects through fsspec, with bounded timeouts and retries.
+"""Reads, writes, lists and deletes objects.
 
-Every call is tried a few times. Bytes that arrive are counted, so that an answer that was cut off
-is asked for again. Credentials come from where fsspec and its packages look for them: the
-environment and the files of the storage's own tools.
+Every call is tried a few times (`virchow_st.cloud.client`). Bytes that arrive are counted, so that
+an answer that was cut off is asked for again.
 """
 
 from __future__ import annotations
@@ -11,33 +10,20 @@ import base64
 import binascii
 import contextlib
 import hashlib
-import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from virchow_st.cloud.client import N_AT_ONCE, files_of, is_there_error, said, tried
 from virchow_st.cloud.place import Url
 from virchow_st.errors import StorageError
 
-TRIES, WAIT_S = 4, 1.0
-"""How often a call is tried, and the pause after the first; each later pause is three times it."""
-CONNECT_S, READ_S = 10, 30
-"""Seconds to wait for a connection to S3, and for its next bytes."""
-S3_TRIES, CONNECTION_TRIES = 3, 2
-"""How often s3fs and the connection below it try, within each of `TRIES`."""
 PART_BYTES = 50 << 20
 """Size of the parts of an upload of 100 MiB or more."""
-N_AT_ONCE = 8
 _FETCHED_BYTES = 16 << 20
 _MOST_PARTS = 10_000
-_PACKAGES = {"s3": "'virchow_st[cloud]'", "gs": "gcsfs", "az": "adlfs"}
-_NO_KEYS = ("NoCredentialsError", "PartialCredentialsError", "TokenRetrievalError")
-_LOOK = (
-    "see that its storage can be reached and run the same command again, which goes on with what "
-    "is finished"
-)
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -77,9 +63,9 @@ def entry(url: Url) -> Entry | None:
     Raises:
         StorageError: the storage cannot be reached or refuses.
     """
-    files = _files(url)
+    files = files_of(url)
     try:
-        found = _tried(url, "read", files.info, _key(url))
+        found = tried(url, "read", files.info, str(url))
     except FileNotFoundError:
         return None
     return None if found.get("type") == "directory" else _entry(found)
@@ -106,9 +92,9 @@ def below(url: Url) -> dict[str, Entry]:
     Raises:
         StorageError: as for `entry`.
     """
-    files, key = _files(url), _key(url)
+    files, key = files_of(url), str(url)
     try:
-        found = _tried(url, "listed", files.find, key, detail=True)
+        found = tried(url, "listed", files.find, key, detail=True)
     except FileNotFoundError:
         return {}
     root = str(files._strip_protocol(key)).rstrip("/")
@@ -125,10 +111,10 @@ def read(url: Url, start: int, stop: int) -> bytes:
     Raises:
         StorageError: as for `entry`; or the object is not there, or gives other bytes than these.
     """
-    files = _files(url)
+    files = files_of(url)
 
     def whole() -> bytes:
-        found = files.cat_file(_key(url), start=start, end=stop)
+        found = files.cat_file(str(url), start=start, end=stop)
         if len(found) != stop - start:
             raise OSError(f"{len(found):,} bytes came of {stop - start:,}")
         return bytes(found)
@@ -136,9 +122,35 @@ def read(url: Url, start: int, stop: int) -> bytes:
     if stop <= start:
         return b""
     try:
-        return _tried(url, "read", whole)
+        return tried(url, "read", whole)
     except FileNotFoundError:
         raise missing(url) from None
+
+
+def read_small(url: Url) -> bytes | None:
+    """All bytes of an object that is not empty, by one request; None if there is none.
+
+    Raises:
+        StorageError: as for `entry`.
+    """
+    try:
+        read = files_of(url).cat_file
+        return bytes(tried(url, "read", read, str(url), start=0, end=_FETCHED_BYTES))
+    except FileNotFoundError:
+        return None
+
+
+def content_at(path: Path) -> bytes | None:
+    """All bytes of a list at a URL; None for a path, which its reader opens itself.
+
+    Raises:
+        StorageError: as for `read`.
+    """
+    if not isinstance(path, Url):
+        return None
+    if (found := entry(path)) is None:
+        raise missing(path)
+    return read(path, 0, found.size)
 
 
 def fetch(url: Url, path: Path, found: Entry | None = None) -> str:
@@ -183,28 +195,46 @@ def send(path: Path, url: Url) -> None:
         StorageError: the storage cannot be reached or refuses.
     """
     size = path.stat().st_size
-    files, more = _files(url), {"chunksize": _part_bytes(size)} if url.scheme == "s3" else {}
-    if url.scheme in ("http", "https"):
-        raise StorageError(f"{url}: cannot be written; give s3://, gs:// or az://")
-    try:
-        _tried(url, "written", files.put_file, str(path), _key(url), **more)
-    except FileNotFoundError as e:
-        raise StorageError(f"{url}: cannot be written ({_said(e)}); make its bucket") from None
+    more = {"chunksize": _part_bytes(size)} if url.scheme == "s3" else {}
+    _written(url, _files_to_write(url).put_file, str(path), str(url), **more)
 
 
 def send_bytes(content: bytes, url: Url) -> None:
     """Write an object, as `send`."""
-    try:
-        _tried(url, "written", _files(url).pipe_file, _key(url), content)
-    except FileNotFoundError as e:
-        raise StorageError(f"{url}: cannot be written ({_said(e)}); make its bucket") from None
+    _written(url, _files_to_write(url).pipe_file, str(url), content)
+
+
+def create(content: bytes, url: Url) -> bool:
+    """Write an object unless there is one, which the storage decides; whether it was written.
+
+    Args:
+        content: bytes that nobody else writes there. The answer to a write that succeeded may be
+            lost, and when it is tried again the object is in its own way: it is known by them.
+        url: the object.
+
+    Raises:
+        StorageError: the storage cannot be reached or refuses. The object may be there all the
+            same, or come later.
+    """
+    files = _files_to_write(url)
+
+    def is_new() -> bool:
+        try:
+            files.pipe_file(str(url), content, mode="create")
+        except Exception as e:  # each storage's package raises errors of its own
+            if not is_there_error(e):
+                raise
+            return False
+        return True
+
+    return _written(url, is_new) or read_small(url) == content
 
 
 def delete(urls: Iterable[Url]) -> None:
     """Delete objects; those that are gone already count as deleted."""
     for url in urls:
         try:
-            _tried(url, "deleted", _files(url).rm_file, _key(url))
+            tried(url, "deleted", files_of(url).rm_file, str(url))
         except FileNotFoundError:
             continue
 
@@ -242,67 +272,17 @@ def _part_bytes(size: int) -> int:
     return max(PART_BYTES, -(-size // _MOST_PARTS))
 
 
-def _key(url: Url) -> str:
-    return str(url)
+def _files_to_write(url: Url) -> Any:
+    if url.scheme in ("http", "https"):
+        raise StorageError(f"{url}: cannot be written; give s3://, gs:// or az://")
+    return files_of(url)
 
 
-def _files(url: Url) -> Any:
-    """The file system of fsspec for a URL."""
+def _written(url: Url, function: Callable[..., T], *arguments: Any, **options: Any) -> T:
     try:
-        import fsspec
-
-        if url.scheme == "s3":
-            given = fsspec.config.conf.get("s3", {}).get("config_kwargs", {})
-            ours = {
-                "connect_timeout": CONNECT_S,
-                "read_timeout": READ_S,
-                "retries": {"total_max_attempts": CONNECTION_TRIES},
-                "max_pool_connections": 4 * N_AT_ONCE,
-            }
-            files = fsspec.filesystem(
-                "s3", use_listings_cache=False, config_kwargs={**ours, **given}
-            )
-            files.retries = S3_TRIES
-            return files
-        return fsspec.filesystem(url.scheme, use_listings_cache=False)
-    except ImportError as e:
-        package = _PACKAGES.get(url.scheme, _PACKAGES["s3"])
-        raise StorageError(
-            f"{url}: object storage needs another package ({_said(e)}); pip install {package}"
-        ) from None
-
-
-def _tried(url: Url, done: str, function: Callable[..., T], *arguments: Any, **options: Any) -> T:
-    """Call a function of fsspec, again where it fails.
-
-    Raises:
-        FileNotFoundError: there is no such object or bucket.
-        StorageError: it is refused, or fails to the last.
-    """
-    for number in range(TRIES):
-        if number:
-            time.sleep(WAIT_S * 3 ** (number - 1))
-        try:
-            return function(*arguments, **options)
-        except FileNotFoundError:
-            raise
-        except PermissionError as e:
-            raise StorageError(
-                f"{url}: cannot be {done} ({_said(e)}); get the rights to it, or set the "
-                "credentials of the account that has them (AWS_PROFILE, for instance)"
-            ) from None
-        except Exception as e:  # each storage's package raises errors of its own
-            if type(e).__name__ in _NO_KEYS:
-                raise StorageError(
-                    f"{url}: cannot be {done} ({_said(e)}); set the credentials, such as "
-                    "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
-                ) from None
-            said = _said(e)
-    raise StorageError(f"{url}: cannot be {done}, tried {TRIES} times ({said}); {_LOOK}")
-
-
-def _said(error: BaseException) -> str:
-    return " ".join(str(error).split())[:160] or type(error).__name__
+        return tried(url, "written", function, *arguments, **options)
+    except FileNotFoundError as e:
+        raise StorageError(f"{url}: cannot be written ({said(e)}); make its bucket") from None
 
 
 def _entry(about: dict[str, Any]) -> Entry:

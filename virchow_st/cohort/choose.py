@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from virchow_st.cloud.place import Url
 from virchow_st.cohort.run import Executor
 from virchow_st.config import CohortConfig
 from virchow_st.errors import ConfigError
@@ -30,7 +31,8 @@ def chosen_executor(
     Args:
         config: what was asked for.
         device: of the job; ``auto`` and ``cuda`` give each worker of this machine its own GPU.
-        folder: of the cohort's state, where Slurm's logs go.
+        folder: of the cohort's state, where Slurm's scripts and logs go; of a URL, a folder of the
+            same name in the current one, since submitit needs a disk.
 
     Raises:
         ConfigError: the executor is not installed or not at hand, or a number of workers is
@@ -57,7 +59,8 @@ def chosen_executor(
 
         if not config.workers:
             raise ConfigError("workers: expected the number of Slurm jobs; give --workers")
-        yield SlurmExecutor(folder / "slurm", sbatch_options(config.slurm)), config.workers
+        on_disk = Path.cwd() / folder.name if isinstance(folder, Url) else folder
+        yield SlurmExecutor(on_disk / "slurm", sbatch_options(config.slurm)), config.workers
     else:
         from virchow_st.cohort.on_ray import RayExecutor
 

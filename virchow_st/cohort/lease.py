@@ -1,10 +1,10 @@
-"""Claims on items, held by files in a shared folder: an item has one worker at a time.
+"""Claims on items, held by files that all workers see: an item has one worker at a time.
 
 A claim is the file ``NAME@N``, where N counts the workers that have claimed the item. It is created
-exclusively, which every shared file system does at once for all its nodes, and its holder renews it
-by touching it. If it is not renewed any longer, the next worker creates ``NAME@(N + 1)``: of two
-that try, one succeeds, and no file is ever taken away from a holder. A holder that finds a later
-claim than its own has lost the item.
+exclusively, and its holder renews it (`virchow_st.cohort.files`, on disk and in object storage). If
+it is not renewed any longer, the next worker creates ``NAME@(N + 1)``: of two that try, one
+succeeds, and no file is ever taken away from a holder. A holder that finds a later claim than its
+own has lost the item.
 
 Nodes need no common clock: a claim has lapsed when the one who looks has seen it unchanged for as
 long as it is good for, by its own clock; or at once when its process is known to be dead on the
@@ -18,11 +18,12 @@ import json
 import os
 import socket
 import time
-import uuid
 from collections.abc import Container
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from virchow_st.cohort.files import Files, files_at
+from virchow_st.errors import VirchowSTError
 from virchow_st.runtime.lock import is_dead, own_mark
 
 AHEAD, AT_WORK, RELEASED = "ahead", "at work", "released"
@@ -35,7 +36,7 @@ class Lease:
 
     Attributes:
         file: name of the item's files.
-        path: of the claim.
+        files: all claims.
         attempt: its number, from 1.
         lost: how many earlier claims were neither settled nor given back: their workers died.
         deaths: how many of those workers were at work on this item, not on the one before it.
@@ -44,7 +45,7 @@ class Lease:
     """
 
     file: str
-    path: Path
+    files: Files = field(repr=False)
     attempt: int
     lost: int
     deaths: int
@@ -53,14 +54,11 @@ class Lease:
 
     def renew(self) -> bool:
         """Renew the claim; False if another worker has claimed the item, or it is settled."""
-        if _path(self.path.parent, self.file, self.attempt + 1).exists():
-            self.is_lost = True
-        try:
-            os.utime(self.path)
-        except FileNotFoundError:
-            self.is_lost = True
-        except OSError:  # the disk is away for a moment; the next renewal may succeed
-            pass
+        # Where the disk or storage is away for a moment, the next renewal may succeed.
+        with contextlib.suppress(VirchowSTError):
+            later = self.files.seen(_name(self.file, self.attempt + 1))
+            if later is not None or not self.files.renew(_name(self.file, self.attempt)):
+                self.is_lost = True
         return not self.is_lost
 
     def begin(self) -> None:
@@ -72,23 +70,20 @@ class Lease:
         self._say(RELEASED)
 
     def _say(self, state: str) -> None:
-        aside = self.path.with_name(f".{uuid.uuid4().hex}")
-        with contextlib.suppress(OSError):
-            aside.write_bytes(_content(state, self.seconds))
-            os.replace(aside, self.path)
+        with contextlib.suppress(VirchowSTError):
+            self.files.say(_name(self.file, self.attempt), _content(state, self.seconds))
 
     def remove(self) -> None:
         """Remove the item's claims, after what became of it is written."""
-        _remove(self.path.parent, self.file, self.attempt)
+        _remove(self.files, self.file, self.attempt)
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A claim as another process finds it: its number, its content, and when it was renewed."""
+    """A claim as another process finds it: its content, and what changes when it is renewed."""
 
-    attempt: int
     content: bytes
-    renewed_ns: int
+    renewed: object
 
     @property
     def is_released(self) -> bool:
@@ -127,18 +122,18 @@ class Leases:
     """The claims on a cohort's items, as one process sees them.
 
     Args:
-        folder: of the claims, on a disk that all workers share.
+        folder: of the claims, on a disk that all workers share, or its URL.
         seconds: how long a claim is good for without renewal.
     """
 
     def __init__(self, folder: Path, seconds: float) -> None:
-        self._folder, self._seconds = folder, seconds
+        self._files, self._seconds = files_at(folder), seconds
         self._seen: dict[str, tuple[Claim, float]] = {}
 
     def latest(self) -> dict[str, int]:
         """Number of the latest claim of every item that has one."""
         found: dict[str, int] = {}
-        for name in os.listdir(self._folder):
+        for name in self._files.names(""):
             file, _, number = name.rpartition("@")
             if file and number.isdecimal():
                 found[file] = max(found.get(file, 0), int(number))
@@ -152,7 +147,7 @@ class Leases:
         """
         for file, latest in self.latest().items():
             if file in files:
-                _remove(self._folder, file, latest)
+                _remove(self._files, file, latest)
 
     def is_free(self, file: str, latest: int) -> bool:
         """Whether an item can be claimed.
@@ -180,19 +175,12 @@ class Leases:
             file: name of the item's files.
             latest: number of its latest claim, as `is_free` was asked.
         """
-        path = _path(self._folder, file, latest + 1)
-        try:
-            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
-        except FileExistsError:
+        if not self._files.claim(_name(file, latest + 1), _content(AHEAD, self._seconds)):
             return None
-        try:
-            os.write(descriptor, _content(AHEAD, self._seconds))
-        finally:
-            os.close(descriptor)
         before = [self._read(file, attempt) for attempt in range(1, latest + 1)]
         lost = [claim for claim in before if claim is not None and not claim.is_released]
         deaths = sum(claim.was_at_work for claim in lost)
-        return Lease(file, path, latest + 1, len(lost), deaths, self._seconds)
+        return Lease(file, self._files, latest + 1, len(lost), deaths, self._seconds)
 
     def was_lost(self, file: str, latest: int) -> bool:
         """Whether the worker that last claimed a free item died."""
@@ -205,22 +193,18 @@ class Leases:
         return claim.host if claim else "a machine that is not known"
 
     def _read(self, file: str, attempt: int) -> Claim | None:
-        # Opened anew each time: opening is when a network file system looks at its server.
-        try:
-            with open(_path(self._folder, file, attempt), "rb") as opened:
-                return Claim(attempt, opened.read(), os.fstat(opened.fileno()).st_mtime_ns)
-        except OSError:
-            return None
+        found = self._files.seen(_name(file, attempt))
+        return None if found is None else Claim(*found)
 
 
-def _path(folder: Path, file: str, attempt: int) -> Path:
-    return folder / f"{file}@{attempt}"
+def _name(file: str, attempt: int) -> str:
+    return f"{file}@{attempt}"
 
 
-def _remove(folder: Path, file: str, latest: int) -> None:
+def _remove(files: Files, file: str, latest: int) -> None:
     for attempt in range(latest, 0, -1):
-        with contextlib.suppress(OSError):
-            _path(folder, file, attempt).unlink()
+        with contextlib.suppress(VirchowSTError):
+            files.drop(_name(file, attempt))
 
 
 def _content(state: str, seconds: float) -> bytes:

@@ -21,7 +21,7 @@ LEASE_S = 120.0
 MOST_DEATHS = 5
 """Workers that one item may cost before it counts as failed: by its memory, for instance."""
 _MOST_ERRORS, _MOST_LOST = 3, 20
-_POLL_S, _TABLE_EVERY_S, _TO_TIDY_S = 0.1, 10.0, 60.0
+_POLL_S, _LONGEST_PAUSE_S, _TABLE_EVERY_S, _TO_TIDY_S = 0.1, 30.0, 10.0, 60.0
 _HINT = "do it alone to see where"
 
 
@@ -69,14 +69,15 @@ def run_cohort(
     """Do every item of a list once, and return what became of each.
 
     Items that an earlier call finished stay as they are; those that failed are tried again. Several
-    calls on one list share the items, from wherever they run on the same disk. An item that fails
+    calls on one list share the items, from wherever they see the same folder. An item that fails
     is reported, and the others go on; an item whose worker dies goes to another worker.
 
     Args:
         items: what is to be done; keys are unique.
         job: what is done for each; it is pickled for the workers.
         executor: anything with the ``submit`` of `concurrent.futures`; None for this process.
-        folder: of the state, on a disk that all workers share; made if it is not there.
+        folder: of the state, on a disk that all workers share, or a URL in object storage; made if
+            it is not there.
         n_workers: how many workers to keep busy.
         progress: receives notes, warnings, and the number of items that are settled.
         name: of the call, where several processes make the same call together; unique if empty.
@@ -91,6 +92,7 @@ def run_cohort(
 
     Raises:
         ConfigError: the folder cannot be written, or two items have one key.
+        StorageError: its storage cannot be reached, or writes over claims.
         VirchowSTError: what all items need is not there, or workers cannot be started.
         KeyboardInterrupt: Ctrl-C or SIGTERM, after the workers have been stopped.
     """
@@ -129,30 +131,36 @@ class _Seen:
         Claims of items that are settled go as well.
         """
         items = {item.key: item for item in self.state.items}
-        for file in self.state.settled() & self._files.keys():
-            key = self._files[file]
+
+        def look_again(key: str) -> None:
             found = self.state.read(key)
             if found is not None and found.state == "failed" and found.call == self._call:
-                continue
+                return
             if found is None or found.state == "failed" or not job.is_there(items[key]):
                 self.state.forget(key)
+
+        marked = self.state.settled() & self._files.keys()
+        self.state.each(look_again, [self._files[file] for file in sorted(marked)])
         Leases(self.state.claims, LEASE_S).remove_of(self.state.settled())
 
     def outcomes(self) -> list[Outcome]:
         """What became of every item, in the list's order."""
-        files = ((item.key, self.state.file_of[item.key]) for item in self.state.items)
+        keys = [item.key for item in self.state.items]
+        left = [key for key in keys if self.state.file_of[key] not in self._settled]
+        found = dict(zip(left, self.state.each(self.state.read, left), strict=True))
         return [
-            self._settled.get(file)
-            or self.state.read(key)
+            self._settled.get(self.state.file_of[key])
+            or found.get(key)
             or Outcome(key, "preempted", "not finished")
-            for key, file in files
+            for key in keys
         ]
 
     def look(self) -> bool:
         """Report what is new; whether every item is settled."""
-        new = (self.state.settled() & self._files.keys()) - self._settled.keys()
-        for file in sorted(new):
-            if (found := self.state.read(self._files[file])) is not None:
+        new = sorted((self.state.settled() & self._files.keys()) - self._settled.keys())
+        marks = self.state.each(self.state.read, [self._files[file] for file in new])
+        for file, found in zip(new, marks, strict=True):
+            if found is not None:
                 self._settled[file] = found
                 self._report(found)
         if new and self._shows:
@@ -190,13 +198,14 @@ def _in_this_process(call: Call, seen: _Seen, progress: Progress) -> None:
     while True:
         if seen.n_free(leases):
             work(call, progress)
+        began = time.monotonic()
         if seen.look():
             return
         left = len(call.items) - seen.n_settled
         if left != n_waiting:
             n_waiting = left
             progress.note(f"waiting for {left} of {len(call.items)} that other workers have")
-        time.sleep(2 * _POLL_S)
+        _pause(began, 2 * _POLL_S)
 
 
 def _by_workers(call: Call, seen: _Seen, executor: Executor, progress: Progress) -> None:
@@ -236,11 +245,15 @@ def _by_workers(call: Call, seen: _Seen, executor: Executor, progress: Progress)
             n_left = len(call.items) - seen.n_settled
             if len(running) < min(call.n_workers, n_left) and seen.n_free(leases):
                 running.append(executor.submit(work_or_refuse, call))
-            # A long list on a slow disk is not read all the time.
-            time.sleep(max(_POLL_S, 10 * (time.monotonic() - began)))
+            _pause(began, _POLL_S)
     except BaseException:
         _stop(running)
         raise
+
+
+def _pause(began: float, at_least_s: float) -> None:
+    """Wait after a look at the list: where it took long, as in object storage, the longer."""
+    time.sleep(min(max(at_least_s, 10 * (time.monotonic() - began)), _LONGEST_PAUSE_S))
 
 
 def _stop(running: Sequence[Pending]) -> None:

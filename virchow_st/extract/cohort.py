@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from virchow_st.cloud.place import Url, name_from, place_in, whole_name
-from virchow_st.cloud.storage import size_and_tag, together
+from virchow_st.cloud.storage import content_at, size_and_tag, together
 from virchow_st.cloud.whole import is_there
 from virchow_st.cohort.choose import chosen_executor, state_folder
 from virchow_st.cohort.job import Done, Item
@@ -72,7 +72,8 @@ def read_cohort(path: Path) -> list[CohortSlide]:
     """Read a list of slides: a table with the columns patient, outs, image and store.
 
     Args:
-        path: text separated by commas, semicolons or tabs (see `virchow_st.runtime.lists`). Spaces
+        path: text separated by commas, semicolons or tabs (see `virchow_st.runtime.lists`), on disk
+            or at a URL. Spaces
             around values are stripped, and so is the ``'`` that protects a value from being
             computed by a spreadsheet; paths are relative to the file's folder, and ``~`` is the
             user's home folder; URLs in object storage are places too.
@@ -80,9 +81,11 @@ def read_cohort(path: Path) -> list[CohortSlide]:
     Raises:
         ConfigError: the file cannot be read, a column or a value is missing, it lists no slides,
             or two slides have the same store.
+        StorageError: the storage of a URL cannot be reached.
     """
     folder, slides = path.parent, []
-    for number, values in read_columns(path, "a list of slides", COLUMNS):
+    rows = read_columns(path, "a list of slides", COLUMNS, data=content_at(path))
+    for number, values in rows:
         row = {name: csv_name(value) for name, value in values.items()}
         try:
             check(row, dict[str, Name])
@@ -108,7 +111,7 @@ def doubtful(path: Path, slides: Sequence[CohortSlide]) -> list[str]:
     warnings = alike_warnings(slide.patient for slide in slides)
     first: dict[str, CohortSlide] = {}
     for slide in slides:
-        other = first.setdefault(os.path.realpath(slide.outs), slide)
+        other = first.setdefault(_real_name(slide.outs), slide)
         if other is not slide:
             whose = " and ".join(dict.fromkeys((other.patient, slide.patient)))
             warnings.append(
@@ -229,6 +232,10 @@ class ExtractJob:
         with prepared as slide:
             text, n_patches, _ = slide.extract(progress)
             return Done(text, {"n_patches": n_patches})
+
+
+def _real_name(path: Path) -> str:
+    return str(path) if isinstance(path, Url) else os.path.realpath(path)
 
 
 def _matrix_size_and_tag(outs: Path, matrix: str) -> tuple[int, int | str]:

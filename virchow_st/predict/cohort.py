@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from virchow_st.cloud.place import name_from, place_in, whole_name
-from virchow_st.cloud.storage import size_and_tag, together
+from virchow_st.cloud.storage import content_at, size_and_tag, together
 from virchow_st.cohort.choose import chosen_executor, state_folder
 from virchow_st.cohort.job import Done, Item
 from virchow_st.cohort.run import run_cohort
@@ -78,15 +78,18 @@ def read_slides(path: Path) -> list[PredictedSlide]:
 
     Args:
         path: a table with the columns image and out, and optionally mpp and patient, as
-            `virchow_st.runtime.lists` reads it. Paths are relative to the file's folder, and ``~``
-            is the user's home folder; URLs in object storage are places too.
+            `virchow_st.runtime.lists` reads it, on disk or at a URL. Paths are relative to the
+            file's folder, and ``~`` is the user's home folder; URLs in object storage are places
+            too.
 
     Raises:
         ConfigError: the file cannot be read, a column or a value is missing or is none, it lists no
             slides, or two slides have the same output.
+        StorageError: the storage of a URL cannot be reached.
     """
     slides = []
-    for number, values in read_columns(path, "a list of slides", COLUMNS, OPTIONAL):
+    rows = read_columns(path, "a list of slides", COLUMNS, OPTIONAL, content_at(path))
+    for number, values in rows:
         row = {name: csv_name(value) for name, value in values.items()}
         try:
             check({name: value for name, value in row.items() if value}, dict[str, Name])

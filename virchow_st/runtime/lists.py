@@ -50,17 +50,18 @@ class Row:
     cells: tuple[str, ...]
 
 
-def read_rows(path: Path, what: str) -> list[Row]:
+def read_rows(path: Path, what: str, data: bytes | None = None) -> list[Row]:
     """Rows of a text file of values; blank lines and comments are left out.
 
     Args:
         path: the file.
         what: what it should be, for messages, such as ``"a list of genes"``.
+        data: the file's bytes where they have been read, as of an object; None to read them.
 
     Raises:
         ConfigError: the file is missing, is no text, or has a quote that is not closed.
     """
-    text = _decoded(path, what)
+    text = _decoded(path, what, data)
     lines = list(io.StringIO(text, newline=""))  # line ends of all kinds end a line
     delimiter, first = _delimiter(lines)
     rows = []
@@ -81,7 +82,11 @@ def read_rows(path: Path, what: str) -> list[Row]:
 
 
 def read_columns(
-    path: Path, what: str, columns: Sequence[str], optional: Sequence[str] = ()
+    path: Path,
+    what: str,
+    columns: Sequence[str],
+    optional: Sequence[str] = (),
+    data: bytes | None = None,
 ) -> list[tuple[int, dict[str, str]]]:
     """Rows of a table whose first line names its columns, in any order and beside others.
 
@@ -89,6 +94,8 @@ def read_columns(
         path: the file.
         what: what it should be, for messages.
         columns: those that are wanted; upper and lower case are the same.
+        optional: those that may be missing, which leaves their values empty.
+        data: as for `read_rows`.
 
     Returns:
         Number of the line, and its values by column, for every line but the first.
@@ -96,7 +103,7 @@ def read_columns(
     Raises:
         ConfigError: as `read_rows`; a column is missing or comes twice; a value is empty.
     """
-    rows = read_rows(path, what)
+    rows = read_rows(path, what, data)
     head = [name.casefold() for name in rows[0].cells] if rows else []
     for name in (*columns, *(name for name in optional if name in head)):
         if head.count(name) != 1:
@@ -130,10 +137,11 @@ def strip(value: str) -> str:
     return value
 
 
-def _decoded(path: Path, what: str) -> str:
+def _decoded(path: Path, what: str, data: bytes | None) -> str:
     try:
-        with open(path, "rb") as file:
-            data = file.read(_MOST_BYTES + 1)
+        if data is None:
+            with open(path, "rb") as file:
+                data = file.read(_MOST_BYTES + 1)
     except OSError as e:
         raise ConfigError(f"{path}: cannot be read as {what} ({e.strerror})") from None
     for start, remedy in _OTHER_FILES:
