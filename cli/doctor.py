@@ -18,7 +18,12 @@ from virchow_st_cli.images import doctor_pair
 from virchow_st_cli.options import with_console
 
 _VIRCHOW2 = "paige-ai/Virchow2"
-_EXTRAS = ("spatial", "tracking")  # those that add commands or options; dev and docs do not
+_EXTRAS = (
+    "spatial",
+    "tracking",
+    "cloud",
+    "cluster",
+)  # those that add commands or options; dev and docs do not
 
 
 @click.command(short_help="Check the installation, or whether an image fits its counts.")

@@ -25,12 +25,13 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def declared() -> tuple[list[str], dict[str, list[str]]]:
-    """Names in pyproject.toml: of the dependencies and of the two extras."""
+    """Names in pyproject.toml: of the dependencies, and of the extras that add commands."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     extras = project["optional-dependencies"]
-    lists = [project["dependencies"], extras["spatial"], extras["tracking"]]
-    packages, spatial, tracking = ([x.split(">=")[0] for x in names] for names in lists)
-    return packages, {"spatial": spatial, "tracking": tracking}
+    shown = ("spatial", "tracking", "cloud", "cluster")
+    lists = [project["dependencies"], *(extras[name] for name in shown)]
+    packages, *found = ([x.split(">=")[0] for x in names] for names in lists)
+    return packages, dict(zip(shown, found, strict=True))
 
 
 def test_json_gives_every_requirement_and_no_path(vst) -> None:
@@ -67,10 +68,12 @@ def test_missing_packages_are_named(vst, monkeypatch) -> None:
 
         monkeypatch.setattr(doctor, "version", look)
 
-    without("anndata")
-    answer = vst("doctor")
-    assert answer.code == 0
-    assert "virchow_st[spatial]" in answer.out
+    for name, extra in (("anndata", "spatial"), ("s3fs", "cloud"), ("submitit", "cluster")):
+        without(name)
+        answer = vst("doctor")
+        assert answer.code == 0
+        (line,) = (line for line in answer.out.splitlines() if name in line.split())
+        assert f"not installed; `pip install 'virchow_st[{extra}]'`" in line
     without("lmdb")
     answer = vst("doctor")
     assert answer.code == 1

@@ -24,6 +24,8 @@ from virchow_st.models.encoders.published import PUBLISHED, VIRCHOW2
 from virchow_st.models.encoders.stain import StainEncoder
 from virchow_st.models.encoders.weights import parameters_hash
 from virchow_st.runtime.distributed import Processes
+from virchow_st.runtime.lock import Lock
+from virchow_st.store.manifest import LOCK
 from virchow_st.store.reader import open_store, verify
 
 SQUARE = Path("binned_outputs") / "square_002um"
@@ -68,6 +70,20 @@ def test_a_broken_slide_does_not_stop_the_others(
     assert [(o.patient, o.n_patches, o.text) for o in outcomes] == [
         ("P1", 9, "was complete"), ("P2", 9, "complete"), ("P5", 9, "was complete"),
     ]  # fmt: skip
+
+
+def test_a_store_that_another_process_writes_is_waited_for(slides: Path) -> None:
+    """As of a worker that stood still for so long that its claim lapsed, and ends."""
+    (slides / "slides.csv").write_text(
+        "patient,outs,image,store\nP1,P1/outs,P1/tissue_image.tif,P1.vst\n", "utf-8"
+    )
+    (slides / "P1.vst").mkdir()
+    lock = Lock(slides / "P1.vst", slides / "P1.vst" / LOCK)
+    timer = threading.Timer(2, lock.release)
+    timer.start()
+    (outcome,) = extract_cohort(slides / "slides.csv", STAIN)
+    timer.join()
+    assert (outcome.n_patches, outcome.text) == (9, "complete")
 
 
 def test_paths_of_a_cohort_are_relative_to_its_list(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ import pytest
 from tiny_store import JOB, checksum_of_all, make_manifest, make_records, write_store
 
 from virchow_st.errors import StoreError
+from virchow_st.runtime.lock import BusyError
 from virchow_st.store.reader import open_store
 from virchow_st.store.writer import StoreWriter
 
@@ -162,7 +163,7 @@ def test_deleted_and_copied_while_open(tmp_path, store):
 def try_to_write(path):
     try:
         StoreWriter(path, JOB)
-    except StoreError as e:
+    except BusyError as e:
         return str(e)
     return "could write"
 
@@ -203,7 +204,7 @@ def test_writers_that_start_together_leave_one(tmp_path):
         barrier.wait()
         try:
             writer = StoreWriter(path, JOB)
-        except StoreError as e:
+        except BusyError as e:
             refusals.append(str(e))
         else:
             written.append(writer)

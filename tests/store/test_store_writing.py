@@ -13,6 +13,7 @@ import pytest
 from tiny_store import JOB, make_manifest, make_records, write_records, write_store
 
 from virchow_st.errors import StoreError
+from virchow_st.runtime.lock import BusyError
 from virchow_st.store import format as fmt
 from virchow_st.store.format import Kind
 from virchow_st.store.reader import open_store, verify
@@ -96,7 +97,7 @@ def test_another_job_is_refused(tmp_path):
 def test_second_writer_is_refused_by_name(tmp_path):
     path = tmp_path / "A.vst"
     with StoreWriter(path, JOB) as writer:
-        with pytest.raises(StoreError, match=f"being written by process {os.getpid()} on"):
+        with pytest.raises(BusyError, match=f"being written by process {os.getpid()} on"):
             StoreWriter(path, JOB)
         writer.append(make_records(1))  # the first is none the worse for it
         assert (path / "writer.lock").exists()
@@ -121,7 +122,7 @@ def test_a_lock_file_removed_while_waiting_is_not_held(tmp_path, monkeypatch):
     monkeypatch.setattr(fcntl, "flock", flock)
     with StoreWriter(path, JOB):
         assert len(calls) == 2
-        with pytest.raises(StoreError, match="being written by"):
+        with pytest.raises(BusyError, match="being written by"):
             StoreWriter(path, JOB)
 
 

@@ -15,7 +15,7 @@ import xxhash
 from virchow_st.errors import ConfigError, StoreError
 from virchow_st.runtime.atomic import remove_leftovers as remove_leftover_parts
 from virchow_st.runtime.atomic import sync_folder, write_json
-from virchow_st.runtime.lock import Lock
+from virchow_st.runtime.lock import BusyError, Lock
 from virchow_st.schema import read_json
 from virchow_st.store import format as fmt
 from virchow_st.store.datafile import DataFile
@@ -103,8 +103,8 @@ class StoreWriter:
         next_index: number of patches that have been committed.
 
     Raises:
-        StoreError: the folder holds other files, belongs to another job, is being written by
-            another process, or cannot be written.
+        StoreError: the folder holds other files, belongs to another job, or cannot be written.
+        BusyError: another process is writing it.
 
     Example:
         >>> with StoreWriter(Path("P1.vst"), job) as writer:  # doctest: +SKIP
@@ -131,6 +131,8 @@ class StoreWriter:
             raise StoreError(
                 f"{path}: cannot be written ({e.strerror}); give a --store that can be"
             ) from None
+        except BusyError:
+            raise
         except ConfigError as e:
             raise StoreError(str(e)) from None
         try:
