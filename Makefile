@@ -71,11 +71,16 @@ gpu: $(READY)
 
 # The adapters of docs/examples/other-tools in the tools that they are for, each in an environment
 # of its own, because their dependencies differ from ours.
-tools: $(addprefix tools-, lazyslide tiatoolbox)
+tools: $(addprefix tools-, lazyslide tiatoolbox vitessce)
 tools-%:
 	$(PYTHON) -m venv .venv-$*
 	.venv-$*/bin/python -m pip install --quiet $* pytest pytest-xdist hypothesis '.[spatial]'
 	$(ONE_THREAD) .venv-$*/bin/python -m pytest -q tests/predict/test_other_tools.py -k $*
+
+# The schema that views of `vst export --vitessce` have to meet; needs npm and node.
+tools-vitessce: $(READY)
+	npm install --silent --no-audit --no-fund --ignore-scripts --prefix .venv-vitessce @vitessce/schemas@4
+	$(ONE_THREAD) $(BIN)/python -m pytest -q tests/output/test_vitessce.py
 
 # The viewer in `vst report`, fetched anew; needs npm. For another version, change both lines.
 VIEWER := openseadragon-6.1.1

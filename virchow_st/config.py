@@ -330,6 +330,11 @@ class ExportConfig(Checked):
         "to write images of (default: none)",
     )
     slide: str = setting("", "test slide to export, if the run has several")
+    vitessce: str = setting(
+        "",
+        "URL at which the folder will be served, for example http://localhost:8000/P5.zarr; writes "
+        "a view for Vitessce beside it, P5.vitessce.json",
+    )
     keep_paths: bool = setting(False, KEEP_PATHS)
 
 

@@ -24,7 +24,8 @@ from virchow_st.output.export.tables import (
     write_h5ad,
     write_npz,
 )
-from virchow_st.runtime.atomic import check_absent, new_output
+from virchow_st.output.export.vitessce import NO_GENES, VIEW, check_view, view_of
+from virchow_st.runtime.atomic import check_absent, new_output, write_json
 from virchow_st.runtime.progress import SILENT, Progress
 from virchow_st.runtime.software import versions
 from virchow_st.types import BIN_UM, BLOCK_BINS, CELL_BINS, Float32Array, Float64Array, UInt8Array
@@ -53,13 +54,17 @@ def export_run(
     Raises:
         ConfigError, StoreError, FieldError: see `open_source` and `export_field`; ``out`` is there
             already, or a library that the format needs is not installed, or a format without a
-            table got no genes of a store.
+            table, or a view, got no genes of a store.
     """
     check_absent(out)
+    view = check_view(config.vitessce, out, config.format) if config.vitessce else None
+    if view is not None:
+        check_absent(view)
     if (path / "zarr.json").is_file():
         check_format(config.format)
         with new_output(out) as aside:
-            return out, export_field(path, aside, config, FORMAT, progress)
+            summary = export_field(path, aside, config, FORMAT, progress)
+            return out, summary + _view(aside / "result", view, config)
     with open_source(path, config.genes, config.slide, config.keep_paths) as source:
         is_store = source.kinds == ("counts",)
         check_format(config.format, config.format == "spatialdata" and is_store)
@@ -68,6 +73,8 @@ def export_run(
                 f"format {config.format}: expected the genes to write; a store has "
                 "too many for images; name some with --genes, or choose spatialdata or h5ad"
             )
+        if view is not None and not len(source.panel):
+            raise ConfigError(NO_GENES)
         about = _provenance(source, config)
         if about["licence"] and not is_store:  # of a store, nothing leaves that the encoder made
             progress.warn(f"{about['encoder']['name']}: {about['licence']}")
@@ -81,7 +88,17 @@ def export_run(
                 summary = f"{len(table.row):,} bins of 8 µm × {len(table.genes):,} genes"
             else:
                 summary = _write_npz(source, result, about, progress)
+            summary += _view(result, view, config)
     return out, summary
+
+
+def _view(folder: Path, path: Path | None, config: ExportConfig) -> str:
+    """Write the view of a finished folder, if one is asked for; the end of the summary."""
+    if path is None:
+        return ""
+    images = {image.name for image in (folder / "images").iterdir() if image.is_dir()}
+    write_json(path, view_of(config.vitessce, path.name.removesuffix(VIEW), images))
+    return f"; a view for Vitessce in {path.name}"
 
 
 def _write_folder(
