@@ -23,11 +23,12 @@ SCALES = ("2", "4", "8", "16")
 SCORES = {
     "coverage", "n_bins", "n_genes_scored", "pcc", "pcc_fisher", "pcc_median", "pcc_pooled",
     "pcc_ceiling", "pcc_ceiling_thinned", "pcc_of_ceiling", "pcc_shuffled", "pcc_shifted",
+    "pcc_partial", "pcc_partial_ceiling", "pcc_partial_shuffled",
     "spearman", "ssim", "ssim_shuffled", "ssim_shifted", "ssim_all_zero", "d2_poisson",
     "d2_poisson_test_mean", "auprc", "auprc_prevalence", "auroc", "calibration",
     "morans_i_predicted", "morans_i_observed", "morans_i_residual",
 }  # fmt: skip
-INTERVALS = {"pcc_ci95", "d2_poisson_ci95"}
+INTERVALS = {"pcc_ci95", "d2_poisson_ci95", "pcc_partial_ci95"}
 BASELINES = {"gene_mean", "nuclear_density", "ridge", "total_umi"}
 EPOCHS = {"linear": 4, "hist2st": 1}
 

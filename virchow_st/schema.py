@@ -17,7 +17,7 @@ import io
 import json
 import math
 import tomllib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -303,6 +303,7 @@ def read_table(
     missing: str | None = None,
     also: Also | None = None,
     only: bool = False,
+    optional: Collection[str] = (),
 ) -> list[dict[str, Any]]:
     """Read a table with a header; returns a dictionary by column for each row.
 
@@ -312,6 +313,7 @@ def read_table(
         remedy, missing, also: see `read_json`; ``also`` gets all rows.
         delimiter: separator of fields.
         only: require exactly these columns in this order, for a table that will be rewritten.
+        optional: columns that may be missing; their fields are then empty.
 
     Raises:
         ConfigError: a column is missing or not expected, a row has too few or too many fields, or a
@@ -319,7 +321,7 @@ def read_table(
     """
     text = read_text(path, remedy, missing=missing)
     try:
-        rows = list(_rows(text, columns, delimiter, only))
+        rows = list(_rows(text, columns, delimiter, only, optional))
         if also is not None:
             also(rows)
     except (ValueError, csv.Error) as e:
@@ -328,11 +330,15 @@ def read_table(
 
 
 def _rows(
-    text: str, columns: Mapping[str, Callable[[str], Any]], delimiter: str, only: bool
+    text: str,
+    columns: Mapping[str, Callable[[str], Any]],
+    delimiter: str,
+    only: bool,
+    optional: Collection[str],
 ) -> Iterator[dict[str, Any]]:
     lines = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     head = next(lines, [])
-    if lacking := [name for name in columns if name not in head]:
+    if lacking := [name for name in columns if name not in head and name not in optional]:
         raise MismatchError(f"column {lacking[0]!r} is missing")
     if len(set(head)) < len(head):
         raise MismatchError("a column comes twice")
@@ -345,7 +351,7 @@ def _rows(
             )
         row = dict(zip(head, fields, strict=True))
         try:
-            yield {name: of(row[name]) for name, of in columns.items()}
+            yield {name: of(row.get(name, "")) for name, of in columns.items()}
         except (ValueError, OverflowError) as e:
             raise MismatchError(f"line {lines.line_num}: {e}") from None
 

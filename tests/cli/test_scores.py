@@ -26,6 +26,7 @@ def figures(pcc: float, d2: float) -> dict[str, Any]:
         "pcc_ceiling": 0.777,
         "pcc_of_ceiling": 0.5,
         **ci95,
+        "pcc_partial_ci95": [0.24, 0.26],
     }
     return {scale: dict(at) for scale in SCALES}
 

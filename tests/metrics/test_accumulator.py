@@ -131,7 +131,8 @@ def test_summary_has_the_keys_of_metrics_json(slide: list[Patch]) -> None:
     summary = score(slide[:2], 8).summary()
     assert list(summary) == [
         *("n_genes_scored", "pcc", "pcc_fisher", "pcc_median", "pcc_pooled", "pcc_ceiling"),
-        *("pcc_ceiling_thinned", "pcc_of_ceiling", "pcc_shuffled", "pcc_shifted", "spearman"),
+        *("pcc_ceiling_thinned", "pcc_of_ceiling", "pcc_shuffled", "pcc_shifted"),
+        *("pcc_partial", "pcc_partial_ceiling", "pcc_partial_shuffled", "spearman"),
         *("ssim", "ssim_shuffled", "ssim_shifted", "ssim_all_zero", "d2_poisson"),
         *("d2_poisson_test_mean", "auprc", "auprc_prevalence", "auroc", "calibration"),
         *("morans_i_predicted", "morans_i_observed", "morans_i_residual"),

@@ -122,7 +122,9 @@ def test_what_does_not_fit_is_refused() -> None:
         paired(sums, score(4, seed=1).block_sums(), "pcc")
     with pytest.raises(ValueError, match="same blocks, bins and counts"):
         paired(sums, score(5).block_sums(), "pcc")
-    with pytest.raises(ValueError, match="score: expected pcc or d2_poisson; got 'ssim'"):
+    with pytest.raises(
+        ValueError, match="score: expected pcc, pcc_partial or d2_poisson; got 'ssim'"
+    ):
         interval(sums, "ssim")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"poisson_sums: expected shape \(4, 3, 4\)"):
         BlockSums(sums.moments, sums.poisson_sums[:2], sums.null_rate)

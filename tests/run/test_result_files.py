@@ -17,11 +17,13 @@ from virchow_st.metrics import BlockSums, ScaleScores
 from virchow_st.run.blocks import RUN, RunBlocks, read_blocks, write_blocks
 from virchow_st.run.compare import differences, intervals
 from virchow_st.run.results import (
-    INTERVALS,
+    LATER,
     PER_GENE,
     SCORES,
+    WITH_INTERVAL,
     check_metrics,
     read_metrics,
+    read_per_gene,
     write_metrics,
     write_per_gene,
 )
@@ -51,7 +53,7 @@ def metrics() -> dict[str, Any]:
 
 
 def test_every_figure_is_in_the_schema_and_in_the_table_of_genes(metrics: dict[str, Any]) -> None:
-    intervals = {f"{name}_ci95" for name in INTERVALS}
+    intervals = {f"{name}_ci95" for name in WITH_INTERVAL}
     assert set(metrics["scales"]["2"]) == set(SCORES) | intervals
     arrays = {f.name for f in fields(ScaleScores) if f.type == "Float64Array"}
     assert set(PER_GENE) == arrays
@@ -78,6 +80,7 @@ def _cut(metrics: dict[str, Any], *path: str) -> None:
         (lambda m: _cut(m, "scales", "16"), "scales: expected the scales 2, 4, 8, 16"),
         (lambda m: _cut(m, "scales", "8", "auroc"), "scales.8.auroc is missing"),
         (lambda m: _cut(m, "scales", "8", "pcc_ci95"), "scales.8.pcc_ci95 is missing"),
+        (lambda m: _cut(m, "scales", "8", "pcc_partial"), "scales.8.pcc_partial is missing"),
         (lambda m: m["scales"]["8"].update(pcc_ci95=[0.1]), "scales.8.pcc_ci95: expected"),
         (lambda m: m["scales"].update({"4": []}), "scales.4: expected an object"),
         (lambda m: m["scales"]["4"].update(pcc="0.3"), "scales.4.pcc: expected a number"),
@@ -117,9 +120,30 @@ def test_no_metrics_names_the_command(tmp_path: Path) -> None:
         read_metrics(tmp_path)
 
 
+def test_results_before_the_partial_correlation_are_read_as_undefined(
+    metrics: dict[str, Any], tmp_path: Path
+) -> None:
+    for scales in (metrics["scales"], *metrics["baselines"].values()):
+        for scores in scales.values():
+            for name in LATER:
+                del scores[name]
+    write_metrics(tmp_path, metrics)
+    actual = read_metrics(tmp_path)
+    for scales in (actual["scales"], *actual["baselines"].values()):
+        assert all(scores[name] is None for scores in scales.values() for name in LATER)
+    write_per_gene(tmp_path, PANEL, {s: a.compute() for s, a in scored(1).items()})
+    table = [line.split(",") for line in (tmp_path / "per_gene.csv").read_text().splitlines()]
+    kept = [i for i, name in enumerate(table[0]) if name not in LATER]
+    old = "".join(",".join(line[i] for i in kept) + "\n" for line in table)
+    (tmp_path / "per_gene.csv").write_text(old)
+    rows = read_per_gene(tmp_path)
+    assert np.isfinite(rows[0].pcc)
+    assert np.isnan(rows[0].pcc_partial)
+
+
 def test_undefined_figures_pass_the_schema(metrics: dict[str, Any]) -> None:
     empty = copy.deepcopy(metrics)
-    for name in (*SCORES, "pcc_ci95", "d2_poisson_ci95"):
+    for name in (*SCORES, *(f"{name}_ci95" for name in WITH_INTERVAL)):
         empty["scales"]["2"][name] = None
     check_metrics(empty)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from virchow_st.metrics import BlockSums, ScaleAccumulator
+from virchow_st.metrics.partial import Controls
 from virchow_st.run.panel import Panel
 from virchow_st.types import SCALES_UM
 
@@ -21,8 +22,10 @@ def scored(n_blocks: int, noise: float = 0.0, seed: int = 0) -> dict[int, ScaleA
         rate = rng.gamma(2, 0.15, (G, 8, 8)).repeat(4, 1).repeat(4, 2).astype(np.float32)
         counts, mask = rng.poisson(rate).astype(np.uint16), np.ones((32, 32), np.bool_)
         rate = rate * np.exp(noise * other.normal(size=rate.shape)).astype(np.float32)
+        nuclei = np.random.default_rng(block).random((2, 32, 32), np.float32)
+        controls = Controls(3 * counts.sum(0, dtype=np.int64), nuclei)
         for accumulator in accumulators.values():
-            accumulator.update(rate, counts, mask, block=block)
+            accumulator.update(rate, counts, mask, block=block, controls=controls)
     return accumulators
 
 

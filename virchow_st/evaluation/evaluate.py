@@ -336,7 +336,10 @@ def _metrics(
     """Content of ``metrics.json``, as described in docs/metrics.md, "Files"."""
     tissue_bins = {slide.name: slide.store.manifest["tissue_bins"]["slide"] for slide in slides}
     all_tissue = sum(tissue_bins.values())
-    of_models = {name: scale_scores(models, all_tissue) for name, models in board.models.items()}
+    of_models = {
+        name: scale_scores(models, all_tissue, is_baseline=name != RUN)
+        for name, models in board.models.items()
+    }
     sums = board.block_sums()
     metrics: dict[str, Any] = {
         "format": METRICS_FORMAT,

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 
@@ -76,9 +78,9 @@ class RegionScores:
         rate: Float32Array,
         counts: Array,
         tissue_mask: BoolArray,
-        nulls: Mapping[str, Float32Array | None],
+        nulls: Mapping[str, Any],
         block: int,
-        exposure: Float32Array | None = None,
+        known: Mapping[str, Any] = MappingProxyType({}),
     ) -> Iterator[Callable[[], None]]:
         """Functions that score one patch; they may run in parallel.
 
@@ -89,15 +91,13 @@ class RegionScores:
             tissue_mask: (128, 128) bool, bins that are scored.
             nulls: ``shuffled_rate`` and ``shifted_rate``, see `ScaleAccumulator.update`.
             block: Index of the patch's spatial block.
-            exposure: (128, 128) exposure, see `ScaleAccumulator.update`; None for 1.
+            known: ``exposure`` and ``controls``, see `ScaleAccumulator.update`.
         """
         labels = self._labels(info)
         for label in np.unique(labels[tissue_mask]).tolist():
             mask = tissue_mask & (labels == label)
             for accumulator in self._scales[label].values():
-                yield partial(
-                    accumulator.update, rate, counts, mask, **nulls, block=block, exposure=exposure
-                )
+                yield partial(accumulator.update, rate, counts, mask, **nulls, **known, block=block)
 
     def compute(self) -> RegionMetrics:
         """``regions`` of ``metrics.json``: classes by their tissue, the largest first."""

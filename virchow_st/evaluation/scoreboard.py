@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 
-from virchow_st.evaluation.baselines import ORACLES, Baselines
+from virchow_st.evaluation.baselines import ORACLES, Baselines, patch_controls
 from virchow_st.evaluation.by_scale import ByScale
 from virchow_st.evaluation.regions import RegionScores
 from virchow_st.evaluation.slide import Slide
@@ -72,6 +73,7 @@ class Scoreboard:
         """
         patch = slide.store[slide.members[place].patch]
         counts, mask = patch.dense_counts(slide.genes), patch.tissue_mask
+        controls = patch_controls(patch)
         exposure = None if slide.exposure is None else slide.exposure.of_patch(patch.info)
         rate, *partners = rates
         assert rate is not None
@@ -80,25 +82,22 @@ class Scoreboard:
             rate = np.where(lost, np.float32(0), rate)
         shuffled, shifted = (None if null is None else self._filled(null) for null in partners)
         jobs: list[Callable[[], None]] = []
-        nulls = {"shuffled_rate": shuffled, "shifted_rate": shifted}
+        known: dict[str, Any] = {"exposure": exposure, "controls": controls}
+        nulls: dict[str, Any] = {"shuffled_rate": shuffled, "shifted_rate": shifted}
         for accumulators, at in ((self.models[RUN], block), (self.slides.get(slide.name, {}), 0)):
             for a in accumulators.values():
-                jobs.append(
-                    partial(a.update, rate, counts, mask, **nulls, block=at, exposure=exposure)
-                )
+                jobs.append(partial(a.update, rate, counts, mask, **nulls, **known, block=at))
         for name in BASELINES:
-            of_baseline = self._baselines.rate(name, patch, counts)
+            of_baseline = self._baselines.rate(name, patch, counts, controls)
             if exposure is not None and name in ORACLES:
                 of_baseline = of_baseline / exposure  # it reads counts, which have the exposure
             for a in self.models[name].values():
-                jobs.append(
-                    partial(a.update, of_baseline, counts, mask, block=block, exposure=exposure)
-                )
+                jobs.append(partial(a.update, of_baseline, counts, mask, **known, block=block))
         if self.truth is not None:
             expected = rate if exposure is None else rate * exposure
             jobs.append(partial(self.truth.update, patch.info, expected, counts, mask))
         if self.regions is not None:
-            jobs += self.regions.jobs(patch.info, rate, counts, mask, nulls, block, exposure)
+            jobs += self.regions.jobs(patch.info, rate, counts, mask, nulls, block, known)
         return jobs
 
     def _filled(self, rate: Float32Array) -> Float32Array:

@@ -43,6 +43,11 @@ def masked_moments(x: Array, y: Array, mask: BoolArray) -> Float64Array:
     return np.column_stack((n, *sums)).astype(np.float64)
 
 
+def masked_products(x: Array, z: Array, mask: BoolArray) -> Float64Array:
+    """Σxz of each row of x (G, N) with each of z (6, N), (G, 6)."""
+    return x[:, mask].astype(np.float64) @ z[:, mask].T
+
+
 def masked_poisson_sums(
     rate: Array, counts: Array, mask: BoolArray, rate_floor: float
 ) -> Float64Array:

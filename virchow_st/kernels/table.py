@@ -110,6 +110,11 @@ def _flat_inputs(rng: np.random.Generator) -> tuple[Any, ...]:
     return rate.reshape(G, -1), counts.reshape(G, -1), tissue_mask.ravel()
 
 
+def _control_inputs(rng: np.random.Generator) -> tuple[Any, ...]:
+    rate, counts, tissue_mask = _flat_inputs(rng)
+    return rate, counts[:6].astype(np.float64), tissue_mask
+
+
 def _several_inputs(rng: np.random.Generator) -> tuple[Any, ...]:
     rate, counts, tissue_mask = draw_patch(rng, 10)
     return (rate, rate[::-1].copy(), rate[:, ::-1].copy()), counts, tissue_mask
@@ -186,6 +191,13 @@ TABLE: tuple[Pair, ...] = (
     Pair("sum_pool", pooling.sum_pool, reference.sum_pool, _pool_inputs, 0.0),
     Pair("pool_mask", pooling.pool_mask, reference.pool_mask, _mask_inputs, 0.0),
     Pair("masked_moments", moments.masked_moments, reference.masked_moments, _flat_inputs, 1e-12),
+    Pair(
+        "masked_products",
+        moments.masked_products,
+        reference.masked_products,
+        _control_inputs,
+        1e-12,
+    ),
     Pair(
         "masked_poisson_sums",
         moments.masked_poisson_sums,

@@ -15,6 +15,7 @@ from virchow_st.metrics.autocorrelation import morans_i
 from virchow_st.metrics.bootstrap import BlockSums
 from virchow_st.metrics.ceiling import noise_ceiling, thinned_ceiling
 from virchow_st.metrics.exposed import Exposed
+from virchow_st.metrics.partial import Controls, PartialSums
 from virchow_st.metrics.scores import ScaleScores
 from virchow_st.metrics.ssim import SsimMean
 from virchow_st.types import BIN_UM, Array, BoolArray, Float32Array, Float64Array
@@ -71,6 +72,7 @@ class ScaleAccumulator:
         self._null_rate = train_rate * self._factor**2
         self._moments = np.zeros((n_blocks, n_genes, 6))
         self._poisson_sums = np.zeros((n_blocks, n_genes, 4))
+        self._partial = PartialSums(n_genes, n_blocks)
         self._n_bins = 0
         self._noise = np.zeros(n_genes)  # ΣK/e, of patches with an exposure
         self._plain_moments = np.zeros((n_genes, 6))
@@ -91,6 +93,7 @@ class ScaleAccumulator:
         shifted_rate: Float32Array | None = None,
         block: int = 0,
         exposure: Float32Array | None = None,
+        controls: Controls | None = None,
     ) -> None:
         """Add one patch.
 
@@ -107,11 +110,13 @@ class ScaleAccumulator:
             block: Index of the spatial block of the patch, 0 to n_blocks − 1.
             exposure: (R, C) float32, > 0 on tissue; the expected UMIs of a bin are exposure × rate,
                 see docs/metrics.md. None for an exposure of 1.
+            controls: What ``pcc_partial`` is given, of all patches or of none; without, it is
+                undefined.
 
         Raises:
-            ValueError: Shapes that do not match, a block index out of range, a prediction that is
-                NaN or infinite on a scored bin, or counts that are not whole numbers of at least 0
-                on tissue. The accumulator is then unchanged.
+            ValueError: Shapes that do not match, a block index out of range, controls for some
+                patches only, a prediction that is NaN or infinite on a scored bin, or counts that
+                are not whole numbers of at least 0 on tissue. The accumulator is then unchanged.
         """
         shape = (self.n_genes, *tissue_mask.shape)
         given = {"rate": rate, "shuffled_rate": shuffled_rate, "shifted_rate": shifted_rate}
@@ -121,6 +126,12 @@ class ScaleAccumulator:
                 raise ValueError(f"{name}: expected shape {shape}; got {array.shape}")
         if not 0 <= block < self.n_blocks:
             raise ValueError(f"block: expected 0 to {self.n_blocks - 1}; got {block}")
+        if controls is not None and controls.total.shape != tissue_mask.shape:
+            raise ValueError(
+                f"controls: expected shape {tissue_mask.shape}; got {controls.total.shape}"
+            )
+        if self._partial.n_patches != (0 if controls is None else self.n_patches):
+            raise ValueError("controls: expected them of all patches or of none; got some")
         self._check_counts(counts, tissue_mask)
         if exposure is not None:
             self._check_exposure(exposure, tissue_mask)
@@ -155,6 +166,10 @@ class ScaleAccumulator:
         self._pairs.update(expected.reshape(self.n_genes, -1), k.reshape(self.n_genes, -1), flat)
         self._halves += thinned_moments(k.reshape(self.n_genes, -1), flat)
         self._moments[block] += moments["rate"]
+        if controls is not None:
+            mean = None if bins is None else bins.exposure
+            of_scale = controls.pooled(self._factor, exposure, mean)
+            self._partial.add(of_scale, lam, k, pooled.get("shuffled_rate"), mask, block)
         if bins is None:
             self._poisson_sums[block] += poisson_scores.poisson_sums(lam, k, mask)
         else:
@@ -204,7 +219,10 @@ class ScaleAccumulator:
 
     def block_sums(self) -> BlockSums:
         """Copy of the sums per spatial block, from which `metrics.bootstrap` draws intervals."""
-        return BlockSums(self._moments.copy(), self._poisson_sums.copy(), self._null_rate.copy())
+        partial = self._partial
+        controls = (partial.products.copy(), partial.squares.copy()) if partial.n_patches else ()
+        own = self._moments.copy(), self._poisson_sums.copy(), self._null_rate.copy()
+        return BlockSums(*own, *controls)
 
     def compute(self) -> ScaleScores:
         """Scores of all patches added so far; the accumulator is unchanged."""
@@ -226,6 +244,7 @@ class ScaleAccumulator:
         plain = self._plain_moments if self._has_exposure else m
         moran = morans_i(plain, self._neighbours, self._n_pairs)
         rank = ranks.rank_scores(self._pairs, self.n_genes)
+        partial, left, partial_null = self._partial.compute(m, self._null_moments["shuffled_rate"])
         return ScaleScores(
             scale_um=self.scale_um,
             n_bins=self._n_bins,
@@ -237,6 +256,9 @@ class ScaleAccumulator:
             pcc_ceiling_thinned=np.where(varies, thinned_ceiling(halves), np.nan),
             pcc_shuffled=correlation.pearson_from_moments(self._null_moments["shuffled_rate"]),
             pcc_shifted=correlation.pearson_from_moments(self._null_moments["shifted_rate"]),
+            pcc_partial=partial,
+            pcc_partial_ceiling=noise_ceiling(noise, left),
+            pcc_partial_shuffled=partial_null,
             spearman=rank[:, ranks.SPEARMAN],
             ssim=self._ssim["rate"].compute(),
             ssim_shuffled=self._ssim["shuffled_rate"].compute(),

@@ -14,9 +14,10 @@ import numpy as np
 
 from virchow_st.metrics import correlation
 from virchow_st.metrics import deviance as poisson_scores
+from virchow_st.metrics.partial import N_CONTROLS, N_SQUARES, partial_correlation
 from virchow_st.types import Float64Array
 
-Score = Literal["pcc", "d2_poisson"]
+Score = Literal["pcc", "d2_poisson", "pcc_partial"]
 _LEVEL = 95.0
 _DRAWS_AT_ONCE = 50
 
@@ -31,6 +32,8 @@ class BlockSums:
         moments: (n_blocks, G, 6) float64, see `metrics.correlation.moments`.
         poisson_sums: (n_blocks, G, 4) float64, see `metrics.deviance.poisson_sums`.
         null_rate: (G,) float64, training mean in UMIs per scored bin.
+        products, squares: (n_blocks, G, 12) and (n_blocks, 27) float64, see `metrics.partial`; None
+            where they were not computed, so that there is no ``pcc_partial``.
 
     Raises:
         ValueError: Shapes that do not match.
@@ -56,12 +59,23 @@ class BlockSums:
     moments: Float64Array
     poisson_sums: Float64Array
     null_rate: Float64Array
+    products: Float64Array | None = None
+    squares: Float64Array | None = None
 
     def __post_init__(self) -> None:
         n_blocks, n_genes = self.moments.shape[:2]
-        expected = ((n_blocks, n_genes, 6), (n_blocks, n_genes, 4), (n_genes,))
-        for name, shape in zip(("moments", "poisson_sums", "null_rate"), expected, strict=True):
-            got = getattr(self, name).shape
+        expected = {
+            "moments": (n_blocks, n_genes, 6),
+            "poisson_sums": (n_blocks, n_genes, 4),
+            "null_rate": (n_genes,),
+        }
+        if self.products is not None or self.squares is not None:
+            expected |= {
+                "products": (n_blocks, n_genes, 2 * N_CONTROLS),
+                "squares": (n_blocks, N_SQUARES),
+            }
+        for name, shape in expected.items():
+            got = getattr(getattr(self, name), "shape", None)
             if got != shape:
                 raise ValueError(f"{name}: expected shape {shape}; got {got}")
 
@@ -93,7 +107,7 @@ def interval(
 
     Args:
         sums: Sums per block at one scale.
-        score: ``pcc`` or ``d2_poisson``.
+        score: ``pcc``, ``d2_poisson``, or ``pcc_partial`` of sums with controls.
         draws: Number of bootstrap draws.
         seed: Seed of the random numbers; the same seed draws the same blocks.
 
@@ -137,9 +151,7 @@ def paired(
             "a and b: expected the same blocks, bins and counts; got others; score both on the "
             "same patches with the same panel"
         )
-    whole = _mean_score(a.moments.sum(0), a.poisson_sums.sum(0), a.null_rate, score) - _mean_score(
-        b.moments.sum(0), b.poisson_sums.sum(0), b.null_rate, score
-    )
+    whole = _mean_score(_Sums.of(a), score) - _mean_score(_Sums.of(b), score)
     drawn = _drawn(a, score, draws, seed) - _drawn(b, score, draws, seed)
     drawn = drawn[~np.isnan(drawn)]
     low, high = _percentiles(drawn)
@@ -156,31 +168,64 @@ def _drawn(sums: BlockSums, score: Score, draws: int, seed: int) -> Float64Array
     n = int(np.count_nonzero(filled))
     if n < 2:
         return np.empty(0)
-    moments, poisson_sums = sums.moments[filled], sums.poisson_sums[filled]
+    of_filled = BlockSums(
+        sums.moments[filled],
+        sums.poisson_sums[filled],
+        sums.null_rate,
+        None if sums.products is None else sums.products[filled],
+        None if sums.squares is None else sums.squares[filled],
+    )
     times = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=draws)
     values = np.empty(draws)
     for start in range(0, draws, _DRAWS_AT_ONCE):
         part = times[start : start + _DRAWS_AT_ONCE].astype(np.float64)
-        values[start : start + len(part)] = _mean_score(
-            np.tensordot(part, moments, 1), np.tensordot(part, poisson_sums, 1),
-            sums.null_rate, score,
-        )  # fmt: skip
+        values[start : start + len(part)] = _mean_score(_Sums.of(of_filled, part), score)
     return values
 
 
-def _mean_score(
-    moments: Float64Array, poisson_sums: Float64Array, null_rate: Float64Array, score: Score
-) -> Float64Array:
-    """Mean of the score over scored genes, (...), from sums (..., G, 6) and (..., G, 4)."""
+@dataclass(frozen=True)
+class _Sums:
+    """Sums over blocks (...,), of all or of several draws."""
+
+    moments: Float64Array  # (..., G, 6)
+    poisson_sums: Float64Array  # (..., G, 4)
+    null_rate: Float64Array  # (G,)
+    products: Float64Array | None  # (..., G, 6)
+    squares: Float64Array | None  # (..., 9)
+
+    @classmethod
+    def of(cls, sums: BlockSums, times: Float64Array | None = None) -> _Sums:
+        """Sums over blocks, each once, or as often as ``times`` (draws, blocks) says."""
+
+        def total(of_blocks: Float64Array) -> Float64Array:
+            return of_blocks.sum(0) if times is None else np.tensordot(times, of_blocks, 1)
+
+        products, squares = sums.products, sums.squares
+        return cls(
+            total(sums.moments),
+            total(sums.poisson_sums),
+            sums.null_rate,
+            None if products is None else total(products),
+            None if squares is None else total(squares),
+        )
+
+
+def _mean_score(sums: _Sums, score: Score) -> Float64Array:
+    """Mean of the score over scored genes, (...)."""
+    moments, poisson_sums = sums.moments, sums.poisson_sums
     if score == "pcc":
         values = correlation.pearson_from_moments(moments)
+    elif score == "pcc_partial":
+        if sums.products is None or sums.squares is None:
+            raise ValueError("pcc_partial: expected sums of products with controls; got none")
+        values, _ = partial_correlation(moments, sums.products, sums.squares)
     elif score == "d2_poisson":
         n, total = moments[..., correlation.N], moments[..., correlation.SY]
-        null = poisson_scores.constant_deviance(poisson_sums, total, n, null_rate)
+        null = poisson_scores.constant_deviance(poisson_sums, total, n, sums.null_rate)
         deviance = poisson_scores.poisson_deviance(poisson_sums, total)
         values = poisson_scores.deviance_explained(deviance, null)
     else:
-        raise ValueError(f"score: expected pcc or d2_poisson; got {score!r}")
+        raise ValueError(f"score: expected pcc, pcc_partial or d2_poisson; got {score!r}")
     scored = correlation.varies(moments) & ~np.isnan(values)
     with np.errstate(invalid="ignore"):
         return np.where(scored, values, 0.0).sum(-1) / scored.sum(-1)

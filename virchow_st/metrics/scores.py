@@ -37,6 +37,12 @@ class ScaleScores:
     """``pcc`` with the prediction of another patch."""
     pcc_shifted: Float64Array
     """``pcc`` with the prediction of the whole slide shifted."""
+    pcc_partial: Float64Array
+    """``pcc`` given total UMIs of other genes and nuclear density."""
+    pcc_partial_ceiling: Float64Array
+    """``pcc_partial`` that the true rates would reach."""
+    pcc_partial_shuffled: Float64Array
+    """``pcc_partial`` with the prediction of another patch."""
     spearman: Float64Array
     """Spearman's ρ of rounded rates and counts."""
     ssim: Float64Array
@@ -94,6 +100,9 @@ class ScaleScores:
             "pcc_of_ceiling": _mean(pcc) / ceiling if ceiling > 0 else float("nan"),
             "pcc_shuffled": _mean(self.pcc_shuffled[s]),
             "pcc_shifted": _mean(self.pcc_shifted[s]),
+            "pcc_partial": _mean(self.pcc_partial[s]),
+            "pcc_partial_ceiling": _mean(self.pcc_partial_ceiling[s]),
+            "pcc_partial_shuffled": _mean(self.pcc_partial_shuffled[s]),
             "spearman": _mean(self.spearman[s]),
             "ssim": _mean(self.ssim[s]),
             "ssim_shuffled": _mean(self.ssim_shuffled[s]),

@@ -35,6 +35,7 @@ class RunBlocks:
 
 
 _SUMS = ("moments", "poisson_sums", "null_rate")
+_CONTROLS = ("products", "squares")  # of versions before 0.2 there are none
 
 
 _UNREADABLE = (
@@ -49,7 +50,7 @@ def write_blocks(run: Path, blocks: RunBlocks) -> None:
         f"{model}.{scale}.{name}": getattr(sums, name)
         for model, scales in blocks.sums.items()
         for scale, sums in scales.items()
-        for name in _SUMS
+        for name in (*_SUMS, *(() if sums.products is None else _CONTROLS))
     }
     arrays |= {"format": np.array(BLOCKS_FORMAT), "gene_id": np.array(blocks.gene_ids)}
     with written_whole(run / "blocks.npz") as aside, open(aside, "wb") as f:
@@ -66,7 +67,14 @@ def read_blocks(run: Path) -> RunBlocks:
             models = dict.fromkeys(n.split(".")[0] for n in file.files if n.count(".") == 2)
             sums = {
                 model: {
-                    scale: BlockSums(**{name: file[f"{model}.{scale}.{name}"] for name in _SUMS})
+                    scale: BlockSums(
+                        **{name: file[f"{model}.{scale}.{name}"] for name in _SUMS},
+                        **{
+                            name: file[array]
+                            for name in _CONTROLS
+                            if (array := f"{model}.{scale}.{name}") in file.files
+                        },
+                    )
                     for scale in SCALES_UM
                 }
                 for model in models

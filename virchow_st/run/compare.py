@@ -11,7 +11,7 @@ from typing import Any
 from virchow_st.errors import ConfigError
 from virchow_st.metrics.bootstrap import BlockSums, Score, interval, paired
 from virchow_st.run.blocks import RUN, RunBlocks, read_blocks
-from virchow_st.run.results import INTERVALS
+from virchow_st.run.results import INTERVALS, WITH_INTERVAL
 from virchow_st.store.genes import same_ids
 
 FORMAT = "virchow_st.comparison/1"
@@ -94,9 +94,17 @@ def _difference(a: BlockSums, b: BlockSums, score: Score) -> dict[str, Any]:
     }
 
 
-def intervals(sums: BlockSums) -> dict[str, list[float] | None]:
-    """``pcc_ci95`` and ``d2_poisson_ci95`` of one model at one scale; null for a single block."""
-    return {f"{score}_ci95": _pair(*interval(sums, score, DRAWS)) for score in INTERVALS}
+def intervals(sums: BlockSums, *, of_partial: bool = True) -> dict[str, list[float] | None]:
+    """``NAME_ci95`` of one model at one scale for each score that has one.
+
+    None for a single block, and for ``pcc_partial`` without ``of_partial`` or without the sums of
+    its controls.
+    """
+    without = () if of_partial and sums.products is not None else ("pcc_partial",)
+    return {
+        f"{score}_ci95": None if score in without else _pair(*interval(sums, score, DRAWS))
+        for score in WITH_INTERVAL
+    }
 
 
 def _pair(low: float, high: float) -> list[float] | None:

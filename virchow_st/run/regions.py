@@ -10,10 +10,11 @@ from virchow_st.runtime.atomic import written_table
 from virchow_st.schema import Count
 
 REGIONS_FILE = "regions.csv"
-_WITH_INTERVAL = ("pcc", "d2_poisson")
+_WITH_INTERVAL = ("pcc", "d2_poisson", "pcc_partial")
 COLUMNS = (
     "coverage", "n_bins", "n_genes_scored", "pcc", "pcc_ci95_low", "pcc_ci95_high", "pcc_ceiling",
-    "pcc_of_ceiling", "pcc_shuffled", "pcc_shifted", "spearman", "ssim", "d2_poisson",
+    "pcc_of_ceiling", "pcc_shuffled", "pcc_shifted", "pcc_partial", "pcc_partial_ci95_low",
+    "pcc_partial_ci95_high", "pcc_partial_ceiling", "spearman", "ssim", "d2_poisson",
     "d2_poisson_ci95_low", "d2_poisson_ci95_high", "d2_poisson_test_mean", "auprc",
     "auprc_prevalence", "calibration", "morans_i_predicted", "morans_i_observed",
 )  # fmt: skip

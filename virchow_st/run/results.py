@@ -8,6 +8,7 @@ docs/metrics.md, "Files", describes them. ``blocks.npz`` is in `virchow_st.run.b
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -58,18 +59,26 @@ class GeneScore:
     morans_i_predicted: float
     morans_i_observed: float
     morans_i_residual: float
+    pcc_partial: float = math.nan  # absent from results of versions before 0.2
+    pcc_partial_ceiling: float = math.nan
+    pcc_partial_shuffled: float = math.nan
 
 
 PER_GENE = tuple(field.name for field in fields(GeneScore))[2:]
 """Columns of ``per_gene.csv`` after gene_id, symbol and scale_um."""
 INTERVALS: tuple[Score, ...] = ("pcc", "d2_poisson")
-"""Figures with a 95 % interval, NAME_ci95."""
+"""Scores by which models are compared; each has a 95 % interval, NAME_ci95."""
+WITH_INTERVAL: tuple[Score, ...] = (*INTERVALS, "pcc_partial")
+"""Scores with a 95 % interval."""
 _AVERAGED = tuple(name for name in PER_GENE if name not in ("mean", "nonzero"))
 SCORES = (
     "coverage", "n_bins", "n_genes_scored", *_AVERAGED, "pcc_fisher", "pcc_median", "pcc_pooled",
     "pcc_of_ceiling",
 )  # fmt: skip
 """Numbers of one scale in ``metrics.json``, null where undefined."""
+
+LATER = ("pcc_partial", "pcc_partial_ceiling", "pcc_partial_shuffled", "pcc_partial_ci95")
+"""What results of versions before 0.2 lack; it is read as undefined."""
 
 _SCALES = [str(scale) for scale in SCALES_UM]
 _Score = float | None
@@ -166,7 +175,9 @@ def _check_scales(where: str, scales: dict[str, dict[str, Any]]) -> None:
         )
     for scale, scores in scales.items():
         kinds = dict.fromkeys(SCORES, _Score)
-        kinds |= dict.fromkeys((f"{name}_ci95" for name in INTERVALS), _Interval)
+        kinds |= dict.fromkeys((f"{name}_ci95" for name in WITH_INTERVAL), _Interval)
+        if not any(name in scores for name in LATER):
+            kinds = {name: kind for name, kind in kinds.items() if name not in LATER}
         _check_keys(f"{where}.{scale}", scores, kinds)
 
 
@@ -195,10 +206,20 @@ def write_metrics(run: Path, content: dict[str, Any]) -> None:
 
 
 def read_metrics(run: Path) -> dict[str, Any]:
-    """Read ``metrics.json``; `ConfigError` if it is missing, damaged or of an older version."""
+    """Read ``metrics.json``; `ConfigError` if it is missing, damaged or of another format.
+
+    The scores of `LATER` are None where the file has none.
+    """
     remedy, missing = _again(run)
-    content = read_json(run / METRICS, _Metrics, remedy, missing=missing, also=check_metrics)
-    return cast("dict[str, Any]", content)
+    found = read_json(run / METRICS, _Metrics, remedy, missing=missing, also=check_metrics)
+    content = cast("dict[str, Any]", found)
+    classes = content.get("regions", {"classes": {}})["classes"].values()
+    models = [content["scales"], *content["baselines"].values()]
+    models += [*content.get("slides", {}).values(), *(of_class["scales"] for of_class in classes)]
+    for scales in models:
+        for scores in scales.values():
+            scores |= {name: scores.get(name) for name in LATER}
+    return content
 
 
 def _again(run: Path) -> tuple[str, str]:
@@ -228,7 +249,7 @@ def read_per_gene(run: Path) -> list[GeneScore]:
     columns = score_columns(PER_GENE)
     remedy, missing = _again(run)
     path = run / PER_GENE_FILE
-    rows = read_table(path, columns, remedy, missing=missing, also=_check_rows)
+    rows = read_table(path, columns, remedy, missing=missing, also=_check_rows, optional=LATER)
     return [
         GeneScore(
             Gene(row["gene_id"], row["symbol"]),

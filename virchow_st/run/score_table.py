@@ -62,7 +62,7 @@ def score_rows(runs: Runs) -> list[Row]:
         runs: name of a run → content of its ``metrics.json``; all of the same test patches.
     """
     first = next(iter(runs.values()))
-    rows = [*_correlation(runs), _head("D²: 1 best, 0 train means")]
+    rows = [*_correlation(runs), *_beyond_cellularity(runs), _head("D²: 1 best, 0 train means")]
     for name, metrics in runs.items():
         scales = metrics["scales"]
         rows.append(Row(name, _numbers(scales, "d2_poisson"), "main"))
@@ -115,11 +115,13 @@ def table_caption(metrics: Metrics) -> str:
         "over genes. Counts carry Poisson noise, so nothing can pass the ceiling. A good\n"
         "model is near it and clear of the nulls (its own map laid elsewhere) and of the\n"
         "baselines (no decoder, same training patches). The oracle is no model: it reads\n"
-        "the test counts. D²: share of the Poisson deviance explained. AUPRC: finding the\n"
-        "bins with any UMI. SSIM: likeness of pictures; read it beside its nulls. Level:\n"
-        "Σ predicted / Σ observed. Moran's I: likeness of neighbours; unexplained, 0 is\n"
-        "best. !: a run is below this baseline. 95 % intervals: "
-        f"{bootstrap['draws']} draws of\n{n_blocks} blocks of {um} µm{rough}."
+        "the test counts. Beyond cellularity: PCC given the bin's UMIs of other genes and\n"
+        "the density of nuclei; 0 for a model that only knows where cells are. D²: share\n"
+        "of the Poisson deviance explained. AUPRC: finding the bins with any UMI. SSIM:\n"
+        "likeness of pictures; read it beside its nulls. Level: Σ predicted / Σ observed.\n"
+        "Moran's I: likeness of neighbours; unexplained, 0 is best. !: a run is below\n"
+        f"this baseline. 95 % intervals: {bootstrap['draws']} draws of\n"
+        f"{n_blocks} blocks of {um} µm{rough}."
     )
 
 
@@ -285,6 +287,24 @@ def _correlation(runs: Runs) -> list[Row]:
         of_truth = _numbers(first["truth"], "pcc_of_truth")
         rows.append(Row("the true rate itself", of_truth, "ceiling", inset=True))
     return rows + _baselines(runs, "pcc")
+
+
+def _beyond_cellularity(runs: Runs) -> list[Row]:
+    """Rows of the partial correlation; none if no run has it, as results before version 0.2."""
+    if all(m["scales"][scale]["pcc_partial"] is None for m in runs.values() for scale in SCALES):
+        return []
+    rows = [_head("PCC beyond cellularity")]
+    for name, metrics in runs.items():
+        scales = metrics["scales"]
+        rows.append(Row(name, _numbers(scales, "pcc_partial"), "run"))
+        rows.append(_detail("95 % interval", _intervals(scales, "pcc_partial")))
+        rows.append(
+            Row("null: other patches", _numbers(scales, "pcc_partial_shuffled"), "null", inset=True)
+        )
+    first = next(iter(runs.values()))
+    ceiling = _numbers(first["scales"], "pcc_partial_ceiling")
+    rows.append(Row("ceiling, given the noise", ceiling, "ceiling"))
+    return rows + _baselines(runs, "pcc_partial")
 
 
 def _head(text: str) -> Row:

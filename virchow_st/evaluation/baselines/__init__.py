@@ -8,6 +8,7 @@ from virchow_st.evaluation.baselines.fit import (
     Baseline,
     Baselines,
     fit_baselines,
+    patch_controls,
 )
 
-__all__ = ["ORACLES", "Baseline", "Baselines", "fit_baselines"]
+__all__ = ["ORACLES", "Baseline", "Baselines", "fit_baselines", "patch_controls"]

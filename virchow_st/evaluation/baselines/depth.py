@@ -9,7 +9,7 @@ import numpy as np
 
 from virchow_st.store.panel_reads import PanelCounts
 from virchow_st.store.reader import Patch
-from virchow_st.types import PATCH_BINS, PATCH_POSITIONS, BoolArray, Float32Array, Float64Array
+from virchow_st.types import PATCH_POSITIONS, BoolArray, Float32Array, Float64Array
 
 _PSEUDO_UMI = 1.0  # gives a bin without UMIs of other genes a low rate instead of 0
 
@@ -42,19 +42,18 @@ class DepthFit:
         return self._gene / np.maximum(self._others, 1.0)
 
 
-def depth_rates(odds: Float64Array, patch: Patch, counts: Float32Array) -> Float32Array:
+def depth_rates(odds: Float64Array, total: Float64Array, counts: Float32Array) -> Float32Array:
     """Rate of each gene: its odds times the bin's UMIs of all other genes.
 
     The gene's own UMIs are excluded, so that no count predicts itself.
 
     Args:
         odds: (G,) from `DepthFit.solve`.
-        patch: A patch of the test slide.
+        total: (128, 128) `total_umi` of a patch of the test slide.
         counts: (G, 128, 128) its panel counts, UMIs.
 
     Returns:
         (G, 128, 128) float32, UMIs per 2 µm bin.
     """
-    total = total_umi(patch).astype(np.float32).reshape(PATCH_BINS, PATCH_BINS)
-    others = total - counts + np.float32(_PSEUDO_UMI)
+    others = total.astype(np.float32) - counts + np.float32(_PSEUDO_UMI)
     return others * odds.astype(np.float32)[:, None, None]

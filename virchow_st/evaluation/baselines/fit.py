@@ -7,17 +7,25 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from virchow_st.evaluation.baselines.depth import DepthFit, depth_rates
-from virchow_st.evaluation.baselines.nuclei import NuclearFit, nuclear_rates
+from virchow_st.evaluation.baselines.depth import DepthFit, depth_rates, total_umi
+from virchow_st.evaluation.baselines.nuclei import NuclearFit, nuclear_features, nuclear_rates
 from virchow_st.evaluation.baselines.regression import LinearMap, joined
 from virchow_st.evaluation.baselines.ridge import RidgeFit, solve_together, token_rates
+from virchow_st.metrics.partial import Controls
 from virchow_st.run.exposure import CohortExposure
 from virchow_st.run.panel import Panel
 from virchow_st.run.score_table import Baseline
 from virchow_st.run.split import Split
 from virchow_st.runtime.progress import SILENT, Progress
 from virchow_st.store.reader import Patch, Store
-from virchow_st.types import Array, BoolArray, Float32Array, Float64Array, Int64Array
+from virchow_st.types import (
+    PATCH_BINS,
+    Array,
+    BoolArray,
+    Float32Array,
+    Float64Array,
+    Int64Array,
+)
 
 ORACLES: tuple[Baseline, ...] = ("total_umi",)
 """Baselines that read the counts of the test slide, for comparison only."""
@@ -42,26 +50,43 @@ class Baselines:
     ridge_penalty: float
     depth_odds: Float64Array
 
-    def rate(self, name: Baseline, patch: Patch, counts: Float32Array) -> Float32Array:
+    def rate(
+        self,
+        name: Baseline,
+        patch: Patch,
+        counts: Float32Array,
+        controls: Controls | None = None,
+    ) -> Float32Array:
         """Predict a test patch; returns (G, 128, 128) float32, UMIs per 2 µm bin.
 
         Args:
             name: Name of the baseline.
             patch: A patch of a store of the run.
             counts: (G, 128, 128) float32, panel counts of the patch; read by oracles only.
+            controls: `patch_controls` of the patch, where they are known; they are computed if
+                needed. Total UMIs are read by oracles only.
         """
         if name == "gene_mean":
             mean = self.train_rate.astype(np.float32)
             return np.broadcast_to(mean[:, None, None], counts.shape)
         if name == "nuclear_density":
-            return self._floored(nuclear_rates(self.nuclear, patch.image))
+            controls = controls or patch_controls(patch)
+            return self._floored(nuclear_rates(self.nuclear, controls.nuclei))
         if name == "ridge":
             return self._floored(token_rates(self.ridge, patch.tokens))
-        return depth_rates(self.depth_odds, patch, counts)
+        controls = controls or patch_controls(patch)
+        return depth_rates(self.depth_odds, controls.total, counts)
 
     def _floored(self, rate: Array) -> Float32Array:
         least = (LEAST_RATE * self.train_rate).astype(np.float32)
         return np.maximum(rate, least[:, None, None], dtype=np.float32)
+
+
+def patch_controls(patch: Patch) -> Controls:
+    """Total UMIs and nuclear density of a patch, which baselines and ``pcc_partial`` use."""
+    total = total_umi(patch).reshape(PATCH_BINS, PATCH_BINS)
+    nuclei = nuclear_features(patch.image).T.reshape(-1, PATCH_BINS, PATCH_BINS)
+    return Controls(total, nuclei)
 
 
 def fit_baselines(

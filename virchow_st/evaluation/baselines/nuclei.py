@@ -57,6 +57,6 @@ class NuclearFit:
         return self._equations.solve(_NO_PENALTY)
 
 
-def nuclear_rates(fit: LinearMap, image: UInt8Array) -> Float32Array:
-    """Predict UMIs per 2 µm bin, (G, 128, 128), from a patch image (256, 256, 3)."""
-    return fit(nuclear_features(image)).T.reshape(-1, PATCH_BINS, PATCH_BINS)
+def nuclear_rates(fit: LinearMap, nuclei: Float32Array) -> Float32Array:
+    """Predict UMIs per 2 µm bin, (G, 128, 128), from `nuclear_features` as maps (2, 128, 128)."""
+    return fit(nuclei.reshape(2, -1).T).T.reshape(-1, PATCH_BINS, PATCH_BINS)
