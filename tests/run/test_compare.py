@@ -11,6 +11,7 @@ from scored_blocks import PANEL, G, scored, sums_of
 
 from virchow_st.errors import ConfigError
 from virchow_st.metrics import ScaleAccumulator
+from virchow_st.metrics.partial import Controls
 from virchow_st.run.blocks import RUN, RunBlocks, write_blocks
 from virchow_st.run.compare import compare_runs, differences, intervals
 from virchow_st.run.panel import Panel
@@ -53,8 +54,9 @@ def test_runs_of_other_genes_or_counts_are_not_compared(tmp_path: Path) -> None:
         compare_runs([a, fewer])
     changed = scored(9)
     one = np.ones((G, 32, 32), np.float32)
+    controls = Controls(one.sum(0), one[:2])
     for accumulator in changed.values():
-        accumulator.update(one, one.astype(np.uint16), one[0] > 0, block=3)
+        accumulator.update(one, one.astype(np.uint16), one[0] > 0, block=3, controls=controls)
     other = evaluated(tmp_path / "d", changed)
     with pytest.raises(ConfigError, match="d: expected the test patches and counts of .*/a"):
         compare_runs([a, other])
@@ -65,6 +67,6 @@ def test_runs_of_other_genes_or_counts_are_not_compared(tmp_path: Path) -> None:
 
 def test_one_block_has_no_interval() -> None:
     sums = sums_of(scored(1))
-    assert intervals(sums[2]) == {"pcc_ci95": None, "d2_poisson_ci95": None}
+    assert intervals(sums[2]) == dict.fromkeys(("pcc_ci95", "d2_poisson_ci95", "pcc_partial_ci95"))
     actual = differences(sums, sums)["2"]["pcc"]
     assert actual == {"difference": 0.0, "ci95": None, "p": None}
