@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 from cohort_job import (
     Hashing,
+    at_work,
     ended,
     expected,
     make,
@@ -34,7 +35,7 @@ from virchow_st.cohort.choose import chosen_executor
 from virchow_st.cohort.on_local import LocalExecutor
 from virchow_st.config import CohortConfig
 from virchow_st.errors import ConfigError, VirchowSTError
-from virchow_st.runtime.lock import Lock, is_dead, lock_beside, locked
+from virchow_st.runtime.lock import Lock, lock_beside, locked
 from virchow_st.runtime.progress import Progress, Recording
 
 FOUR = {"s1": "refuse", "s2": "crash", "s4": "odd"}
@@ -342,22 +343,6 @@ if __name__ == "__main__":
         executor = RayExecutor("", 1.0, 2)
     run_cohort(items, job, executor, folder / "state", n_workers=2, most_deaths=1000)
 """
-
-
-def at_work(claims: Path, most_attempts: int) -> list[int]:
-    """Processes of the living workers that are at an item which was not tried more often."""
-    found = []
-    for name in os.listdir(claims) if claims.is_dir() else []:
-        attempt = int(name.rpartition("@")[2]) if "@" in name else 0
-        with contextlib.suppress(OSError, ValueError):  # of an item that was settled just now
-            claim = json.loads((claims / name).read_text())
-            if (
-                0 < attempt <= most_attempts
-                and claim["state"] == "at work"
-                and not is_dead(claim["who"])
-            ):
-                found.append(claim["process"])
-    return found
 
 
 @pytest.mark.slow

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import hashlib
+import json
 import os
 import signal
 import subprocess
@@ -17,6 +19,7 @@ from typing import Any
 
 from virchow_st.cohort import Done, Item
 from virchow_st.errors import SlideError
+from virchow_st.runtime.lock import is_dead
 from virchow_st.runtime.progress import Progress
 
 
@@ -117,6 +120,22 @@ def workers_of(process: int) -> list[int]:
             marks = ("spawn_main", "submitit.core._submit", "ray::work")
             if any(mark in arguments for mark in marks):
                 found.append(pid)
+    return found
+
+
+def at_work(claims: Path, most_attempts: int) -> list[int]:
+    """Processes of the living workers that are at an item which was not tried more often."""
+    found = []
+    for name in os.listdir(claims) if claims.is_dir() else []:
+        attempt = int(name.rpartition("@")[2]) if "@" in name else 0
+        with contextlib.suppress(OSError, ValueError):  # of an item that was settled just now
+            claim = json.loads((claims / name).read_text())
+            if (
+                0 < attempt <= most_attempts
+                and claim["state"] == "at work"
+                and not is_dead(claim["who"])
+            ):
+                found.append(claim["process"])
     return found
 
 
