@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import BinaryIO, NotRequired, TypedDict
 
 import xxhash
+from tifffile import TiffFileError
 
 from virchow_st.errors import SlideError
 from virchow_st.runtime.hdf5 import HELD, is_held_by_another
@@ -37,6 +38,7 @@ _DAMAGE = (
     TypeError,
     AttributeError,
     ArithmeticError,
+    TiffFileError,  # a ValueError in newer releases of tifffile only
 )
 
 
