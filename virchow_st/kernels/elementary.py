@@ -27,12 +27,11 @@ _LN_2_LOW = np.float32(math.log(2) - 355 / 512)
 _SHIFTER = np.float32(1.5 * 2**23)  # adding it leaves no fraction bits, so rounds to an integer
 _MANTISSA_BITS = np.int32(23)
 _MANTISSA = np.int32((1 << 23) - 1)
-_ONE = np.int32(0x3F800000)  # the bits of 1.0
 _SQRT_HALF = np.int32(0x3F3504F3)  # the bits of √½
 
 
 def exp(x: float) -> float:
-    """Exponential of x, valid for -87 < x < 88 in float32; NaN gives NaN."""
+    """Exponential of x, valid for -87 < x < 88 in float32; NaN without payload gives NaN."""
     raise NotImplementedError("exp: works inside numba functions only")
 
 
@@ -49,17 +48,16 @@ def _exp(x: Any) -> Any:
     def exp32(x: Any) -> Any:
         shifted = x * _LOG2_E + _SHIFTER
         n = shifted - _SHIFTER
-        r = (x - n * _LN_2_HIGH) - n * _LN_2_LOW  # |r| ≤ ½ ln 2; error of the series: 5e-9
-        y = np.float32(1 / 5040)
-        y = y * r + np.float32(1 / 720)
-        y = y * r + np.float32(1 / 120)
-        y = y * r + np.float32(1 / 24)
-        y = y * r + np.float32(1 / 6)
-        y = y * r + np.float32(1 / 2)
+        r = (x - n * _LN_2_HIGH) - n * _LN_2_LOW  # |r| ≤ ½ ln 2; error of the series: 3e-9
+        y = np.float32(0.0013814540105)
+        y = y * r + np.float32(0.0083687451362)
+        y = y * r + np.float32(0.0416683907872)
+        y = y * r + np.float32(0.1666652039882)
+        y = y * r + np.float32(0.4999999343211)
         y = y * r + np.float32(1)
         y = y * r + np.float32(1)
-        power = (np.float32(shifted).view(np.int32) << _MANTISSA_BITS) + _ONE
-        return y * np.int32(power).view(np.float32)
+        power = np.float32(shifted).view(np.int32) << _MANTISSA_BITS  # n, as added to an exponent
+        return np.int32(np.float32(y).view(np.int32) + power).view(np.float32)
 
     return exp32 if x == types.float32 else exp64
 

@@ -18,14 +18,20 @@ def half_deviances(
     first: int,
     last: int,
     out: Float64Array,
+    quotients: Array,
 ) -> None:
-    """``K·log(K/Λ) - K + Λ`` summed over bins, per map and level."""
+    """``K·log(K/Λ) - K + Λ`` summed over bins, per map and level, and K/Λ of coarser levels."""
     for m in range(first, last):
         rate, counts = _dense(m, log_rate, mask, start, position, count)
+        end = 0
         for level in range(out.shape[1]):
             sums, umi = _sums(rate, level), _sums(counts, level)
             seen = umi > 0
             out[m, level] = xlogy(umi[seen], umi[seen] / sums[seen]).sum() - umi.sum() + sums.sum()
+            if level:
+                quotient = np.divide(umi, sums, out=np.zeros_like(umi), where=sums > 0).ravel()
+                quotients[m, end : end + len(quotient)] = quotient
+                end += len(quotient)
 
 
 def half_deviance_gradient(
@@ -34,12 +40,13 @@ def half_deviance_gradient(
     start: Int64Array,
     position: Array,
     count: Array,
+    quotients: Array,
     weights: Array,
     first: int,
     last: int,
     out: Array,
 ) -> None:
-    """``Σ_l w_l·λ·(1 - K_l/Λ_l)``, 0 outside tissue."""
+    """``Σ_l w_l·λ·(1 - K_l/Λ_l)``, 0 outside tissue, without use of the quotients passed."""
     for m in range(first, last):
         rate, counts = _dense(m, log_rate, mask, start, position, count)
         out[m] = 0

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from virchow_st.kernels import poisson as kernels
+from virchow_st.kernels.levels import level_starts
 from virchow_st.models.losses.targets import BatchCounts
 
 
@@ -50,7 +51,12 @@ def fused_half_deviance(
 
 
 class _Fused(torch.autograd.Function):
-    """Autograd function; only the decoder output is saved, and backward recomputes the rates."""
+    """Autograd function; saves the decoder output and count/rate of the bins above 2 µm.
+
+    These take a third of the output's memory. Backward recomputes the rates of 2 µm bins, which
+    takes as long as reading them would, and neither pools nor divides again: GradNorm asks for the
+    gradient of every scale.
+    """
 
     @staticmethod
     def forward(
@@ -61,28 +67,32 @@ class _Fused(torch.autograd.Function):
         n_bins_S: Tensor,
         scales_um: Sequence[int],
     ) -> Tensor:
-        ctx.save_for_backward(output_BGRC, mask_BRC, n_bins_S)
         ctx.counts = counts
         ctx.levels = [scale.bit_length() - 2 for scale in scales_um]  # 2 µm is level 0
         inputs = _inputs(output_BGRC, mask_BRC, counts)
-        sums_ML = np.empty((len(inputs[0]), ctx.levels[-1] + 1))
+        M, R, C = inputs[0].shape
+        n_levels = ctx.levels[-1] + 1
+        sums_ML = np.empty((M, n_levels))
+        n_coarse = level_starts(R, C, n_levels)[-1] - R * C
+        quotients = np.empty((M, n_coarse), inputs[0].dtype)
         side_by_side(
-            lambda first, last: kernels.half_deviances(*inputs, first, last, sums_ML), len(sums_ML)
+            lambda first, last: kernels.half_deviances(*inputs, first, last, sums_ML, quotients), M
         )
+        ctx.save_for_backward(output_BGRC, mask_BRC, n_bins_S, torch.from_numpy(quotients))
         sums_S = torch.from_numpy(sums_ML.sum(0)[ctx.levels])
         return (sums_S / n_bins_S).to(output_BGRC.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_S: Tensor) -> tuple[Tensor | None, ...]:
-        output_BGRC, mask_BRC, n_bins_S = ctx.saved_tensors
+        output_BGRC, mask_BRC, n_bins_S, quotients = ctx.saved_tensors
         inputs = _inputs(output_BGRC, mask_BRC, ctx.counts)
         weights_L = np.zeros(ctx.levels[-1] + 1, inputs[0].dtype)
         weights_L[ctx.levels] = (grad_S / n_bins_S).numpy()
         out_MRC = np.empty_like(inputs[0])
         side_by_side(
             lambda first, last: kernels.half_deviance_gradient(
-                *inputs, weights_L, first, last, out_MRC
+                *inputs, quotients.numpy(), weights_L, first, last, out_MRC
             ),
             len(out_MRC),
         )
