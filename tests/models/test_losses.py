@@ -10,7 +10,7 @@ from virchow_st.models.losses import build_objective
 from virchow_st.models.losses.base import dense_counts
 from virchow_st.models.losses.poisson import half_deviance
 from virchow_st.models.losses.reference import plain_poisson, saturated_poisson
-from virchow_st.models.losses.scales import bins_with_tissue, pyramid, spread
+from virchow_st.models.losses.scales import pyramid, spread
 from virchow_st.models.losses.targets import BatchCounts
 
 SCALES = (2, 4, 8, 16)
@@ -67,7 +67,7 @@ class Torch:
     def __call__(self, output, counts, mask):
         mask_B1RC = mask[:, None].to(output.dtype)
         n_tissue = pyramid(mask_B1RC, self.scales_um)
-        n_bins = torch.stack([bins_with_tissue(n) * output.shape[1] for n in n_tissue])
+        n_bins = torch.stack([(n > 0).sum().clamp(min=1) * output.shape[1] for n in n_tissue])
         return half_deviance(output, counts.to(output.dtype), mask_B1RC, n_bins, self.scales_um)
 
 

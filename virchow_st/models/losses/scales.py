@@ -90,19 +90,6 @@ def chosen_scales(by_scale: Tensor, scales_um: Sequence[int]) -> Tensor:
     return by_scale[[SCALES_UM.index(scale) for scale in scales_um]]
 
 
-def bins_with_tissue(n_tissue_B1RC: Tensor) -> Tensor:
-    """Number of bins of a scale that contain tissue, at least 1.
-
-    Args:
-        n_tissue_B1RC: Number of 2 µm tissue bins in each bin of the scale.
-
-    Example:
-        >>> bins_with_tissue(torch.tensor([[[[4.0, 1.0], [0.0, 0.0]]]]))
-        tensor(2)
-    """
-    return (n_tissue_B1RC > 0).sum().clamp(min=1)
-
-
 def tissue_bins(mask_BRC: Tensor, scales_um: Sequence[int]) -> Tensor:
     """Number of bins of each scale that contain tissue, at least 1; (S,) int64.
 
