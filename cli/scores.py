@@ -32,6 +32,7 @@ _STYLES = {
     "ceiling": "green", "baseline": "dim", "oracle": "dim",
 }  # fmt: skip
 _COLUMNS = ["", *(f"{scale} µm" for scale in SCALES)]
+_FEW_PATIENTS = 3  # the caption says that there is no interval over so few
 
 Scores = Mapping[str, Mapping[str, Any]]  # by scale, then by the score's name
 
@@ -154,9 +155,12 @@ def print_summary(console: Console, summary: dict[str, Any]) -> None:
         ("Level: 1 right", _spreads(scales, "calibration"), "bold cyan"),
     ]
     caption = (
-        "Mean ± standard deviation over the patients, each tested by a run that has not seen it. "
+        "Mean ± standard deviation over the patients, each tested by a run that has not seen it: "
+        "a spread between patients and not an interval. "
         f"{summary['genes_in_all_folds']} genes are in the panels of all folds."
     )
+    if len(patients) <= _FEW_PATIENTS:
+        caption += f" {len(patients)} patients are too few for an interval over patients."
     console.table(
         f"{len(patients)} folds: {summary['decoder']}, {summary['loss']}, on "
         f"{summary['encoder']['name']}",

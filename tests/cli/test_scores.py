@@ -10,7 +10,7 @@ import pytest
 
 from virchow_st.run.results import SCORES
 from virchow_st_cli.console import Console
-from virchow_st_cli.scores import print_comparison, print_scores, short_names
+from virchow_st_cli.scores import print_comparison, print_scores, print_summary, short_names
 
 SCALES = ("2", "4", "8", "16")
 
@@ -83,7 +83,7 @@ def test_a_run_stands_beside_ceiling_nulls_and_baselines(metrics, capfd) -> None
     assert row(text, "baseline gene mean") == ["0.000"] * 4
     assert row(text, "oracle   total UMI") == ["0.500"] * 4
     assert "1000 draws of" in text
-    assert "8 blocks of 512 µm." in text
+    assert "8 blocks of 512 µm.\nNone is over patients" in text
     assert "poisson is below" not in text  # not even the oracle, which no model has to beat
 
 
@@ -130,6 +130,35 @@ def test_few_blocks_slides_and_truth_are_mentioned(metrics, capfd) -> None:
     assert row(text, "  on P5-3") == ["0.280"] * 4
     assert row(text, "  with the true rate") == ["0.666"] * 4
     assert row(text, "  the true rate itself") == ["0.755"] * 4
+
+
+def test_scores_at_the_slides_own_depth_stand_beside_those_without(metrics, capfd) -> None:
+    at_depth = {"pcc": 0.3, "d2_poisson": 0.456, "calibration": 0.987}
+    assert "at the slide's depth" not in shown(capfd, {"poisson": metrics})
+    metrics["exposure"] = {"with_depth": dict.fromkeys(SCALES, at_depth)}
+    lines = [
+        line.split()[-4:]
+        for line in shown(capfd, {"poisson": metrics}).splitlines()
+        if "at the slide's depth" in line
+    ]
+    assert lines == [["0.456"] * 4, ["0.987"] * 4]
+
+
+@pytest.mark.parametrize(("n", "is_few"), [(2, True), (3, True), (4, False)])
+def test_no_interval_is_given_over_few_patients(n: int, is_few: bool, capfd) -> None:
+    patients = [f"P{i}" for i in range(n)]
+    spread = {"mean": 0.4, "std": 0.1, "folds": dict.fromkeys(patients, 0.4)}
+    scales = {scale: dict.fromkeys(SCORES, spread) for scale in SCALES}
+    summary = {
+        "scales": scales, "baselines": {"ridge": scales}, "decoder": "linear", "loss": "poisson",
+        "folds": {patient: {} for patient in patients}, "encoder": {"name": "stain"},
+        "genes_in_all_folds": 9,
+    }  # fmt: skip
+    print_summary(Console(), summary)
+    text = " ".join(capfd.readouterr().out.split())
+    assert "a spread between patients and not an interval" in text
+    assert (f"{n} patients are too few for an interval over patients" in text) == is_few
+    assert ".." not in text  # the form of an interval
 
 
 def test_pairs_say_which_is_better(capfd) -> None:

@@ -68,6 +68,7 @@ def score_rows(runs: Runs) -> list[Row]:
         rows.append(Row(name, _numbers(scales, "d2_poisson"), "main"))
         rows.append(_detail("95 % interval", _intervals(scales, "d2_poisson")))
         rows.append(_detail("against test means", _numbers(scales, "d2_poisson_test_mean")))
+        rows += _with_depth(metrics, "d2_poisson")
     rows += [*_baselines(runs, "d2_poisson"), _head("AUPRC: 1 best"), *_each(runs, "auprc")]
     rows.append(
         Row("null: share of such bins", _numbers(first["scales"], "auprc_prevalence"), "null")
@@ -78,7 +79,10 @@ def score_rows(runs: Runs) -> list[Row]:
         rows.append(Row(name, _numbers(scales, "ssim"), "run"))
         rows += _nulls(scales, "ssim")
     rows.append(Row("null: 0 everywhere", _numbers(first["scales"], "ssim_all_zero"), "null"))
-    rows += [_head("Level: 1 right"), *_each(runs, "calibration")]
+    rows.append(_head("Level: 1 right"))
+    for name, metrics in runs.items():
+        rows.append(Row(name, _numbers(metrics["scales"], "calibration"), "run"))
+        rows += _with_depth(metrics, "calibration")
     gene_mean = first["baselines"]["gene_mean"]
     rows.append(Row("baseline gene mean", _numbers(gene_mean, "calibration"), "baseline"))
     rows.append(_head("Moran's I: as observed"))
@@ -121,7 +125,8 @@ def table_caption(metrics: Metrics) -> str:
         "likeness of pictures; read it beside its nulls. Level: Σ predicted / Σ observed.\n"
         "Moran's I: likeness of neighbours; unexplained, 0 is best. !: a run is below\n"
         f"this baseline. 95 % intervals: {bootstrap['draws']} draws of\n"
-        f"{n_blocks} blocks of {um} µm{rough}."
+        f"{n_blocks} blocks of {um} µm{rough}.\n"
+        "None is over patients: they say nothing about another one."
     )
 
 
@@ -305,6 +310,13 @@ def _beyond_cellularity(runs: Runs) -> list[Row]:
     ceiling = _numbers(first["scales"], "pcc_partial_ceiling")
     rows.append(Row("ceiling, given the noise", ceiling, "ceiling"))
     return rows + _baselines(runs, "pcc_partial")
+
+
+def _with_depth(metrics: Metrics, score: str) -> list[Row]:
+    """A row of the score at the test slides' own depth; none for a run without an exposure."""
+    if "exposure" not in metrics:
+        return []
+    return [_detail("at the slide's depth", _numbers(metrics["exposure"]["with_depth"], score))]
 
 
 def _head(text: str) -> Row:
