@@ -22,6 +22,7 @@ MOST_DEATHS = 5
 """Workers that one item may cost before it counts as failed: by its memory, for instance."""
 _MOST_ERRORS, _MOST_LOST = 3, 20
 _POLL_S, _LONGEST_PAUSE_S, _TABLE_EVERY_S, _TO_TIDY_S = 0.1, 30.0, 10.0, 60.0
+_TO_GIVE_BACK_S = 5.0  # for a worker that has marked the last item and removes its claim
 _HINT = "do it alone to see where"
 
 
@@ -246,6 +247,7 @@ def _by_workers(call: Call, seen: _Seen, executor: Executor, progress: Progress)
             if len(running) < min(call.n_workers, n_left) and seen.n_free(leases):
                 running.append(executor.submit(work_or_refuse, call))
             _pause(began, _POLL_S)
+        _wait_for(running, _TO_GIVE_BACK_S)
     except BaseException:
         _stop(running)
         raise
@@ -261,6 +263,10 @@ def _stop(running: Sequence[Pending]) -> None:
     for worker in running:
         with contextlib.suppress(Exception):
             worker.cancel()
-    deadline = time.monotonic() + _TO_TIDY_S
+    _wait_for(running, _TO_TIDY_S)
+
+
+def _wait_for(running: Sequence[Pending], at_most_s: float) -> None:
+    deadline = time.monotonic() + at_most_s
     while time.monotonic() < deadline and not all(worker.done() for worker in running):
         time.sleep(_POLL_S)

@@ -190,8 +190,8 @@ class _Sums:
     moments: Float64Array  # (..., G, 6)
     poisson_sums: Float64Array  # (..., G, 4)
     null_rate: Float64Array  # (G,)
-    products: Float64Array | None  # (..., G, 6)
-    squares: Float64Array | None  # (..., 9)
+    products: Float64Array | None  # (..., G, 12)
+    squares: Float64Array | None  # (..., 27)
 
     @classmethod
     def of(cls, sums: BlockSums, times: Float64Array | None = None) -> _Sums:
