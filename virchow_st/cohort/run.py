@@ -233,7 +233,7 @@ def _by_workers(call: Call, seen: _Seen, executor: Executor, progress: Progress)
                     continue
                 if isinstance(error, WorkerLostError):
                     n_lost += 1
-                    progress.note(f"{error}; its items go to another worker")
+                    _note_lost(error, progress)
                 else:
                     n_errors += 1
                     progress.warn(f"a worker ended with {type(error).__name__}: {error}")
@@ -248,9 +248,16 @@ def _by_workers(call: Call, seen: _Seen, executor: Executor, progress: Progress)
                 running.append(executor.submit(work_or_refuse, call))
             _pause(began, _POLL_S)
         _wait_for(running, _TO_GIVE_BACK_S)
+        for worker in running:  # those that died on the last item
+            if worker.done() and isinstance(error := worker.exception(), WorkerLostError):
+                _note_lost(error, progress)
     except BaseException:
         _stop(running)
         raise
+
+
+def _note_lost(error: WorkerLostError, progress: Progress) -> None:
+    progress.note(f"{error}; its items go to another worker")
 
 
 def _pause(began: float, at_least_s: float) -> None:
