@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Callable
 
 import pytest
+from claim_race import claimed_by_one
 from s3_double import S3, Request
 
 from virchow_st.cloud.place import Url
@@ -42,19 +42,7 @@ def test_one_of_many_gets_an_item(s3: S3, kind: str) -> None:
     """Also where the answer to the write that succeeded is lost, and trying again is refused."""
     s3.fault = first_time(kind, lambda r: r.creates)
     all_leases = [Leases(CLAIMS, 60) for _ in range(4)]
-    barrier, got = threading.Barrier(4), []
-
-    def claim(leases: Leases) -> None:
-        barrier.wait()
-        got.append(leases.claim("a", 0))
-
-    threads = [threading.Thread(target=claim, args=(leases,)) for leases in all_leases]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    (held,) = [lease for lease in got if lease is not None]
-    assert (held.attempt, held.lost, held.deaths) == (1, 0, 0)
+    held = claimed_by_one(all_leases, "a")
     other = next(leases for leases in all_leases if leases.latest() == {"a": 1})
     assert not other.is_free("a", 1)
     assert held.renew()

@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
 import pytest
+from claim_race import claimed_by_one
 from half_dead import end, half_dead
 
 from virchow_st.cohort.lease import Leases
@@ -18,19 +18,7 @@ from virchow_st.runtime.lock import BusyError, locked
 
 def test_one_of_many_gets_an_item(tmp_path: Path) -> None:
     all_leases = [Leases(tmp_path, 60) for _ in range(8)]
-    barrier, got = threading.Barrier(8), []
-
-    def claim(leases: Leases) -> None:
-        barrier.wait()
-        got.append(leases.claim("a", 0))
-
-    threads = [threading.Thread(target=claim, args=(leases,)) for leases in all_leases]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    (held,) = [lease for lease in got if lease is not None]
-    assert (held.attempt, held.lost, held.deaths) == (1, 0, 0)
+    held = claimed_by_one(all_leases, "a")
     other = all_leases[0]
     assert other.latest() == {"a": 1}
     assert not other.is_free("a", 1)
