@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from virchow_st.models.decoders.base import Decoder, GeneHead
     from virchow_st.models.decoders.parts import TokenNorm
     from virchow_st.models.encoders.base import Encoder, Tokens
-    from virchow_st.output.cells.table import cell_rates, cell_table
+    from virchow_st.output.cells.by_gene import cell_interval, cell_rates
+    from virchow_st.output.cells.table import cell_table
     from virchow_st.output.cells.write import write_cells
     from virchow_st.output.export.write import export_run
     from virchow_st.output.figures import draw_figures
@@ -74,7 +75,8 @@ _HOMES = {
     "Tokens": "virchow_st.models.encoders.base",
     "TrainConfig": "virchow_st.config",
     "VirchowSTError": "virchow_st.errors",
-    "cell_rates": "virchow_st.output.cells.table",
+    "cell_interval": "virchow_st.output.cells.by_gene",
+    "cell_rates": "virchow_st.output.cells.by_gene",
     "cell_table": "virchow_st.output.cells.table",
     "compare_runs": "virchow_st.run.compare",
     "denoise_store": "virchow_st.denoise.store",
@@ -118,6 +120,7 @@ __all__ = [
     "TrainConfig",
     "VirchowSTError",
     "__version__",
+    "cell_interval",
     "cell_rates",
     "cell_table",
     "compare_runs",

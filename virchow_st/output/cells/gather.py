@@ -12,6 +12,7 @@ from scipy import sparse
 
 from virchow_st.config import CellsConfig
 from virchow_st.errors import ConfigError
+from virchow_st.field.interval import RateErrors
 from virchow_st.output.cells.sources import CellSource
 from virchow_st.output.cells.sums import CountSums, MapSums, count_sums, map_sums
 from virchow_st.output.export.sources import blocks
@@ -41,6 +42,7 @@ class CellData:
         observed: counts, whose columns are the G genes, or None.
         measured: (G,) bool, genes that the store has; None without counts.
         counted: (n,) share of each cell's bins with UMIs, or None.
+        errors: of the genes' expected rates, or None where the field does not know them.
         segmenter: package and version of what found the cells; empty of cells from a file.
     """
 
@@ -51,6 +53,7 @@ class CellData:
     observed: CountSums | None
     measured: Array | None
     counted: Float64Array | None
+    errors: RateErrors | None = None
     segmenter: str = ""
 
 
@@ -127,7 +130,9 @@ def summed(
         observed, counted = _of_maps(source, cells, index)
         measured = np.ones(len(index), bool)
     loadings = None if source.loadings is None else source.loadings[index]
-    return CellData(cells, panel, expected, loadings, observed, measured, counted, package)
+    return CellData(
+        cells, panel, expected, loadings, observed, measured, counted, source.errors(index), package
+    )
 
 
 def _found(

@@ -11,6 +11,7 @@ import shapely
 
 from virchow_st.config import CellsConfig
 from virchow_st.errors import ConfigError
+from virchow_st.output.cells.errors import cell_bounds
 from virchow_st.output.cells.gather import CellData
 from virchow_st.output.cells.sources import CellSource
 from virchow_st.output.cells.table import cell_columns
@@ -71,7 +72,9 @@ def write_outlines(
                 if label:
                     properties["classification"] = _classification(label)
                 properties["measurements"] = {
-                    key: float(f"{value:.9g}") for key, value in zip(values, row, strict=True)
+                    key: float(f"{value:.9g}")
+                    for key, value in zip(values, row, strict=True)
+                    if value == value  # bounds that are not known are NaN, which JSON has not
                 }
                 file.write("," if first + i else "")
                 file.write(
@@ -106,11 +109,15 @@ def _measurements(source: CellSource, data: CellData, by_gene: bool) -> dict[str
     if by_gene:
         for g, label in enumerate(data.panel.labels):
             if data.expected is not None:
-                found[f"{label}: expected UMIs"] = _expected(data, g)
+                rates = _expected(data, g).astype(np.float32)
+                found[f"{label}: expected UMIs"] = rates
+                if data.errors is not None:
+                    of_gene = data.errors.of_genes(np.array([g]))
+                    low, high = cell_bounds(of_gene, rates[:, None], columns)
+                    found[f"{label}: lower bound"], found[f"{label}: upper bound"] = low, high
             if data.observed is not None and data.measured is not None and data.measured[g]:
-                counts = data.observed.of_cells[:, [g]].toarray()
-                found[f"{label}: observed UMIs"] = counts.ravel()
-    return {name: np.asarray(of, np.float64) for name, of in found.items()}
+                found[f"{label}: observed UMIs"] = data.observed.of_cells[:, [g]].toarray()
+    return {name: np.asarray(of, np.float64).ravel() for name, of in found.items()}
 
 
 def _expected(data: CellData, g: int) -> Array:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from virchow_st.errors import ConfigError
+from virchow_st.field.interval import RateErrors
 from virchow_st.field.pieces import pieces
 from virchow_st.field.read import Field, open_field
 from virchow_st.output.export.sources import RunSource, Source, StoreSource, blocks, open_source
@@ -68,6 +69,11 @@ class CellSource:
     def loadings(self) -> Float32Array | None:
         """(G, K) loadings of a field by factors; None where genes are held directly."""
         return None if self.field is None or self.field.is_direct else self.field.loadings
+
+    def errors(self, index: Int64Array) -> RateErrors | None:
+        """Errors of some genes' rates; None where they are not known."""
+        known = None if self.field is None else self.field.layers.errors
+        return None if known is None else known.of_genes(index)
 
     def rate_blocks(self, index: Int64Array) -> Iterator[tuple[int, int, Array]]:
         """Factors of the field, or the rates of some genes: first row, first column, maps."""

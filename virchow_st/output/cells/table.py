@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from virchow_st.config import CellsConfig
-from virchow_st.errors import ConfigError
+from virchow_st.field.interval import NAME as INTERVAL
 from virchow_st.field.ngff import FULLRES
+from virchow_st.output.cells.errors import FILLED, cell_variance, error_columns
 from virchow_st.output.cells.gather import CellData, summed
 from virchow_st.output.cells.sources import CellSource, open_cell_source
 from virchow_st.output.export.tables import check_format
 from virchow_st.runtime.progress import SILENT, Progress
 from virchow_st.runtime.software import versions
-from virchow_st.types import Float32Array
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -52,7 +52,8 @@ def cell_table(
     Returns:
         AnnData of n cells × G genes. ``X`` (n, G) float32 holds expected UMIs, or observed ones
         (sparse) of a store; it is absent where a field by factors would make more than 10⁸ values,
-        see `cell_rates`. ``layers["observed"]`` is sparse, where there are counts;
+        see `virchow_st.cell_rates`. ``layers["observed"]`` is sparse, where there are counts;
+        ``layers["variance"]`` (n, G) beside ``X``, of a field with errors of its rates;
         ``obsm["factors"]`` (n, K) and ``varm["loadings"]`` (G, K), of a field by factors;
         ``obsm["spatial"]`` (n, 2) ``(x, y)`` in µm. docs/cells.md has the rest.
 
@@ -73,37 +74,6 @@ def cell_table(
         return to_anndata(opened, data, provenance_of(opened, Path(cells), config, data))
 
 
-def cell_rates(adata: AnnData, gene: str) -> Float32Array:
-    """Expected UMIs of one gene in every cell, also where the table has no ``X``.
-
-    Args:
-        adata: what `cell_table` returned or ``vst cells`` wrote.
-        gene: its label in ``var_names``, or its id.
-
-    Returns:
-        (n,) float32: ``X`` where it is there, else factors times loadings.
-
-    Raises:
-        ConfigError: no such gene, or a table without expected UMIs.
-
-    Example:
-        >>> adata.obs["PIGR rate"] = cell_rates(adata, "PIGR")  # doctest: +SKIP
-    """
-    found = np.flatnonzero((adata.var_names == gene) | (adata.var["gene_id"] == gene))
-    if len(found) != 1:
-        raise ConfigError(
-            f"gene: expected one of the table's {adata.n_vars:,}; got {gene!a}; see var_names"
-        )
-    g = int(found[0])
-    if "factors" in adata.obsm and "loadings" in adata.varm:
-        rates = np.asarray(adata.obsm["factors"]) @ np.asarray(adata.varm["loadings"])[g]
-    elif adata.X is not None and adata.uns.get("X") == "expected":
-        rates = np.asarray(adata.X[:, g]).ravel()
-    else:
-        raise ConfigError("table: expected rates; it holds observed counts only; see layers")
-    return rates.astype(np.float32)
-
-
 def to_anndata(source: CellSource, data: CellData, about: dict[str, Any]) -> AnnData:
     """The table; see `cell_table`."""
     import anndata
@@ -115,9 +85,10 @@ def to_anndata(source: CellSource, data: CellData, about: dict[str, Any]) -> Ann
         "patient": pd.Categorical([source.patient] * len(cells)),
         "slide": pd.Categorical([source.name] * len(cells)),
         "class": pd.Categorical(cells.classes),
-        **cell_columns(source, data),
     }
     var: dict[str, Any] = {"gene_id": list(data.panel.ids), "symbol": list(data.panel.symbols)}
+    columns = cell_columns(source, data)
+    obs |= columns
     x: Any = None
     layers, obsm, varm = {}, {"spatial": xy_um, f"spatial_{FULLRES}": xy_px}, {}
     if data.observed is not None:
@@ -139,6 +110,11 @@ def to_anndata(source: CellSource, data: CellData, about: dict[str, Any]) -> Ann
     uns: dict[str, Any] = {"X": kind, "virchow_st": json.dumps(about, ensure_ascii=False)}
     if source.field is not None and "factors" in obsm:
         uns["factor_names"] = np.array(source.field.factor_names, dtype=object)
+    if data.errors is not None:
+        uns[INTERVAL], of_genes = error_columns(data.errors)
+        var |= of_genes
+        if x is not None:
+            layers["variance"] = cell_variance(data.errors, x, columns)
     return anndata.AnnData(
         X=x,
         obs=pd.DataFrame(obs, index=list(cells.ids)),
@@ -164,6 +140,8 @@ def cell_columns(source: CellSource, data: CellData) -> dict[str, Any]:
         "tissue": cells.mean_of(lattice.tissue),
         "covered": cells.mean_of(source.covered),
     }
+    if source.field is not None and source.field.layers.failed is not None:
+        found[FILLED] = cells.mean_of(source.field.failed)
     if data.observed is not None:
         found["counted"] = data.counted
         found["umis"] = np.asarray(data.observed.of_cells.sum(axis=1, dtype=np.float64)).ravel()

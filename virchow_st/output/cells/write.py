@@ -90,6 +90,7 @@ def write_cells(
                 _write_file(opened, table, aside / "result")
     content = f"{table.n_obs:,} cells × {table.n_vars:,} genes"
     kinds = {"expected": "expected UMIs", "observed": "observed UMIs", "absent": ""}
+    kinds["expected"] += " and their variance" if "variance" in table.layers else ""
     parts = [kinds[table.uns["X"]], "observed UMIs" if "observed" in table.layers else ""]
     if "factors" in table.obsm:
         parts.insert(0, f"{table.obsm['factors'].shape[1]} factors")
