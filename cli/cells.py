@@ -20,7 +20,7 @@ from virchow_st_cli.options import build_config, config_options, with_console
     required=True,
     type=click.Path(path_type=Path),
     help="Space Ranger's outs, a .geojson, a label image, or shapes of a SpatialData folder; or a "
-    "segmenter: nuclei, or one of another package",
+    "segmenter: nuclei, instanseg, or one of another package",
 )
 @click.option(
     "--out",

@@ -1,4 +1,4 @@
-"""Programs that find cells in H&E: the package's own, and those of other packages.
+"""Programs that find cells in H&E: the package's own, InstanSeg, and those of other packages.
 
 Other packages add segmenters by the entry point group ``virchow_st.segmenters``. An entry point's
 name is what ``vst cells --cells`` takes; its object is a subclass of `Segmenter`, or any callable
@@ -12,12 +12,13 @@ from importlib.metadata import EntryPoint, entry_points
 import numpy as np
 
 from virchow_st.errors import ConfigError
+from virchow_st.slide.cells import instanseg
 from virchow_st.slide.cells.segmenter import TILE_PX, Segmenter
 from virchow_st.types import Array, UInt8Array
 
 GROUP = "virchow_st.segmenters"
-NUCLEI_SEGMENTER = "nuclei"
-"""Name of the package's own segmenter; no other package takes it over."""
+NUCLEI_SEGMENTER, INSTANSEG = "nuclei", "instanseg"
+"""Names of the package's own segmenters; no other package takes them over."""
 
 
 def find_segmenter(name: str) -> EntryPoint | None:
@@ -38,12 +39,13 @@ def find_segmenter(name: str) -> EntryPoint | None:
 
 def is_segmenter(name: str) -> bool:
     """Whether a segmenter is called so."""
-    return name == NUCLEI_SEGMENTER or find_segmenter(name) is not None
+    return name in (NUCLEI_SEGMENTER, INSTANSEG) or find_segmenter(name) is not None
 
 
 def segmenter_names() -> list[str]:
     """Names of all segmenters that are installed."""
-    return sorted({NUCLEI_SEGMENTER, *(entry.name for entry in entry_points(group=GROUP))})
+    own = {NUCLEI_SEGMENTER, INSTANSEG} if instanseg.is_installed() else {NUCLEI_SEGMENTER}
+    return sorted(own | {entry.name for entry in entry_points(group=GROUP)})
 
 
 def load_segmenter(name: str) -> tuple[Segmenter, str]:
@@ -53,12 +55,16 @@ def load_segmenter(name: str) -> tuple[Segmenter, str]:
         The segmenter, and its package with the version.
 
     Raises:
-        ConfigError: it cannot be imported or made, or is not a `Segmenter`.
+        ConfigError: it cannot be imported or made, its weights are not there, or it is not a
+            `Segmenter`.
     """
     if name == NUCLEI_SEGMENTER:
         from virchow_st.slide.cells.nuclei import Nuclei  # loads scikit-image
 
         return Nuclei(), "virchow_st"
+    if name == INSTANSEG:
+        network = instanseg.InstanSegNuclei()
+        return network, network.package
     entry = find_segmenter(name)
     assert entry is not None
     whose = f"segmenter {name}, of the package {_package(entry)}"
