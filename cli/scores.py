@@ -50,13 +50,11 @@ def print_scores(console: Console, runs: Runs) -> None:
         console.result(f"! {line}")
     for name, metrics in runs.items():
         if "seams" in metrics:
-            borders = (
-                f"{border} {'–' if ratio is None else f'{ratio:.2f}'}"
-                for border, ratio in metrics["seams"].items()
-            )
+            of_truth = metrics.get("seams_of_truth")
+            beside = f"; of the true rates {_seams(of_truth)}" if of_truth else ""
             console.result(
                 f"seams of {name}: step of 2 µm bins across a border over one inside, 1 is none: "
-                f"{', '.join(borders)}"
+                f"{_seams(metrics['seams'])}{beside}"
             )
         if "all_genes" in metrics:
             console.table(
@@ -182,3 +180,9 @@ def _spreads(scales: Scores, score: str) -> list[str]:
 def _of_fold(scales: Scores, score: str, patient: str) -> list[str]:
     values = [scales[scale][score]["folds"][patient] for scale in SCALES]
     return ["–" if value is None else f"{value:.3f}" for value in values]
+
+
+def _seams(seams: dict[str, float | None]) -> str:
+    return ", ".join(
+        f"{border} {'–' if ratio is None else f'{ratio:.2f}'}" for border, ratio in seams.items()
+    )

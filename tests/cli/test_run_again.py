@@ -33,6 +33,9 @@ def test_the_truth_of_a_simulated_slide_checks_the_ceiling(
         assert truth["pcc_of_truth"] == pytest.approx(figures["pcc_ceiling"], abs=0.03)
         assert truth["pcc_with_truth"] > figures["pcc"]  # the truth has no noise to miss
     assert f"{metrics['truth']['8']['pcc_with_truth']:.3f}" in answer.out
+    seams = metrics["seams_of_truth"]
+    assert seams["token"] == pytest.approx(1, abs=0.05)  # no grid in the truth
+    assert f"of the true rates token {seams['token']:.2f}, patch {seams['patch']:.2f}" in answer.out
     wrong = vst("evaluate", run, "--truth", simulated / "P1" / "truth.h5")
     assert wrong.code == 2
     assert "simulated P5; got one of P1" in wrong.err

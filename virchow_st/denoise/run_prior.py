@@ -16,7 +16,7 @@ from virchow_st.run.split import read_split
 from virchow_st.runtime.progress import SILENT, Progress
 from virchow_st.store.reader import Store, open_store
 from virchow_st.store.same_slide import check_different_slides
-from virchow_st.types import PATCH_BINS, Float32Array, Float64Array, Int64Array
+from virchow_st.types import PATCH_BINS, Float64Array, Int64Array
 
 
 def load_other(path: Path | str, store: Store) -> Run:
@@ -96,13 +96,15 @@ def predict_prior(
     maps = np.zeros((len(places), n_maps), np.float32)
     part = np.zeros(len(places), np.int64)
     n_left_out = 0
-    for n, patch in enumerate(store):
-        run = runs[of_patch[n]]
+    patches = list(store)
+    predicted = [
+        run.predict_maps([patch for n, patch in enumerate(patches) if of_patch[n] == i])
+        for i, run in enumerate(runs)
+    ]
+    for n, patch in enumerate(patches):
         row, col = patch.info.row0 - slide.corner[0], patch.info.col0 - slide.corner[1]
         at = number[row : row + PATCH_BINS, col : col + PATCH_BINS]
-        values: Float32Array = (
-            run.predict(patch) if run.loadings is None else run.predict_factors(patch)
-        )
+        values = next(predicted[of_patch[n]])
         n_left_out += int(np.isnan(values[0]).sum())
         maps[at[at >= 0], : len(values)] = np.nan_to_num(values[:, at >= 0]).T
         part[at[at >= 0]] = of_patch[n]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
@@ -41,10 +41,11 @@ from virchow_st.run.score_table import BASELINES
 from virchow_st.runtime.atomic import replaced_together
 from virchow_st.runtime.devices import core_count
 from virchow_st.runtime.progress import SILENT, Progress
+from virchow_st.store.format import PatchInfo
 from virchow_st.store.reader import Store, open_store
 from virchow_st.store.same_slide import check_different_slides
 from virchow_st.training.dataset import PatchDataset
-from virchow_st.types import PATCH_BINS, STORED_IMAGE_PX, BoolArray, Float32Array
+from virchow_st.types import PATCH_BINS, BoolArray, Float32Array
 
 
 def evaluate_run(
@@ -135,7 +136,9 @@ def _evaluate(
 
     of_factors = [scores for scores in (all_genes, set_scores) if scores is not None]
 
-    seams = SeamAccumulator(len(genes.panel), PATCH_BINS // run.state["grid"])
+    seams, true_seams = (
+        SeamAccumulator(len(genes.panel), PATCH_BINS // run.state["grid"]) for _ in range(2)
+    )
     n_done = n_left_out = 0
     n_bins = len(run.split.test) * PATCH_BINS**2
     with ThreadPoolExecutor(core_count()) as pool:
@@ -157,7 +160,9 @@ def _evaluate(
                         done.result()
                     n_done += 1
                     progress.step(n_done, len(run.split.test), "patches", slide.store.patient)
-                _add_seams(seams, slide, maps)
+                _add_seams(seams, slide, maps.read_rate)
+                if truth_scores is not None:
+                    _add_seams(true_seams, slide, truth_scores.rate)
 
     if n_left_out:
         progress.warn(left_out_warning(n_left_out, n_bins, str(run.path)))
@@ -165,6 +170,8 @@ def _evaluate(
     write_per_gene(folder, genes.panel, computed)
     write_blocks(folder, RunBlocks(genes.panel.ids, board.block_sums()))
     metrics = _metrics(run, slides, blocks, board, baselines.ridge_penalty, seams.compute())
+    if truth_scores is not None:
+        metrics["seams_of_truth"] = _finite(true_seams.compute())
     metrics |= genes.metrics()
     if exposure is not None:
         metrics["exposure"] = exposure_metrics(exposure, slides, board, blocks)
@@ -256,32 +263,26 @@ def _predict(
         The number of bins left out.
     """
     n_left_out = 0
-    margin = run.decoder.margin_um
     places = None if run.loadings is None else genes.all.indices(slide.store)
-    dataset = PatchDataset(stores, genes.panel, wants_image=True, margin_um=margin)
-    inner = slice(margin, margin + STORED_IMAGE_PX)
+    dataset = PatchDataset(stores, genes.panel, wants_image=True)
+    predicted = run.predict_maps([slide.store[member.patch] for member in slide.members])
     for batch in dataset.batches(slide.members, batch_size=8):
-        image, factors = batch.image if run.decoder.wants_image else None, None
-        if run.loadings is None:
-            rates = run.rates(batch.tokens, image)
-        else:
-            factors = run.factors(batch.tokens, image)
-            rates = run.rates_of(factors)
-        rates = rates[:, genes.of_panel]
         assert batch.image is not None
         for i, member in enumerate(batch.members):
             info = slide.store.patch_table[member.patch]
-            image_of, tissue = batch.image[i, inner, inner], batch.tissue_mask[i]
-            maps.write(info, rates[i], batch.counts[i], tissue, image_of)
-            if factors is not None:
+            found, image, tissue = next(predicted), batch.image[i], batch.tissue_mask[i]
+            rates = found if run.loadings is None else run.rates_of(found[None])[0]
+            rates = rates[genes.of_panel]
+            maps.write(info, rates, batch.counts[i], tissue, image)
+            if run.loadings is not None:
                 assert field is not None
                 assert places is not None
                 counts = slide.store[member.patch].panel_counts(places)
                 of_patch = None if slide.exposure is None else slide.exposure.of_patch(info)
                 for scores in of_factors:
-                    scores.add(counts, tissue, factors[i], of_patch)
-                field.add(info, factors[i], tissue, image_of)
-        n_left_out += int(left_out(rates).sum())
+                    scores.add(counts, tissue, found, of_patch)
+                field.add(info, found, tissue, image)
+            n_left_out += int(left_out(rates).sum())
     for scores in of_factors:
         scores.finish_slide()
     if field is not None:
@@ -308,12 +309,14 @@ def _rate_at(maps: SlideMaps, slide: Slide, place: int) -> Float32Array | None:
     return None if place == NOBODY else maps.read_rate(slide.infos[place])
 
 
-def _add_seams(seams: SeamAccumulator, slide: Slide, maps: SlideMaps) -> None:
-    """Add a slide's predictions, with the borders of patches that lie side by side."""
+def _add_seams(
+    seams: SeamAccumulator, slide: Slide, rate_of: Callable[[PatchInfo], Float32Array]
+) -> None:
+    """Add a slide's predicted or true rates, with the borders of patches that lie side by side."""
     places = {(info.row0, info.col0): place for place, info in enumerate(slide.infos)}
 
     def patch(place: int) -> tuple[Float32Array, BoolArray]:
-        rate = maps.read_rate(slide.infos[place])
+        rate = rate_of(slide.infos[place])
         return rate, slide.store[slide.members[place].patch].tissue_mask & ~left_out(rate)
 
     for (row0, col0), place in places.items():
@@ -355,7 +358,7 @@ def _metrics(
         "baselines": of_models,
         "oracles": list(ORACLES),
         "ridge_penalty": ridge_penalty,
-        "seams": {k: v if math.isfinite(v) else None for k, v in asdict(seams).items()},
+        "seams": _finite(seams),
         "differences": {name: differences(sums[RUN], sums[name]) for name in BASELINES},
     }
     if board.slides:
@@ -366,3 +369,7 @@ def _metrics(
     if board.truth is not None:
         metrics["truth"] = board.truth.compute()
     return metrics
+
+
+def _finite(seams: Seams) -> dict[str, float | None]:
+    return {k: v if math.isfinite(v) else None for k, v in asdict(seams).items()}

@@ -64,8 +64,7 @@ class TruthScores:
         Raises:
             SlideError: The file lacks a gene of the panel, or the patch lies outside its slide.
         """
-        place = (info.row0, info.col0, PATCH_BINS, PATCH_BINS)
-        true = true_rate(self._path, self._gene_ids, *place)
+        true = self.rate(info)
         for i, scale in enumerate(SCALES_UM):
             factor = scale // BIN_UM
             mask = pool_mask(np.ascontiguousarray(tissue_mask), factor)
@@ -74,6 +73,10 @@ class TruthScores:
             )
             self._of_prediction[i] += moments(lam, truth, mask)
             self._of_truth[i] += moments(truth, k, mask)
+
+    def rate(self, info: PatchInfo) -> Float32Array:
+        """True rates (G, 128, 128) of a patch, UMIs per 2 µm bin; errors as `update`."""
+        return true_rate(self._path, self._gene_ids, info.row0, info.col0, PATCH_BINS, PATCH_BINS)
 
     def compute(self) -> dict[str, Any]:
         """Averages over the genes whose counts vary, by scale: ``truth`` of ``metrics.json``.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,14 +24,14 @@ from virchow_st.predict.array import MIN_TISSUE, ImageRates, predict_array
 from virchow_st.predict.image import decoded_together
 from virchow_st.predict.orientations import Orientations
 from virchow_st.predict.restore import restore
+from virchow_st.predict.windows import SHIFTED, Lattice, blended
 from virchow_st.run.panel import Panel
 from virchow_st.run.rates import check_left_out, leave_out_impossible, left_out
 from virchow_st.run.split import Split
 from virchow_st.run.transcriptome import RunGenes
 from virchow_st.runtime.devices import pick_device
-from virchow_st.store.context import with_margin
 from virchow_st.store.reader import Patch, Store
-from virchow_st.types import PATCH_BINS, PATCH_UM, Array, Float32Array, Float64Array, UInt8Array
+from virchow_st.types import PATCH_BINS, Array, Float32Array, Float64Array, UInt8Array
 
 _BATCH_PATCHES = 8
 _ON_HUB = "hf:"
@@ -82,6 +82,9 @@ class Run:
     def predict(self, patch: Patch) -> Float32Array:
         """Predict expected UMIs per 2 µm bin on one patch of a store.
 
+        The patches beside it are read as well, for windows that lie half on them; `predict_store`
+        decodes each window once and takes half the time per patch.
+
         Args:
             patch: a patch of a store that was extracted with the run's encoder.
 
@@ -105,7 +108,7 @@ class Run:
                 "image"
             )
         self.check_store(patch.store)
-        rates = self._rates([patch])[0]
+        rates = next(self._rates([patch]))
         check_left_out(int(left_out(rates).sum()), PATCH_BINS**2, str(self.path))
         return rates
 
@@ -130,7 +133,7 @@ class Run:
                 "train with --panel all"
             )
         self.check_store(patch.store)
-        return self.factors(*self._inputs([patch]))[0]
+        return next(self.predict_maps([patch]))
 
     def predict_gene(self, patch: Patch, gene: str) -> Float32Array:
         """Predict expected UMIs of one gene per 2 µm bin on one patch of a store.
@@ -206,28 +209,64 @@ class Run:
             min_tissue=min_tissue,
         )
 
+    def predict_maps(self, patches: Sequence[Patch]) -> Iterator[Float32Array]:
+        """Predict the maps that a run has, its factors or else its panel's rates, on patches.
+
+        Args:
+            patches: of one store, which `check_store` accepts; a slide's in the order of the store
+                take least memory and time.
+
+        Returns:
+            An iterator over (K, 128, 128) or (G, 128, 128) float32 arrays; NaN in bins that are
+            left out, which the caller counts.
+
+        Raises:
+            ConfigError: while iterating, a value is NaN or infinite.
+        """
+        objective = self.objective
+        if not isinstance(objective, FactorPoisson):
+            return self._rates(patches)
+        return self._blended(patches, objective.factors, self._check_factors)
+
     def _each(self, store: Store) -> Iterator[Float32Array]:
-        size = min(_BATCH_PATCHES, decoded_together(self.n_genes))
         n_left_out, n_bins = 0, len(store) * PATCH_BINS**2
-        for start in range(0, len(store), size):
-            stop = min(start + size, len(store))
-            rates = self._rates([store[i] for i in range(start, stop)])
+        for rates in self._rates(list(store)):
             n_left_out += int(left_out(rates).sum())
             check_left_out(n_left_out, n_bins, str(self.path))
-            yield from rates
+            yield rates
 
-    def _rates(self, patches: list[Patch]) -> Float32Array:
-        return self.rates(*self._inputs(patches))
+    def _rates(self, patches: Sequence[Patch]) -> Iterator[Float32Array]:
+        return self._blended(patches, self.objective.rate, self._check_rates)
 
-    def _inputs(self, patches: list[Patch]) -> tuple[Array, UInt8Array | None]:
-        """Tokens and images with the margin of neighbours that the decoder was trained with."""
-        margin = self.decoder.margin_um
-        image = None
-        if self.wants_image:
-            image = np.stack([with_margin(p, lambda p: p.image, margin) for p in patches])
-        n_tokens = margin * self.state["grid"] // PATCH_UM
-        tokens = np.stack([with_margin(p, lambda p: p.tokens, n_tokens) for p in patches])
-        return tokens, image
+    def _blended(
+        self,
+        patches: Sequence[Patch],
+        of_output: Callable[[Tensor], Tensor],
+        checked: Callable[[Float32Array], Float32Array],
+    ) -> Iterator[Float32Array]:
+        """Maps of patches; of shifted windows if the decoder was trained with neighbours' tokens.
+
+        Others never saw tokens of two patches together.
+        """
+        n, margin_um = len(self.orientations), self.decoder.margin_um
+        lattices = (
+            SHIFTED if n == N_ORIENTATIONS and margin_um else (Lattice((0, 0), (*range(n),)),)
+        )
+
+        def decode_windows(
+            tokens: Array, image: UInt8Array | None, some: Sequence[int]
+        ) -> Float32Array:
+            return self._mean(of_output, tokens, image, some)
+
+        found = blended(
+            patches,
+            decode_windows,
+            lattices,
+            margin_um=margin_um,
+            wants_image=self.wants_image,
+            batch=min(_BATCH_PATCHES, decoded_together(self.n_genes)),
+        )
+        return map(checked, found)
 
     @property
     def all_train_rate(self) -> Float64Array:
@@ -244,15 +283,16 @@ class Run:
             return None
         return self.objective.loadings.detach().cpu().numpy()
 
-    @torch.inference_mode()
     def factors(self, tokens: Array, image: UInt8Array | None = None) -> Float32Array:
         """Factors (B, K, 128, 128) float32, UMIs per 2 µm bin; arguments and errors as `rates`.
 
         The rate of gene g is ``Σ_k loadings[g, k] · factors[k]``. Only of a run with factors.
         """
         assert isinstance(self.objective, FactorPoisson)
-        factors = self._mean(self.objective.factors, tokens, image)
-        names = [f"factor {k + 1}" for k in range(factors.shape[1])]
+        return self._check_factors(self._mean(self.objective.factors, tokens, image))
+
+    def _check_factors(self, factors: Float32Array) -> Float32Array:
+        names = [f"factor {k + 1}" for k in range(factors.shape[-3])]
         return leave_out_impossible(factors, names, str(self.path), "train again with a lower --lr")
 
     def rates_of(self, factors: Float32Array) -> Float32Array:
@@ -260,7 +300,6 @@ class Run:
         assert self.loadings is not None
         return np.einsum("pk,bkrc->bprc", self.loadings[self.genes.places], factors, optimize=True)
 
-    @torch.inference_mode()
     def rates(self, tokens: Array, image: UInt8Array | None = None) -> Float32Array:
         """Rates (B, G, 128, 128) float32, expected UMIs per 2 µm bin, of a batch of patches.
 
@@ -275,22 +314,30 @@ class Run:
         Raises:
             ConfigError: a rate is NaN or infinite, as damaged weights and runs that diverged give.
         """
-        rates = self._mean(self.objective.rate, tokens, image)
+        return self._check_rates(self._mean(self.objective.rate, tokens, image))
+
+    def _check_rates(self, rates: Float32Array) -> Float32Array:
         symbols, source = self.panel.symbols, str(self.path)
         return leave_out_impossible(rates, symbols, source, "train again with a lower --lr")
 
+    @torch.inference_mode()
     def _mean(
-        self, of_output: Callable[[Tensor], Tensor], tokens: Array, image: UInt8Array | None
+        self,
+        of_output: Callable[[Tensor], Tensor],
+        tokens: Array,
+        image: UInt8Array | None,
+        some: Sequence[int] | None = None,
     ) -> Float32Array:
-        """What ``of_output`` makes of the decoder's output, as the mean over `orientations`."""
+        """What ``of_output`` makes of the decoder's output, as the mean over orientations."""
 
         def predict(tokens_BTTD: Tensor, image_BPP3: Tensor | None) -> Tensor:
             return of_output(decode(self.decoder, tokens_BTTD, image_BPP3, self.device))
 
         tokens_BTTD = torch.as_tensor(tokens).to(self.device)
         image_BPP3 = None if image is None else torch.as_tensor(image).to(self.device)
-        mean: Float32Array = self.orientations.mean(predict, tokens_BTTD, image_BPP3).cpu().numpy()
-        return mean
+        mean_BKRR = self.orientations.mean(predict, tokens_BTTD, image_BPP3, some)
+        found: Float32Array = mean_BKRR.cpu().numpy()
+        return found
 
     @classmethod
     def from_pretrained(

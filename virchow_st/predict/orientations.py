@@ -49,6 +49,7 @@ class Orientations:
         predict: Callable[[Tensor, Tensor | None], Tensor],
         tokens_BTTD: Tensor,
         image_BPP3: Tensor | None,
+        some: Sequence[int] | None = None,
     ) -> Tensor:
         """Mean of a prediction over the orientations.
 
@@ -57,12 +58,15 @@ class Orientations:
                 (not their logarithms, whose mean is another rate's).
             tokens_BTTD: Tokens, on any device.
             image_BPP3: Image, or None.
+            some: The orientations to take; None for all of them.
 
         Returns:
             (B, K, R, R) as ``predict`` returns it for the patch as it lies.
         """
         total: Tensor | None = None
-        for orientation, order in enumerate(self._orders):
+        which = range(len(self)) if some is None else some
+        for orientation in which:
+            order = self._orders[orientation]
             tokens = turned(tokens_BTTD, orientation, (1, 2))
             if order is not None:
                 tokens = tokens[..., order.to(tokens.device)]
@@ -70,7 +74,7 @@ class Orientations:
             maps = turned_back(predict(tokens, image), orientation, (2, 3))
             total = maps if total is None else total.add_(maps)
         assert total is not None
-        return total if len(self) == 1 else total.div_(len(self))
+        return total if len(which) == 1 else total.div_(len(which))
 
 
 def turned(x: Tensor, orientation: int, axes: tuple[int, int]) -> Tensor:

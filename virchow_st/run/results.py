@@ -142,6 +142,7 @@ class _Metrics(TypedDict):
     slides: NotRequired[dict[str, dict[str, dict[str, Any]]]]
     truth: NotRequired[dict[str, dict[str, Any]]]
     seams: NotRequired[dict[str, float | None]]
+    seams_of_truth: NotRequired[dict[str, float | None]]
     all_genes: NotRequired[AllGenesMetrics]
     gene_sets: NotRequired[GeneSetMetrics]
     regions: NotRequired[RegionMetrics]
