@@ -199,8 +199,8 @@ def window_weight() -> Float32Array:
     """Weight of the bins of a window, (128, 128): a raised cosine over 16 µm at its border.
 
     Example:
-        >>> window_weight()[64, :9].round(2).tolist()
-        [0.01, 0.08, 0.22, 0.4, 0.6, 0.78, 0.92, 0.99, 1.0]
+        >>> print(window_weight()[64, :9].round(2))
+        [0.01 0.08 0.22 0.4  0.6  0.78 0.92 0.99 1.  ]
     """
     ramp = np.sin(np.pi / 2 * (np.arange(RAMP_BINS) + 0.5) / RAMP_BINS) ** 2
     side = np.ones(PATCH_BINS)
