@@ -4,7 +4,9 @@ For each seed one slide with planted cells is simulated, extracted and denoised.
 are summed over the cells, over their nuclei, and over squares. Printed is the share of cells whose
 true UMIs lie within `virchow_st.cell_interval`, mean over genes, in ten groups of equally many
 genes from the least abundant; and the ratio of the squared errors to ``layers["variance"]``. The
-true rate is taken without the stripes that the denoised field leaves out.
+true rate is taken without the stripes that the denoised field leaves out. With ``--failed`` two
+rows in every 64 and a square of 48 bins are marked as failed, and cells with a bin there are
+printed by themselves.
 
     python benchmarks/cells_intervals.py FOLDER --seeds 201 202 203 --bins 256 --genes 300
 """
@@ -16,7 +18,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
+from denoise_intervals import failed_bins
 
 import virchow_st as vst
 from virchow_st.output.cells.gather import CellData
@@ -36,15 +40,20 @@ PATIENT = "P5"
 SQUARES_UM = 8, 16, 32, 64
 
 
-def measure(folder: Path, config: vst.SimulateConfig) -> dict[str, dict[str, Any]]:
+def measure(
+    folder: Path, config: vst.SimulateConfig, with_failed: bool
+) -> dict[str, dict[str, Any]]:
     """Simulate, extract and denoise one slide, and compare the intervals with the truth."""
     vst.simulate_cohort(folder, config)
     extract = vst.ExtractConfig("stain", device="cpu", lattice="best")
     for _ in vst.extract_cohort(folder / "slides.csv", extract, SILENT):
         pass
-    path = folder / "denoised.zarr"
+    path, failed = folder / ("filled.zarr" if with_failed else "denoised.zarr"), None
+    if with_failed:
+        failed = folder / "failed.png"
+        cv2.imwrite(str(failed), failed_bins(config.bins))
     if not path.exists():
-        vst.denoise_store(folder / f"{PATIENT}.vst", path)
+        vst.denoise_store(folder / f"{PATIENT}.vst", path, failed=failed)
     outs = folder / PATIENT / "outs"
     found = {}
     with open_cell_source(path) as source:
@@ -52,7 +61,9 @@ def measure(folder: Path, config: vst.SimulateConfig) -> dict[str, dict[str, Any
         areas = {want: read_cells(outs, source.lattice, want=want) for want in (CELLS, NUCLEI)}
         areas |= {f"{um} µm": squares(source.lattice, um // BIN_UM) for um in SQUARES_UM}
         for name, cells in areas.items():
-            found[name] = shares(source, cells, truth)
+            found[name] = shares(source, cells, truth, False)
+            if with_failed:
+                found[f"{name}, filled"] = shares(source, cells, truth, True)
     return found
 
 
@@ -80,8 +91,11 @@ def squares(lattice: Lattice, side: int) -> CellMap:
     return from_labels(labels, lattice, tuple(map(str, range(1, 1 + int(inside.sum())))))
 
 
-def shares(source: CellSource, cells: CellMap, truth: Array) -> dict[str, Any]:
-    """Share of cells within bounds and mean of error² over variance, by tenth of the genes."""
+def shares(source: CellSource, cells: CellMap, truth: Array, is_filled: bool) -> dict[str, Any]:
+    """Share of cells within bounds and mean of error² over variance, by tenth of the genes.
+
+    Of the cells that have a filled bin, or of those that have none.
+    """
     every = np.arange(len(source.genes))
     loadings = source.loadings
     assert loadings is not None
@@ -91,7 +105,9 @@ def shares(source: CellSource, cells: CellMap, truth: Array) -> dict[str, Any]:
     )
     adata = to_anndata(source, data, {})
     true = cells.matrix() @ truth.T
+    filled = np.asarray(adata.obs["filled"]) if "filled" in adata.obs else np.zeros(len(cells))
     inner = np.asarray((adata.obs["covered"] == 1) & (adata.obs["tissue"] > 0))
+    inner &= (filled > 0) == is_filled
     bounds = (vst.cell_interval(adata, gene) for gene in source.genes.ids)
     within = [
         float(((low <= y) & (y <= high))[inner].mean())
@@ -102,7 +118,8 @@ def shares(source: CellSource, cells: CellMap, truth: Array) -> dict[str, Any]:
     tenths = np.array_split(np.argsort(true[inner].mean(axis=0)), 10)
     return {
         "n": int(inner.sum()),
-        "bins": float(np.median(adata.obs["bins"])),
+        "bins": float(np.median(adata.obs["bins"][inner])),
+        "filled": round(float(filled[inner].mean()), 3),
         "within": [round(float(np.mean([within[g] for g in of])), 3) for of in tenths],
         "mean": round(float(np.mean(within)), 3),
         "error² over variance": [round(float(squared[of].mean()), 2) for of in tenths],
@@ -116,6 +133,7 @@ def main() -> None:
     parser.add_argument("--bins", type=int, default=384)
     parser.add_argument("--genes", type=int, default=1000)
     parser.add_argument("--hidden-variation", type=float, default=0.0)
+    parser.add_argument("--failed", action="store_true", help="mark bins as failed")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     results = {}
@@ -124,7 +142,8 @@ def main() -> None:
             patients=(PATIENT,), seed=seed, bins=options.bins, genes=options.genes, cells=True,
             hidden_variation=options.hidden_variation,
         )  # fmt: skip
-        found = measure(options.folder / f"seed-{seed}-{options.hidden_variation:g}", config)
+        folder = options.folder / f"seed-{seed}-{options.hidden_variation:g}"
+        found = measure(folder, config, options.failed)
         results[seed] = found
         for name, of in found.items():
             print(seed, name, json.dumps(of, ensure_ascii=False), flush=True)

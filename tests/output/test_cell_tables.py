@@ -25,7 +25,7 @@ from virchow_st.output.cells import table as table_module
 from virchow_st.slide.cells.lattice import Lattice
 from virchow_st.slide.geometry import Homography
 
-TURNED = np.array([[3.4, -1.2, 300.0], [1.2, 3.4, 20.0], [1e-7, 2e-7, 1]])
+MIRRORED = np.array([[3.4, 1.2, 30.0], [1.2, -3.4, 990.0], [1e-7, 2e-7, 1]])  # and turned
 CORNER = 8, 20  # array_row and array_col of the tiny field's first bin
 
 
@@ -50,12 +50,12 @@ def tiny() -> TinyField:
 
 @pytest.fixture(scope="module")
 def lattice(tiny: TinyField) -> Lattice:
-    return Lattice("S", Homography(TURNED), *CORNER, tiny.tissue)
+    return Lattice("S", Homography(MIRRORED), *CORNER, tiny.tissue)
 
 
 @pytest.fixture(scope="module")
 def field(tiny: TinyField, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    about = {"homography": TURNED.tolist(), "slide": "S", "patient": "P9"}
+    about = {"homography": MIRRORED.tolist(), "slide": "S", "patient": "P9"}
     return make_field(tiny, tmp_path_factory.mktemp("field") / "f.zarr", about)
 
 
@@ -110,7 +110,7 @@ def test_expected_umis_of_a_field(
     assert adata.obs["area_um2"].iloc[6] == 4 * len(row)
     xy = col.mean() + CORNER[1] + 0.5, row.mean() + CORNER[0] + 0.5
     np.testing.assert_allclose(adata.obsm["spatial"][6], 2 * np.array(xy))
-    px = TURNED @ [col.mean() + CORNER[1], row.mean() + CORNER[0], 1]
+    px = MIRRORED @ [col.mean() + CORNER[1], row.mean() + CORNER[0], 1]
     np.testing.assert_allclose(adata.obsm["spatial_fullres_px"][6], px[:2] / px[2])
     assert list(adata.obs["patient"].unique()) == ["P9"]
 

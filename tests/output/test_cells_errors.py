@@ -142,3 +142,5 @@ def test_bounds_are_measurements_for_qupath(
     for name, values in zip(("lower", "upper"), cell_interval(table, "GENE4"), strict=True):
         written = [f["properties"]["measurements"][f"GENE4: {name} bound"] for f in features]
         np.testing.assert_allclose(written, values, rtol=1e-6)
+    written = [f["properties"]["measurements"]["Filled share"] for f in features]
+    np.testing.assert_allclose(written, table.obs["filled"], rtol=1e-6)

@@ -11,7 +11,7 @@ import shapely
 
 from virchow_st.config import CellsConfig
 from virchow_st.errors import ConfigError
-from virchow_st.output.cells.errors import cell_bounds
+from virchow_st.output.cells.errors import FILLED, cell_bounds
 from virchow_st.output.cells.gather import CellData
 from virchow_st.output.cells.sources import CellSource
 from virchow_st.output.cells.table import cell_columns
@@ -106,6 +106,8 @@ def _measurements(source: CellSource, data: CellData, by_gene: bool) -> dict[str
         found[f"Observed UMIs{among}"] = columns["umis"]
     found["Area µm^2"] = columns["area_um2"]
     found["Covered share"] = columns["covered"]
+    if FILLED in columns:
+        found["Filled share"] = columns[FILLED]
     if by_gene:
         for g, label in enumerate(data.panel.labels):
             if data.expected is not None:
