@@ -66,21 +66,40 @@ def fit_factors(
     with ThreadPoolExecutor(core_count()) as pool:
         start = smoother.smoothed(counts.totals.astype(np.float32), widths_um[0])
         factors = np.repeat(start[:, None] / np.float32(K), K, axis=1)
-        share = np.float32(counts.exposure.sum() / smoother.exposure.sum(dtype=np.float64))
-        _scale(factors, share)
+        set_rates(factors, share_of(counts, smoother))
         for width_um in widths_um:
-            for _ in range(n_steps):
-                expect(counts, factors, loadings, pool)
-
-                def smooth(k: int, width_um: float = width_um) -> None:
-                    of_factor = None if guide is None else guide(k)
-                    factors[:, k] = smoother.smoothed(factors[:, k], width_um, of_factor)
-
-                list(pool.map(smooth, range(K)))
-                _scale(factors, share)
+            fit_more(counts, factors, loadings, smoother, width_um, pool, n_steps, guide)
             if on_width is not None:
                 on_width(width_um, factors)
     return factors
+
+
+def fit_more(
+    counts: SparseRows,
+    factors: Float32Array,
+    loadings: Float64Array,
+    smoother: Smoother,
+    width_um: float,
+    pool: ThreadPoolExecutor,
+    n_steps: int = STEPS_PER_WIDTH,
+    guide: Guide | None = None,
+) -> None:
+    """Go on from factors (n, K) with steps of EM at one width, in place; see `fit_factors`."""
+    share = share_of(counts, smoother)
+
+    def smooth(k: int) -> None:
+        of_factor = None if guide is None else guide(k)
+        factors[:, k] = smoother.smoothed(factors[:, k], width_um, of_factor)
+
+    for _ in range(n_steps):
+        expect(counts, factors, loadings, pool)
+        list(pool.map(smooth, range(factors.shape[1])))
+        set_rates(factors, share)
+
+
+def share_of(counts: SparseRows, smoother: Smoother) -> np.float32:
+    """Share of the UMIs that the counts are."""
+    return np.float32(counts.exposure.sum() / smoother.exposure.sum(dtype=np.float64))
 
 
 def expect(
@@ -99,7 +118,7 @@ def expect(
     list(pool.map(compute, range(0, len(counts), _CHUNK)))
 
 
-def _scale(rates: Float32Array, share: np.float32) -> None:
+def set_rates(rates: Float32Array, share: np.float32) -> None:
     """From rates of a share of the UMIs to those of all, in place, not below the floor."""
     rates /= share
     np.maximum(rates, _FLOOR, out=rates)

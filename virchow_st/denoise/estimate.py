@@ -10,9 +10,12 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from virchow_st.denoise.ems import WIDTHS_UM, fit_factors, log_likelihood
+from virchow_st.denoise.alike import fit_alike
+from virchow_st.denoise.ems import WIDTHS_UM, Guide, fit_factors, log_likelihood
 from virchow_st.denoise.own import OwnRatio, choose_own, with_own
 from virchow_st.denoise.prior import Guided, Prior, PriorWeights, choose_weights
+from virchow_st.denoise.refine import Refinement, choose_refinement, choose_tolerance
+from virchow_st.denoise.refit import refit
 from virchow_st.denoise.slide import SlideCounts
 from virchow_st.denoise.smooth import Smoother
 from virchow_st.errors import ConfigError
@@ -55,6 +58,7 @@ class Recipe:
         own: The J genes that have a map of their own.
         weights: Of the prior; None without one, or where it predicts nothing better.
         prior_gain: Log-likelihood of the held-out counts above that without prior, per UMI.
+        refinement: How the fit by the Gaussian was gone on with; its width is that without prior.
         seed: Of the factorisation.
     """
 
@@ -64,6 +68,7 @@ class Recipe:
     own: tuple[OwnRatio, ...]
     weights: PriorWeights | None
     prior_gain: float
+    refinement: Refinement
     seed: int
 
 
@@ -130,23 +135,32 @@ def fit_rates(
 ) -> Rates:
     """Fit loadings and factors to the counts of a slide by what was chosen."""
     loadings = factorise(slide.at_16um(recipe.seed), recipe.n_factors, recipe.seed).loadings
-    smoother = smoother_of(slide)
-    widths = WIDTHS_UM[: WIDTHS_UM.index(recipe.width_um) + 1]
-    done: list[float] = []
+    smoother, refinement = smoother_of(slide), recipe.refinement
 
-    def report(width_um: float, _: Float32Array) -> None:
-        done.append(width_um)
-        progress.step(len(done), len(widths), "widths fitted", f"{width_um:g} µm")
+    def fit(last_um: float, guide: Guide | None = None) -> Float32Array:
+        widths = WIDTHS_UM[: WIDTHS_UM.index(last_um) + 1]
 
-    factors = fit_factors(slide.rows, loadings, smoother, widths, report)
-    if prior is None or recipe.weights is None:
-        return finished(slide, smoother, factors, loadings, recipe)
-    done.clear()
-    coefficients = prior.combined(factors, recipe.seed)
-    beta = recipe.weights.of(loadings)
-    guide = prior.guide(coefficients, beta)
-    factors = fit_factors(slide.rows, loadings, smoother, widths, report, guide=guide)
-    guides = _Guides(prior, coefficients, beta)
+        def report(width_um: float, _: Float32Array) -> None:
+            done = widths.index(width_um) + 1
+            progress.step(done, len(widths), "widths fitted", f"{width_um:g} µm")
+
+        return fit_factors(slide.rows, loadings, smoother, widths, report, guide=guide)
+
+    factors = fit(refinement.width_um)
+    if refinement.prior_umis is not None:
+        loadings, factors = refit(
+            slide.rows, factors, loadings, smoother, refinement.width_um, refinement.prior_umis
+        )
+    guide, guides = None, None
+    if prior is not None and recipe.weights is not None:
+        coefficients = prior.combined(factors, recipe.seed)
+        beta = recipe.weights.of(loadings)
+        guide, guides = prior.guide(coefficients, beta), _Guides(prior, coefficients, beta)
+        factors = fit(recipe.width_um, guide)
+    if refinement.tolerance is not None:
+        factors = fit_alike(
+            slide.rows, factors, loadings, smoother, recipe.width_um, refinement.tolerance, guide
+        )
     return finished(slide, smoother, factors, loadings, recipe, guides)
 
 
@@ -217,18 +231,27 @@ def _choose(
     first = scores[WIDTHS_UM[0]]
     gains = {width: (value - first) / n_umis for width, value in scores.items()}
     width_um = max(gains, key=lambda width: gains[width])
-    chosen = Guided(np.zeros(n_factors), width_um, best, 0.0)
+    progress.note("fitting loadings again, and smoothing among bins that are alike")
+    refined = choose_refinement(fitted, held_out, best, loadings, smoother, width_um)
+    loadings, factors, refinement = refined.loadings, refined.factors, refined.refinement
+    weights, prior_gain = None, 0.0
     if prior is not None:
         progress.note("weighing the prior by held-out counts")
-        chosen = choose_weights(fitted, held_out, loadings, smoother, prior, chosen, seed)
-    own = choose_own(fitted, held_out, chosen.factors, loadings, smoother)
-    weights = PriorWeights(loadings, chosen.beta) if chosen.beta.any() else None
-    recipe = Recipe(
-        n_factors, chosen.width_um, gains, tuple(own), weights, chosen.gain / n_umis, seed
-    )
+        alone = Guided(np.zeros(n_factors), width_um, refined.gaussian, 0.0)
+        guided = choose_weights(fitted, held_out, loadings, smoother, prior, alone, seed)
+        guide = prior.guide(prior.combined(refined.gaussian, seed), guided.beta)
+        tolerance, with_prior, likelihood = choose_tolerance(
+            fitted, held_out, guided.factors, loadings, smoother, guided.width_um, guide
+        )
+        if guided.beta.any() and likelihood > refined.log_likelihood:
+            weights, factors = PriorWeights(loadings, guided.beta), with_prior
+            width_um, refinement = guided.width_um, replace(refinement, tolerance=tolerance)
+            prior_gain = (likelihood - refined.log_likelihood) / n_umis
+    own = choose_own(fitted, held_out, factors, loadings, smoother)
+    recipe = Recipe(n_factors, width_um, gains, tuple(own), weights, prior_gain, refinement, seed)
     # The bins that failed play no part in what is chosen.
     observed = replace(slide, rows=fitted, unseen=slide.unseen[:0])
-    rates = finished(observed, smoother, chosen.factors, loadings, recipe)
+    rates = finished(observed, smoother, factors, loadings, recipe)
     return recipe, Trial(rates, fitted, held_out)
 
 

@@ -54,7 +54,7 @@ class Smoother:
     def __init__(
         self, place: Int64Array, shape: tuple[int, int], exposure: Float64Array | None = None
     ) -> None:
-        self._place, self._shape = place, shape
+        self.place, self._shape = place, shape
         self.exposure: Float32Array = (
             np.ones(len(place), np.float32) if exposure is None else exposure.astype(np.float32)
         )
@@ -137,7 +137,7 @@ class Smoother:
 
     def blurred(self, values: Float32Array, width_um: float) -> Float32Array:
         """The Gaussian's weighted sum of the values (n,) around each bin, 0 beside the tissue."""
-        blurred: Float32Array = self._blurred_map(values, width_um).ravel()[self._place]
+        blurred: Float32Array = self._blurred_map(values, width_um).ravel()[self.place]
         return blurred
 
     def _blurred_map(self, values: Float32Array, width_um: float) -> Float32Array:
@@ -148,20 +148,26 @@ class Smoother:
             cv2.sepFilter2D(grid, cv2.CV_32F, kernel, kernel, borderType=cv2.BORDER_CONSTANT)
         )
 
+    def numbers(self) -> Array:
+        """(R, C) int32, the number of the tissue bin at each place; -1 for none."""
+        grid = np.full(self._shape, -1, np.int32)
+        grid.ravel()[self.place] = np.arange(len(self.place))
+        return grid
+
     def on_lattice(self, values: Array) -> Float32Array:
         """Values of tissue bins (n,) as a map (R, C) float32, 0 elsewhere."""
         grid = np.zeros(self._shape, np.float32)
-        grid.ravel()[self._place] = values
+        grid.ravel()[self.place] = values
         return grid
 
 
-def gaussian(sd: float) -> Float32Array:
-    """Weights of a Gaussian with a standard deviation in bins, cut off at four, that sum to 1.
+def gaussian(sd: float, reach_sd: float = REACH) -> Float32Array:
+    """Weights of a Gaussian with a standard deviation in bins, cut off at some, that sum to 1.
 
     >>> weights = gaussian(0.5)
     >>> len(weights), round(float(weights[2] / weights[1]), 2), round(float(weights.sum()), 6)
     (5, 7.39, 1.0)
     """
-    at = np.arange(-(reach := math.ceil(REACH * sd)), reach + 1)
+    at = np.arange(-(reach := math.ceil(reach_sd * sd)), reach + 1)
     weights = np.exp(-0.5 * (at / sd) ** 2)
     return np.asarray(weights / weights.sum(), np.float32)

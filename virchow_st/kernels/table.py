@@ -9,6 +9,9 @@ from typing import Any
 import numpy as np
 
 from virchow_st.kernels import (
+    alike,
+    alike_cases,
+    alike_reference,
     factor_cases,
     factor_loss_cases,
     factor_moments,
@@ -310,6 +313,20 @@ TABLE: tuple[Pair, ...] = (
         factor_cases.expected_umis_by(factorise_reference.expected_umis),
         factor_cases.row_inputs,
         1e-12,
+    ),
+    Pair(
+        "alike_means",
+        alike_cases.means_by(alike.alike_means),
+        alike_cases.means_by(alike_reference.alike_means),
+        alike_cases.inputs,
+        1e-5,
+    ),
+    Pair(
+        "alike_means, by factor",
+        alike_cases.means_by(alike.alike_means),
+        alike_cases.means_by(alike_reference.alike_means),
+        alike_cases.inputs_by_factor,
+        1e-5,
     ),
     Pair(
         "factor_moments",
