@@ -85,6 +85,7 @@ def test_field_has_the_counts_mass_and_nothing_outside_tissue(
     about = field.provenance
     gains = about["held_out_gain"]
     assert gains[f"{about['width_um']:g}"] == max(gains.values())
+    assert about["refinement"]["width_um"] == about["width_um"]
 
 
 def test_borders_of_patches_leave_no_seam(denoised: Path) -> None:

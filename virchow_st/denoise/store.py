@@ -257,6 +257,7 @@ def _provenance(
         "least_umis": LEAST_UMIS,
         "n_factors": recipe.n_factors,
         "width_um": recipe.width_um,
+        "refinement": asdict(recipe.refinement),
         "own_genes": [
             {
                 "id": slide.panel.ids[ratio.gene],
