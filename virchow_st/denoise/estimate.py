@@ -6,6 +6,7 @@ Letters: n observed tissue bins, m bins that failed, G genes, K factors.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -14,7 +15,7 @@ from virchow_st.denoise.alike import fit_alike
 from virchow_st.denoise.ems import WIDTHS_UM, Guide, fit_factors, log_likelihood
 from virchow_st.denoise.own import OwnRatio, choose_own, with_own
 from virchow_st.denoise.prior import Guided, Prior, PriorWeights, choose_weights
-from virchow_st.denoise.refine import Refinement, choose_refinement, choose_tolerance
+from virchow_st.denoise.refine import Refinement, choose_refinement, choose_share
 from virchow_st.denoise.refit import refit
 from virchow_st.denoise.slide import SlideCounts
 from virchow_st.denoise.smooth import Smoother
@@ -151,17 +152,26 @@ def fit_rates(
         loadings, factors = refit(
             slide.rows, factors, loadings, smoother, refinement.width_um, refinement.prior_umis
         )
-    guide, guides = None, None
+    guide: Guide | None = None
+    guides: _Guides | None = None
     if prior is not None and recipe.weights is not None:
         coefficients = prior.combined(factors, recipe.seed)
         beta = recipe.weights.of(loadings)
-        guide, guides = prior.guide(coefficients, beta), _Guides(prior, coefficients, beta)
-        factors = fit(recipe.width_um, guide)
+        guides = _Guides(prior, coefficients, beta)
+        factors = fit(recipe.width_um, prior.guide(coefficients, beta))
+        guide = _by_share(prior, coefficients, beta)(refinement.prior_share)
     if refinement.tolerance is not None:
         factors = fit_alike(
             slide.rows, factors, loadings, smoother, recipe.width_um, refinement.tolerance, guide
         )
     return finished(slide, smoother, factors, loadings, recipe, guides)
+
+
+def _by_share(
+    prior: Prior, coefficients: Float64Array, beta: Float64Array
+) -> Callable[[float], Guide]:
+    """The guide by a share of the prior's weights."""
+    return lambda share: prior.guide(coefficients, share * beta)
 
 
 @dataclass(frozen=True, eq=False)
@@ -239,13 +249,15 @@ def _choose(
         progress.note("weighing the prior by held-out counts")
         alone = Guided(np.zeros(n_factors), width_um, refined.gaussian, 0.0)
         guided = choose_weights(fitted, held_out, loadings, smoother, prior, alone, seed)
-        guide = prior.guide(prior.combined(refined.gaussian, seed), guided.beta)
-        tolerance, with_prior, likelihood = choose_tolerance(
-            fitted, held_out, guided.factors, loadings, smoother, guided.width_um, guide
-        )
+        guide_of = _by_share(prior, prior.combined(refined.gaussian, seed), guided.beta)
+        with_prior, factors_with, likelihood = choose_share(
+            fitted, held_out, guided.factors, loadings, smoother,
+            replace(refinement, width_um=guided.width_um), guide_of,
+        )  # fmt: skip
         if guided.beta.any() and likelihood > refined.log_likelihood:
-            weights, factors = PriorWeights(loadings, guided.beta), with_prior
-            width_um, refinement = guided.width_um, replace(refinement, tolerance=tolerance)
+            weights, factors = PriorWeights(loadings, guided.beta), factors_with
+            refinement = replace(with_prior, width_um=width_um)  # the loadings are those without
+            width_um = guided.width_um
             prior_gain = (likelihood - refined.log_likelihood) / n_umis
     own = choose_own(fitted, held_out, factors, loadings, smoother)
     recipe = Recipe(n_factors, width_um, gains, tuple(own), weights, prior_gain, refinement, seed)

@@ -6,7 +6,8 @@ Letters: n tissue bins, G genes, K factors.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 from virchow_st.denoise.alike import TOLERANCES, can_widen, fit_alike
 from virchow_st.denoise.ems import Guide, log_likelihood
@@ -17,6 +18,8 @@ from virchow_st.types import Float32Array, Float64Array
 
 PRIOR_UMIS = (300.0, 100.0)
 """UMIs of a gene as which its loadings at 16 µm may count; see `virchow_st.denoise.refit`."""
+PRIOR_SHARES = (0.5, 1.0, 0.0)
+"""Shares of the prior's weights to choose from."""
 
 
 @dataclass(frozen=True)
@@ -27,11 +30,14 @@ class Refinement:
         width_um: Standard deviation of the Gaussian at which the loadings were fitted again, µm.
         prior_umis: Of `virchow_st.denoise.refit.refit`; None for the loadings at 16 µm.
         tolerance: Of `virchow_st.denoise.alike.fit_alike`; None for the Gaussian alone.
+        prior_share: Share of the prior's weights with which it guides that fit. A wider Gaussian
+            takes more from the prior, so that all of its weight is often too much.
     """
 
     width_um: float
     prior_umis: float | None
     tolerance: float | None
+    prior_share: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,6 +117,39 @@ def choose_tolerance(
             best = tolerance, found, likelihood
     assert best is not None
     return best
+
+
+def choose_share(
+    fitted: SparseRows,
+    held_out: SparseRows,
+    factors: Float32Array,
+    loadings: Float64Array,
+    smoother: Smoother,
+    refinement: Refinement,
+    guide_of: Callable[[float], Guide],
+) -> tuple[Refinement, Float32Array, float]:
+    """Choose the share of a prior's weights, and then the tolerance, from factors that it guided.
+
+    Args:
+        refinement: That without the prior, with the width of the guided factors.
+        guide_of: Guide by a share of the prior's weights.
+
+    Returns:
+        The refinement, the factors (n, K) and the log-likelihood of the held-out counts.
+    """
+    width_um, share = refinement.width_um, 0.0
+    tried: dict[float | None, tuple[Float32Array, float]] = {}
+    if can_widen(width_um):
+        usual, given = TOLERANCES[0], (fitted, held_out, factors, loadings, smoother, width_um)
+        for candidate in PRIOR_SHARES:
+            found = _tried(*given, usual, guide_of(candidate))
+            if usual not in tried or found[1] > tried[usual][1]:
+                share, tried[usual] = candidate, found
+    tolerance, chosen, likelihood = choose_tolerance(
+        fitted, held_out, factors, loadings, smoother, width_um, guide_of(share), tried
+    )
+    which = replace(refinement, tolerance=tolerance, prior_share=share)
+    return which, chosen, likelihood
 
 
 def _tried(
