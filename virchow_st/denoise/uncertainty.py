@@ -44,6 +44,7 @@ _MOST_BINS = 20_000  # 2 µm bins of a class, and 2,000 of a coarser scale, that
 _MOST_COARSE = 2_000
 _DRAWS = 8  # of held-out counts, over which the error of the bootstrap is averaged
 _SQUARE_BINS = 16
+_GENES_AT_ONCE = 128  # whose counts are compared with their rates, to save memory
 _Z = 1.6449  # 95th percentile of the normal distribution
 _SHIFTS = (0, 5, 11, 23, 47, 95)  # bins by which the pattern of failed bins is moved
 
@@ -157,11 +158,14 @@ def _own_variance(
         (held_out.count.astype(np.float64), held_out.gene, held_out.indptr),
         (len(square), held_out.n_genes),
     )
+    y, w = y.tocsc()[:, chosen], rates.loadings[chosen]
     h = into @ (rates.factors * held_out.exposure[:, None])
-    y, w = y.tocsc()[:, chosen].tocoo(), rates.loadings[chosen]
-    mu = np.einsum("ik,ik->i", h[y.row], w[y.col])
     squares = float(np.einsum("gk,kl,gl->", w, h.T @ h, w))
-    excess = float(y.data @ y.data) - 2 * float(y.data @ mu) + squares - float(y.data.sum())
+    excess = squares
+    for first in range(0, len(w), _GENES_AT_ONCE):
+        part = y[:, first : first + _GENES_AT_ONCE].tocoo()
+        mu = np.einsum("ik,ik->i", h[part.row], w[first + part.col])
+        excess += float((part.data**2 - 2 * part.data * mu - part.data).sum())
     return excess / squares if squares else 0.0
 
 
