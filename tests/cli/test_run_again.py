@@ -32,6 +32,7 @@ def test_the_truth_of_a_simulated_slide_checks_the_ceiling(
         truth, figures = metrics["truth"][scale], metrics["scales"][scale]
         assert truth["pcc_of_truth"] == pytest.approx(figures["pcc_ceiling"], abs=0.03)
         assert truth["pcc_with_truth"] > figures["pcc"]  # the truth has no noise to miss
+        assert truth["pcc_of_shown"] == truth["pcc_of_truth"]  # nothing is hidden here
     assert f"{metrics['truth']['8']['pcc_with_truth']:.3f}" in answer.out
     seams = metrics["seams_of_truth"]
     assert seams["token"] == pytest.approx(1, abs=0.05)  # no grid in the truth

@@ -130,6 +130,10 @@ def test_few_blocks_slides_and_truth_are_mentioned(metrics, capfd) -> None:
     assert row(text, "  on P5-3") == ["0.280"] * 4
     assert row(text, "  with the true rate") == ["0.666"] * 4
     assert row(text, "  the true rate itself") == ["0.755"] * 4
+    assert "what H&E shows" not in text  # results before it was measured
+    for of_scale in metrics["truth"].values():
+        of_scale["pcc_of_shown"] = 0.512
+    assert row(shown(capfd, {"poisson": metrics}), "  what H&E shows of it") == ["0.512"] * 4
 
 
 def test_scores_at_the_slides_own_depth_stand_beside_those_without(metrics, capfd) -> None:

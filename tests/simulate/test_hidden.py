@@ -37,6 +37,13 @@ def rate_of(slide: Slide) -> np.ndarray:
     return rate.astype(float)
 
 
+def test_what_he_shows_of_the_rate_is_that_of_the_programmes(pair):
+    slide = pair[1]
+    path, genes = slide.folder / "truth.h5", slide.truth("gene_id")
+    shown = true_rate(path, genes, 30, 40, 50, 60, shown=True)
+    np.testing.assert_allclose(shown, slide.visible_rate()[:, 30:80, 40:100], rtol=1e-5)
+
+
 def test_splitmix64_is_the_published_generator():
     """Against the recurrence in Python's integers, and outputs published for this seed."""
     state, expected = 1234567, []

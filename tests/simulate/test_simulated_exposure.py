@@ -61,6 +61,13 @@ def test_rates_differ_by_the_further_exposure_alone(pair):
     np.testing.assert_array_equal(pair[0].image, pair[1].image)
 
 
+def test_what_he_shows_of_the_rate_has_no_exposure(pair):
+    path, genes = pair[1].folder / "truth.h5", pair[1].truth("gene_id")
+    shown = true_rate(path, genes, 0, 0, BINS, BINS, shown=True)
+    expected = rate_of(pair[1]) / true_exposure(path).map()
+    np.testing.assert_allclose(shown, expected, rtol=1e-5)
+
+
 def test_the_recorded_exposure_is_all_but_tissue_and_drift(pair):
     """Depth over exposure has no stripes left, neither the further ones nor those of before."""
     exposure = true_exposure(pair[1].folder / "truth.h5")

@@ -122,10 +122,7 @@ def estimate(
         ConfigError: Too few counts, or no 16 µm bin that is half tissue.
     """
     recipe, trial = _choose(slide, n_factors, seed, progress, prior)
-    progress.note(
-        f"chosen by held-out counts: {recipe.n_factors} factors, a Gaussian of "
-        f"{recipe.width_um:g} µm at the end, {len(recipe.own)} genes with maps of their own"
-    )
+    progress.note(_chosen(recipe))
     if prior is not None:
         progress.note(_told(recipe))
     return Estimate(fit_rates(slide, recipe, prior, progress), recipe, trial)
@@ -265,6 +262,16 @@ def _choose(
     observed = replace(slide, rows=fitted, unseen=slide.unseen[:0])
     rates = finished(observed, smoother, factors, loadings, recipe)
     return recipe, Trial(rates, fitted, held_out)
+
+
+def _chosen(recipe: Recipe) -> str:
+    refinement = recipe.refinement
+    wider = "" if refinement.tolerance is None else ", then a wider one among bins that are alike"
+    return (
+        f"chosen by held-out counts: {recipe.n_factors} factors, loadings of "
+        f"{16 if refinement.prior_umis is None else 2} µm, a Gaussian of {recipe.width_um:g} µm"
+        f"{wider}, {len(recipe.own)} genes with maps of their own"
+    )
 
 
 def _told(recipe: Recipe) -> str:

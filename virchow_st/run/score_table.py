@@ -291,6 +291,9 @@ def _correlation(runs: Runs) -> list[Row]:
     if "truth" in first:
         of_truth = _numbers(first["truth"], "pcc_of_truth")
         rows.append(Row("the true rate itself", of_truth, "ceiling", inset=True))
+        if all("pcc_of_shown" in first["truth"][scale] for scale in SCALES):  # since 0.2
+            shown = _numbers(first["truth"], "pcc_of_shown")
+            rows.append(Row("what H&E shows of it", shown, "ceiling", inset=True))
     return rows + _baselines(runs, "pcc")
 
 

@@ -88,7 +88,14 @@ def read_origin(path: Path) -> Origin:
 
 
 def true_rate(
-    truth_path: Path, gene_ids: Sequence[str], row0: int, col0: int, n_rows: int, n_cols: int
+    truth_path: Path,
+    gene_ids: Sequence[str],
+    row0: int,
+    col0: int,
+    n_rows: int,
+    n_cols: int,
+    *,
+    shown: bool = False,
 ) -> Float32Array:
     """True rates from which the counts of a simulated slide were drawn, in a window of bins.
 
@@ -100,6 +107,7 @@ def true_rate(
         gene_ids: Ids of G genes.
         row0, col0: First bin of the window.
         n_rows, n_cols: Size of the window in bins.
+        shown: Only the part that H&E shows: without hidden variation and recorded exposure.
 
     Returns:
         (G, n_rows, n_cols) float32, expected UMIs per 2 µm bin.
@@ -127,7 +135,10 @@ def true_rate(
         loadings = f["loadings"][:][index]
         rate: Float32Array = np.tensordot(loadings, f["programmes"][:, rows, cols], axes=1)
         rate *= f["depth"][rows, cols]
-        if hidden := _read_hidden(f):
+        if shown:
+            if "exposure" in f:
+                rate /= _exposure(f).map()[rows, cols].astype(np.float32)
+        elif hidden := _read_hidden(f):
             for i, gene in enumerate(index):  # one at a time, to save memory
                 rate[i] *= hidden.factors(gene, row0, col0, n_rows, n_cols)
     return rate
@@ -154,8 +165,12 @@ def true_exposure(truth_path: Path) -> Exposure:
                 f"{truth_path}: expected a recorded exposure; got none; run vst simulate with "
                 "--depth or --stripes"
             )
-        group = f["exposure"]
-        return Exposure(group["slide"][()].item(), group["rows"][:], group["cols"][:])
+        return _exposure(f)
+
+
+def _exposure(f: h5py.File) -> Exposure:
+    group = f["exposure"]
+    return Exposure(group["slide"][()].item(), group["rows"][:], group["cols"][:])
 
 
 @contextmanager
