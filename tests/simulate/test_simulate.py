@@ -20,6 +20,7 @@ from virchow_st.errors import ConfigError, SlideError
 from virchow_st.extract.cohort import read_cohort
 from virchow_st.runtime.lock import LOCK_NAME, locked
 from virchow_st.simulate import simulate_cohort, true_rate
+from virchow_st.simulate.fields import voronoi
 from virchow_st.simulate.frame import draw_frame
 from virchow_st.simulate.morphology import MARGIN_BINS, PX_PER_BIN
 
@@ -390,3 +391,9 @@ def test_an_interrupted_slide_leaves_nothing(tmp_path, monkeypatch):
 def test_unusable_names_are_refused(tmp_path, patients):
     with pytest.raises(ConfigError, match="patients: expected"):
         simulate_cohort(tmp_path, SimulateConfig(patients=patients, bins=128, genes=60))
+
+
+def test_points_at_the_edge_have_a_cell():
+    """A nucleus may lie at the far edge, where rounding leads off the map."""
+    cell = voronoi(8, np.array([[7.6, 2.0], [0.0, 7.9]]))
+    assert cell[2, 7] == cell[3, 7] != cell[7, 0]

@@ -96,7 +96,7 @@ def depth_px(mask: BoolArray | UInt8Array) -> Float32Array:
 def voronoi(side: int, points: Array) -> Array:
     """Label of the nearest point for every pixel, (side, side) int32, in arbitrary numbering."""
     seeds = np.ones((side, side), np.uint8)
-    index = np.rint(points).astype(np.int64)
+    index = np.clip(np.rint(points), 0, side - 1).astype(np.int64)  # a point may lie on the edge
     seeds[index[:, 1], index[:, 0]] = 0
     _, labels = cv2.distanceTransformWithLabels(
         seeds, cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL
