@@ -1,10 +1,11 @@
 """What tokens add to pixels on a patient left out, where morphology tells expression in part.
 
 Cohorts are simulated with variation of every gene by itself, which H&E does not show, so that
-decoders reach about the share of the ceiling that they reach on real tiles at 2 µm (docs/evidence.md). Two
-patients train `pixels` and `fusion`, on stain tokens and on EfficientNet-Lite0's (ImageNet); ridge
-on either kind of tokens is the baseline. All decoders have the same number of epochs, fewer than
-the default of ``vst train`` unless ``--epochs`` says otherwise.
+decoders reach about the share of the ceiling that they reach on real tiles at 2 µm
+(docs/evidence.md). Two patients train `pixels` and `fusion`, on stain tokens and on
+EfficientNet-Lite0's (ImageNet); ridge on either kind of tokens is the baseline. All decoders have
+the same number of epochs, fewer than the default of ``vst train`` unless ``--epochs`` says
+otherwise.
 
     python benchmarks/bench_tokens.py FOLDER --cohorts 274 275 276 --json .bench/tokens.json
 
