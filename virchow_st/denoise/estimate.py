@@ -1,5 +1,5 @@
-"""The whole estimate: loadings, the final width and the weight of a prior by held-out counts, and
-the factors.
+"""The whole estimate: loadings, the final width, what follows it and the weight of a prior by
+held-out counts, and the factors.
 
 Letters: n observed tissue bins, m bins that failed, G genes, K factors.
 """
@@ -106,10 +106,11 @@ def estimate(
 ) -> Estimate:
     """Estimate the rates of a slide from its counts.
 
-    The number of factors, the final width of the Gaussian and the weights of the prior are those
-    that predict counts best that were held out: a fifth of the UMIs, drawn at random (binomial
-    thinning). The loadings and factors that are compared are fitted to the other four fifths
-    alone. Then all are fitted to all UMIs with what was chosen.
+    The number of factors, the final width of the Gaussian, the refinement that follows
+    (`virchow_st.denoise.refine`) and the weights of the prior are those that predict counts best
+    that were held out: a fifth of the UMIs, drawn at random (binomial thinning). The loadings and
+    factors that are compared are fitted to the other four fifths alone. Then all are fitted to all
+    UMIs with what was chosen.
 
     Args:
         slide: The counts, or the part that is to be used.
