@@ -116,7 +116,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--cohorts", type=int, nargs="+", default=[274, 275, 276])
     parser.add_argument("--hidden-variation", type=float, default=0.8)
-    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     scores, pairs = [], []
