@@ -21,7 +21,7 @@ import pandas as pd
 from scipy.special import xlogy
 
 from virchow_st.denoise.ems import WIDTHS_UM, fit_factors, log_likelihood
-from virchow_st.denoise.refine import choose_refinement
+from virchow_st.denoise.refine import Parts, choose_refinement
 from virchow_st.denoise.smooth import Smoother
 from virchow_st.training.choose_factors import choose_n_factors
 from virchow_st.training.factorise import factorise
@@ -79,7 +79,8 @@ def by_factors(kept: Array, smoother: Smoother, loadings: Float64Array | None, s
 
     fit_factors(fitted, loadings, smoother, WIDTHS_UM, keep)
     _, width, factors = max(fits, key=lambda fit: fit[0])
-    refined = choose_refinement(fitted, held_out, factors, loadings, smoother, width)
+    parts = Parts(fitted, held_out, smoother)
+    refined = choose_refinement(parts, factors, loadings, width)
     # Fitted to four fifths, scaled to all: what is chosen needs no second fit on so few spots.
     rates = refined.factors.astype(np.float64) @ refined.loadings.T
     return rates * (rows.count.sum() / rates.sum())

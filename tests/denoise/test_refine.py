@@ -11,7 +11,7 @@ from scipy.ndimage import gaussian_filter
 from virchow_st.denoise import alike
 from virchow_st.denoise.alike import fit_alike
 from virchow_st.denoise.ems import fit_factors
-from virchow_st.denoise.refine import choose_refinement
+from virchow_st.denoise.refine import Parts, choose_refinement
 from virchow_st.denoise.refit import refit
 from virchow_st.denoise.smooth import Smoother
 from virchow_st.training.rows import SparseRows
@@ -125,11 +125,12 @@ def test_a_large_prior_keeps_all_loadings(halves: Halves) -> None:
 
 def test_what_predicts_held_out_counts_is_chosen(halves: Halves) -> None:
     mixed = halves.loadings @ np.array([[0.75, 0.35], [0.25, 0.65]])
-    given = halves.counts, halves.left, halves.gaussian(mixed), mixed, halves.smoother
-    found = choose_refinement(*given, WIDTH_UM)
+    parts = Parts(halves.counts, halves.left, halves.smoother)
+    start = halves.gaussian(mixed)
+    found = choose_refinement(parts, start, mixed, WIDTH_UM)
     assert found.refinement.prior_umis is not None
     assert found.refinement.tolerance is not None
-    assert halves.error(found.factors, found.loadings) < 0.5 * halves.error(*given[2:4])
+    assert halves.error(found.factors, found.loadings) < 0.5 * halves.error(start, mixed)
 
 
 def test_a_flat_slide_and_loadings_that_fit_need_no_refinement() -> None:
@@ -139,5 +140,5 @@ def test_a_flat_slide_and_loadings_that_fit_need_no_refinement() -> None:
     rows, left = (SparseRows.from_dense(rng.poisson(0.1, (400, 6)), np.ones(400)) for _ in "ab")
     smoother = Smoother(np.arange(400), (20, 20))
     start = fit_factors(rows, loadings, smoother, [16.0])
-    found = choose_refinement(rows, left, start, loadings, smoother, 16.0)
+    found = choose_refinement(Parts(rows, left, smoother), start, loadings, 16.0)
     assert found.refinement.tolerance is None  # there is no wider Gaussian

@@ -15,7 +15,7 @@ from virchow_st.denoise.alike import fit_alike
 from virchow_st.denoise.ems import WIDTHS_UM, Guide, fit_factors, log_likelihood
 from virchow_st.denoise.own import OwnRatio, choose_own, with_own
 from virchow_st.denoise.prior import Guided, Prior, PriorWeights, choose_weights
-from virchow_st.denoise.refine import Refinement, choose_refinement, choose_share
+from virchow_st.denoise.refine import Parts, Refinement, choose_refinement, choose_share
 from virchow_st.denoise.refit import refit
 from virchow_st.denoise.slide import SlideCounts
 from virchow_st.denoise.smooth import Smoother
@@ -240,7 +240,8 @@ def _choose(
     gains = {width: (value - first) / n_umis for width, value in scores.items()}
     width_um = max(gains, key=lambda width: gains[width])
     progress.note("fitting loadings again, and smoothing among bins that are alike")
-    refined = choose_refinement(fitted, held_out, best, loadings, smoother, width_um)
+    parts = Parts(fitted, held_out, smoother)
+    refined = choose_refinement(parts, best, loadings, width_um)
     loadings, factors, refinement = refined.loadings, refined.factors, refined.refinement
     weights, prior_gain = None, 0.0
     if prior is not None:
@@ -248,10 +249,10 @@ def _choose(
         alone = Guided(np.zeros(n_factors), width_um, refined.gaussian, 0.0)
         guided = choose_weights(fitted, held_out, loadings, smoother, prior, alone, seed)
         guide_of = _by_share(prior, prior.combined(refined.gaussian, seed), guided.beta)
+        without = replace(refinement, width_um=guided.width_um)
         with_prior, factors_with, likelihood = choose_share(
-            fitted, held_out, guided.factors, loadings, smoother,
-            replace(refinement, width_um=guided.width_um), guide_of,
-        )  # fmt: skip
+            parts, guided.factors, loadings, without, guide_of
+        )
         if guided.beta.any() and likelihood > refined.log_likelihood:
             weights, factors = PriorWeights(loadings, guided.beta), factors_with
             refinement = replace(with_prior, width_um=width_um)  # the loadings are those without

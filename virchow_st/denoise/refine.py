@@ -22,6 +22,36 @@ PRIOR_SHARES = (0.5, 1.0, 0.0)
 """Shares of the prior's weights to choose from."""
 
 
+@dataclass(frozen=True, eq=False)
+class Parts:
+    """Two parts of a slide's counts, one to fit to and one to choose by.
+
+    Attributes:
+        fitted: Counts of the n tissue bins that are fitted to.
+        held_out: The other counts of the same bins.
+        smoother: Of the n bins.
+    """
+
+    fitted: SparseRows
+    held_out: SparseRows
+    smoother: Smoother
+
+    def tried(
+        self,
+        factors: Float32Array,
+        loadings: Float64Array,
+        width_um: float,
+        tolerance: float | None,
+        guide: Guide | None = None,
+    ) -> tuple[Float32Array, float]:
+        """Factors (n, K) by a tolerance, and the log-likelihood of the held-out counts."""
+        if tolerance is not None:
+            factors = fit_alike(
+                self.fitted, factors, loadings, self.smoother, width_um, tolerance, guide
+            )
+        return factors, log_likelihood(self.held_out, factors, loadings)
+
+
 @dataclass(frozen=True)
 class Refinement:
     """What was chosen.
@@ -60,12 +90,7 @@ class Refined:
 
 
 def choose_refinement(
-    fitted: SparseRows,
-    held_out: SparseRows,
-    factors: Float32Array,
-    loadings: Float64Array,
-    smoother: Smoother,
-    width_um: float,
+    parts: Parts, factors: Float32Array, loadings: Float64Array, width_um: float
 ) -> Refined:
     """Choose loadings and tolerance by held-out counts, from the fit by the Gaussian of a width.
 
@@ -76,26 +101,27 @@ def choose_refinement(
     for prior_umis in (None, *PRIOR_UMIS):
         new, gaussian = loadings, factors
         if prior_umis is not None:
-            new, gaussian = refit(fitted, factors, loadings, smoother, width_um, prior_umis)
-        found, likelihood = _tried(fitted, held_out, gaussian, new, smoother, width_um, usual)
+            given = parts.fitted, factors, loadings, parts.smoother
+            new, gaussian = refit(*given, width_um, prior_umis)
+        found, likelihood = parts.tried(gaussian, new, width_um, usual)
         if best is None or likelihood > best.log_likelihood:
             which = Refinement(width_um, prior_umis, usual)
             best = Refined(which, new, gaussian, found, likelihood)
     assert best is not None
+    tried: dict[float | None, tuple[Float32Array, float]] = {
+        usual: (best.factors, best.log_likelihood)
+    }
     tolerance, found, likelihood = choose_tolerance(
-        fitted, held_out, best.gaussian, best.loadings, smoother, width_um,
-        tried={usual: (best.factors, best.log_likelihood)},
-    )  # fmt: skip
+        parts, best.gaussian, best.loadings, width_um, tried=tried
+    )
     which = Refinement(width_um, best.refinement.prior_umis, tolerance)
     return Refined(which, best.loadings, best.gaussian, found, likelihood)
 
 
 def choose_tolerance(
-    fitted: SparseRows,
-    held_out: SparseRows,
+    parts: Parts,
     factors: Float32Array,
     loadings: Float64Array,
-    smoother: Smoother,
     width_um: float,
     guide: Guide | None = None,
     tried: dict[float | None, tuple[Float32Array, float]] | None = None,
@@ -110,8 +136,8 @@ def choose_tolerance(
     """
     best: tuple[float | None, Float32Array, float] | None = None
     for tolerance in (None, *(TOLERANCES if can_widen(width_um) else ())):
-        found, likelihood = (tried or {}).get(tolerance) or _tried(
-            fitted, held_out, factors, loadings, smoother, width_um, tolerance, guide
+        found, likelihood = (tried or {}).get(tolerance) or parts.tried(
+            factors, loadings, width_um, tolerance, guide
         )
         if best is None or likelihood > best[2]:
             best = tolerance, found, likelihood
@@ -120,11 +146,9 @@ def choose_tolerance(
 
 
 def choose_share(
-    fitted: SparseRows,
-    held_out: SparseRows,
+    parts: Parts,
     factors: Float32Array,
     loadings: Float64Array,
-    smoother: Smoother,
     refinement: Refinement,
     guide_of: Callable[[float], Guide],
 ) -> tuple[Refinement, Float32Array, float]:
@@ -140,28 +164,13 @@ def choose_share(
     width_um, share = refinement.width_um, 0.0
     tried: dict[float | None, tuple[Float32Array, float]] = {}
     if can_widen(width_um):
-        usual, given = TOLERANCES[0], (fitted, held_out, factors, loadings, smoother, width_um)
+        usual = TOLERANCES[0]
         for candidate in PRIOR_SHARES:
-            found = _tried(*given, usual, guide_of(candidate))
+            found = parts.tried(factors, loadings, width_um, usual, guide_of(candidate))
             if usual not in tried or found[1] > tried[usual][1]:
                 share, tried[usual] = candidate, found
     tolerance, chosen, likelihood = choose_tolerance(
-        fitted, held_out, factors, loadings, smoother, width_um, guide_of(share), tried
+        parts, factors, loadings, width_um, guide_of(share), tried
     )
     which = replace(refinement, tolerance=tolerance, prior_share=share)
     return which, chosen, likelihood
-
-
-def _tried(
-    fitted: SparseRows,
-    held_out: SparseRows,
-    factors: Float32Array,
-    loadings: Float64Array,
-    smoother: Smoother,
-    width_um: float,
-    tolerance: float | None,
-    guide: Guide | None = None,
-) -> tuple[Float32Array, float]:
-    if tolerance is not None:
-        factors = fit_alike(fitted, factors, loadings, smoother, width_um, tolerance, guide)
-    return factors, log_likelihood(held_out, factors, loadings)
