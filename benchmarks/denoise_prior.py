@@ -3,8 +3,8 @@
 For each seed three patients are simulated and extracted, a run is trained on two of them, and the
 third is denoised with all of its UMIs and with parts of them, drawn at random: from the counts
 alone, with the run as prior, and with its maps moved to other bins, which do not fit. Printed is
-the mean PCC with the true rate over the 50 most abundant genes at 2 and 8 µm, and the mean weight
-of the prior.
+the mean PCC with the true rate over the 50 most abundant genes at 2 and 8 µm, the mean weight of
+the prior, and what the rates rest on.
 
     python benchmarks/denoise_prior.py FOLDER --seeds 201 202 203 --bins 384 --epochs 6
 """
@@ -73,8 +73,13 @@ def measure(folder: Path, config: vst.SimulateConfig, epochs: int) -> list[dict[
             weights = done.recipe.weights
             scores = _scores(whole, done.rates.factors, done.rates.loadings[genes], truth)
             mean = 0.0 if weights is None else float(weights.beta.mean())
+            assert done.rates.sources is not None
+            sources = {
+                f"{name}, {um} µm": round(of, 3)
+                for um, shares in done.rates.sources.means().items() for name, of in shares.items()
+            }  # fmt: skip
             found.append(
-                {"share": share, "way": way, "weight": round(mean, 2)} | scores
+                {"share": share, "way": way, "weight": round(mean, 2)} | scores | sources
                 | {"n_factors": done.recipe.n_factors, "width_um": done.recipe.width_um}
             )  # fmt: skip
             print(json.dumps(found[-1], ensure_ascii=False), flush=True)

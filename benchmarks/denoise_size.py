@@ -19,7 +19,8 @@ import numpy as np
 from scipy.ndimage import gaussian_filter
 
 from virchow_st.denoise.bootstrap import draw_counts
-from virchow_st.denoise.estimate import estimate, smoother_of
+from virchow_st.denoise.estimate import estimate
+from virchow_st.denoise.fit import smoother_of
 from virchow_st.denoise.half import GAUSSIANS_UM
 from virchow_st.denoise.own import column, gene_columns
 from virchow_st.denoise.slide import LEAST_UMIS, SlideCounts

@@ -25,7 +25,8 @@ import numpy as np
 
 import virchow_st as vst
 from virchow_st.config import DenoiseConfig
-from virchow_st.denoise.estimate import Rates, estimate, smoother_of
+from virchow_st.denoise.estimate import estimate
+from virchow_st.denoise.fit import Rates, smoother_of
 from virchow_st.denoise.folds import train_folds
 from virchow_st.denoise.half import GAUSSIANS_UM
 from virchow_st.denoise.own import column, gene_columns

@@ -69,6 +69,10 @@ def _predicted_from(provenance: dict[str, Any]) -> dict[str, str]:
         found["licence"] = provenance.get("licence") or "no restriction noted"
     if image := provenance.get("image"):
         found["image"] = f"{image['name']}, {image['mpp']:.3f} µm/px"
+    if sources := provenance.get("sources"):
+        for um, shares in sources.items():
+            parts = ", ".join(f"{name} {share:.0%}" for name, share in shares.items())
+            found[f"{um} µm bins rest on"] = parts
     if software := provenance.get("software"):
         found["written by"] = ", ".join(f"{name} {version}" for name, version in software.items())
     return found

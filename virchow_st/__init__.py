@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from virchow_st.output.export.write import export_run
     from virchow_st.output.figures import draw_figures
     from virchow_st.output.report import write_report
-    from virchow_st.plot import plot_gene
+    from virchow_st.plot import plot_gene, plot_sources
     from virchow_st.predict.array import ImageRates
     from virchow_st.predict.load import Run, load_run
     from virchow_st.predict.slide import predict_slide
@@ -90,6 +90,7 @@ _HOMES = {
     "open_field": "virchow_st.field.read",
     "open_store": "virchow_st.store.reader",
     "plot_gene": "virchow_st.plot",
+    "plot_sources": "virchow_st.plot",
     "predict_slide": "virchow_st.predict.slide",
     "simulate_cohort": "virchow_st.simulate.cohort",
     "train": "virchow_st.training.train",
@@ -135,6 +136,7 @@ __all__ = [
     "open_field",
     "open_store",
     "plot_gene",
+    "plot_sources",
     "predict_slide",
     "simulate_cohort",
     "train",

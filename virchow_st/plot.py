@@ -1,4 +1,4 @@
-"""One gene on one slide for a notebook: H&E beside prediction and observation, at one scale.
+"""Maps of one slide for a notebook, beside its H&E: a gene, or what denoised rates rest on.
 
 `vst figures` draws figures for publication; this is for interactive use.
 """
@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 
 from virchow_st.errors import ConfigError
 from virchow_st.field.read import Field, open_field
+from virchow_st.field.write import SOURCE_NAMES
 from virchow_st.kernels.pooling import pool_mask, sum_pool
 from virchow_st.output.export.sources import Source, StoreSource, open_source
 from virchow_st.output.figures.style import DPI, UNSCORED, WIDTH_IN, rate_colours, scale_bar, styled
@@ -85,11 +86,40 @@ def plot_gene(
 
 def _draw_field(field: Field, gene: str, scale_um: int) -> Figure:
     """Read at the scale itself, which of 8 and 16 µm is a sixteenth of a whole slide's bins."""
-    found = field.picture(_LONGEST_PX)
-    image, um_per_px = found or (np.full((1, 1, 3), 255, np.uint8), float(BIN_UM))
+    image, um_per_px = _picture(field)
     whole = pool_mask(field.tissue_mask & field.covered, scale_um // BIN_UM)
     rates = np.ma.MaskedArray(field.gene(gene, scale_um), ~whole)
-    return _draw(gene, "", image, {"rates": rates}, field.shape, scale_um, um_per_px)
+    return _draw_gene(gene, "", image, {"rates": rates}, field.shape, scale_um, um_per_px)
+
+
+def plot_sources(field: Field | Path | str, scale_um: int = 8) -> Figure:
+    """Draw what the rates of a denoised field rest on: own counts, neighbours' counts, the image.
+
+    Args:
+        field: as `vst denoise` writes it, or its path.
+        scale_um: size of the bins shown: 2 or 8 µm.
+
+    Returns:
+        A matplotlib figure: the H&E, and the three shares of `Field.sources` on one colour scale,
+        each with its mean over the tissue. Bins without a rate are grey.
+
+    Raises:
+        ConfigError, FieldError: see `Field.sources` and `virchow_st.open_field`.
+    """
+    opened = field if isinstance(field, Field) else open_field(field)
+    shares = np.ma.masked_invalid(opened.sources(scale_um))
+    shown = {
+        f"{name}: {part.mean():.0%}": part for name, part in zip(SOURCE_NAMES, shares, strict=True)
+    }
+    image, um_per_px = _picture(opened)
+    title = f"What rates of {scale_um} µm bins rest on"
+    label = "share", (0.0, 1.0), "normal"
+    return _draw(title, "", image, shown, opened.shape, scale_um, um_per_px, *label)
+
+
+def _picture(field: Field) -> tuple[UInt8Array, float]:
+    found = field.picture(_LONGEST_PX)
+    return found or (np.full((1, 1, 3), 255, np.uint8), float(BIN_UM))
 
 
 def _draw_source(source: Source, gene: str, scale_um: int) -> Figure:
@@ -112,11 +142,10 @@ def _draw_maps(
     factor = scale_um // BIN_UM
     shown = {kind: _pooled(values, mask, factor) for kind, values in maps.items()}
     shape = mask.shape[0], mask.shape[1]
-    return _draw(gene, subject, image, shown, shape, scale_um, _STORED_UM)
+    return _draw_gene(gene, subject, image, shown, shape, scale_um, _STORED_UM)
 
 
-@styled
-def _draw(
+def _draw_gene(
     gene: str,
     subject: str,
     image: UInt8Array,
@@ -125,8 +154,32 @@ def _draw(
     scale_um: int,
     um_per_px: float,
 ) -> Figure:
-    """H&E (H, W, 3) and maps of bins of ``scale_um`` over (R, C) bins of 2 µm, side by side."""
-    limit = _limit(shown)
+    titled = {_title(kind, shown): values for kind, values in shown.items()}
+    bar = f"UMIs per {scale_um} µm bin", (0.0, _limit(shown)), "italic"
+    return _draw(gene, subject, image, titled, shape, scale_um, um_per_px, *bar)
+
+
+@styled
+def _draw(
+    title: str,
+    subject: str,
+    image: UInt8Array,
+    shown: dict[str, np.ma.MaskedArray[Any, Any]],
+    shape: tuple[int, int],
+    scale_um: int,
+    um_per_px: float,
+    label: str,
+    limits: tuple[float, float],
+    title_style: str,
+) -> Figure:
+    """H&E (H, W, 3) and maps of bins of ``scale_um`` over (R, C) bins of 2 µm, side by side.
+
+    Args:
+        title, title_style: of the figure, and the style of its font.
+        subject: written behind the title.
+        shown: title of each map → its values.
+        label, limits: of the colour scale.
+    """
     height_um, width_um = (BIN_UM * n for n in shape)
     n_panels = 1 + len(shown)
     panel_in = (WIDTH_IN - _BAR_IN - _GAP_IN * (n_panels - 1)) / n_panels
@@ -148,26 +201,29 @@ def _draw(
     axes[0].imshow(image[::step, ::step], extent=(0, far_x, far_y, 0))
     axes[0].set_title("H&E", loc="left")
     scale_bar(axes[0], extent)
-    for panel, (kind, values) in zip(axes[1:], shown.items(), strict=True):
+    for panel, (name, values) in zip(axes[1:], shown.items(), strict=True):
         far = scale_um * values.shape[1], scale_um * values.shape[0]
         drawn = panel.imshow(
-            values, extent=(0, far[0], far[1], 0), cmap=rate_colours(), vmin=0, vmax=limit,
+            values, extent=(0, far[0], far[1], 0), cmap=rate_colours(),
+            vmin=limits[0], vmax=limits[1],
             interpolation="antialiased", interpolation_stage="data",
         )  # fmt: skip
-        panel.set_title(_title(kind, shown), loc="left")
+        panel.set_title(name, loc="left")
         panel.set_facecolor(UNSCORED)
     for panel in axes:
         panel.set(xlim=extent[:2], ylim=extent[2:], xticks=[], yticks=[])
         panel.spines[:].set_visible(False)
+    beyond = any(values.count() and values.max() > limits[1] for values in shown.values())
     bar = figure.colorbar(
-        drawn, cax=place(width_in - _BAR_IN + _GAP_IN, 0.1), extend="max", extendfrac=0.02
-    )
+        drawn, cax=place(width_in - _BAR_IN + _GAP_IN, 0.1),
+        extend="max" if beyond else "neither", extendfrac=0.02,
+    )  # fmt: skip
     bar.outline.set_visible(False)
-    bar.set_label(f"UMIs per {scale_um} µm bin")
+    bar.set_label(label)
     top = 1 - 0.05 / size[1]
-    name = figure.text(0, top, gene, va="top", fontsize=10, fontstyle="italic")
+    head = figure.text(0, top, title, va="top", fontsize=10, fontstyle=title_style)
     figure.draw_without_rendering()
-    right = name.get_window_extent().x1 / figure.bbox.width
+    right = head.get_window_extent().x1 / figure.bbox.width
     figure.text(right + 0.08 / size[0], top, subject, va="top", fontsize=8)
     return figure
 

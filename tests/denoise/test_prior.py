@@ -14,7 +14,8 @@ from denoised import patchwork
 from scipy.ndimage import gaussian_filter
 
 import virchow_st
-from virchow_st.denoise.estimate import Recipe, estimate
+from virchow_st.denoise.estimate import estimate
+from virchow_st.denoise.fit import Recipe
 from virchow_st.denoise.prior import Prior, PriorWeights
 from virchow_st.denoise.run_prior import load_other
 from virchow_st.denoise.slide import SlideCounts

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -28,14 +29,58 @@ TOLERANCES = (4.0, 2.5, 6.0)
 """Tolerances to choose from, the usual one first."""
 MOST_UM = 11.3
 """Largest standard deviation of the wider Gaussian, µm."""
+CHUNK = 1 << 14
+"""Bins that a thread computes at once."""
 _WIDER = 2.0
 _REACH = 2.5  # standard deviations
-_CHUNK = 1 << 14  # bins that a thread computes at once
 
 
 def can_widen(width_um: float) -> bool:
     """Whether there is a wider Gaussian than this one."""
     return width_um < MOST_UM
+
+
+@dataclass(frozen=True, eq=False)
+class Surroundings:
+    """What the weights among bins that are alike are computed from.
+
+    Attributes:
+        feature: (n, K) float32, square roots of the factors by the narrow Gaussian.
+        base: Exposure, (n, 1), or exposure times guide, (n, K); float32.
+        guides: (n, K) float32, the guide of each factor; None without one.
+        kernel: Weights of the wider Gaussian along a row or column of bins.
+        span: Squared distance of features at which a bin has no weight.
+    """
+
+    feature: Float32Array
+    base: Float32Array
+    guides: Float32Array | None
+    kernel: Float32Array
+    span: float
+
+    @classmethod
+    def of(
+        cls,
+        counts: SparseRows,
+        factors: Float32Array,
+        smoother: Smoother,
+        width_um: float,
+        tolerance: float,
+        guide: Guide | None,
+    ) -> Surroundings:
+        """Those of the factors (n, K) of the narrow Gaussian; see `fit_alike`."""
+        K = factors.shape[1]
+        share = float(share_of(counts, smoother))
+        noise = K / (8 * math.pi * (width_um / BIN_UM) ** 2 * share)
+        kernel = gaussian(min(_WIDER * width_um, MOST_UM) / BIN_UM, _REACH)
+        guides = None
+        if guide is not None:
+            guides = np.empty_like(factors)
+            for k in range(K):
+                guides[:, k] = guide(k)
+        base = smoother.exposure[:, None]
+        base = base if guides is None else base * guides
+        return cls(np.sqrt(factors), base, guides, kernel, tolerance * noise)
 
 
 def fit_alike(
@@ -61,20 +106,10 @@ def fit_alike(
     Returns:
         (n, K) float32 > 0. The UMIs of a factor over the slide stay what they are.
     """
-    n, K = factors.shape
-    share = share_of(counts, smoother)
-    noise = K / (8 * math.pi * (width_um / BIN_UM) ** 2 * float(share))
-    span = tolerance * noise
-    kernel = gaussian(min(_WIDER * width_um, MOST_UM) / BIN_UM, _REACH)
-    feature, exposure = np.sqrt(factors), smoother.exposure[:, None]
-    guides = None
-    if guide is not None:
-        guides = np.empty_like(factors)
-        for k in range(K):
-            guides[:, k] = guide(k)
-    base = exposure if guides is None else exposure * guides
+    near = Surroundings.of(counts, factors, smoother, width_um, tolerance, guide)
+    n = len(factors)
+    share, number = share_of(counts, smoother), smoother.numbers()
     found, smoothed = factors.copy(), np.empty_like(factors)
-    place, number = smoother.place, smoother.numbers()
     with ThreadPoolExecutor(core_count()) as pool:
         for _ in range(STEPS_PER_WIDTH):
             expect(counts, found, loadings, pool)
@@ -83,12 +118,12 @@ def fit_alike(
             def smooth(
                 first: int, umis_nK: Float32Array = found, out: Float32Array = smoothed
             ) -> None:
-                last = min(first + _CHUNK, n)
-                alike_means(umis_nK, base, feature, number, place, kernel, span, first, last, out)
+                given = near.base, near.feature, number, smoother.place, near.kernel, near.span
+                alike_means(umis_nK, *given, first, min(first + CHUNK, n), out)
 
-            list(pool.map(smooth, range(0, n, _CHUNK)))
-            if guides is not None:
-                smoothed *= guides
+            list(pool.map(smooth, range(0, n, CHUNK)))
+            if near.guides is not None:
+                smoothed *= near.guides
             smoothed *= (umis / np.maximum(smoother.exposure @ smoothed, 1e-30)).astype(np.float32)
             set_rates(smoothed, share)
             found, smoothed = smoothed, found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from virchow_st.denoise.estimate import Rates, smoother_of
+from virchow_st.denoise.fit import Rates, smoother_of
 from virchow_st.denoise.half import GAUSSIANS_UM
 from virchow_st.denoise.own import column, gene_columns
 from virchow_st.denoise.slide import SlideCounts

@@ -1,7 +1,6 @@
-"""The whole estimate: loadings, the final width, what follows it and the weight of a prior by
-held-out counts, and the factors.
+"""The whole estimate: what is chosen by held-out counts, and then the fit to all counts.
 
-Letters: n observed tissue bins, m bins that failed, G genes, K factors.
+Letters: n observed tissue bins, G genes, K factors.
 """
 
 from __future__ import annotations
@@ -11,14 +10,12 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from virchow_st.denoise.alike import fit_alike
 from virchow_st.denoise.ems import WIDTHS_UM, Guide, fit_factors, log_likelihood
-from virchow_st.denoise.own import OwnRatio, choose_own, with_own
+from virchow_st.denoise.fit import Rates, Recipe, finished, fit_rates, smoother_of
+from virchow_st.denoise.own import choose_own
 from virchow_st.denoise.prior import Guided, Prior, PriorWeights, choose_weights
-from virchow_st.denoise.refine import Parts, Refinement, choose_refinement, choose_share
-from virchow_st.denoise.refit import refit
+from virchow_st.denoise.refine import Parts, choose_refinement, choose_share
 from virchow_st.denoise.slide import SlideCounts
-from virchow_st.denoise.smooth import Smoother
 from virchow_st.errors import ConfigError
 from virchow_st.runtime.progress import SILENT, Progress
 from virchow_st.training.choose_factors import choose_n_factors
@@ -30,47 +27,6 @@ N_FACTORS = (8, 16, 32, 64)
 """Numbers of factors to choose from."""
 FITTED_SHARE = 0.8
 """Share of the UMIs to which candidates are fitted; the others are predicted."""
-
-
-@dataclass(frozen=True, eq=False)
-class Rates:
-    """Rates of all genes in all bins: the rate of gene g in bin i is ``Σ_k h_ik · W_gk``.
-
-    Attributes:
-        loadings: (G, K + J) float64 ≥ 0, of the shared factors and of the J genes' own maps.
-        factors: (n, K + J) float32 ≥ 0, UMIs per 2 µm bin of exposure 1.
-        filled: (m, K + J) float32, the same of the bins that failed.
-    """
-
-    loadings: Float64Array
-    factors: Float32Array
-    filled: Float32Array
-
-
-@dataclass(frozen=True, eq=False)
-class Recipe:
-    """What was chosen by held-out counts.
-
-    Attributes:
-        n_factors: Number of shared factors K.
-        width_um: Final standard deviation of the Gaussian, µm.
-        held_out: Width in µm → log-likelihood of the held-out counts above that of the first
-            width, per held-out UMI, without prior.
-        own: The J genes that have a map of their own.
-        weights: Of the prior; None without one, or where it predicts nothing better.
-        prior_gain: Log-likelihood of the held-out counts above that without prior, per UMI.
-        refinement: How the fit by the Gaussian was gone on with; its width is that without prior.
-        seed: Of the factorisation.
-    """
-
-    n_factors: int
-    width_um: float
-    held_out: dict[float, float]
-    own: tuple[OwnRatio, ...]
-    weights: PriorWeights | None
-    prior_gain: float
-    refinement: Refinement
-    seed: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,43 +82,7 @@ def estimate(
     progress.note(_chosen(recipe))
     if prior is not None:
         progress.note(_told(recipe))
-    return Estimate(fit_rates(slide, recipe, prior, progress), recipe, trial)
-
-
-def fit_rates(
-    slide: SlideCounts, recipe: Recipe, prior: Prior | None, progress: Progress = SILENT
-) -> Rates:
-    """Fit loadings and factors to the counts of a slide by what was chosen."""
-    loadings = factorise(slide.at_16um(recipe.seed), recipe.n_factors, recipe.seed).loadings
-    smoother, refinement = smoother_of(slide), recipe.refinement
-
-    def fit(last_um: float, guide: Guide | None = None) -> Float32Array:
-        widths = WIDTHS_UM[: WIDTHS_UM.index(last_um) + 1]
-
-        def report(width_um: float, _: Float32Array) -> None:
-            done = widths.index(width_um) + 1
-            progress.step(done, len(widths), "widths fitted", f"{width_um:g} µm")
-
-        return fit_factors(slide.rows, loadings, smoother, widths, report, guide=guide)
-
-    factors = fit(refinement.width_um)
-    if refinement.prior_umis is not None:
-        loadings, factors = refit(
-            slide.rows, factors, loadings, smoother, refinement.width_um, refinement.prior_umis
-        )
-    guide: Guide | None = None
-    guides: _Guides | None = None
-    if prior is not None and recipe.weights is not None:
-        coefficients = prior.combined(factors, recipe.seed)
-        beta = recipe.weights.of(loadings)
-        guides = _Guides(prior, coefficients, beta)
-        factors = fit(recipe.width_um, prior.guide(coefficients, beta))
-        guide = _by_share(prior, coefficients, beta)(refinement.prior_share)
-    if refinement.tolerance is not None:
-        factors = fit_alike(
-            slide.rows, factors, loadings, smoother, recipe.width_um, refinement.tolerance, guide
-        )
-    return finished(slide, smoother, factors, loadings, recipe, guides)
+    return Estimate(fit_rates(slide, recipe, prior, progress, True), recipe, trial)
 
 
 def _by_share(
@@ -170,45 +90,6 @@ def _by_share(
 ) -> Callable[[float], Guide]:
     """The guide by a share of the prior's weights."""
     return lambda share: prior.guide(coefficients, share * beta)
-
-
-@dataclass(frozen=True, eq=False)
-class _Guides:
-    """The guides of the observed and of the other bins."""
-
-    prior: Prior
-    coefficients: Float64Array
-    beta: Float64Array
-
-    def __call__(self, k: int) -> tuple[Float32Array, Float32Array] | None:
-        if k >= len(self.beta):
-            return None
-        given = self.coefficients, self.beta
-        return self.prior.guide(*given)(k), self.prior.guide_missing(*given)(k)
-
-
-def finished(
-    slide: SlideCounts,
-    smoother: Smoother,
-    factors: Float32Array,
-    loadings: Float64Array,
-    recipe: Recipe,
-    guides: _Guides | None = None,
-) -> Rates:
-    """The genes' own maps besides, and the bins that failed filled."""
-    factors, loadings = with_own(slide.rows, factors, loadings, smoother, list(recipe.own))
-    filled = np.zeros((len(slide.unseen), factors.shape[1]), np.float32)
-    if len(slide.unseen):
-        for k in range(factors.shape[1]):
-            guide = None if guides is None else guides(k)
-            filled[:, k] = smoother.filled(factors[:, k], recipe.width_um, slide.unseen, guide)
-    return Rates(loadings, factors, filled)
-
-
-def smoother_of(slide: SlideCounts) -> Smoother:
-    """A smoother over the observed bins, with their exposure relative to each other."""
-    exposure = slide.rows.exposure
-    return Smoother(slide.place, slide.tissue.shape, exposure / exposure.mean())
 
 
 def _choose(

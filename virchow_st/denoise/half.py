@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from virchow_st.denoise.estimate import smoother_of
+from virchow_st.denoise.fit import smoother_of
 from virchow_st.denoise.own import column, gene_columns
 from virchow_st.denoise.slide import SlideCounts
 from virchow_st.kernels.pooling import pool_mask, sum_pool

@@ -4,33 +4,38 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from virchow_st.config import DenoiseConfig
-from virchow_st.denoise.estimate import Estimate, Rates, estimate
+from virchow_st.denoise.estimate import estimate
+from virchow_st.denoise.fit import Rates
 from virchow_st.denoise.prior import Prior
+from virchow_st.denoise.provenance import about_errors, provenance
 from virchow_st.denoise.score import score_slide
 from virchow_st.denoise.slide import LEAST_UMIS, SlideCounts, read_slide
+from virchow_st.denoise.sources import source_maps
 from virchow_st.denoise.table import write_table
-from virchow_st.denoise.uncertainty import Widening, rate_errors
+from virchow_st.denoise.uncertainty import rate_errors
 from virchow_st.errors import ConfigError
-from virchow_st.field.interval import SHARE
 from virchow_st.field.loadings import Loadings
-from virchow_st.field.write import Block, write_field
+from virchow_st.field.write import Block, SourceBlock, write_field
 from virchow_st.output.export.sources import PX_PER_BIN, StoreSource, homography
 from virchow_st.output.export.tables import check_format
 from virchow_st.runtime.atomic import check_absent, remove
 from virchow_st.runtime.progress import SILENT, Progress
-from virchow_st.runtime.software import versions
 from virchow_st.store.reader import Store, open_store
-from virchow_st.types import BIN_UM, BLOCK_BINS, PATCH_BINS, BoolArray, UInt8Array
-
-FORMAT = "virchow_st.denoised/1"
-_SOFTWARE = ("virchow_st", "numpy", "scipy", "numba", "opencv-python-headless", "zarr")
+from virchow_st.types import (
+    BIN_UM,
+    BLOCK_BINS,
+    PATCH_BINS,
+    BoolArray,
+    Float32Array,
+    UInt8Array,
+)
 
 
 @dataclass(frozen=True)
@@ -159,23 +164,24 @@ def _denoise(
     found = estimate(slide, config.factors, config.seed, progress, prior)
     recipe = found.recipe
     if h5ad is not None:
-        about = _provenance(store, slide, found, config, scores)
+        about = provenance(store, slide, found, config, scores)
         write_table(h5ad, slide, found.rates, store.path.stem, about)
     if out is None:
         return Denoised(None, len(slide.panel), recipe.n_factors, recipe.width_um, scores)
     errors, widening = rate_errors(slide, found, prior, config.seed, progress)
-    source = StoreSource(store, "")
+    source, covered = StoreSource(store, ""), _covered(store, slide)
     corner_um = float(BIN_UM * slide.corner[1]), float(BIN_UM * slide.corner[0])
     write_field(
         out,
-        _blocks(slide, found.rates, _covered(store, slide)),
+        _blocks(slide, found.rates.factors, found.rates.filled, covered),
         Loadings(slide.panel, found.rates.loadings.astype(np.float32)),
         slide.tissue,
-        _provenance(store, slide, found, config, scores) | _about(found, prior, widening),
+        provenance(store, slide, found, config, scores) | about_errors(found, prior, widening),
         picture=(_picture(source), BIN_UM / PX_PER_BIN),
         corner_um=corner_um,
         um_to_px=homography(source).um_to_px(*slide.corner, *slide.tissue.shape)[0],
         failed=_failed(slide) if len(slide.unseen) else None,
+        sources=_source_blocks(slide, found.rates, covered),
         errors=errors,
     )
     return Denoised(out, len(slide.panel), recipe.n_factors, recipe.width_um, scores)
@@ -197,8 +203,13 @@ def _covered(store: Store, slide: SlideCounts) -> BoolArray:
     return covered
 
 
-def _blocks(slide: SlideCounts, found: Rates, covered: BoolArray) -> Iterator[Block]:
-    """Factors by block: 0 beside the tissue of a patch, NaN where there is no patch."""
+def _blocks(
+    slide: SlideCounts, observed: Float32Array, filled: Float32Array, covered: BoolArray
+) -> Iterator[Block]:
+    """Values of observed bins (n, K) and filled ones (m, K) by block.
+
+    They are 0 beside the tissue of a patch, NaN where there is no patch.
+    """
     number = np.full(slide.tissue.shape, -1, np.int64)
     n = len(slide.place)
     number.ravel()[slide.place] = np.arange(n)
@@ -208,13 +219,23 @@ def _blocks(slide: SlideCounts, found: Rates, covered: BoolArray) -> Iterator[Bl
             at = slice(row, row + BLOCK_BINS), slice(col, col + BLOCK_BINS)
             if not covered[at].any():
                 continue
-            maps = np.full((found.factors.shape[1], *covered[at].shape), np.nan, np.float32)
+            maps = np.full((observed.shape[1], *covered[at].shape), np.nan, np.float32)
             maps[:, covered[at]] = 0
             of = number[at]
-            seen, filled = (of >= 0) & (of < n), of >= n
-            maps[:, seen] = found.factors[of[seen]].T
-            maps[:, filled] = found.filled[of[filled] - n].T
+            is_seen, is_filled = (of >= 0) & (of < n), of >= n
+            maps[:, is_seen] = observed[of[is_seen]].T
+            maps[:, is_filled] = filled[of[is_filled] - n].T
             yield row, col, maps
+
+
+def _source_blocks(
+    slide: SlideCounts, found: Rates, covered: BoolArray
+) -> Iterator[SourceBlock] | None:
+    if found.sources is None:
+        return None
+    columns = found.sources.columns, found.sources.filled
+    blocks = _blocks(slide, *columns, covered)
+    return ((row, col, *source_maps(maps)) for row, col, maps in blocks)
 
 
 def _picture(source: StoreSource) -> UInt8Array:
@@ -225,62 +246,3 @@ def _picture(source: StoreSource) -> UInt8Array:
         band = source.read_image(slice(row, row + PATCH_BINS))
         picture[PX_PER_BIN * row : PX_PER_BIN * row + len(band)] = band
     return picture
-
-
-def _provenance(
-    store: Store,
-    slide: SlideCounts,
-    found: Estimate,
-    config: DenoiseConfig,
-    scores: dict[str, Any] | None,
-) -> dict[str, Any]:
-    manifest, recipe = store.manifest, found.recipe
-    return {
-        "format": FORMAT,
-        "source": "counts",
-        "store": store.path.resolve().name,
-        "patient": manifest["patient"],
-        "slide": manifest["slide"],
-        "records_xxh64": manifest["records_xxh64"],
-        "homography": manifest["homography"],
-        "n_patches": len(store),
-        "n_tissue_bins": len(slide.place) + len(slide.unseen),
-        "n_filled_bins": len(slide.unseen),
-        "dead_rows": slide.dead[0],
-        "dead_cols": slide.dead[1],
-        "exposure": {
-            name: {"sd": lines.sd, "efficiency": lines.efficiency.tolist() if lines.sd else None}
-            for name, lines in zip(("rows", "cols"), slide.stripes, strict=True)
-        },
-        "n_umis": int(slide.rows.count.sum(dtype=np.float64)),
-        "genes": {"id": list(slide.panel.ids), "symbol": list(slide.panel.symbols)},
-        "least_umis": LEAST_UMIS,
-        "n_factors": recipe.n_factors,
-        "width_um": recipe.width_um,
-        "refinement": asdict(recipe.refinement),
-        "own_genes": [
-            {
-                "id": slide.panel.ids[ratio.gene],
-                "width_um": ratio.width_um,
-                "prior_umis": ratio.prior_umis,
-                "gain": ratio.gain,
-            }
-            for ratio in recipe.own
-        ],
-        "held_out_gain": {f"{width:g}": gain for width, gain in recipe.held_out.items()},
-        "scores": scores,
-        "options": asdict(config),
-        "software": versions(_SOFTWARE),
-    }
-
-
-def _about(found: Estimate, prior: Prior | None, widening: Widening) -> dict[str, Any]:
-    """The prior's weight, and what held-out counts added to the intervals."""
-    recipe = found.recipe
-    about: dict[str, Any] = {"interval": asdict(widening) | {"share": SHARE}}
-    if prior is not None:
-        beta = np.zeros(recipe.n_factors) if recipe.weights is None else recipe.weights.beta
-        about["prior"] = {
-            "run": prior.run, "weights": beta.tolist(), "gain": recipe.prior_gain,
-        }  # fmt: skip
-    return about

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from scipy.sparse import csr_matrix
 
-from virchow_st.denoise.estimate import Rates
+from virchow_st.denoise.fit import Rates
 from virchow_st.denoise.slide import SlideCounts
 from virchow_st.errors import ConfigError
 from virchow_st.output.export.tables import CellTable, cell_names, write_h5ad

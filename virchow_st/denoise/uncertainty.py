@@ -29,7 +29,8 @@ import numpy as np
 from scipy.sparse import csr_matrix
 
 from virchow_st.denoise.bootstrap import draw_counts, shared_error
-from virchow_st.denoise.estimate import Estimate, Rates, Recipe, fit_rates
+from virchow_st.denoise.estimate import Estimate
+from virchow_st.denoise.fit import Rates, Recipe, fit_rates
 from virchow_st.denoise.prior import Prior
 from virchow_st.denoise.slide import SlideCounts
 from virchow_st.field.interval import SHARE, RateErrors

@@ -18,10 +18,28 @@ from virchow_st.field.interval import RateErrors, read_errors
 from virchow_st.field.loadings import Loadings
 from virchow_st.field.ngff import FULLRES
 from virchow_st.field.table import NAME, read_loadings
-from virchow_st.field.write import ABOUT, COVERED, FAILED, FORMAT, MAPS, PROVENANCE, TISSUE
+from virchow_st.field.write import (
+    ABOUT,
+    COVERED,
+    FAILED,
+    FORMAT,
+    MAPS,
+    PROVENANCE,
+    SOURCE_NAMES,
+    SOURCES,
+    TISSUE,
+)
 from virchow_st.kernels.pooling import pool_mask
 from virchow_st.schema import MismatchError, check
-from virchow_st.types import BIN_UM, CELL_BINS, SCALES_UM, BoolArray, Float64Array, UInt8Array
+from virchow_st.types import (
+    BIN_UM,
+    CELL_BINS,
+    SCALES_UM,
+    BoolArray,
+    Float32Array,
+    Float64Array,
+    UInt8Array,
+)
 
 _CELL_UM = BIN_UM * CELL_BINS
 _MOST_BINS = 1 << 20
@@ -49,6 +67,8 @@ class Layers:
         tissue: (R / 4, C / 4) or (R, C) integers, not 0 in tissue.
         failed: (R, C) integers, not 0 in tissue bins whose rates were filled in; None if there are
             none.
+        sources: (3, R, C) and (3, R / 4, C / 4) float32, what the rates rest on, by µm; empty if
+            that is not known.
         errors: of the rates, if they were measured.
         picture: levels (3, H, W) uint8, finest first, and the finest one's µm per pixel.
         corner_um: ``(x, y)`` of the top left corner.
@@ -65,6 +85,7 @@ class Layers:
     covered: zarr.Array
     tissue: zarr.Array
     failed: zarr.Array | None
+    sources: dict[int, zarr.Array]
     errors: RateErrors | None
     picture: tuple[list[zarr.Array], float] | None
     corner_um: tuple[float, float]
@@ -100,6 +121,12 @@ class Layers:
         with unpacked(self.path, labels.path):
             mask: BoolArray = np.asarray(labels[rows, cols]) != 0
         return mask
+
+    def read_sources(self, scale_um: int, rows: slice = slice(None)) -> Float32Array:
+        """Shares of what the rates rest on, in some rows of bins of 2 or 8 µm, (3, h, w)."""
+        with unpacked(self.path, SOURCES):
+            shares = np.asarray(self.sources[scale_um][:, rows])
+        return shares
 
     def read_pixels(self, level: int, rows: slice = slice(None)) -> UInt8Array:
         """Rows of a level of the picture, (h, W, 3) uint8 RGB."""
@@ -139,6 +166,8 @@ def open_layers(path: Path) -> Layers:
         tissue = _labels(root, TISSUE, ((rows, cols), cells))
         has_failed = f"labels/{FAILED}" in root
         failed = _labels(root, FAILED, ((rows, cols),)) if has_failed else None
+    with unpacked(path, SOURCES):
+        sources = _sources(root, (rows, cols))
     with unpacked(path, f"tables/{NAME}"):
         loadings = read_loadings(_group(root, f"tables/{NAME}"), name == MAPS[1])
         errors = read_errors(_group(root, f"tables/{NAME}"), len(loadings.genes))
@@ -161,6 +190,7 @@ def open_layers(path: Path) -> Layers:
         covered=covered,
         tissue=tissue,
         failed=failed,
+        sources=sources,
         errors=errors,
         picture=picture,
         corner_um=(float(frames["global"][0, 2]), float(frames["global"][1, 2])),
@@ -232,6 +262,19 @@ def _check_maps(maps: dict[int, zarr.Array]) -> None:
     expected = n, rows // CELL_BINS, cols // CELL_BINS
     if coarse.shape != expected:
         raise MismatchError(f"expected {expected} at {_CELL_UM} µm; got {coarse.shape}")
+
+
+def _sources(root: zarr.Group, shape: tuple[int, int]) -> dict[int, zarr.Array]:
+    if f"images/{SOURCES}_{BIN_UM}um" not in root:
+        return {}
+    found = {um: _finest(root, f"images/{SOURCES}_{um}um")[0] for um in (BIN_UM, _CELL_UM)}
+    for um, array in found.items():
+        expected = len(SOURCE_NAMES), *(n * BIN_UM // um for n in shape)
+        if array.shape != expected or array.dtype != np.float32:
+            raise MismatchError(
+                f"expected float32 {expected} at {um} µm; got {array.dtype} {array.shape}"
+            )
+    return found
 
 
 def _labels(root: zarr.Group, name: str, shapes: tuple[tuple[int, int], ...]) -> zarr.Array:

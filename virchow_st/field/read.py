@@ -168,6 +168,35 @@ class Field:
         rate, _, _, sd = self._errors_of(name, scale_um)
         return rate * sd
 
+    def sources(self, scale_um: int = _CELL_UM) -> Float32Array:
+        """What the rate of each bin rests on: its own counts, its neighbours', the image.
+
+        Of a field of `vst denoise`; `virchow_st.denoise.sources` defines the shares.
+
+        Args:
+            scale_um: side of the bins returned: 2 or 8 µm.
+
+        Returns:
+            (3, rows, columns) float32, shares of the own counts, of the neighbours' and of the
+            image, whose sum is 1; NaN outside tissue and where the field has no values.
+
+        Raises:
+            ConfigError: another scale, or a field of which this is not known.
+            FieldError: the field is damaged.
+
+        Example:
+            >>> own, neighbours, image = field.sources(scale_um=8)  # doctest: +SKIP
+        """
+        sources = self.layers.sources
+        if not sources:
+            raise ConfigError(
+                f"{self.path}: expected a field with shares of counts and image; found none; "
+                "`vst denoise` of this version writes them"
+            )
+        if scale_um not in sources:
+            raise ConfigError(f"scale_um: expected one of {tuple(sources)}; got {scale_um}")
+        return self.layers.read_sources(scale_um)
+
     def _errors_of(
         self, name: str, scale_um: int
     ) -> tuple[Float32Array, Float32Array, Float32Array, Float32Array]:

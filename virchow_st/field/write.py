@@ -30,13 +30,20 @@ FORMAT = "virchow_st.field/1"
 ABOUT, PROVENANCE, COVERED, TISSUE = "virchow_st_field", "virchow_st", "covered", "tissue"
 FAILED = "failed"
 """Names of the folder's attributes and labels."""
+SOURCES, SOURCE_NAMES = "sources", ("own counts", "neighbours", "image")
+"""Name of the image of what rates rest on, and of its channels."""
 MAPS = "factors", "rates"
 """What the maps are called; ``rates`` where genes are held directly."""
 FACTOR_BITS = 10
 """Binary digits of factors, of the 23 of a float32's mantissa."""
+_SHARE_BITS = 7  # of the shares of sources: to half a per cent of themselves
 
 Block = tuple[int, int, Float32Array]
 """First row and column of a block, and its maps (K, h, w)."""
+
+
+SourceBlock = tuple[int, int, Float32Array, Float32Array]
+"""First row and column of a block, and its shares (3, h, w) at 2 µm and (3, h / 4, w / 4) at 8."""
 
 
 class FieldMaps:
@@ -124,6 +131,7 @@ def write_field(
     corner_um: tuple[float, float] = (0.0, 0.0),
     um_to_px: Float64Array | None = None,
     failed: BoolArray | None = None,
+    sources: Iterable[SourceBlock] | None = None,
     errors: RateErrors | None = None,
 ) -> None:
     """Write a whole field from an iterator of blocks, completely or not at all.
@@ -139,6 +147,7 @@ def write_field(
         corner_um: ``(x, y)`` of the field's top left corner.
         um_to_px: (2, 3) affine from ``(x, y, 1)`` in µm to px of the original image.
         failed: (R, C) bool, True in tissue bins without counts, whose rates were filled in.
+        sources: blocks of what the rates rest on, as `Field.sources` returns it.
         errors: of the rates, from which `Field.interval` computes.
 
     Raises:
@@ -156,7 +165,17 @@ def write_field(
         folder.add_labels(TISSUE, tissue.shape, BIN_UM)[:] = tissue
         if failed is not None:
             folder.add_labels(FAILED, failed.shape, BIN_UM)[:] = failed
-        maps = FieldMaps(folder, loadings, (tissue.shape[0], tissue.shape[1]))
+        shape = tissue.shape[0], tissue.shape[1]
+        if sources is not None:
+            write_sources(folder, shape, sources)
+        maps = FieldMaps(folder, loadings, shape)
         for block in blocks:
             maps.write(*block)
         maps.finish(provenance, errors)
+
+
+def write_sources(folder: Folder, shape: tuple[int, int], blocks: Iterable[SourceBlock]) -> None:
+    """Write what the rates of a field of (R, C) bins rest on, block by block."""
+    images = BinImages(folder, SOURCES, SOURCE_NAMES, shape, bits=_SHARE_BITS, by_channel=False)
+    for block in blocks:
+        images.write(*block)

@@ -75,3 +75,59 @@ def alike_means(
                     above[k] += weight * values[j, k]
         for k in range(K):
             out[i, k] = above[k] / below[k if n_base > 1 else 0]
+
+
+@njit(cache=True, nogil=True, error_model="numpy", fastmath={"reassoc", "contract", "nsz"})
+def alike_shares(
+    base: Float32Array,
+    feature: Float32Array,
+    number: Array,
+    place: Int64Array,
+    kernel: Float32Array,
+    span: float,
+    side: int,
+    first: int,
+    last: int,
+    own: Float32Array,
+    of_cell: Float32Array,
+) -> None:
+    """What a bin itself, and its cell, have of the weights ``w_ij b_jk`` of `alike_means`.
+
+    Args:
+        base, feature, number, place, kernel, span, first, last: As for `alike_means`.
+        side: Bins along a side of a cell; cells begin at the corner of the lattice.
+        own: (n, K) float32 output, ``w_ii b_ik / Σ_j w_ij b_jk``, with the K of ``base``.
+        of_cell: (n, K) float32 output, the same with the sum over the cell of i above.
+    """
+    n_rows, n_cols = number.shape
+    K, F = base.shape[1], feature.shape[1]
+    reach = len(kernel) // 2
+    per_span = np.float32(1.0 / span)
+    centre = kernel[reach] * kernel[reach]
+    within, below = np.empty(K, np.float32), np.empty(K, np.float32)
+    for i in range(first, last):
+        row, col = place[i] // n_cols, place[i] % n_cols
+        within[:] = 0
+        below[:] = 0
+        for r in range(max(row - reach, 0), min(row + reach + 1, n_rows)):
+            of_row = kernel[r - row + reach]
+            for c in range(max(col - reach, 0), min(col + reach + 1, n_cols)):
+                j = number[r, c]
+                if j < 0:
+                    continue
+                distance = np.float32(0)
+                for f in range(F):
+                    apart = feature[i, f] - feature[j, f]
+                    distance += apart * apart
+                like = np.float32(1) - distance * per_span
+                if like <= 0:
+                    continue
+                weight = of_row * kernel[c - col + reach] * like * like
+                in_cell = r // side == row // side and c // side == col // side
+                for k in range(K):
+                    below[k] += weight * base[j, k]
+                    if in_cell:
+                        within[k] += weight * base[j, k]
+        for k in range(K):
+            own[i, k] = centre * base[i, k] / below[k]
+            of_cell[i, k] = within[k] / below[k]

@@ -329,6 +329,13 @@ TABLE: tuple[Pair, ...] = (
         1e-5,
     ),
     Pair(
+        "alike_shares",
+        alike_cases.shares_by(alike.alike_shares),
+        alike_cases.shares_by(alike_reference.alike_shares),
+        alike_cases.inputs_by_factor,
+        1e-5,
+    ),
+    Pair(
         "factor_moments",
         factor_cases.factor_moments_by(factor_moments.factor_moments),
         factor_cases.factor_moments_by(factor_moments_reference.factor_moments),

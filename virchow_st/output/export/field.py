@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from virchow_st.field.he_image import CHUNK_PX, Picture, add_picture
 from virchow_st.field.loadings import Loadings
 from virchow_st.field.ngff import FLAVOURS, Folder
 from virchow_st.field.read import Field, open_field
-from virchow_st.field.write import FAILED, TISSUE, FieldMaps
+from virchow_st.field.write import FAILED, TISSUE, FieldMaps, SourceBlock, write_sources
 from virchow_st.output.export.convert import convert
 from virchow_st.run.panel import Panel
 from virchow_st.runtime.progress import Progress
@@ -69,7 +70,8 @@ def write_genes(
 ) -> Picture | None:
     """Write a field that holds some genes of another directly, block by block.
 
-    What the other knows of its rates' errors, and of bins that failed, goes with them.
+    What the other knows of its rates' errors, of what they rest on, and of bins that failed, goes
+    with them.
 
     Args:
         field: the other.
@@ -89,6 +91,8 @@ def write_genes(
         if array is not None:
             mask = field.layers.read_labels(array)
             folder.add_labels(name, mask.shape, BIN_UM * field.shape[0] / mask.shape[0])[:] = mask
+    if field.layers.sources:
+        write_sources(folder, field.shape, _source_blocks(field))
     maps = FieldMaps(folder, Loadings(genes), field.shape)
     rows, cols = field.shape
     places = [(r, c) for r in range(0, rows, BLOCK_BINS) for c in range(0, cols, BLOCK_BINS)]
@@ -99,6 +103,14 @@ def write_genes(
     errors = field.layers.errors
     maps.finish(provenance, None if errors is None else errors.of_genes(field.index(genes.ids)))
     return picture
+
+
+def _source_blocks(field: Field) -> Iterator[SourceBlock]:
+    for row in range(0, field.shape[0], BLOCK_BINS):
+        stop = row + BLOCK_BINS
+        fine = field.layers.read_sources(BIN_UM, slice(row, stop))
+        cells = slice(row // CELL_BINS, stop // CELL_BINS)
+        yield row, 0, fine, field.layers.read_sources(BIN_UM * CELL_BINS, cells)
 
 
 def _chosen(field: Field, names: str) -> Int64Array:
