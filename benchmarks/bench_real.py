@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from real_baselines import nuclear_density, ridge
+from real_baselines import beyond, nuclear_density, ridge
 from real_picture import draw
 from real_tiles import Tiles, ceilings, folds, pcc, read_tiles
 from real_training import TileTokens, encode, train_decoder
@@ -47,6 +47,18 @@ def scores_of(tiles: Tiles, maps: Array, rates: Float32Array) -> Float64Array:
         [
             [pcc(rate, tiles.counts[m], tiles.mask[m], side) for side in SIDES]
             for m, rate in zip(maps, rates, strict=True)
+        ]
+    )
+
+
+def partial_scores_of(
+    tiles: Tiles, maps: Array, rates: Float32Array, nuclei: Float32Array
+) -> Float64Array:
+    """Partial correlation (maps, 4) with the counts, given what nuclear density predicts."""
+    return np.array(
+        [
+            [beyond(rate, density, tiles.counts[m], tiles.mask[m], side) for side in SIDES]
+            for m, rate, density in zip(maps, rates, nuclei, strict=True)
         ]
     )
 
@@ -131,7 +143,9 @@ def measure(
             ]
         ).tolist(),
         "ways": {},
+        "beyond nuclei": {},
     }  # fmt: skip
+    nuclei: Float32Array | None = None
     encoded: dict[tuple[str, ...], TileTokens] = {}
     drawn: dict[str, list[Float32Array]] = {}
     for seed in seeds:
@@ -146,6 +160,12 @@ def measure(
             began = time.monotonic()
             maps, rates = predict(tiles, way, encoded[names], seed, passes)
             found[str(seed)] = by_map(tiles, maps, scores_of(tiles, maps, rates))
+            if nuclei is None:  # the first way; all ways have the same maps in the same order
+                nuclei = rates
+            else:
+                partial = partial_scores_of(tiles, maps, rates, nuclei)
+                of_way = results["beyond nuclei"].setdefault(way, {})
+                of_way[str(seed)] = by_map(tiles, maps, partial)
             if is_drawn:
                 drawn.setdefault(way, []).append(rates)
             if "nulls" not in results and is_drawn:
@@ -198,7 +218,10 @@ def interval(values: Float64Array, group: Array) -> tuple[float, float, float]:
 
 
 def tables(results: dict[str, Any]) -> list[Table]:
-    """Means with intervals, and paired differences to ``pixels`` and between the losses."""
+    """Means with intervals, what is beyond nuclear density, and paired differences.
+
+    Differences are those to ``pixels`` and between the losses.
+    """
     group = np.array(results["group"])
     rows: list[tuple[str, Float64Array]] = [("ceiling", np.array(results["ceiling"]))]
     rows += [(name, np.array(x, float)) for name, x in results.get("nulls", {}).items()]
@@ -225,6 +248,14 @@ def tables(results: dict[str, Any]) -> list[Table]:
         if a in of_way
     ]
     made = [Table("Real counts, tiles left out", ["", *heads], first, notes)]
+    third = [
+        [way, *(_cell(scores[:, s], group) for s in range(len(SIDES)))]
+        for way, seeds in results["beyond nuclei"].items()
+        for scores in [np.array(list(seeds.values()), float).mean(0)]
+    ]
+    if third:
+        title = "Partial correlation given nuclear density"
+        made.append(Table(title, ["", *(f"{scale} µm" for scale in SCALES_UM)], third))
     return [*made, Table("Paired differences", ["", *heads], second)] if second else made
 
 

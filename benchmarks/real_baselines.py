@@ -1,14 +1,17 @@
-"""Baselines on tiles that each measure some of the genes: ridge on tokens, and nuclear density."""
+"""Baselines on tiles that each measure some of the genes: ridge on tokens, and nuclear density.
+
+`beyond` says what a prediction tells that a baseline does not.
+"""
 
 from __future__ import annotations
 
 import numpy as np
-from real_tiles import Tiles, pooled
+from real_tiles import Tiles, pcc, pooled
 
 from virchow_st.evaluation.baselines.nuclei import nuclear_features
 from virchow_st.evaluation.baselines.regression import NormalEquations
 from virchow_st.evaluation.baselines.ridge import PENALTIES, token_rates
-from virchow_st.types import PATCH_BINS, Array, Float32Array, Float64Array, Int64Array
+from virchow_st.types import PATCH_BINS, Array, BoolArray, Float32Array, Float64Array, Int64Array
 
 
 def nuclear_density(tiles: Tiles, train: Int64Array, test: Int64Array) -> Float32Array:
@@ -25,6 +28,21 @@ def nuclear_density(tiles: Tiles, train: Int64Array, test: Int64Array) -> Float3
         for i in np.flatnonzero(tiles.gene[test] == g):
             rates[i] = fit(features[tiles.tile[test[i]]]).reshape(PATCH_BINS, PATCH_BINS)
     return rates
+
+
+def beyond(
+    rates: Float32Array, baseline: Float32Array, counts: Array, mask: BoolArray, side: int
+) -> float:
+    """Partial correlation of the rates of a map (128, 128) with its counts, given a baseline.
+
+    All three are summed over ``side`` × ``side`` bins, as for the correlation itself. It is NaN
+    where the baseline or one of the others is constant.
+    """
+    with_counts, of_baseline = (pcc(x, counts, mask, side) for x in (rates, baseline))
+    shared = pcc(rates, baseline, mask, side)
+    left = (1 - of_baseline**2) * (1 - shared**2)
+    # Below 1e-9 there is rounding alone.
+    return (with_counts - of_baseline * shared) / np.sqrt(left) if left > 1e-9 else np.nan
 
 
 def ridge(

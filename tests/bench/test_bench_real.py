@@ -177,11 +177,32 @@ def test_it_runs_and_finds_what_the_image_tells(real, tmp_path, monkeypatch, cap
     assert np.nanmean(scores["ensembles"]["pixels"]) > np.nanmean(of_seeds)  # errors are averaged
     ceiling = np.array(scores["ceiling"])
     assert (ridge.mean(0) < ceiling.mean(0) + 0.01).all()
-    table = json.loads(out.read_text("utf-8"))["tables"][0]
+    table, partial, _ = json.loads(out.read_text("utf-8"))["tables"]
+    assert [row[0] for row in partial["rows"]] == ["ridge:stain", "pixels"]
     assert [row[0] for row in table["rows"]][:3] == [
         "ceiling", "shuffled bins", "another tile's prediction",
     ]  # fmt: skip
     assert "11 maps of 2 genes in 8 tiles" in capsys.readouterr().out
+
+
+def test_what_is_beyond_a_baseline_is_the_correlation_of_residuals(real) -> None:
+    import real_baselines
+
+    rng = np.random.default_rng(5)
+    density, own = rng.random((2, 128, 128))
+    counts = rng.poisson(1 + density + own)
+    mask = np.ones((128, 128), bool)
+
+    def residual(x: np.ndarray) -> np.ndarray:
+        design = np.stack([np.ones(x.size), density.ravel()], 1)
+        return x.ravel() - design @ np.linalg.lstsq(design, x.ravel(), rcond=None)[0]
+
+    mixed = density + own
+    expected = np.corrcoef(residual(mixed), residual(counts))[0, 1]
+    found = real_baselines.beyond(mixed, density, counts, mask, 1)
+    assert found == pytest.approx(expected, abs=1e-9)
+    assert 0.1 < found < real_baselines.pcc(mixed, counts, mask, 1)
+    assert np.isnan(real_baselines.beyond(2 * density, density, counts, mask, 1))
 
 
 def test_a_file_that_is_none_is_refused_in_a_line(real, tmp_path) -> None:
