@@ -35,7 +35,8 @@ ROOMS: dict[str, set[str]] = {
     "output": {"runtime", "kernels", "slide", "store", "metrics", "run", "field"},
     "predict": {"runtime", "kernels", "cohort", "cloud", "slide", "store", "models", "metrics",
                 "run", "field", "output"},
-    "extract": {"runtime", "kernels", "cohort", "cloud", "slide", "store", "models", "output"},
+    "extract": {"runtime", "kernels", "cohort", "cloud", "slide", "store", "models", "metrics",
+                "run", "output"},
     # Its factorisation is that of training: a slide is described by factors as a cohort is.
     "denoise": {"runtime", "kernels", "store", "metrics", "run", "field", "training", "output",
                 "predict"},
@@ -64,6 +65,9 @@ NARROW = {
         "virchow_st.slide.cells.lattice",
         "virchow_st.slide.geometry",
     },
+    # A slide's stain, to be matched to that of a run's training.
+    ("extract", "run"): {"virchow_st.run.appearance"},
+    ("extract", "metrics"): {"virchow_st.metrics.appearance"},
     ("extract", "output"): {"virchow_st.output.figures.registration_check"},
     ("denoise", "training"): {
         "virchow_st.training.choose_factors",
@@ -76,7 +80,10 @@ NARROW = {
     # A run of other patients, as the prior.
     ("denoise", "predict"): {"virchow_st.predict.load"},
     # How token channels turn with the patch; a stain baseline.
-    ("training", "models.encoders"): {"virchow_st.models.encoders.base"},
+    ("training", "models.encoders"): {
+        "virchow_st.models.encoders.base",
+        "virchow_st.models.encoders.stain",  # the directions of the stains
+    },
     ("models.losses", "models.decoders"): set(),
     ("models.decoders", "models.encoders"): set(),
     ("models.decoders", "models.losses"): set(),

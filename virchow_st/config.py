@@ -76,6 +76,11 @@ class ExtractConfig(Checked):
         "place patches from the first bin of the grid, or so that they contain the most tissue",
         choices=("origin", "best"),
     )
+    match_stain: str = setting(
+        "",
+        "run to be evaluated on this slide: haematoxylin and eosin are made as strong as in its "
+        "training slides before encoding (docs/predict.md)",
+    )
     device: str = setting("auto", "auto, cpu, cuda or cuda:N")
 
 
@@ -237,6 +242,11 @@ class PredictConfig(Checked):
         "orientations of each patch, flipped and turned, that rates are the mean of; 1 takes the "
         "decoder an eighth of the time and predicts a little worse",
         choices=(8, 1),
+    )
+    match_stain: bool = setting(
+        False,
+        "make haematoxylin and eosin as strong as in the training slides before encoding "
+        "(docs/predict.md)",
     )
     features: str = setting(
         "",

@@ -5,21 +5,31 @@ All of it is measured before the encoder runs, on up to 48 patches spread over t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from virchow_st.errors import SlideError
 from virchow_st.extract.registration import TRUSTED, Registration, RegistrationCheck
+from virchow_st.metrics.appearance import (
+    MOST_PATCHES,
+    Appearance,
+    appearance,
+    matching_factors,
+)
+from virchow_st.models.encoders.stain import STAINS, UNMIX
 from virchow_st.runtime.progress import Progress
 from virchow_st.slide.choice import ORIENTATIONS
 from virchow_st.slide.image import SlideImage
 from virchow_st.slide.outline import outline_agreement
 from virchow_st.slide.patch_counts import PatchCounts
 from virchow_st.slide.patches import PatchTable, bin_validity, render_patch
+from virchow_st.slide.restain import Restain
+from virchow_st.slide.sample import sample_patches
 from virchow_st.slide.stain_check import StainCheck, check_patches, spread
 from virchow_st.slide.visium_hd import VisiumHDSlide
+from virchow_st.store.format import as_stored
 from virchow_st.types import PATCH_BINS, PATCH_POSITIONS, STORED_IMAGE_PX, BoolArray
 
 COMPARED = 48
@@ -31,6 +41,29 @@ _MOST_OFF_MPP = 0.03  # largest relative deviation in µm per pixel; scanners ar
 def stain_of(image: SlideImage, slide: VisiumHDSlide, patches: PatchTable) -> StainCheck:
     """Check that the pixels under the tissue bins can be H&E."""
     return check_patches(image, slide.homography, patches, _tissue_of(slide))
+
+
+def match_stain(
+    image: SlideImage,
+    slide: VisiumHDSlide,
+    patches: PatchTable,
+    training: Sequence[Appearance],
+    progress: Progress,
+) -> Restain:
+    """What makes the stains of a slide as strong as those of training patients.
+
+    Args:
+        image, slide, patches: the slide.
+        training: how the training patients look.
+        progress: receives the factors as a note.
+    """
+    images, masks = sample_patches(
+        image, slide.homography, patches, _tissue_of(slide), MOST_PATCHES
+    )
+    look = appearance([as_stored(i) for i in images], masks, UNMIX[:, :2])
+    restain = Restain(*matching_factors(look, training), STAINS)
+    progress.note(f"{image.path}: {restain.describe()}, as in the training slides")
+    return restain
 
 
 def measure(

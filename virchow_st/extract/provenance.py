@@ -17,9 +17,11 @@ from virchow_st.runtime.software import versions
 from virchow_st.slide.image import SlideImage
 from virchow_st.slide.patch_counts import PatchCounts
 from virchow_st.slide.patches import PatchTable
+from virchow_st.slide.restain import Restain
 from virchow_st.slide.visium_hd import VisiumHDSlide
 from virchow_st.types import BIN_UM, PATCH_BINS
 
+_NOT_OF_THE_RECORDS = ("device", "weights", "match_stain")
 _SOFTWARE = ("virchow_st", "numpy", "opencv-python-headless", "lmdb", "torch", "timm")
 
 
@@ -30,6 +32,7 @@ def job_of(
     patient: str,
     encoder: Encoder,
     config: ExtractConfig,
+    restain: Restain | None,
 ) -> dict[str, Any]:
     """Describe everything that determines the bytes of the records, except the batches.
 
@@ -38,11 +41,14 @@ def job_of(
         patient: the patient's name.
         encoder: the encoder.
         config: the options.
+        restain: what changes the strength of the stains; None if nothing does.
 
     Returns:
-        A dictionary for JSON. Device and path of the weights are not part of it.
+        A dictionary for JSON. Device and path of the weights are not part of it, nor that of the
+        run that stains are matched to, but the factors that follow from it are.
     """
-    options = {k: v for k, v in asdict(config).items() if k not in ("device", "weights")}
+    options = {k: v for k, v in asdict(config).items() if k not in _NOT_OF_THE_RECORDS}
+    stain = {} if restain is None else {"stain_factors": restain.factors()}
     return {
         "patient": patient,
         "options": options,
@@ -57,6 +63,7 @@ def job_of(
             "lattice": list(patches.offset),
             "n_patches": len(patches),
         },
+        **stain,
     }  # fmt: skip
 
 

@@ -18,6 +18,7 @@ from virchow_st.extract.fit import (
     check_without_pictures,
     choose_orientation,
     images_that_fit,
+    match_stain,
     stain_of,
 )
 from virchow_st.extract.pipeline import encoding_for, write_patches
@@ -25,12 +26,14 @@ from virchow_st.extract.provenance import check_same_job, job_of, manifest_of
 from virchow_st.extract.registration import RegistrationCheck, describe
 from virchow_st.models.encoders import load_encoder
 from virchow_st.models.encoders.base import Encoder, Tokens
+from virchow_st.run.appearance import known_appearance
 from virchow_st.runtime.prefetch import ahead
 from virchow_st.runtime.progress import SILENT, Progress
 from virchow_st.slide.image import SlideImage
 from virchow_st.slide.patch_counts import PatchCounts
 from virchow_st.slide.patches import PatchTable, lay_patches, leftover_tissue_bins
 from virchow_st.slide.render import PatchImages, render_ahead, thread_count
+from virchow_st.slide.restain import Restain
 from virchow_st.slide.visium_hd import VisiumHDSlide
 from virchow_st.store.format import Kind, PatchInfo, unpack_image, unpack_mask
 from virchow_st.store.patients import patient_name
@@ -104,6 +107,7 @@ class OpenedSlide:
             agree.
         opened: the image as stored, which owns the open file.
         counts: counts of the patches, or None if the store is finished already.
+        restain: what changes the strength of the stains before encoding; None if nothing does.
     """
 
     store_path: Path
@@ -116,6 +120,7 @@ class OpenedSlide:
     opened: SlideImage
     patches: PatchTable
     counts: PatchCounts | None
+    restain: Restain | None
 
     def __enter__(self) -> OpenedSlide:
         return self
@@ -144,7 +149,7 @@ class OpenedSlide:
                 progress.note(f"{path}: resuming after {writer.next_index} patches")
             rendered = render_ahead(
                 self.image, slide.homography, patches, encoder.image_px,
-                first=writer.next_index, n_ahead=2 * encoder.batch,
+                first=writer.next_index, n_ahead=2 * encoder.batch, restain=self.restain,
             )  # fmt: skip
             make_record = partial(_record, slide, patches, counts)
             write_patches(writer, rendered, len(patches), encoder, make_record, progress)
@@ -181,6 +186,7 @@ def open_slide(
     """
     if not (patient := patient_name(patient)):
         raise ConfigError("patient: expected a name; give --patient")
+    training = known_appearance(Path(config.match_stain)) if config.match_stain else ()
     slide = VisiumHDSlide.open(outs, config.matrix)
     with ExitStack() as stack:
         opened = stack.enter_context(SlideImage.open(image_path))
@@ -214,7 +220,8 @@ def open_slide(
             stain_of(image, slide, patches).raise_for(opened.path)
         if encoder is None:
             encoder = open_encoder(config, progress)
-        job = job_of(slide, image, patches, patient, encoder, config)
+        restain = match_stain(image, slide, patches, training, progress) if training else None
+        job = job_of(slide, image, patches, patient, encoder, config, restain)
         if finished is not None:
             check_same_job(store_path, "is finished, but was made from", finished, job)
             counts = None
@@ -228,7 +235,7 @@ def open_slide(
                 check_without_pictures(image, slide, patches, counts, progress)
         stack.pop_all()
     return OpenedSlide(
-        store_path, job, patient, config, encoder, slide, image, opened, patches, counts
+        store_path, job, patient, config, encoder, slide, image, opened, patches, counts, restain
     )
 
 

@@ -121,3 +121,24 @@ def stain_angle(a: Appearance, b: Appearance) -> float:
     """
     cosine = float(np.clip(np.dot(a.colour, b.colour), -1.0, 1.0))
     return float(np.degrees(np.arccos(cosine)))
+
+
+def matching_factors(look: Appearance, training: Sequence[Appearance]) -> tuple[float, float]:
+    """Factors of haematoxylin and eosin that make a slide's stains as strong as in training.
+
+    Each is the geometric mean of the training patients' strengths over the slide's, to four digits.
+
+    Args:
+        look: of the slide.
+        training: of the training patients, one or more.
+
+    Example:
+        >>> grey = (0.58, 0.58, 0.58)
+        >>> training = [Appearance(0.4, 0.2, grey, 0.0), Appearance(0.9, 0.2, grey, 0.0)]
+        >>> matching_factors(Appearance(0.5, 0.4, grey, 0.0), training)
+        (1.2, 0.5)
+    """
+    usual = np.log([[patient.haematoxylin, patient.eosin] for patient in training]).mean(axis=0)
+    factors = np.exp(usual - np.log([look.haematoxylin, look.eosin]))
+    haematoxylin, eosin = np.round(factors, 4).tolist()
+    return haematoxylin, eosin

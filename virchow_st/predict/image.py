@@ -19,8 +19,9 @@ from virchow_st.runtime.progress import Progress
 from virchow_st.slide.geometry import Homography
 from virchow_st.slide.image import SlideImage
 from virchow_st.slide.patches import PatchTable, render_patch
+from virchow_st.slide.restain import Restain
 from virchow_st.slide.stain_check import check_patches
-from virchow_st.store.format import pack_image, unpack_image
+from virchow_st.store.format import as_stored
 from virchow_st.types import (
     BIN_UM,
     CELL_BINS,
@@ -197,6 +198,10 @@ def named(encoder: dict[str, str]) -> str:
     return f"{encoder['name']} {encoder['weights']}"
 
 
+def _as_it_is(image: UInt8Array) -> UInt8Array:
+    return image
+
+
 def predict_patches(
     runs: Sequence[TrainedRun],
     encoder: Encoder,
@@ -206,6 +211,7 @@ def predict_patches(
     stitcher: Stitcher,
     progress: Progress,
     features: Vectors | None = None,
+    restain: Restain | None = None,
 ) -> None:
     """Render, encode and decode every patch, and stitch the rates (runs × genes, 128, 128).
 
@@ -217,6 +223,7 @@ def predict_patches(
         stitcher: receives the rates; patches that it does not need are left out.
         progress: receives the number of finished patches.
         features: receives the class token of every patch; None if nobody wants it.
+        restain: changes the strength of the stains before encoding; None to leave them.
 
     Raises:
         ConfigError: a rate is NaN or infinite, or more bins have impossible rates than
@@ -232,7 +239,8 @@ def predict_patches(
             render_patch(image, homography, int(patches.row0[i]), int(patches.col0[i]), sizes)
             for i in batch
         ]
-        return [np.stack([images[k][0] for images in rendered]) for k in range(len(sizes))]
+        stain = restain or _as_it_is
+        return [np.stack([stain(images[k][0]) for images in rendered]) for k in range(len(sizes))]
 
     n = len(patches)
     size = min(_BATCH_PATCHES, encoder.batch)  # small on a GPU with little memory
@@ -258,7 +266,7 @@ def predict_patches(
                 continue
             tokens = encoded.tokens.astype(np.float16)
             del encoded
-            stored = [unpack_image(memoryview(pack_image(i))) for px in images[1:] for i in px]
+            stored = [as_stored(i) for px in images[1:] for i in px]
             for start in range(0, len(batch), together):
                 part = slice(start, start + together)
                 image_px = np.stack(stored[part]) if stored else None

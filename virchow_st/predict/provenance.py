@@ -109,7 +109,8 @@ def is_recorded(
         about = _recorded(out)
         same = (
             about["format"] == FORMAT
-            and {"orientations": 1, **about["options"]}  # older versions knew no others
+            # What older versions did, which had no such options.
+            and {"orientations": 1, "match_stain": False, **about["options"]}
             == {**options_of(config), "mpp": about["options"]["mpp"]}
             and config.mpp in (0.0, about["image"]["mpp"])
             and about["encoder"] == runs[0].state["encoder"]

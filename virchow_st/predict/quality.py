@@ -7,21 +7,9 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from virchow_st.metrics.appearance import (
-    MOST_PATCHES,
-    Appearance,
-    appearance,
-    stain_angle,
-    stain_shift,
-)
-from virchow_st.models.decoders.stem import OpticalDensity
-from virchow_st.predict.image import scaling, tissue_on
-from virchow_st.slide.image import SlideImage
+from virchow_st.metrics.appearance import Appearance, stain_angle, stain_shift
 from virchow_st.slide.ink import find_ink
-from virchow_st.slide.patches import PatchTable, render_patch
-from virchow_st.slide.stain_check import spread
-from virchow_st.store.format import pack_image, unpack_image
-from virchow_st.types import PATCH_BINS, STORED_IMAGE_PX, BoolArray, UInt8Array
+from virchow_st.types import BoolArray, UInt8Array
 
 
 @dataclass(frozen=True)
@@ -68,38 +56,23 @@ class SlideQuality:
 
 
 def slide_quality(
-    image: SlideImage,
-    mpp: float,
-    patches: PatchTable,
+    look: Appearance,
     cells: BoolArray,
     overview: UInt8Array,
     um_per_px: float,
     tissue: BoolArray,
     training: Sequence[Appearance],
 ) -> SlideQuality:
-    """Measure a slide, by up to 16 patches evenly spaced among all, and by its overview.
+    """Compare how a slide looks with training, and measure its overview.
 
     Args:
-        image, mpp: the slide and its µm per pixel.
-        patches: those to predict.
+        look: of the slide.
         cells: (R, C) bool, tissue on cells of 8 µm.
         overview: (H, W, 3) uint8 RGB of the whole slide.
         um_per_px: side of the overview's pixels, µm.
         tissue: (H, W) bool, tissue on the overview.
         training: of the training patients; empty if they are not known.
-
-    Raises:
-        SlideError: the image file is damaged.
     """
-    images, masks = [], []
-    tissue_of, per_bin = tissue_on(cells), STORED_IMAGE_PX // PATCH_BINS
-    for i in spread(len(patches), MOST_PATCHES):
-        row0, col0 = int(patches.row0[i]), int(patches.col0[i])
-        ((rgb, on_image),) = render_patch(image, scaling(mpp), row0, col0, (STORED_IMAGE_PX,))
-        # Compressed as in a store, since that takes away some of the sharpness.
-        images.append(unpack_image(memoryview(pack_image(rgb))))
-        masks.append(on_image & tissue_of(row0, col0).repeat(per_bin, 0).repeat(per_bin, 1))
-    look = appearance(images, masks, OpticalDensity().unmix_33[:, :2].double().numpy())
     usual = float(np.median([patient.sharpness for patient in training])) if training else 0.0
     return SlideQuality(
         float(cells.mean()),

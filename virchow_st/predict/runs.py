@@ -14,7 +14,7 @@ from virchow_st.models.encoders.base import Encoder
 from virchow_st.predict.factors import maps_of, panel_of_all
 from virchow_st.predict.image import TrainedRun, named, open_encoder
 from virchow_st.predict.load import Run, load_run
-from virchow_st.run.appearance import read_appearance
+from virchow_st.run.appearance import known_appearance, read_appearance
 from virchow_st.run.panel import Panel
 from virchow_st.runtime.progress import Progress
 from virchow_st.store.genes import same_ids
@@ -70,7 +70,8 @@ def load_runs(paths: Sequence[Path], config: PredictConfig, progress: Progress) 
     maps, loadings = maps_of(runs)
     if len(loadings.genes) < len(runs[0].genes.all):
         progress.note(f"{len(loadings.genes):,} genes are predicted by all runs")
-    looks = [read_appearance(run.path) for run in runs]
+    read_looks = known_appearance if config.match_stain else read_appearance
+    looks = [read_looks(run.path) for run in runs]
     training = [look for of_run in looks for look in of_run] if all(looks) else []
     return LoadedRuns(runs, panel, maps, loadings, training)
 

@@ -15,6 +15,8 @@ from virchow_st.field.bins import LEVELS
 from virchow_st.field.he_image import CHUNK_PX, Picture, add_picture
 from virchow_st.field.ngff import FLAVOURS, Folder
 from virchow_st.field.read import open_field
+from virchow_st.metrics.appearance import MOST_PATCHES, appearance, matching_factors
+from virchow_st.models.encoders.stain import STAINS, UNMIX
 from virchow_st.output.export.convert import convert
 from virchow_st.output.export.field import write_genes
 from virchow_st.output.export.tables import check_format
@@ -33,6 +35,8 @@ from virchow_st.predict.image import (
     on_cells,
     picture_factor,
     predict_patches,
+    scaling,
+    tissue_on,
 )
 from virchow_st.predict.journal import RESULT, ZARR, Journal
 from virchow_st.predict.lattice import covered, lay_over
@@ -48,7 +52,10 @@ from virchow_st.slide.choice import ORIENTATIONS
 from virchow_st.slide.image import SlideImage
 from virchow_st.slide.mpp import describe_mpp, mpp_warning, slide_mpp
 from virchow_st.slide.patches import PatchTable
+from virchow_st.slide.restain import Restain
+from virchow_st.slide.sample import sample_patches
 from virchow_st.slide.tissue import Tissue, find_tissue
+from virchow_st.store.format import as_stored
 from virchow_st.types import BIN_UM, CELL_BINS
 
 _ENDINGS = (".ome.zarr", ".zarr", ".h5ad", ".npz")
@@ -131,10 +138,16 @@ def predict_slide(
                 f"{cells.mean():.1%} of the slide is tissue, {share:.1%} of that in "
                 f"{len(patches)} patches: see {picture}; a lower --min-tissue takes in more"
             )
-            quality = slide_quality(
-                image, mpp, patches, cells, overview, um_per_px, tissue.mask, loaded.training
+            images, masks = sample_patches(
+                image, scaling(mpp), patches, tissue_on(cells), MOST_PATCHES
             )
+            look = appearance([as_stored(i) for i in images], masks, UNMIX[:, :2])
+            quality = slide_quality(look, cells, overview, um_per_px, tissue.mask, loaded.training)
             progress.note(f"{image_path}: {quality.describe()}")
+            restain = None
+            if config.match_stain:
+                restain = Restain(*matching_factors(look, loaded.training), STAINS)
+                progress.note(f"{image_path}: {restain.describe()}, as in the training slides")
             folder.add_labels("tissue", cells.shape, BIN_UM * CELL_BINS)[:] = cells
             written = RateImages(folder, loadings, len(runs), shape)
             stitcher = journal.stitcher(patches, config.overlap_um // BIN_UM, shape, written)
@@ -143,11 +156,15 @@ def predict_slide(
                 if config.features
                 else None
             )
-            predict_patches(loaded.maps, encoder, image, mpp, patches, stitcher, progress, features)
+            predict_patches(
+                loaded.maps, encoder, image, mpp, patches, stitcher, progress, features, restain
+            )
             for warning in image.read_warnings():
                 progress.warn(warning)
             about = provenance(runs, encoder, image, mpp, config, tissue, patches, share)
             about |= {"left_out_bins": stitcher.n_left_out, "quality": quality.as_dict()}
+            if restain is not None:
+                about["stain_factors"] = restain.factors()
             written.finish(about)
             if features is not None:
                 write_features(

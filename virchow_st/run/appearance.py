@@ -10,7 +10,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Literal, TypedDict
 
+from virchow_st.errors import ConfigError
 from virchow_st.metrics.appearance import Appearance
+from virchow_st.run.integrity import CONFIG
 from virchow_st.runtime.atomic import write_json
 from virchow_st.schema import Length, Within, read_json
 
@@ -51,3 +53,19 @@ def read_appearance(run: Path) -> tuple[Appearance, ...]:
                    p["sharpness"])
         for p in found["patients"]
     )  # fmt: skip
+
+
+def known_appearance(run: Path) -> tuple[Appearance, ...]:
+    """How the training patients of a run look.
+
+    Raises:
+        ConfigError: there is no run, or it is of a version that did not keep this.
+    """
+    if not (run / CONFIG).is_file():
+        raise ConfigError(f"{run}: expected a run of vst train; found none; check --match-stain")
+    if not (training := read_appearance(run)):
+        raise ConfigError(
+            f"{run}: expected {APPEARANCE}, which says how its training slides look; found none, "
+            "as in runs of version 0.1; train again, or leave out --match-stain"
+        )
+    return training

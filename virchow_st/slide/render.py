@@ -15,6 +15,7 @@ from virchow_st.runtime.prefetch import ahead
 from virchow_st.slide.geometry import Homography
 from virchow_st.slide.image import SlideImage
 from virchow_st.slide.patches import PatchTable, bin_validity, render_patch
+from virchow_st.slide.restain import Restain
 from virchow_st.types import STORED_IMAGE_PX, BoolArray, UInt8Array
 
 _MOST_THREADS = 16  # a tenth of the time holds Python's lock, so more threads would only wait
@@ -43,6 +44,7 @@ def render_ahead(
     *,
     first: int = 0,
     n_ahead: int = 32,
+    restain: Restain | None = None,
 ) -> Iterator[PatchImages]:
     """Render patches in order, on threads; closing the generator ends the threads early.
 
@@ -53,6 +55,7 @@ def render_ahead(
         image_px: side of the encoder's images, px.
         first: index of the patch to start with.
         n_ahead: number of patches that may be rendered before they are used; about 0.5 MB each.
+        restain: changes the strength of the stains; None to leave them.
 
     Yields:
         The images of each patch.
@@ -66,6 +69,8 @@ def render_ahead(
         (stored, on_image), (encoded, _) = render_patch(
             image, homography, row0, col0, (STORED_IMAGE_PX, image_px)
         )
+        if restain is not None:
+            stored, encoded = restain(stored), restain(encoded)
         return PatchImages(stored, encoded, bin_validity(on_image))
 
     with _opencv_alone(), ThreadPoolExecutor(thread_count(), "render") as pool:

@@ -372,6 +372,11 @@ def unpack_image(payload: memoryview) -> UInt8Array:
     return np.asarray(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), np.uint8)
 
 
+def as_stored(image: UInt8Array) -> UInt8Array:
+    """An image (256, 256, 3) uint8 RGB as it comes out of a store, once compressed."""
+    return unpack_image(memoryview(pack_image(image)))
+
+
 def _jpeg_size(payload: memoryview) -> tuple[int, int] | None:
     """Height and width from a JPEG's frame header (ITU-T T.81, B.2.2); None for anything else."""
     raw = bytes(payload)

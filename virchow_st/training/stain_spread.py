@@ -13,21 +13,26 @@ from virchow_st.metrics.appearance import (
     appearance,
 )
 from virchow_st.models.decoders.stem import OpticalDensity
+from virchow_st.models.encoders.stain import UNMIX
 from virchow_st.run.split import Member
 from virchow_st.training.dataset import PatchDataset
+from virchow_st.types import Array
 
 
-def appearances(dataset: PatchDataset, members: Sequence[Member]) -> list[Appearance]:
+def appearances(
+    dataset: PatchDataset, members: Sequence[Member], unmix: Array = UNMIX[:, :2]
+) -> list[Appearance]:
     """How the slides of each training patient look.
 
     Args:
         dataset: the run's patches.
         members: the training patches; no others are read.
+        unmix: (3, 2) from optical densities of red, green and blue to haematoxylin and eosin.
     """
     by_patient: dict[str, list[Member]] = {}
     for member in members:
         by_patient.setdefault(dataset.stores[member.store].patient, []).append(member)
-    return [_appearance_of(dataset, of) for of in by_patient.values()]
+    return [_appearance_of(dataset, of, unmix) for of in by_patient.values()]
 
 
 def variation_from_data(dataset: PatchDataset, members: Sequence[Member]) -> float:
@@ -35,7 +40,8 @@ def variation_from_data(dataset: PatchDataset, members: Sequence[Member]) -> flo
 
     It is the standard deviation between patients of the logarithm of stain strength (root mean
     square over haematoxylin and eosin), in units of the standard deviation between laboratories,
-    which augmentation of strength 1 varies stains by.
+    which augmentation of strength 1 varies stains by. Strengths are along the directions that
+    augmentation varies.
 
     Args:
         dataset, members: as for `appearances`.
@@ -45,17 +51,18 @@ def variation_from_data(dataset: PatchDataset, members: Sequence[Member]) -> flo
     """
     if len({dataset.stores[member.store].patient for member in members}) < 2:
         return 0.0
-    looks = appearances(dataset, members)
+    varied = OpticalDensity().unmix_33[:, :2].double().numpy()
+    looks = appearances(dataset, members, varied)
     strengths = np.log([[look.haematoxylin, look.eosin] for look in looks])
     spread = np.sqrt(strengths.var(axis=0, ddof=1).mean())
     return float(min(1.0, round(spread / BETWEEN_LABORATORIES, 3)))
 
 
-def _appearance_of(dataset: PatchDataset, members: Sequence[Member]) -> Appearance:
+def _appearance_of(dataset: PatchDataset, members: Sequence[Member], unmix: Array) -> Appearance:
     chosen = np.unique(np.linspace(0, len(members) - 1, MOST_PATCHES).astype(int))
     images, masks = [], []
     for member in (members[i] for i in chosen):
         patch = dataset.patch(member)
         images.append(patch.image)
         masks.append(patch.tissue_mask.repeat(2, axis=0).repeat(2, axis=1))
-    return appearance(images, masks, OpticalDensity().unmix_33[:, :2].double().numpy())
+    return appearance(images, masks, unmix)

@@ -64,22 +64,23 @@ _MIN_SPREAD = 0.03  # avoids amplifying noise in a patch of uniform colour
 _RELATIVE_MAX = 5.0
 
 
-def _unmixing_matrix() -> Float64Array:
-    """Matrix (3, 3) from RGB optical densities to concentrations (haematoxylin, eosin, residual).
-
-    Colour deconvolution after Ruifrok & Johnston (2001); as there, the third direction is
-    orthogonal to both stains. The absorption vectors are QuPath's defaults for H&E. With Ruifrok &
-    Johnston's eosin vector, a third of the tissue in the public sections used for `SCALING` had a
-    negative eosin concentration; with this vector an eighth has.
-    """
+def _stains() -> Float64Array:
     h = np.array([0.6511, 0.7012, 0.2905])
     e = np.array([0.2159, 0.8012, 0.5581])
     stains = np.stack([h, e, np.cross(h, e)])
-    stains /= np.linalg.norm(stains, axis=1, keepdims=True)
-    return np.linalg.inv(stains).T  # concentrations = matrix @ density
+    return np.asarray(stains / np.linalg.norm(stains, axis=1, keepdims=True))
 
 
-_UNMIX = _unmixing_matrix()
+STAINS = _stains()
+"""(3, 3) float64: densities of red, green and blue of one unit of haematoxylin, eosin, the rest.
+
+As in Ruifrok & Johnston (2001), the third direction is orthogonal to both stains. The vectors are
+QuPath's defaults for H&E. With Ruifrok & Johnston's eosin vector, a third of the tissue in the
+public sections used for `SCALING` had a negative eosin concentration; with this vector an eighth
+has.
+"""
+UNMIX = np.linalg.inv(STAINS)
+"""(3, 3) float64, from a pixel's densities, as a row, to its concentrations."""
 _MEAN_OF_COLOURS = np.full((1, 3), 1 / 3)
 
 
@@ -169,7 +170,7 @@ def haematoxylin(image: UInt8Array) -> Float32Array:
         >>> haematoxylin(np.array([[[255, 255, 255], [80, 60, 140]]], np.uint8)).round(1)
         array([[0. , 0.7]], dtype=float32)
     """
-    return cv2.transform(_OD_TABLE[image], _UNMIX[:1])
+    return cv2.transform(_OD_TABLE[image], UNMIX.T[:1])
 
 
 def stain_maps(image: UInt8Array) -> dict[str, Float32Array]:
@@ -182,7 +183,7 @@ def stain_maps(image: UInt8Array) -> dict[str, Float32Array]:
     """
     image = np.ascontiguousarray(image)
     density = _OD_TABLE[image]  # (256, 256, 3)
-    h, e, residual = cv2.split(cv2.transform(density, _UNMIX))
+    h, e, residual = cv2.split(cv2.transform(density, UNMIX.T))
     tissue = cv2.transform(density, _MEAN_OF_COLOURS) > _TISSUE_OD
     h1, h2, h4 = (_blur(h, sigma) for sigma in (1, 2, 4))
     e1, e4 = _blur(e, 1), _blur(e, 4)
