@@ -78,7 +78,7 @@ class ExtractConfig(Checked):
     )
     match_stain: str = setting(
         "",
-        "run to be evaluated on this slide: haematoxylin and eosin are made as strong as in its "
+        "run that will predict the store: haematoxylin and eosin are made as strong as in its "
         "training slides before encoding (docs/predict.md)",
     )
     device: str = setting("auto", "auto, cpu, cuda or cuda:N")

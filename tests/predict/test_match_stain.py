@@ -129,8 +129,14 @@ def test_a_run_that_cannot_tell_is_refused_in_a_line(
     old = tmp_path / "old"
     shutil.copytree(stain_run, old)
     (old / APPEARANCE).unlink()
-    with pytest.raises(ConfigError, match=r"old: expected appearance.json.*train again"):
+    with pytest.raises(ConfigError, match=r"old: expected .*of format 2.*train again"):
         load_runs([old], CONFIG, SILENT)
+    # Format 1 had the strengths along other directions.
+    before = (stain_run / APPEARANCE).read_text("utf-8").replace("appearance/2", "appearance/1")
+    (old / APPEARANCE).write_text(before, "utf-8")
+    with pytest.raises(ConfigError, match=r"old: expected appearance.json of format 2"):
+        load_runs([old], CONFIG, SILENT)
+    assert not load_runs([old], replace(CONFIG, match_stain=False), SILENT).training
     outs, image = simulated / "P5" / "outs", simulated / "P5" / "tissue_image.tif"
     config = ExtractConfig("stain", device="cpu", match_stain=str(tmp_path / "none"))
     with pytest.raises(ConfigError, match=r"none: expected a run of vst train; found none"):

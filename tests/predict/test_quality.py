@@ -65,6 +65,6 @@ def test_a_run_keeps_its_training_patients_without_names(stain_run: Path, tmp_pa
     assert len(patients) == 2  # not of P5, its test
     assert "P1" not in (stain_run / APPEARANCE).read_text()
     assert read_appearance(tmp_path) == ()  # of an older version
-    (tmp_path / APPEARANCE).write_text('{"format": "virchow_st.appearance/1", "patients": [{}]}')
+    (tmp_path / APPEARANCE).write_text('{"format": "virchow_st.appearance/2", "patients": [{}]}')
     with pytest.raises(ConfigError, match=r"appearance.json: .*copy the run again"):
         read_appearance(tmp_path)

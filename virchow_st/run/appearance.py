@@ -1,6 +1,7 @@
 """``appearance.json`` of a run: how the slides of its training patients look, without their names.
 
-Slides that are predicted later are compared with it. A run of an older version has none.
+Slides that are predicted later are compared with it. A run of an older version has none, or one of
+format 1, whose strengths are along other directions of the stains and cannot be compared.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from virchow_st.runtime.atomic import write_json
 from virchow_st.schema import Length, Within, read_json
 
 APPEARANCE = "appearance.json"
-FORMAT = "virchow_st.appearance/1"
+FORMAT = "virchow_st.appearance/2"
 _Strength = Annotated[float, Within(0.001)]
 
 
@@ -29,7 +30,7 @@ class _Patient(TypedDict):
 
 
 class _File(TypedDict):
-    format: Literal["virchow_st.appearance/1"]
+    format: Literal["virchow_st.appearance/1", "virchow_st.appearance/2"]
     patients: list[_Patient]
 
 
@@ -48,6 +49,8 @@ def read_appearance(run: Path) -> tuple[Appearance, ...]:
     if not (run / APPEARANCE).exists():
         return ()
     found: _File = read_json(run / APPEARANCE, _File, "copy the run again, or train again")
+    if found["format"] != FORMAT:
+        return ()
     return tuple(
         Appearance(p["haematoxylin"], p["eosin"], (p["colour"][0], p["colour"][1], p["colour"][2]),
                    p["sharpness"])
@@ -65,7 +68,8 @@ def known_appearance(run: Path) -> tuple[Appearance, ...]:
         raise ConfigError(f"{run}: expected a run of vst train; found none; check --match-stain")
     if not (training := read_appearance(run)):
         raise ConfigError(
-            f"{run}: expected {APPEARANCE}, which says how its training slides look; found none, "
-            "as in runs of version 0.1; train again, or leave out --match-stain"
+            f"{run}: expected {APPEARANCE} of format 2, which says how strong the stains of its "
+            "training slides are; found none, as in runs of older versions; train again, or leave "
+            "out --match-stain"
         )
     return training
