@@ -12,7 +12,8 @@ import tifffile
 from he_picture import DAB, EOSIN, HAEMATOXYLIN, he_picture
 
 from virchow_st.errors import SlideError
-from virchow_st.slide.stain_check import check_stain, spread
+from virchow_st.slide.sample import spread
+from virchow_st.slide.stain_check import check_stain
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"
 SIDE = 512

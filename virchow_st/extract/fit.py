@@ -26,8 +26,8 @@ from virchow_st.slide.outline import outline_agreement
 from virchow_st.slide.patch_counts import PatchCounts
 from virchow_st.slide.patches import PatchTable, bin_validity, render_patch
 from virchow_st.slide.restain import Restain
-from virchow_st.slide.sample import sample_patches
-from virchow_st.slide.stain_check import StainCheck, check_patches, spread
+from virchow_st.slide.sample import sample_patches, spread
+from virchow_st.slide.stain_check import StainCheck, check_patches
 from virchow_st.slide.visium_hd import VisiumHDSlide
 from virchow_st.store.format import as_stored
 from virchow_st.types import PATCH_BINS, PATCH_POSITIONS, STORED_IMAGE_PX, BoolArray

@@ -23,7 +23,7 @@ from virchow_st.slide.image import SlideImage
 from virchow_st.slide.image_report import report_on
 from virchow_st.slide.outline import outline_agreement
 from virchow_st.slide.patches import PatchTable, lay_patches
-from virchow_st.slide.stain_check import spread
+from virchow_st.slide.sample import spread
 from virchow_st.slide.visium_hd import VisiumHDSlide
 
 

@@ -13,7 +13,8 @@ from virchow_st.errors import SlideError
 from virchow_st.slide.choice import ORIENTATIONS
 from virchow_st.slide.image import SlideImage
 from virchow_st.slide.mpp import describe_mpp, mpp_warning
-from virchow_st.slide.stain_check import StainCheck, check_stain, spread
+from virchow_st.slide.sample import spread
+from virchow_st.slide.stain_check import StainCheck, check_stain
 from virchow_st.slide.tissue import find_tissue
 from virchow_st.types import PATCH_UM, UInt8Array
 

@@ -4,11 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
+
 from virchow_st.slide.geometry import Homography
 from virchow_st.slide.image import SlideImage
 from virchow_st.slide.patches import PatchTable, render_patch
-from virchow_st.slide.stain_check import spread
 from virchow_st.types import PATCH_BINS, STORED_IMAGE_PX, BoolArray, UInt8Array
+
+
+def spread(n: int, most: int) -> list[int]:
+    """Up to ``most`` of ``n`` indices, evenly spaced, including the first and the last.
+
+    Example:
+        >>> spread(10, 4)
+        [0, 3, 6, 9]
+    """
+    return [int(i) for i in np.unique(np.linspace(0, n - 1, min(n, most)).round())]
 
 
 def sample_patches(

@@ -23,9 +23,10 @@ import numpy as np
 from virchow_st.errors import SlideError
 from virchow_st.slide.geometry import Homography
 from virchow_st.slide.image import SlideImage
-from virchow_st.slide.patches import PatchTable, render_patch
+from virchow_st.slide.patches import PatchTable
+from virchow_st.slide.sample import sample_patches
 from virchow_st.slide.tissue import white_point
-from virchow_st.types import PATCH_BINS, STORED_IMAGE_PX, Array, BoolArray, UInt8Array
+from virchow_st.types import Array, BoolArray, UInt8Array
 
 _LOOKED_AT = 24  # number of patches that are examined
 _STAINED_OD = 0.1  # a pixel is stained if its mean optical density over the colours is higher
@@ -82,25 +83,7 @@ def check_patches(
     Raises:
         SlideError: the image file is damaged.
     """
-    images, masks = [], []
-    per_bin = STORED_IMAGE_PX // PATCH_BINS
-    for index in spread(len(patches), _LOOKED_AT):
-        row0, col0 = int(patches.row0[index]), int(patches.col0[index])
-        ((rgb, on_image),) = render_patch(image, homography, row0, col0, (STORED_IMAGE_PX,))
-        tissue = tissue_of(row0, col0).repeat(per_bin, axis=0).repeat(per_bin, axis=1)
-        images.append(rgb)
-        masks.append(tissue & on_image)
-    return check_stain(images, masks)
-
-
-def spread(n: int, most: int) -> list[int]:
-    """Up to ``most`` of ``n`` indices, evenly spaced, including the first and the last.
-
-    Example:
-        >>> spread(10, 4)
-        [0, 3, 6, 9]
-    """
-    return [int(i) for i in np.unique(np.linspace(0, n - 1, min(n, most)).round())]
+    return check_stain(*sample_patches(image, homography, patches, tissue_of, _LOOKED_AT))
 
 
 def check_stain(
