@@ -156,6 +156,7 @@ def test_a_gene_that_a_tile_lacks_is_not_in_the_loss(real, tmp_path, loss) -> No
     torch.testing.assert_close(exposed, objectives[0].rate(output) * exposure)
 
 
+@pytest.mark.slow
 def test_it_runs_and_finds_what_the_image_tells(real, tmp_path, monkeypatch, capsys) -> None:
     out = tmp_path / "real.json"
     monkeypatch.setattr(

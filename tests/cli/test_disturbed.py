@@ -122,6 +122,7 @@ def test_who_writes_an_output_is_alone(vst, run: Path, tmp_path: Path) -> None:
     assert not out.exists()
 
 
+@pytest.mark.slow
 def test_two_predictions_of_one_output(
     vst, stain_run: Path, simulated: Path, tmp_path: Path
 ) -> None:
@@ -181,6 +182,7 @@ def test_a_stopped_evaluation_keeps_the_old_results(run: Path, how: signal.Signa
     assert listing(run) == before
 
 
+@pytest.mark.slow
 def test_leftovers_of_the_dead_go(vst, run: Path) -> None:
     whole = listing(run)
     (run / ".metrics.json.part").write_text("half")

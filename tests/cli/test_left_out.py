@@ -63,6 +63,7 @@ def test_evaluate_scores_the_other_bins(vst: Vst, run: Path, stores: dict[str, P
     np.testing.assert_allclose(pcc, expected, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_what_reads_the_maps(vst: Vst, run: Path, stores: dict[str, Path]) -> None:
     lost = np.stack(spike(run, virchow_st.open_store(stores["P5"]), N))
     warnings(vst("evaluate", run, *CPU))

@@ -46,6 +46,7 @@ def mask() -> Iterator[int]:
     os.umask(before)
 
 
+@pytest.mark.slow
 def test_no_command_asks_the_network_and_every_file_is_as_the_umask_says(
     vst: Vst,
     stain_run: Path,

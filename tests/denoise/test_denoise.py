@@ -117,6 +117,7 @@ def test_one_gene(tmp_path: Path) -> None:
     assert np.nansum(field.gene(field.genes[0])) == pytest.approx(total, rel=2e-3)
 
 
+@pytest.mark.slow
 def test_same_seed_same_bytes_whatever_the_threads(tmp_path: Path) -> None:
     store = write_store(tmp_path / "A.vst", n_patches=3, rate=0.4).path
     code = (

@@ -111,6 +111,7 @@ def first_file(folder: Path) -> Path:
     return next(p for p in sorted(folder.rglob("*")) if p.is_file())
 
 
+@pytest.mark.slow
 def test_leftovers_that_are_damaged_are_made_again(
     loaded: LoadedRuns, image: Path, undisturbed: dict[str, bytes], tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
